@@ -1,0 +1,147 @@
+"""Files that are whole or absent: atomic writes, content hashes, identity of a run.
+
+Everything FluxTalk writes goes through here, so that an interrupted program leaves either the old
+file or the new one, and so that a changed file is noticed when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+IMPLEMENTATION_VERSION = "1.0"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who made an artefact, so that several implementations can be compared from their logs."""
+
+    experiment_id: str = "cursor_flux_talk_register_tokens"
+    implementation: str = "cursor"
+    implementation_version: str = IMPLEMENTATION_VERSION
+    git_revision: str | None = None
+
+    @property
+    def log_prefix(self) -> str:
+        """``[CURSOR]`` for the implementation ``cursor``."""
+        return f"[{self.implementation.upper()}]"
+
+    def fields(self) -> dict[str, str | None]:
+        """The fields that every result record carries."""
+        return {
+            "experiment_id": self.experiment_id,
+            "implementation": self.implementation,
+            "implementation_version": self.implementation_version,
+            "git_revision": self.git_revision,
+        }
+
+
+def git_revision(folder: Path | None = None) -> str | None:
+    """The commit of the FluxTalk checkout that is running, with ``+`` where it was changed; None outside one."""
+    where = folder or Path(__file__).resolve().parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(where), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+        if commit.returncode != 0:
+            return None
+        status = subprocess.run(
+            ["git", "-C", str(where), "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return commit.stdout.strip() + ("+" if status.stdout.strip() else "")
+
+
+def canonical_json(value: Any) -> str:
+    """The one spelling of a JSON value, for hashing: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256, in hex, of a JSON value's canonical spelling."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def hash_bytes(data: bytes | memoryview) -> str:
+    """SHA-256 of bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it is synced and renamed over it, else removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically; NaN is refused, because it is not JSON."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def atomic_folder(path: Path, refuse: Callable[[str], Exception]) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``path`` on success, and is removed on failure.
+
+    Args:
+        path: the folder to make; it must not exist, or be empty.
+        refuse: makes the exception for a folder that is in the way, from a sentence.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise refuse(f"{path} already exists and is not empty; name another place or remove it first.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if path.exists():
+            path.rmdir()
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

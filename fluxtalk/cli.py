@@ -1,0 +1,43 @@
+"""`fluxtalk`: one command, its subcommands loaded when they are called.
+
+The one module that may name every room: `fluxtalk embed` must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+_COMMANDS = {
+    "stage1": ("fluxtalk.train.stage1_cli:main", "Make a checkpoint of frozen encoders."),
+    "train": ("fluxtalk.train.cli:main", "Train register tokens over them (fluxtalk-train)."),
+    "baseline": ("fluxtalk.train.baseline_cli:main", "Train mean-pool + linear on a run's features, to compare."),
+    "export": ("fluxtalk.export.cli:main", "Turn a run into a bundle, and verify bundles (fluxtalk-export)."),
+    "embed": ("fluxtalk.runtime.cli:embed", "Embed texts, images or features with a bundle."),
+    "index": ("fluxtalk.runtime.index_cli:main", "Build and search an index of embeddings."),
+    "inspect": ("fluxtalk.inspect_cli:main", "Say what a checkpoint, run, bundle or index is."),
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # From the table above: listing the commands must not import them.
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_) for name, (_, help_) in _COMMANDS.items()])
+
+
+@click.group(cls=_Lazy)
+@click.version_option(package_name="fluxtalk")
+def main() -> None:
+    """Align frozen encoders with a few ordered register tokens, and serve the result."""

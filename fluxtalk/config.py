@@ -1,0 +1,114 @@
+"""Configuration: frozen dataclasses that validate themselves, strict to and from dictionaries."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from fluxtalk.errors import UsageError
+
+SCHEDULES = ("linear", "uniform", "pow2", "geometric")
+BLOCK_WEIGHTS = ("shared", "per_modality")
+_MODALITY = re.compile(r"[a-z][a-z0-9_]*\Z")
+
+
+class StrictConfig:
+    """Mixin of the dataclasses below: to a dictionary and back, refusing what is unknown or missing."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, ready for JSON."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read back what `to_dict` gave.
+
+        Raises:
+            UsageError: a field is unknown, is missing, or has an impossible value.
+        """
+        known = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        unknown = sorted(set(values) - set(known))
+        missing = sorted(
+            name
+            for name, field in known.items()
+            if name not in values
+            and field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
+        )
+        if unknown or missing:
+            parts = [f"unknown {', '.join(unknown)}"] * bool(unknown) + [f"missing {', '.join(missing)}"] * bool(missing)
+            raise UsageError(f"{cls.__name__} does not fit this version of FluxTalk: {'; '.join(parts)}.")
+        return cls(**values)
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raise `UsageError` with the sentence unless the condition holds."""
+    if not condition:
+        raise UsageError(sentence)
+
+
+def require_modality_name(name: str) -> None:
+    """Refuse modality names that could not be a file name and an identifier."""
+    require(
+        bool(_MODALITY.match(name)),
+        f"A modality's name is lower-case letters, digits and underscores, starting with a letter; got {name!r}.",
+    )
+
+
+@dataclass(frozen=True)
+class HeadConfig(StrictConfig):
+    """The register head."""
+
+    dims: dict[str, int]
+    """Modality to feature dimension."""
+    dim: int = 256
+    """Width of the register tokens, and of the embeddings."""
+    num_register_tokens: int = 4
+    num_overlapping_tokens: int = 3
+    nested_dropout_rate: float = 0.5
+    """Probability that the last token is dropped in training."""
+    nested_dropout_schedule: str = "linear"
+    depth: int = 1
+    heads: int = 8
+    self_attention: bool = False
+    """Causal self-attention among the registers."""
+    block_weights: str = "shared"
+    """Whether the blocks' queries, outputs and feed-forward are `shared` or `per_modality`."""
+    dropout: float = 0.0
+    """Inside the head, in training."""
+    feature_dropout: float = 0.0
+    """On single numbers of the features, in training."""
+    token_dropout: float = 0.0
+    """Probability that a whole feature vector is hidden, in training."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.dims), "A head needs at least one modality.")
+        for name, size in self.dims.items():
+            require_modality_name(name)
+            require(size >= 1, f"The feature dimension of {name} is at least 1; got {size}.")
+        require(self.num_register_tokens >= 1, f"num_register_tokens is at least 1; got {self.num_register_tokens}.")
+        require(
+            1 <= self.num_overlapping_tokens <= self.num_register_tokens,
+            f"num_overlapping_tokens lies in 1..{self.num_register_tokens}, the number of register tokens; "
+            f"got {self.num_overlapping_tokens}.",
+        )
+        require(self.depth >= 1, f"The head's depth is at least 1; got {self.depth}.")
+        require(
+            self.heads >= 1 and self.dim % self.heads == 0 and self.dim > 0,
+            f"The head's dim must be a positive multiple of its heads; got dim {self.dim} and {self.heads} heads.",
+        )
+        require(0 <= self.nested_dropout_rate < 1, f"nested_dropout_rate lies in [0, 1); got {self.nested_dropout_rate}.")
+        require(
+            self.nested_dropout_schedule in SCHEDULES,
+            f"nested_dropout_schedule is one of {', '.join(SCHEDULES)}; got {self.nested_dropout_schedule!r}.",
+        )
+        require(
+            self.block_weights in BLOCK_WEIGHTS,
+            f"block_weights is one of {', '.join(BLOCK_WEIGHTS)}; got {self.block_weights!r}.",
+        )
+        for name in ("dropout", "feature_dropout", "token_dropout"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"{name} lies in [0, 1); got {value}.")

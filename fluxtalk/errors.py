@@ -1,0 +1,91 @@
+"""Every error that FluxTalk raises on purpose.
+
+::
+
+    FluxTalkError                  exit code 1
+    ├── UsageError                 exit code 2   an option or argument that cannot be meant
+    │   └── TokenCountError        exit code 2   k outside 1..N (also a ValueError)
+    ├── InputError                 exit code 1   one raw input: empty text, unreadable image
+    ├── DataError                  exit code 1   a data set: missing files, bad columns
+    ├── ArtifactError              exit code 1   a file of ours: missing, foreign, changed
+    │   ├── CheckpointError                      stage 1, stage 2
+    │   ├── BundleError                          an exported bundle
+    │   └── IndexFileError                       a search index
+    ├── BackendError               exit code 1   a library or device that was asked for is missing
+    ├── ParityError                exit code 1   two implementations disagree
+    └── TrainingError              exit code 1   training cannot go on (NaN loss)
+        └── Interrupted            exit code 1   stopped by a signal, after a checkpoint
+
+A message is one sentence that says what was expected, what came, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class FluxTalkError(Exception):
+    """Base of every deliberate error; a command line prints it without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(FluxTalkError):
+    """An option, argument or combination of them that has no meaning."""
+
+    exit_code = 2
+
+
+class TokenCountError(UsageError, ValueError):
+    """``k`` is not in the range of tokens that the model or bundle holds."""
+
+
+class InputError(FluxTalkError):
+    """A raw input (text, image, feature array) that cannot be encoded."""
+
+
+class DataError(FluxTalkError):
+    """A data set that cannot be used as it is."""
+
+
+class ArtifactError(FluxTalkError):
+    """A file written by FluxTalk that is missing, changed, truncated or foreign."""
+
+
+class CheckpointError(ArtifactError):
+    """A stage 1 or stage 2 checkpoint that cannot be used."""
+
+
+class BundleError(ArtifactError):
+    """An exported bundle that cannot be used."""
+
+
+class IndexFileError(ArtifactError):
+    """A search index that cannot be used, or belongs to another bundle."""
+
+
+class BackendError(FluxTalkError):
+    """A library, device or execution provider that is missing or does not fit."""
+
+
+class ParityError(FluxTalkError):
+    """Two implementations that must agree do not."""
+
+
+class TrainingError(FluxTalkError):
+    """Training that cannot go on."""
+
+
+class Interrupted(TrainingError):
+    """Training stopped by a signal; its checkpoint is complete."""
+
+
+def check_token_count(k: int | None, available: int, what: str) -> int:
+    """Return ``k``, or ``available`` where ``k`` is None.
+
+    Raises:
+        TokenCountError: ``k`` is not an integer in ``1..available``.
+    """
+    if k is None:
+        return available
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= available:
+        raise TokenCountError(f"k must be an integer from 1 to {available}, the register tokens of {what}; got {k!r}.")
+    return k

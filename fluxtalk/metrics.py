@@ -1,0 +1,58 @@
+"""Retrieval scores, in numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+CUTOFFS = (1, 5, 10)
+
+
+def first_hit_ranks(
+    queries_QD: NDArray[np.floating],
+    gallery_GD: NDArray[np.floating],
+    query_ids: NDArray[np.int64],
+    gallery_ids: NDArray[np.int64],
+    chunk: int = 1024,
+) -> NDArray[np.int64]:
+    """For each query the number of wrong gallery items that score at least as high as its best right one.
+
+    Ties count against the model, so that a constant embedding scores nothing.
+
+    Args:
+        queries_QD: (queries, dim); with the gallery, similarity is the dot product.
+        query_ids: (queries,), each of which occurs among ``gallery_ids``.
+
+    Returns:
+        int64 (queries,): 0 is a right answer at the top.
+    """
+    ranks = np.empty(len(queries_QD), dtype=np.int64)
+    for start in range(0, len(queries_QD), chunk):
+        rows = slice(start, start + chunk)
+        scores = queries_QD[rows].astype(np.float32) @ gallery_GD.astype(np.float32).T
+        right = query_ids[rows, None] == gallery_ids[None, :]
+        best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
+        ranks[rows] = ((scores >= best) & ~right).sum(axis=1)
+    return ranks
+
+
+def recall_at(ranks: NDArray[np.int64], cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:
+    """The share of queries whose right answer is among the first c, by cut-off."""
+    return {str(c): float((ranks < c).mean()) for c in cutoffs}
+
+
+def chance_at(query_ids: NDArray[np.int64], gallery_ids: NDArray[np.int64], cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:
+    """The recall that a random order of the gallery would reach in the mean, by cut-off."""
+    total = len(gallery_ids)
+    unique, counts = np.unique(gallery_ids, return_counts=True)
+    right = counts[np.searchsorted(unique, query_ids)]
+    chances = {}
+    for c in cutoffs:
+        # No right item among c drawn without replacement.
+        miss = np.ones(len(query_ids))
+        for drawn in range(min(c, total)):
+            miss *= np.maximum(total - right - drawn, 0) / (total - drawn)
+        chances[str(c)] = float(1 - miss.mean())
+    return chances

@@ -1,0 +1,153 @@
+"""Attention: the register tokens' cross-attention, causal self-attention, and encoder blocks.
+
+Shapes: B batch, L features, E feature dimension, N registers, D width, H heads, d = D / H, M = H N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MASKED = -1e4
+"""Added to the scores of padding. Finite, the one form on which eager PyTorch, ONNX Runtime and TensorRT agree;
+exp(-1e4) is exactly 0 in every precision, so padding has no weight."""
+
+
+def additive_mask(mask_BL: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, L) bool, True where there is a feature, to (B, 1, 1, L): 0 there and -1e4 on padding."""
+    return (~mask_BL).to(dtype)[:, None, None, :] * MASKED
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(..., L, D) to (..., H, L, D / H)."""
+    return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(..., H, L, D / H) to (..., L, D)."""
+    return x.transpose(-3, -2).flatten(-2)
+
+
+class FeedForward(nn.Sequential):
+    """Linear x4, GELU, linear."""
+
+    def __init__(self, dim: int, dropout: float = 0.0, expansion: int = 4) -> None:
+        super().__init__(
+            nn.Linear(dim, expansion * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(expansion * dim, dim)
+        )
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over (B, L, dim).
+
+    Args:
+        dim: width; a multiple of ``heads``.
+        causal: position i sees positions up to i only.
+    """
+
+    def __init__(self, dim: int, heads: int, causal: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.causal = causal
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x_BLD: Tensor, bias_B11L: Tensor | None = None) -> Tensor:
+        """Attend; ``bias_B11L`` is an `additive_mask`, not to be combined with ``causal``."""
+        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x_BLD).chunk(3, dim=-1))
+        if self.causal:
+            length = x_BLD.shape[1]
+            later = torch.ones(length, length, dtype=torch.bool, device=x_BLD.device).triu(1)
+            bias_B11L = later.to(x_BLD.dtype) * MASKED
+        return self.out(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=bias_B11L)))
+
+
+class CrossAttention(nn.Module):
+    """A few queries read many features.
+
+    Two forms of the same algebra. *Plain* projects all L features to keys and values: 2 L E D multiply-adds.
+    *Absorbed* moves the key projection to the queries and the value projection behind the average, since
+    ``q (x W_k)^T = (q W_k^T) x^T`` and ``A (x W_v) = (A x) W_v``: 2 N H L E (DeepSeek-AI 2024, "DeepSeek-V2",
+    section 2.1.2). It is exact because nothing nonlinear stands between features and projections; the value
+    bias passes through, because attention weights sum to one.
+
+    Args:
+        dim: width of queries and output; a multiple of ``heads``.
+        feature_dims: modality to E. Each has its own key and value projection; query and output are shared.
+        form: ``plain``, ``absorbed``, or ``auto``: absorbed where N H < D, which is where it is cheaper.
+    """
+
+    def __init__(self, dim: int, feature_dims: Mapping[str, int], heads: int, form: str = "auto") -> None:
+        super().__init__()
+        self.heads = heads
+        self.form = form
+        self.query = nn.Linear(dim, dim)
+        # A key bias would add the same number to every score of a query, which softmax ignores.
+        self.key = nn.ModuleDict({name: nn.Linear(size, dim, bias=False) for name, size in feature_dims.items()})
+        self.value = nn.ModuleDict({name: nn.Linear(size, dim) for name, size in feature_dims.items()})
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, features_BLE: Tensor, mask_BL: Tensor, modality: str) -> Tensor:
+        """Read the features.
+
+        Args:
+            x: queries (B, N, D), or (N, D) where all samples ask the same.
+            features_BLE: (B, L, E).
+            mask_BL: bool, True where there is a feature.
+
+        Returns:
+            (B, N, D). A row without any feature gives exactly 0, whatever its padding holds.
+        """
+        absorbed = self.form == "absorbed" or (self.form == "auto" and x.shape[-2] * self.heads < x.shape[-1])
+        read = (self._absorbed if absorbed else self._plain)(x, features_BLE, mask_BL, modality)
+        any_B11 = mask_BL.any(dim=1)[:, None, None].to(read.dtype)
+        result: Tensor = self.out(read) * any_B11
+        return result
+
+    def _plain(self, x: Tensor, features_BLE: Tensor, mask_BL: Tensor, modality: str) -> Tensor:
+        q = split_heads(self.query(x), self.heads)
+        if x.ndim == 2:
+            q = q.expand(features_BLE.shape[0], -1, -1, -1)
+        k = split_heads(self.key[modality](features_BLE), self.heads)
+        v = split_heads(self.value[modality](features_BLE), self.heads)
+        return merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=additive_mask(mask_BL, q.dtype)))
+
+    def _absorbed(self, x: Tensor, features_BLE: Tensor, mask_BL: Tensor, modality: str) -> Tensor:
+        key_HdE = self.key[modality].weight.unflatten(0, (self.heads, -1))
+        value_HdE = self.value[modality].weight.unflatten(0, (self.heads, -1))
+        q = split_heads(self.query(x), self.heads)  # ([B,] H, N, d)
+        q = _per_head(q * q.shape[-1] ** -0.5, key_HdE).flatten(-3, -2)  # ([B,] H N, E)
+        scores_BLM = torch.matmul(features_BLE, q.transpose(-1, -2)) + (~mask_BL).to(q.dtype)[..., None] * MASKED
+        weights_BML = scores_BLM.softmax(dim=1).to(features_BLE.dtype).transpose(1, 2)
+        mean_BHNE = torch.matmul(weights_BML, features_BLE).unflatten(1, (self.heads, -1))
+        read_BHNd = _per_head(mean_BHNE, value_HdE.transpose(1, 2))
+        return merge_heads(read_BHNd) + self.value[modality].bias
+
+
+def _per_head(x: Tensor, weight_Hij: Tensor) -> Tensor:
+    """(H, N, i) or (B, H, N, i) to (..., H, N, j), each head by its own matrix."""
+    if x.ndim == 3:
+        return torch.bmm(x, weight_Hij)
+    # One product per head over all samples; a broadcast matmul would copy the weights for every sample.
+    rows_HXi = x.transpose(0, 1).flatten(1, 2)
+    return torch.bmm(rows_HXi, weight_Hij).unflatten(1, (x.shape[0], x.shape[2])).transpose(0, 1)
+
+
+class EncoderBlock(nn.Module):
+    """A pre-norm transformer block: self-attention and feed-forward."""
+
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(dim)
+        self.attention = SelfAttention(dim, heads)
+        self.feed_forward_norm = nn.LayerNorm(dim)
+        self.feed_forward = FeedForward(dim, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BLD: Tensor, bias_B11L: Tensor | None = None) -> Tensor:
+        """(B, L, D) to (B, L, D)."""
+        x_BLD = x_BLD + self.dropout(self.attention(self.attention_norm(x_BLD), bias_B11L))
+        return x_BLD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BLD)))

@@ -1,0 +1,70 @@
+"""Frozen encoder and register head of one modality as one module: what is exported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fluxtalk.errors import check_token_count
+from fluxtalk.model.encoders import FrozenEncoder, to_tensors
+from fluxtalk.model.registers import RegisterTokenModule
+from fluxtalk.preprocess import Preprocessor
+
+
+class Embeddings(NamedTuple):
+    """Shapes: (batch, k, dim) both."""
+
+    tokens: Tensor
+    embeddings: Tensor
+    """Row j - 1 is the pooled embedding of the first j tokens, of length 1."""
+
+
+class Embedder(nn.Module):
+    """Preprocessed input to register tokens and pooled embeddings.
+
+    Args:
+        encoder: frozen.
+        head: shared with the other modalities; put into evaluation mode, where nested dropout does not exist.
+        modality: which of the head's modalities this is.
+    """
+
+    def __init__(self, encoder: FrozenEncoder, head: RegisterTokenModule, modality: str) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.modality = modality
+        self.eval()
+
+    def forward(self, *inputs: Tensor) -> Embeddings:
+        """Embed a batch.
+
+        Args:
+            inputs: the preprocessing's arrays in order, then ``token_index`` (int64, (k,)): ``arange(k)``.
+        """
+        *arrays, token_index = inputs
+        features, mask = self.encoder(*arrays)
+        tokens = self.head.tokens(self.modality, features, mask, token_index)
+        return Embeddings(tokens, self.head.embeddings(tokens, token_index))
+
+    def embed(self, preprocess: Preprocessor, items: Sequence[Any], k: int | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Embed raw items eagerly, in one batch: tokens and embeddings as arrays (items, k, dim).
+
+        Raises:
+            TokenCountError: ``k`` is not in ``1..num_register_tokens``.
+            InputError: an item cannot be preprocessed.
+        """
+        count = check_token_count(k, self.head.config.num_register_tokens, "this head")
+        batch = preprocess.collate([preprocess.prepare(item) for item in items])
+        return self.embed_arrays(batch, count)
+
+    def embed_arrays(self, batch: dict[str, NDArray[Any]], k: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Embed a preprocessed batch eagerly: tokens and embeddings as arrays (items, k, dim)."""
+        device = self.head.registers.device
+        with torch.inference_mode():
+            result = self(*to_tensors(batch, device), torch.from_numpy(np.arange(k)).to(device))
+        return result.tokens.cpu().numpy(), result.embeddings.cpu().numpy()

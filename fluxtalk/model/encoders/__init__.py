@@ -1,0 +1,62 @@
+"""Frozen encoders, one file per source, and the function that builds any of them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from fluxtalk.errors import UsageError
+from fluxtalk.model.encoders.base import EncoderSpec, Features, FrozenEncoder, GivenFeatures, to_tensors
+from fluxtalk.model.encoders.small_image import SmallImageEncoder
+from fluxtalk.model.encoders.small_text import SmallTextEncoder
+
+__all__ = [
+    "EncoderSpec",
+    "Features",
+    "FrozenEncoder",
+    "GivenFeatures",
+    "SmallImageEncoder",
+    "SmallTextEncoder",
+    "build_encoder",
+    "to_tensors",
+]
+
+SOURCES = "small-image, small-text, features:DIM or module:PACKAGE.MODULE:FACTORY"
+
+
+def build_encoder(source: str, options: Mapping[str, Any]) -> nn.Module:
+    """Build the encoder of a source, with weights as its constructor or factory leaves them.
+
+    Args:
+        source: ``small-image``, ``small-text``, ``features:DIM`` or ``module:PACKAGE.MODULE:FACTORY``. The last
+            imports *installed* code and calls ``FACTORY(**options)``, which returns an `nn.Module`.
+
+    Raises:
+        UsageError: the source is unknown, cannot be imported, or does not take the options.
+    """
+    kind, _, rest = source.partition(":")
+    if kind == "features" and rest.isdecimal():
+        return GivenFeatures()
+    if kind == "module" and rest.count(":") == 1:
+        return _from_factory(source, *rest.split(":"), options)
+    sources: dict[str, type[nn.Module]] = {"small-image": SmallImageEncoder, "small-text": SmallTextEncoder}
+    if source not in sources:
+        raise UsageError(f"An encoder's source is {SOURCES}; got {source!r}.")
+    try:
+        return sources[source](**options)
+    except TypeError as error:
+        raise UsageError(f"The encoder {source} does not take these options: {error}.") from None
+
+
+def _from_factory(source: str, module: str, name: str, options: Mapping[str, Any]) -> nn.Module:
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"The encoder {source} cannot be imported ({error}); install its package or add its folder to PYTHONPATH.") from None
+    encoder = factory(**options)
+    if not isinstance(encoder, nn.Module):
+        raise UsageError(f"The factory of {source} must return a torch.nn.Module; it returned {type(encoder).__name__}.")
+    return encoder

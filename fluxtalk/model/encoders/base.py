@@ -1,0 +1,103 @@
+"""A frozen encoder: input arrays in, features and their mask out, gradients never."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from fluxtalk.config import StrictConfig
+from fluxtalk.errors import UsageError
+from fluxtalk.preprocess import ImagePreprocessor, Preprocessor
+
+
+class Features(NamedTuple):
+    """One modality's frozen features."""
+
+    features_BLD: Tensor
+    mask_BL: Tensor
+    """bool, True where there is a feature."""
+
+
+@dataclass(frozen=True)
+class EncoderSpec(StrictConfig):
+    """Which encoder: enough, with its weights, to build it again."""
+
+    source: str
+    """``small-image``, ``small-text``, ``features:DIM`` or ``module:PACKAGE.MODULE:FACTORY``."""
+    options: dict[str, Any]
+    """Keyword arguments of the encoder's class or factory; plain types only."""
+    dim: int
+    """Feature dimension."""
+
+
+class FrozenEncoder(nn.Module):
+    """An encoder with its input normalisation, without gradients and always in evaluation mode.
+
+    Args:
+        encoder: image: takes normalised floats (B, channels, height, width); text: ``(input_ids, mask)``;
+            features: ``(features, mask)``. Returns features (B, L, D), or those and a bool mask (B, L).
+        preprocess: its preprocessing, which names the inputs.
+        dim: D.
+    """
+
+    def __init__(self, encoder: nn.Module, preprocess: Preprocessor, dim: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.dim = dim
+        self.input_names = preprocess.input_names
+        self.pixel_scale: Tensor | None
+        self.pixel_shift: Tensor | None
+        shift = scale = None
+        if isinstance(preprocess, ImagePreprocessor):
+            # (pixel / 255 - mean) / std as one multiplication and one addition.
+            std = torch.tensor(preprocess.std).view(1, -1, 1, 1)
+            scale = 1 / (255 * std)
+            shift = -torch.tensor(preprocess.mean).view(1, -1, 1, 1) / std
+        self.register_buffer("pixel_scale", scale, persistent=False)
+        self.register_buffer("pixel_shift", shift, persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode: dropout and batch statistics of a frozen encoder never move."""
+        return super().train(False)
+
+    def forward(self, *inputs: Tensor) -> Features:
+        """Encode a batch, its arrays in the order of the preprocessing's `input_names`.
+
+        Raises:
+            UsageError: the encoder returned something else than it promised.
+        """
+        if self.pixel_scale is not None:
+            pixels = inputs[0].permute(0, 3, 1, 2).to(self.pixel_scale.dtype)
+            result = self.encoder(pixels * self.pixel_scale + self.pixel_shift)
+        else:
+            result = self.encoder(*inputs)
+        if isinstance(result, tuple):
+            features, mask = result
+        else:
+            features, mask = result, inputs[1] if len(inputs) > 1 else None
+        if features.ndim != 3 or features.shape[2] != self.dim:
+            raise UsageError(
+                f"An encoder returns features of shape (batch, length, {self.dim}); this one gave {tuple(features.shape)}."
+            )
+        if mask is None:
+            mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+        return Features(features, mask)
+
+
+class GivenFeatures(nn.Module):
+    """`features:DIM`: what was precomputed, as it is."""
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        """(batch, length, dim), unchanged."""
+        return features
+
+
+def to_tensors(batch: Mapping[str, Any], device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
+    """A preprocessed batch as tensors on a device, in its order."""
+    return tuple(torch.from_numpy(array).to(device) for array in batch.values())

@@ -1,0 +1,109 @@
+"""The stage 2 checkpoint: the register head (and, for resuming, the training state) in one ``.safetensors``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fluxtalk.artifacts import Identity, atomic_file, canonical_json, hash_bytes
+from fluxtalk.config import HeadConfig
+from fluxtalk.errors import CheckpointError, UsageError
+from fluxtalk.model.registers import RegisterTokenModule
+
+FORMAT = "fluxtalk.stage2"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class HeadCheckpoint:
+    """A stage 2 checkpoint in memory."""
+
+    config: HeadConfig
+    weights: Mapping[str, Tensor]
+    stage1_hash: str
+    """`Stage1.content_hash` of the encoders that the head was trained on."""
+    identity: Identity
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    """Plain facts about training so far: step, epoch, validation score."""
+    training_state: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tensors needed to go on training; empty in a finished head."""
+
+    def build(self) -> RegisterTokenModule:
+        """The head with its weights, in evaluation mode."""
+        head = RegisterTokenModule.from_config(self.config)
+        head.load_state_dict(dict(self.weights))
+        return head.eval()
+
+
+def save_head(checkpoint: HeadCheckpoint, path: Path) -> None:
+    """Write a checkpoint atomically."""
+    tensors = {f"head.{name}": t.detach().cpu().contiguous() for name, t in checkpoint.weights.items()}
+    tensors |= {f"state.{name}": t.detach().cpu().contiguous() for name, t in checkpoint.training_state.items()}
+    header = {
+        "schema_version": SCHEMA_VERSION,
+        "config": checkpoint.config.to_dict(),
+        "stage1_hash": checkpoint.stage1_hash,
+        "identity": checkpoint.identity.fields(),
+        "progress": dict(checkpoint.progress),
+    }
+    metadata = {"format": FORMAT, "header": canonical_json(header), "content_hash": _content_hash(header, tensors)}
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def load_head(path: Path) -> HeadCheckpoint:
+    """Read and verify a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, truncated, foreign, from another schema, or was changed.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"The stage 2 checkpoint {path} does not exist; check the path, or train with fluxtalk-train.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); it is truncated or no .safetensors file.") from None
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is no FluxTalk stage 2 checkpoint; give one that fluxtalk-train wrote.")
+    header = json.loads(metadata["header"])
+    if header["schema_version"] != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path} has stage 2 schema {header['schema_version']}; this FluxTalk reads {SCHEMA_VERSION}: install the version that wrote it."
+        )
+    if _content_hash(header, tensors) != metadata["content_hash"]:
+        raise CheckpointError(f"{path} was changed since it was written: its content does not match its hash; train again or restore it.")
+    try:
+        config = HeadConfig.from_dict(header["config"])
+    except UsageError as error:
+        raise CheckpointError(f"{path} cannot be used: {error}") from None
+    return HeadCheckpoint(
+        config=config,
+        weights=_with_prefix(tensors, "head."),
+        stage1_hash=header["stage1_hash"],
+        identity=Identity(**header["identity"]),
+        progress=header["progress"],
+        training_state=_with_prefix(tensors, "state."),
+    )
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _content_hash(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    parts = [hash_bytes(canonical_json(header).encode())]
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        data = tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
+        parts.append(f"{name} {tensor.dtype} {tuple(tensor.shape)} {hash_bytes(data)}")
+    return hash_bytes("\n".join(parts).encode())

@@ -1,0 +1,83 @@
+"""Nested dropout: random prefixes of the register tokens, in training only.
+
+Rippel, Gelbart and Adams 2014, "Learning Ordered Representations with Nested Dropout".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+
+import torch
+from torch import Tensor
+
+from fluxtalk.config import SCHEDULES
+from fluxtalk.errors import UsageError
+
+def drop_probabilities(num_tokens: int, rate: float, schedule: str = "linear") -> Tensor:
+    """The probability that each token is dropped: float64 (num_tokens,), ascending, 0 for the first.
+
+    ``linear`` rises evenly from 0 at the first token to ``rate`` at the last. The others say how the
+    prefix length is spread where something is dropped, which happens with probability ``rate``:
+    ``uniform`` takes each shorter length equally often, ``pow2`` the powers of two, and ``geometric``
+    halves the probability from each length to the next.
+
+    Raises:
+        UsageError: ``rate`` is not in [0, 1), or the schedule is unknown.
+    """
+    if not 0 <= rate < 1:
+        raise UsageError(f"The nested dropout rate lies in [0, 1); got {rate}.")
+    if schedule not in SCHEDULES:
+        raise UsageError(f"The nested dropout schedule is one of {', '.join(SCHEDULES)}; got {schedule!r}.")
+    if num_tokens == 1:
+        return torch.zeros(1, dtype=torch.float64)
+    if schedule == "linear":
+        return torch.arange(num_tokens, dtype=torch.float64) * (rate / (num_tokens - 1))
+    lengths = torch.arange(1, num_tokens, dtype=torch.float64)
+    if schedule == "uniform":
+        weight = torch.ones_like(lengths)
+    elif schedule == "pow2":
+        weight = ((lengths.long() & (lengths.long() - 1)) == 0).double()
+    else:
+        weight = 0.5 ** (lengths - 1)
+    # Token i + 1 is dropped exactly where the prefix is i long or shorter.
+    return torch.cat([torch.zeros(1, dtype=torch.float64), rate * weight.cumsum(0) / weight.sum()])
+
+
+class NestedDropout:
+    """Draws prefix lengths with the marginals of `drop_probabilities`.
+
+    One uniform number per sample decides all its tokens: token i stays where ``u >= p_i``. Since p rises,
+    what stays is always a prefix, which independent draws per token would not be; and serving always uses
+    prefixes. The numbers are stratified over the batch (one in each of B equal intervals, in random
+    order), which keeps every marginal and lowers the variance.
+    """
+
+    def __init__(self, num_tokens: int, rate: float, schedule: str = "linear", seed: int = 0) -> None:
+        self.probabilities = drop_probabilities(num_tokens, rate, schedule)
+        self.num_tokens = num_tokens
+        self.rate = rate
+        self.seed = seed
+        if num_tokens > 1 and rate > (num_tokens - 1) / num_tokens:
+            warnings.warn(
+                f"With a nested dropout rate of {rate}, all {num_tokens} tokens together are trained less often than "
+                f"each shorter prefix; rates up to {(num_tokens - 1) / num_tokens:.2f} avoid that.",
+                stacklevel=2,
+            )
+
+    def sample(self, batch: int, step: int, modality: str) -> Tensor:
+        """Prefix lengths, int64 (batch,), each in ``1..num_tokens``.
+
+        The draw depends on (seed, step, modality) and the size of the *global* batch alone, so that it is
+        the same however many processes share the batch: each takes its rows.
+        """
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, step, modality))
+        strata = torch.randperm(batch, generator=generator).double()
+        u = (strata + torch.rand(batch, dtype=torch.float64, generator=generator)) / batch
+        return (u[:, None] >= self.probabilities).sum(dim=1)
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed for `torch.Generator` that depends on all parts, the same in every process."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

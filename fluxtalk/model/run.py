@@ -1,0 +1,93 @@
+"""A finished training run, opened to embed or to export: its best head and the encoders under it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fluxtalk.errors import ArtifactError, CheckpointError, UsageError
+from fluxtalk.model.embedder import Embedder
+from fluxtalk.model.head_checkpoint import HeadCheckpoint, load_head
+from fluxtalk.model.stage1 import Stage1, load_stage1
+
+FORMAT = "fluxtalk.run"
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run with a trained head."""
+
+    root: Path
+    config: dict[str, Any]
+    """The content of config.json."""
+    head: HeadCheckpoint
+    stage1: Stage1
+    results: dict[str, Any] | None
+    """The content of results.json, once the run has been scored."""
+
+    def embedder(self, modality: str) -> Embedder:
+        """Encoder and head of a modality.
+
+        Raises:
+            UsageError: the run has no such modality.
+        """
+        if modality not in self.stage1.modalities:
+            raise UsageError(f"The run {self.root} has the modalities {', '.join(self.stage1.modalities)}; got {modality!r}.")
+        return Embedder(self.stage1.modalities[modality].build(), self.head.build(), modality)
+
+
+def read_run_config(root: Path) -> dict[str, Any]:
+    """The content of a run's config.json.
+
+    Raises:
+        ArtifactError: the folder is no run.
+    """
+    path = root / "config.json"
+    try:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactError(f"{root} is no training run: it has no config.json; give OUTPUT_DIR/LOG_NAME of fluxtalk-train.") from None
+    except ValueError as error:
+        raise ArtifactError(f"{path} is no JSON ({error}); restore it or train again.") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ArtifactError(f"{path} does not describe a FluxTalk run; give OUTPUT_DIR/LOG_NAME of fluxtalk-train.")
+    return content
+
+
+def open_run(root: Path, stage1_checkpoint: Path | None = None) -> TrainedRun:
+    """Open a run for inference.
+
+    Args:
+        root: OUTPUT_DIR/LOG_NAME.
+        stage1_checkpoint: where stage 1 lies now, if it was moved since.
+
+    Raises:
+        ArtifactError: the folder is no run.
+        CheckpointError: the run has no best head yet, or stage 1 is missing or another one.
+    """
+    config = read_run_config(root)
+    best = root / "checkpoints" / "best.safetensors"
+    if not best.is_file():
+        raise CheckpointError(f"The run {root} has no best head yet; let fluxtalk-train reach a validation, or continue it with --resume.")
+    head = load_head(best)
+    path = stage1_checkpoint or _find_stage1(root, config)
+    stage1 = load_stage1(path)
+    if stage1.content_hash() != head.stage1_hash:
+        raise CheckpointError(f"{path} is not the stage 1 checkpoint that {root} was trained on; name that one with --stage1_checkpoint.")
+    results = root / "results.json"
+    return TrainedRun(root, config, head, stage1, json.loads(results.read_text()) if results.is_file() else None)
+
+
+def _find_stage1(root: Path, config: dict[str, Any]) -> Path:
+    """Where the run says stage 1 lies: as it was named, absolutely, or relative to the run."""
+    candidates = [
+        Path(config["options"]["stage1_checkpoint"]),
+        Path(config["facts"]["stage1_checkpoint"]),
+        root / config["facts"]["stage1_relative"],
+    ]
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise CheckpointError(f"The stage 1 checkpoint of {root} is not at {candidates[0]} any more; say where it is with --stage1_checkpoint.")

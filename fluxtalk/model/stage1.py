@@ -1,0 +1,157 @@
+"""The stage 1 checkpoint: per modality an encoder's specification, weights and preprocessing.
+
+A ``.pth`` of tensors and plain types only, always read with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fluxtalk.artifacts import Identity, atomic_file, canonical_json
+from fluxtalk.config import require_modality_name
+from fluxtalk.errors import ArtifactError, CheckpointError, UsageError
+from fluxtalk.model.encoders import EncoderSpec, FrozenEncoder, build_encoder
+from fluxtalk.preprocess import Preprocessor, from_parts
+
+FORMAT = "fluxtalk.stage1"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Stage1Modality:
+    """One frozen encoder and how its inputs are made."""
+
+    spec: EncoderSpec
+    weights: Mapping[str, Tensor]
+    preprocess: Preprocessor
+
+    def build(self) -> FrozenEncoder:
+        """The encoder with its weights, frozen.
+
+        Raises:
+            CheckpointError: the weights do not fit the encoder that the specification builds.
+        """
+        encoder = build_encoder(self.spec.source, self.spec.options)
+        try:
+            encoder.load_state_dict(dict(self.weights))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"The stage 1 weights do not fit the encoder {self.spec.source}: {reason}.") from None
+        return FrozenEncoder(encoder, self.preprocess, self.spec.dim)
+
+    def content_hash(self) -> str:
+        """SHA-256 over specification, preprocessing and weights: it keys cached features."""
+        config, files = self.preprocess.to_parts()
+        digest = hashlib.sha256(canonical_json([self.spec.to_dict(), config, files]).encode())
+        for name in sorted(self.weights):
+            tensor = self.weights[name].detach().contiguous().cpu()
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Stage1:
+    """A stage 1 checkpoint in memory."""
+
+    modalities: Mapping[str, Stage1Modality]
+    data: str | None = None
+    """The data set that stage 2 takes by default."""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """How it was made: command, seed, losses, seconds."""
+    identity: Identity = field(default_factory=Identity)
+
+    def content_hash(self) -> str:
+        """SHA-256 over what changes embeddings: every modality's encoder and preprocessing."""
+        return hashlib.sha256(
+            canonical_json({name: part.content_hash() for name, part in self.modalities.items()}).encode()
+        ).hexdigest()
+
+
+def save_stage1(stage1: Stage1, path: Path) -> None:
+    """Write a checkpoint atomically.
+
+    Raises:
+        UsageError: a modality's name cannot be a file name.
+    """
+    for name in stage1.modalities:
+        require_modality_name(name)
+    content = {
+        "format": FORMAT,
+        "schema_version": SCHEMA_VERSION,
+        "data": stage1.data,
+        "figures": dict(stage1.figures),
+        "identity": stage1.identity.fields(),
+        "content_hash": stage1.content_hash(),
+        "modalities": {name: _to_plain(part) for name, part in stage1.modalities.items()},
+    }
+    with atomic_file(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_stage1(path: Path) -> Stage1:
+    """Read and verify a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, unreadable, foreign, from another schema, or was changed.
+    """
+    content = _read(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} is no FluxTalk stage 1 checkpoint; make one with `fluxtalk stage1 pretrain` or `fluxtalk stage1 create`."
+        )
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path} has stage 1 schema {content.get('schema_version')}; this FluxTalk reads {SCHEMA_VERSION}: install the version that wrote it."
+        )
+    try:
+        stage1 = Stage1(
+            modalities={name: _from_plain(part) for name, part in content["modalities"].items()},
+            data=content["data"],
+            figures=content["figures"],
+            identity=Identity(**content["identity"]),
+        )
+    except (KeyError, TypeError, AttributeError, UsageError, ArtifactError) as error:
+        raise CheckpointError(f"{path} is a malformed stage 1 checkpoint ({error}); make it again.") from None
+    if stage1.content_hash() != content.get("content_hash"):
+        raise CheckpointError(f"{path} was changed since it was written: its content does not match its hash; make it again.")
+    return stage1
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"The stage 1 checkpoint {path} does not exist; check --stage1_checkpoint.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path} holds more than tensors and plain types, or is no PyTorch file; wrap its state_dict with `fluxtalk stage1 create`."
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read ({str(error).splitlines()[0]}); it is truncated or no PyTorch file.") from None
+
+
+def _to_plain(part: Stage1Modality) -> dict[str, Any]:
+    config, files = part.preprocess.to_parts()
+    return {
+        "encoder": part.spec.to_dict(),
+        "preprocess": config,
+        "preprocess_files": files,
+        "weights": {name: tensor.detach().cpu().contiguous() for name, tensor in part.weights.items()},
+    }
+
+
+def _from_plain(part: Mapping[str, Any]) -> Stage1Modality:
+    return Stage1Modality(
+        spec=EncoderSpec.from_dict(part["encoder"]),
+        weights=part["weights"],
+        preprocess=from_parts(part["preprocess"], part["preprocess_files"]),
+    )

@@ -1,0 +1,38 @@
+"""Preprocessing, torch-free: the one implementation that training, export and serving share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fluxtalk.errors import ArtifactError
+from fluxtalk.preprocess.base import Array, Preprocessor, pad_and_mask
+from fluxtalk.preprocess.features import FeaturesPreprocessor
+from fluxtalk.preprocess.image import ImagePreprocessor
+from fluxtalk.preprocess.text import TextPreprocessor
+
+__all__ = [
+    "Array",
+    "FeaturesPreprocessor",
+    "ImagePreprocessor",
+    "Preprocessor",
+    "TextPreprocessor",
+    "from_parts",
+    "pad_and_mask",
+]
+
+
+def from_parts(config: Mapping[str, Any], files: Mapping[str, str]) -> Preprocessor:
+    """Build the preprocessing that `Preprocessor.to_parts` described.
+
+    Raises:
+        ArtifactError: the kind is unknown, a setting is unknown or missing, or a file does not match.
+    """
+    kinds = {"image": ImagePreprocessor, "text": TextPreprocessor, "features": FeaturesPreprocessor}
+    kind = config.get("kind")
+    if kind not in kinds:
+        raise ArtifactError(f"Preprocessing is one of {', '.join(kinds)}; got {kind!r}.")
+    try:
+        return kinds[kind].from_parts(dict(config), dict(files))  # type: ignore[attr-defined, no-any-return]
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"The {kind} preprocessing is incomplete or malformed ({error}); make the artefact again.") from None

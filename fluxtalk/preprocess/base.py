@@ -1,0 +1,70 @@
+"""The contract of preprocessing: one raw item in, one array out; arrays in, one padded batch out.
+
+Training, export and serving call the same objects. Two implementations of preprocessing would be two
+different embedding spaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluxtalk.errors import ArtifactError
+
+Array = NDArray[Any]
+
+
+class Preprocessor(Protocol):
+    """Turns raw items of one modality into the arrays that its graph takes."""
+
+    @property
+    def kind(self) -> str:
+        """``image``, ``text`` or ``features``."""
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of the arrays in a batch, in the order of the graph's inputs."""
+
+    def prepare(self, item: Any) -> Array:
+        """Decode one raw item.
+
+        Raises:
+            InputError: the item cannot be used.
+        """
+
+    def collate(self, prepared: Sequence[Array]) -> dict[str, Array]:
+        """Pad prepared items to a batch, keyed by `input_names`."""
+
+    def length(self, prepared: Array) -> int:
+        """What the cost of a prepared item grows with; items of equal length need no padding."""
+
+    def to_parts(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """A JSON configuration and the text files it names; `fluxtalk.preprocess.from_parts` reads them back."""
+
+
+def pad_and_mask(rows: Sequence[Array], dtype: type[np.generic]) -> tuple[Array, NDArray[np.bool_]]:
+    """Stack arrays of different first dimension, zero-padded at the end.
+
+    Args:
+        rows: arrays (length_i, ...) with equal trailing dimensions; at least one.
+
+    Returns:
+        values (batch, max length, ...) and mask (batch, max length), True where a row has an entry.
+    """
+    longest = max(row.shape[0] for row in rows)
+    values = np.zeros((len(rows), longest, *rows[0].shape[1:]), dtype=dtype)
+    mask = np.zeros((len(rows), longest), dtype=bool)
+    for index, row in enumerate(rows):
+        values[index, : row.shape[0]] = row
+        mask[index, : row.shape[0]] = True
+    return values, mask
+
+
+def require_keys(config: Mapping[str, Any], known: set[str], what: str) -> None:
+    """Refuse configuration keys that nothing reads."""
+    unknown = sorted(set(config) - known - {"kind"})
+    if unknown:
+        raise ArtifactError(f"The {what} preprocessing has unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}.")

@@ -1,0 +1,77 @@
+"""The seam between the runtime and whatever runs a graph: `Session`, and a fake that ships."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Session(Protocol):
+    """Runs one modality's graph. Thread-safe."""
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
+        """Run the graph.
+
+        Args:
+            inputs: name to array, ``token_index`` among them.
+
+        Returns:
+            ``tokens`` and ``embeddings``, float32 (batch, k, dim).
+        """
+
+    def describe(self) -> str:
+        """Which back end this is, for people."""
+
+    def close(self) -> None:
+        """Release what the session holds; it cannot run afterwards."""
+
+
+class FakeSession:
+    """A session without a graph, for tests of everything above it.
+
+    Token ``j`` of a row is a fixed direction that depends on the row's input and on j, so prefixes hold and rows
+    do not depend on their batch.
+
+    Args:
+        dim: of tokens and embeddings.
+        num_overlapping: how many tokens are pooled.
+        on_run: called with the inputs of every run.
+    """
+
+    def __init__(self, dim: int = 8, num_overlapping: int = 3, on_run: Callable[[Arrays], None] | None = None) -> None:
+        self._dim = dim
+        self._num_overlapping = num_overlapping
+        self._on_run = on_run
+        self.closed = False
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
+        """See `Session.run`."""
+        if self.closed:
+            raise RuntimeError("this session is closed")
+        if self._on_run is not None:
+            self._on_run(inputs)
+        values = next(array for name, array in inputs.items() if name not in ("token_index", "mask"))
+        mask = inputs.get("mask")
+        tokens = np.stack([self._row(row if mask is None else row[mask[i]], inputs["token_index"]) for i, row in enumerate(values)])
+        weights = np.arange(1, tokens.shape[1] + 1)[:, None]
+        kept = np.where(np.arange(tokens.shape[1])[:, None] < self._num_overlapping, tokens, 0)
+        means = kept.cumsum(axis=1) / np.minimum(weights, self._num_overlapping)
+        return {"tokens": tokens, "embeddings": (means / np.linalg.norm(means, axis=-1, keepdims=True)).astype(np.float32)}
+
+    def describe(self) -> str:
+        """See `Session.describe`."""
+        return "fake"
+
+    def close(self) -> None:
+        """See `Session.close`."""
+        self.closed = True
+
+    def _row(self, row: NDArray[Any], token_index: NDArray[np.int64]) -> NDArray[np.float32]:
+        seed = np.frombuffer(np.ascontiguousarray(row).tobytes().ljust(1), dtype=np.uint8).astype(np.uint64)
+        mixed = int((seed * np.arange(1, len(seed) + 1, dtype=np.uint64)).sum() % (2**32))
+        return np.stack([np.random.default_rng([mixed, int(j)]).standard_normal(self._dim) for j in token_index]).astype(np.float32)

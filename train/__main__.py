@@ -1,0 +1,5 @@
+"""``torchrun --nproc_per_node=N -m fluxtalk.train ...`` and ``python -m fluxtalk.train ...``."""
+
+from fluxtalk.train.cli import main
+
+main()

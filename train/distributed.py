@@ -1,0 +1,105 @@
+"""The processes of a torchrun: who they are, and the sums and gathers between them."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fluxtalk.errors import BackendError, UsageError
+from fluxtalk.model.losses import OneProcess, World
+
+
+class ProcessGroup:
+    """The `World` of an initialised torch.distributed group."""
+
+    def __init__(self) -> None:
+        self.size = dist.get_world_size()
+        self.rank = dist.get_rank()
+
+    def gather(self, x: Tensor) -> Tensor:
+        """See `World.gather`."""
+        return _Gather.apply(x) if x.is_floating_point() else _all_gather(x)  # type: ignore[no-any-return, no-untyped-call]
+
+    def total(self, x: Tensor) -> Tensor:
+        """See `World.total`."""
+        home, x = x.device, x.detach().clone()
+        if dist.get_backend() == "nccl":
+            x = x.cuda()
+        dist.all_reduce(x)
+        return x.to(home)
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather whose backward sums every process's gradient of our rows."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        return _all_gather(x)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def _all_gather(x: Tensor) -> Tensor:
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+@contextmanager
+def process_world(device_name: str) -> Iterator[tuple[World, torch.device]]:
+    """Join the group that torchrun describes in the environment, if any; leave it at the end.
+
+    Args:
+        device_name: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
+
+    Raises:
+        BackendError: CUDA was asked for and there is none.
+        UsageError: the device is unknown.
+    """
+    device = _device(device_name)
+    # Without this, PyTorch would take every core and not see the request.
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(max(1, int(threads)))
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield OneProcess(), device
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # The first process may encode a large data set while the others wait.
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12))
+    try:
+        yield ProcessGroup(), device
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def wait_for_first(world: World) -> Iterator[None]:
+    """Let the first process do the block alone, then the others: they find what it left on disk."""
+    if world.rank:
+        world.total(torch.zeros(1))
+    yield
+    if not world.rank:
+        world.total(torch.zeros(1))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise UsageError(f"--device is auto, cpu or cuda; got {name!r}.")
+    if name == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise BackendError("--device cuda was asked for, but PyTorch finds no CUDA device here; use --device cpu.")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

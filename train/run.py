@@ -1,0 +1,190 @@
+"""One training run from options to results.json: everything between the command line and the loop."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fluxtalk.artifacts import Identity, git_revision, write_json
+from fluxtalk.config import HeadConfig
+from fluxtalk.datasets import PairDataset, default_cache_dir, load_dataset
+from fluxtalk.errors import CheckpointError, UsageError
+from fluxtalk.model.head_checkpoint import load_head
+from fluxtalk.model.losses import World
+from fluxtalk.model.registers import RegisterTokenModule
+from fluxtalk.model.run import read_run_config
+from fluxtalk.model.stage1 import Stage1, load_stage1
+from fluxtalk.train.config import TrainConfig
+from fluxtalk.train.distributed import process_world, wait_for_first
+from fluxtalk.train.engine import Trainer
+from fluxtalk.train.evaluate import counted_embeddings, retrieval
+from fluxtalk.train.features import FeatureSource, feature_sources
+from fluxtalk.train.logs import RunLog
+from fluxtalk.train.run_folder import RunFolder, open_run, write_description
+from fluxtalk.train.sampler import PairSampler
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads: the frozen encoders and the data they encode."""
+
+    stage1: Stage1
+    dataset: PairDataset
+    cache_dir: Path
+    encode: str
+    device: torch.device
+
+    def sources(self, split: str) -> dict[str, FeatureSource]:
+        """Features of one split, encoded on first use where a cache is wanted."""
+        return feature_sources(self.stage1, self.dataset, split, self.encode, self.cache_dir, self.device)
+
+    def head_config(self, config: TrainConfig) -> HeadConfig:
+        """The head that fits these encoders."""
+        dims = {modality: part.spec.dim for modality, part in self.stage1.modalities.items()}
+        shared = {name: getattr(config, name) for name in HeadConfig.__dataclass_fields__ if name != "dims"}
+        return HeadConfig(dims=dims, **shared)
+
+
+def read_inputs(config: TrainConfig, world: World, device: torch.device) -> Inputs:
+    """Load stage 1 and the data set, the first process before the others.
+
+    Raises:
+        CheckpointError: stage 1 cannot be used.
+        UsageError: no data set is named, or it lacks a modality that stage 1 encodes.
+        DataError: the data set cannot be used.
+    """
+    stage1 = load_stage1(Path(config.stage1_checkpoint))
+    name = config.data or stage1.data
+    if name is None:
+        raise UsageError(f"{config.stage1_checkpoint} names no data set; say which with --data.")
+    cache_dir = default_cache_dir(config.cache_dir)
+    with wait_for_first(world):
+        dataset = load_dataset(name, cache_dir)
+    missing = sorted(set(stage1.modalities) - set(dataset.modalities))
+    if missing:
+        raise UsageError(
+            f"The stage 1 checkpoint encodes {', '.join(stage1.modalities)}, but {name} has {', '.join(dataset.modalities)}: "
+            f"nothing for {', '.join(missing)}; rename the columns or choose other --data."
+        )
+    return Inputs(stage1, dataset, cache_dir, config.encode, device)
+
+
+def inputs_of_run(root: Path, stage1_checkpoint: Path | None, cache_dir: str | None, world: World, device: torch.device) -> tuple[TrainConfig, Inputs]:
+    """The options of a finished run and what it read, for a second look at the same data.
+
+    Args:
+        stage1_checkpoint: where stage 1 lies now, if it was moved.
+        cache_dir: another cache folder than the run's.
+
+    Raises:
+        ArtifactError: the folder is no run, or stage 1 is not the one it was trained on.
+    """
+    content = read_run_config(root)
+    options = dict(content["options"])
+    if stage1_checkpoint is not None:
+        options["stage1_checkpoint"] = str(stage1_checkpoint)
+    if cache_dir is not None:
+        options["cache_dir"] = cache_dir
+    config = TrainConfig.from_dict(options)
+    inputs = read_inputs(config, world, device)
+    if inputs.stage1.content_hash() != content["facts"]["stage1_hash"]:
+        raise CheckpointError(f"{config.stage1_checkpoint} is not the stage 1 checkpoint that {root} was trained on; name that one with --stage1_checkpoint.")
+    return config, inputs
+
+
+def train(config: TrainConfig, resume: bool = False) -> int:
+    """Train to the end and score the best head once on the test split.
+
+    Returns:
+        0, or 128 + the signal's number after SIGTERM or SIGUSR1, with the checkpoint written.
+    """
+    folder = open_run(config, resume)
+    identity = Identity(config.experiment_id, config.implementation, git_revision=git_revision())
+    with process_world(config.device) as (world, device):
+        inputs = read_inputs(config, world, device)
+        started = time.monotonic()
+        trainer = build_trainer(config, inputs, world, identity)
+        log = RunLog(identity, folder, active=world.rank == 0)
+        if resume:
+            _resume(trainer, folder, log)
+        elif world.rank == 0:
+            write_description(folder, config, identity, _facts(inputs, trainer))
+            trainer.save(folder)
+        log.line(
+            f"training {sum(p.numel() for p in trainer.head.parameters()):,} parameters on {inputs.dataset.name}: {trainer.steps} steps of "
+            f"{trainer.sampler.global_batch} pairs, {world.size} process(es) on {device}"
+        )
+        validation = inputs.dataset.split("validation")
+        sources = inputs.sources("validation") if world.rank == 0 else {}
+        finished = trainer.run(folder, log, lambda head: retrieval(counted_embeddings(head, sources, validation), validation))
+        if not finished:
+            return 128 + (trainer.stop_signal or 15)
+        if world.rank == 0:
+            _score_test(folder, inputs, identity, log, round(time.monotonic() - started, 1))
+    return 0
+
+
+def build_trainer(config: TrainConfig, inputs: Inputs, world: World, identity: Identity, **parts: Any) -> Trainer:
+    """The trainer of these options; ``parts`` replace what `Trainer` would build itself."""
+    with wait_for_first(world):
+        sources = inputs.sources("train")
+    sampler = PairSampler(inputs.dataset.split("train"), config.batch_size, world.size, world.rank, config.seed)
+    torch.manual_seed(config.seed)
+    head = RegisterTokenModule.from_config(inputs.head_config(config), config.seed).to(inputs.device)
+    return Trainer(config, head, sources, sampler, world, inputs.stage1.content_hash(), identity, **parts)
+
+
+def _resume(trainer: Trainer, folder: RunFolder, log: RunLog) -> None:
+    checkpoint = load_head(folder.last)
+    if checkpoint.stage1_hash != trainer.stage1_hash:
+        raise CheckpointError(f"{folder.last} was trained on another stage 1 checkpoint; name that one with --stage1_checkpoint.")
+    trainer.restore(checkpoint)
+    log.line(f"resumed after step {trainer.position.step} of {trainer.steps}")
+
+
+def _facts(inputs: Inputs, trainer: Trainer) -> dict[str, Any]:
+    return {
+        "data": inputs.dataset.name,
+        "data_hash": inputs.dataset.content_hash,
+        "stage1_hash": trainer.stage1_hash,
+        "stage1_checkpoint": str(Path(trainer.config.stage1_checkpoint).resolve()),
+        "stage1_relative": os.path.relpath(trainer.config.stage1_checkpoint, Path(trainer.config.output_dir) / trainer.config.log_name),
+        "training_ids": len(inputs.dataset.split("train").ids),
+        "processes": trainer.world.size,
+        "global_batch": trainer.sampler.global_batch,
+        "steps": trainer.steps,
+        "device": str(inputs.device),
+        "torch": torch.__version__,
+    }
+
+
+def _score_test(folder: RunFolder, inputs: Inputs, identity: Identity, log: RunLog, seconds: float) -> None:
+    best = load_head(folder.best)
+    split = inputs.dataset.splits.get("test")
+    if split is None or not split.ids:
+        log.line(f"done in {seconds:.0f} s; {inputs.dataset.name} has no test split, so the best head was not scored: {folder.best}")
+        return
+    head = best.build().to(inputs.device)
+    scores = retrieval(counted_embeddings(head, inputs.sources("test"), split), split)
+    log.record("test", {"step": best.progress["step"], **scores})
+    write_json(folder.results, {**identity.fields(), "split": "test", "best": dict(best.progress), "seconds": seconds, **scores})
+    log.line(f"done in {seconds:.0f} s; test recall of the best head (epoch {best.progress['best_epoch']}):")
+    for line in recall_lines(scores["recall"]):
+        log.line(line)
+    log.line(f"everything is in {folder.root}")
+
+
+def recall_lines(recall: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    """A recall table for people, one line per direction and k."""
+    lines = []
+    for direction, by_k in recall.items():
+        for k, by_cutoff in by_k.items():
+            cells = "  ".join(f"R@{cutoff} {100 * value:5.1f} %" for cutoff, value in by_cutoff.items())
+            lines.append(f"  {direction:<14} k={k}  {cells}")
+    return lines

@@ -1,0 +1,114 @@
+"""A run's folder: what lies where, and whether a new run may use it.
+
+::
+
+    OUTPUT_DIR/LOG_NAME/
+      METADATA.txt         who made this run, in plain text
+      config.json          every option, and the hashes of stage 1 and data
+      train.log            what was printed
+      metrics.jsonl        one record per line: training, validation, test
+      checkpoints/last.safetensors    with the training state, for --resume
+      checkpoints/best.safetensors    the best by validation
+      results.json         the scores of the best head on the test split
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fluxtalk.artifacts import Identity, write_atomically, write_json
+from fluxtalk.errors import CheckpointError, UsageError
+from fluxtalk.model.run import FORMAT, read_run_config
+from fluxtalk.train.config import TrainConfig
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.json"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "train.log"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results.json"
+
+    @property
+    def last(self) -> Path:
+        return self.root / "checkpoints" / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        return self.root / "checkpoints" / "best.safetensors"
+
+
+def open_run(config: TrainConfig, resume: bool) -> RunFolder:
+    """The run's folder, checked but not yet written.
+
+    Raises:
+        UsageError: it is not empty and ``resume`` is off, or holds a run with other options.
+        CheckpointError: ``resume`` is on and there is nothing to resume from.
+    """
+    folder = RunFolder(Path(config.output_dir) / config.log_name)
+    occupied = folder.root.exists() and (not folder.root.is_dir() or any(folder.root.iterdir()))
+    if not resume:
+        if occupied:
+            raise UsageError(
+                f"{folder.root} is not empty; continue it with --resume, or choose another --output_dir or --log_name."
+            )
+        return folder
+    if not folder.last.is_file():
+        raise CheckpointError(f"There is nothing to resume in {folder.root}: {folder.last} does not exist; run without --resume.")
+    before = read_run_config(folder.root)["options"]
+    now = config.to_dict()
+    free = {"cache_dir", "device", "output_dir", "log_name", "stage1_checkpoint"}
+    changed = sorted(name for name in now if name not in free and before.get(name) != now[name])
+    if changed:
+        listed = ", ".join(f"--{name} {before.get(name)} became {now[name]}" for name in changed)
+        raise UsageError(f"--resume continues {folder.root} with the options it began with; here {listed}.")
+    return folder
+
+
+def write_description(folder: RunFolder, config: TrainConfig, identity: Identity, facts: Mapping[str, Any]) -> None:
+    """Write config.json and METADATA.txt.
+
+    Args:
+        facts: what was found rather than asked: data set, hashes, world size, device.
+    """
+    write_json(
+        folder.config,
+        {
+            "format": FORMAT,
+            "schema_version": SCHEMA_VERSION,
+            **identity.fields(),
+            "options": config.to_dict(),
+            "facts": dict(facts),
+        },
+    )
+    lines = {
+        "Experiment": identity.experiment_id,
+        "Implementation": identity.implementation,
+        "Implementation version": identity.implementation_version,
+        "Log prefix": identity.log_prefix,
+        "Git revision": identity.git_revision or "unknown",
+        "Started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **{name.replace("_", " ").capitalize(): value for name, value in facts.items()},
+    }
+    write_atomically(folder.root / "METADATA.txt", "".join(f"{name}: {value}\n" for name, value in lines.items()))

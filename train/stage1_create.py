@@ -1,0 +1,119 @@
+"""Stage 1 from a user's specification: their encoders, weights and preprocessing, in one checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fluxtalk.artifacts import Identity, git_revision
+from fluxtalk.errors import CheckpointError, UsageError
+from fluxtalk.model.encoders import EncoderSpec, FrozenEncoder, build_encoder, to_tensors
+from fluxtalk.model.stage1 import Stage1, Stage1Modality
+from fluxtalk.preprocess import FeaturesPreprocessor, ImagePreprocessor, Preprocessor, TextPreprocessor, from_parts
+
+_KEYS = {"encoder", "options", "weights", "preprocess"}
+
+
+def stage1_from_specification(path: Path) -> Stage1:
+    """Build every encoder that a JSON specification names, and try each on one input.
+
+    Paths in the specification are relative to it.
+
+    Raises:
+        UsageError: the specification is malformed, or an encoder does not do what it must.
+        CheckpointError: a weights file cannot be used.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UsageError(f"The specification {path} does not exist; check the path.") from None
+    except ValueError as error:
+        raise UsageError(f"The specification {path} is no JSON: {error}.") from None
+    modalities = content.get("modalities") if isinstance(content, dict) else None
+    if not isinstance(modalities, dict) or not modalities or set(content) - {"data", "modalities"}:
+        raise UsageError(f"The specification {path} has the keys modalities (at least one) and, optionally, data.")
+    return Stage1(
+        modalities={name: _modality(path.parent, name, part) for name, part in modalities.items()},
+        data=content.get("data"),
+        figures={"specification": content},
+        identity=Identity(git_revision=git_revision()),
+    )
+
+
+def _modality(folder: Path, name: str, part: Mapping[str, Any]) -> Stage1Modality:
+    unknown = sorted(set(part) - _KEYS) if isinstance(part, dict) else ["(no object)"]
+    if unknown or "encoder" not in part:
+        raise UsageError(f"The modality {name} has the keys encoder and, optionally, options, weights, preprocess; got {', '.join(part) or unknown}.")
+    source, options = part["encoder"], part.get("options", {})
+    preprocess = _preprocess(folder, name, source, part.get("preprocess"))
+    encoder = build_encoder(source, options)
+    if "weights" in part:
+        try:
+            encoder.load_state_dict(_read_weights(folder / part["weights"]))
+        except RuntimeError as error:
+            raise CheckpointError(f"The weights {part['weights']} do not fit {source}: {' '.join(str(error).split())[:200]}.") from None
+    weights = {key: value.detach().clone() for key, value in encoder.state_dict().items()}
+    dim = _probe(name, encoder, preprocess)
+    return Stage1Modality(EncoderSpec(source, options, dim), weights, preprocess)
+
+
+def _preprocess(folder: Path, name: str, source: str, config: Mapping[str, Any] | None) -> Preprocessor:
+    if source.startswith("features:"):
+        if config is not None:
+            raise UsageError(f"The modality {name} reads features as they are; it takes no preprocess.")
+        return FeaturesPreprocessor(int(source.removeprefix("features:")))
+    if config is None:
+        raise UsageError(f'The modality {name} needs a preprocess, such as {{"kind": "image", "height": 224, "width": 224}}.')
+    if config.get("kind") != "text":
+        return from_parts(config, {})
+    if set(config) != {"kind", "tokenizer", "max_length"}:
+        raise UsageError(f"The text preprocessing of {name} has the keys kind, tokenizer (a tokenizer.json) and max_length.")
+    try:
+        return TextPreprocessor((folder / config["tokenizer"]).read_text(), config["max_length"])
+    except FileNotFoundError:
+        raise UsageError(f"The tokenizer {folder / config['tokenizer']} of {name} does not exist; check the path.") from None
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"The weights {path} do not exist; check the path.") from None
+    except Exception as error:  # pickle, zip and safetensors each raise their own
+        raise CheckpointError(f"The weights {path} cannot be read ({str(error).splitlines()[0]}); give a .safetensors or a state_dict of tensors.") from None
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise CheckpointError(f"The weights {path} must be a state_dict: names to tensors.")
+    return weights
+
+
+def _probe(name: str, encoder: torch.nn.Module, preprocess: Preprocessor) -> int:
+    """Run one input through, to learn the feature dimension and that the encoder takes what it will be given."""
+    if isinstance(preprocess, FeaturesPreprocessor):
+        return preprocess.dim
+    if isinstance(preprocess, ImagePreprocessor):
+        sample: Any = np.zeros((preprocess.height, preprocess.width), dtype=np.uint8)
+    else:
+        sample = "probe"
+    batch = to_tensors(preprocess.collate([preprocess.prepare(sample)] * 2))
+    dim = int(getattr(encoder, "dim", 0))
+    if not dim:
+        with torch.no_grad():
+            frozen = FrozenEncoder(encoder, preprocess, 0)
+            result = frozen.run(*batch)
+        dim = int(result[0].shape[-1]) if isinstance(result, tuple) else int(result.shape[-1])
+    with torch.no_grad():
+        try:
+            FrozenEncoder(encoder, preprocess, dim)(*batch)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise UsageError(f"The encoder of {name} fails on one {preprocess.kind} input: {str(error).splitlines()[0]}.") from None
+    return dim
