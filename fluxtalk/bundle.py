@@ -42,8 +42,6 @@ class ModalityEntry(StrictConfig):
     """Settings of `fluxtalk.preprocess`."""
     preprocess_files: dict[str, str]
     """The preprocessing's name of a file to the bundle's."""
-    sample_inputs: list[str]
-    """Golden inputs of this modality, by tensor name in the golden file."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,9 @@ class Bundle:
     def preprocess(self, modality: str) -> Preprocessor:
         """The preprocessing of a modality."""
         entry = self.manifest.modalities[modality]
-        files = {name: (self.folder / file).read_text(encoding="utf-8") for name, file in entry.preprocess_files.items()}
+        files = {
+            name: (self.folder / file).read_text(encoding="utf-8") for name, file in entry.preprocess_files.items()
+        }
         try:
             return from_parts(entry.preprocess, files)
         except ArtifactError as error:
@@ -117,7 +117,9 @@ def read_bundle(folder: Path, check_hashes: bool = True) -> Bundle:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}; make one with `fluxtalk-export onnx`.") from None
+        raise BundleError(
+            f"{folder} is no bundle: it has no {MANIFEST}; make one with `fluxtalk-export onnx`."
+        ) from None
     except ValueError as error:
         raise BundleError(f"{path} is no JSON ({error}); export the bundle again.") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -136,7 +138,9 @@ def read_bundle(folder: Path, check_hashes: bool = True) -> Bundle:
         if not file.is_file():
             raise BundleError(f"The bundle {folder} lacks {name}, which its manifest names; export or copy it again.")
         if check_hashes and hash_file(file) != expected:
-            raise BundleError(f"{file} was changed since the bundle was written: its hash does not match; export or copy it again.")
+            raise BundleError(
+                f"{file} was changed since the bundle was written: its hash does not match; export or copy it again."
+            )
     return Bundle(folder, manifest)
 
 
@@ -152,7 +156,9 @@ def _require_local_names(folder: Path, manifest: Manifest) -> None:
         named |= {entry.graph, *entry.preprocess_files.values()}
     for name in named | set(manifest.files):
         if Path(name).name != name or name in ("", ".", ".."):
-            raise BundleError(f"The manifest of {folder} names the file {name!r}, which is no plain file name; do not use this bundle.")
+            raise BundleError(
+                f"The manifest of {folder} names the file {name!r}, which is no plain file name; do not use this bundle."
+            )
     unhashed = sorted(named - set(manifest.files))
     if unhashed:
         raise BundleError(f"The manifest of {folder} gives no hash for {', '.join(unhashed)}; export the bundle again.")

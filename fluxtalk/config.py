@@ -39,7 +39,9 @@ class StrictConfig:
             and field.default_factory is dataclasses.MISSING
         )
         if unknown or missing:
-            parts = [f"unknown {', '.join(unknown)}"] * bool(unknown) + [f"missing {', '.join(missing)}"] * bool(missing)
+            parts = [f"unknown {', '.join(unknown)}"] * bool(unknown) + [f"missing {', '.join(missing)}"] * bool(
+                missing
+            )
             raise UsageError(f"{cls.__name__} does not fit this version of FluxTalk: {'; '.join(parts)}.")
         return cls(**values)
 
@@ -100,7 +102,9 @@ class HeadConfig(StrictConfig):
             self.heads >= 1 and self.dim % self.heads == 0 and self.dim > 0,
             f"The head's dim must be a positive multiple of its heads; got dim {self.dim} and {self.heads} heads.",
         )
-        require(0 <= self.nested_dropout_rate < 1, f"nested_dropout_rate lies in [0, 1); got {self.nested_dropout_rate}.")
+        require(
+            0 <= self.nested_dropout_rate < 1, f"nested_dropout_rate lies in [0, 1); got {self.nested_dropout_rate}."
+        )
         require(
             self.nested_dropout_schedule in SCHEDULES,
             f"nested_dropout_schedule is one of {', '.join(SCHEDULES)}; got {self.nested_dropout_schedule!r}.",

@@ -30,8 +30,14 @@ def option(name: str, *more: str, **settings: Any) -> Callable[[Command], Comman
 
 def debug_option(command: Command) -> Command:
     """Add ``--debug``: a traceback instead of one sentence."""
-    return click.option("--debug", is_flag=True, expose_value=False, is_eager=True, callback=_remember_debug,
-                        help="Show the whole traceback of an error.")(command)
+    return click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=_remember_debug,
+        help="Show the whole traceback of an error.",
+    )(command)
 
 
 def _remember_debug(context: click.Context, _parameter: click.Parameter, value: bool) -> None:

@@ -14,7 +14,6 @@
     ├── BackendError               exit code 1   a library or device that was asked for is missing
     ├── ParityError                exit code 1   two implementations disagree
     └── TrainingError              exit code 1   training cannot go on (NaN loss)
-        └── Interrupted            exit code 1   stopped by a signal, after a checkpoint
 
 A message is one sentence that says what was expected, what came, and what to do.
 """
@@ -73,9 +72,6 @@ class ParityError(FluxTalkError):
 class TrainingError(FluxTalkError):
     """Training that cannot go on."""
 
-
-class Interrupted(TrainingError):
-    """Training stopped by a signal; its checkpoint is complete."""
 
 
 def check_token_count(k: int | None, available: int, what: str) -> int:

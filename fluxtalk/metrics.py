@@ -43,7 +43,9 @@ def recall_at(ranks: NDArray[np.int64], cutoffs: Sequence[int] = CUTOFFS) -> dic
     return {str(c): float((ranks < c).mean()) for c in cutoffs}
 
 
-def chance_at(query_ids: NDArray[np.int64], gallery_ids: NDArray[np.int64], cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:
+def chance_at(
+    query_ids: NDArray[np.int64], gallery_ids: NDArray[np.int64], cutoffs: Sequence[int] = CUTOFFS
+) -> dict[str, float]:
     """The recall that a random order of the gallery would reach in the mean, by cut-off."""
     total = len(gallery_ids)
     unique, counts = np.unique(gallery_ids, return_counts=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from fluxtalk import tokens as token_algebra
 from fluxtalk.bundle import TOKEN_INDEX, Bundle, read_bundle
-from fluxtalk.errors import BackendError, UsageError, check_token_count
+from fluxtalk.errors import UsageError, check_token_count
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.batching import batches_by_length
+from fluxtalk.runtime.golden import verify_golden
 from fluxtalk.runtime.session import Session
 from fluxtalk.runtime.session_onnxruntime import PROVIDERS, OnnxRuntimeSession, import_onnxruntime
 
@@ -92,6 +93,19 @@ class Embedder:
         ]
         return np.concatenate(parts) if parts else self._empty(count, output)
 
+    def input_kind(self, modality: str) -> str:
+        """What a modality's raw items are: ``text``, ``image`` or ``features``.
+
+        Raises:
+            UsageError: the modality is unknown.
+        """
+        self._require_modality(modality)
+        return self._preprocess[modality].kind
+
+    def session(self, modality: str) -> Session:
+        """The session of a modality."""
+        return self._sessions[modality]
+
     def prepare(self, modality: str, items: Sequence[Any]) -> list[NDArray[Any]]:
         """Preprocess raw items, naming the position of one that fails.
 
@@ -126,12 +140,17 @@ class Embedder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
         self.close()
 
-    def _check(self, modality: str, items: Sequence[Any], k: int | None, output: str, batch_size: int) -> int:
+    def _require_modality(self, modality: str) -> None:
         if modality not in self._sessions:
             raise UsageError(f"This bundle embeds {', '.join(self._sessions)}; got modality {modality!r}.")
+
+    def _check(self, modality: str, items: Sequence[Any], k: int | None, output: str, batch_size: int) -> int:
+        self._require_modality(modality)
         if output not in OUTPUT_KINDS:
             raise UsageError(f"output is one of {', '.join(OUTPUT_KINDS)}; got {output!r}.")
         if isinstance(items, str | bytes):
@@ -143,7 +162,9 @@ class Embedder:
             if self.num_overlapping == self.num_tokens:
                 raise UsageError("This bundle has no complementary tokens: all of its tokens are overlapping.")
             if count != self.num_tokens:
-                raise UsageError(f"complementary tokens come last, so they need all {self.num_tokens} tokens; leave k out.")
+                raise UsageError(
+                    f"complementary tokens come last, so they need all {self.num_tokens} tokens; leave k out."
+                )
         return count
 
     def _window(self, modality: str, items: Sequence[Any], k: int, output: str, batch_size: int) -> Floats:
@@ -212,9 +233,7 @@ def load(
     chosen, reason = _choose(backend)
     embedder = Embedder(opened, {m: OnnxRuntimeSession(opened.graph(m), chosen, threads) for m in wanted}, reason)
     if verify:
-        from fluxtalk.runtime.golden import verify_golden
-
-        for report in verify_golden(opened, embedder.session):
+        for report in verify_golden(opened, embedder.session, wanted):
             report.require()
     return embedder
 

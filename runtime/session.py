@@ -57,11 +57,16 @@ class FakeSession:
             self._on_run(inputs)
         values = next(array for name, array in inputs.items() if name not in ("token_index", "mask"))
         mask = inputs.get("mask")
-        tokens = np.stack([self._row(row if mask is None else row[mask[i]], inputs["token_index"]) for i, row in enumerate(values)])
+        tokens = np.stack(
+            [self._row(row if mask is None else row[mask[i]], inputs["token_index"]) for i, row in enumerate(values)]
+        )
         weights = np.arange(1, tokens.shape[1] + 1)[:, None]
         kept = np.where(np.arange(tokens.shape[1])[:, None] < self._num_overlapping, tokens, 0)
         means = kept.cumsum(axis=1) / np.minimum(weights, self._num_overlapping)
-        return {"tokens": tokens, "embeddings": (means / np.linalg.norm(means, axis=-1, keepdims=True)).astype(np.float32)}
+        return {
+            "tokens": tokens,
+            "embeddings": (means / np.linalg.norm(means, axis=-1, keepdims=True)).astype(np.float32),
+        }
 
     def describe(self) -> str:
         """See `Session.describe`."""
@@ -74,4 +79,6 @@ class FakeSession:
     def _row(self, row: NDArray[Any], token_index: NDArray[np.int64]) -> NDArray[np.float32]:
         seed = np.frombuffer(np.ascontiguousarray(row).tobytes().ljust(1), dtype=np.uint8).astype(np.uint64)
         mixed = int((seed * np.arange(1, len(seed) + 1, dtype=np.uint64)).sum() % (2**32))
-        return np.stack([np.random.default_rng([mixed, int(j)]).standard_normal(self._dim) for j in token_index]).astype(np.float32)
+        return np.stack(
+            [np.random.default_rng([mixed, int(j)]).standard_normal(self._dim) for j in token_index]
+        ).astype(np.float32)

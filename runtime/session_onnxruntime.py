@@ -33,7 +33,9 @@ def import_onnxruntime() -> Any:
         import onnxruntime
     except ImportError as error:
         if installed:
-            raise BackendError(f"{installed[0]} is installed but cannot be imported ({error}); install it again.") from None
+            raise BackendError(
+                f"{installed[0]} is installed but cannot be imported ({error}); install it again."
+            ) from None
         raise BackendError(
             "Neither onnxruntime nor onnxruntime-gpu is installed; pip install 'fluxtalk[cpu]', or 'fluxtalk[gpu]' for CUDA."
         ) from None

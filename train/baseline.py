@@ -81,7 +81,9 @@ def train_baseline(config: TrainConfig, inputs: Inputs) -> dict[str, Any]:
         nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
         optimiser.step()
         loss.clamp_temperature()
-        if step_in_epoch == sampler.steps_per_epoch - 1 and ((epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs):
+        if step_in_epoch == sampler.steps_per_epoch - 1 and (
+            (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs
+        ):
             score = retrieval(_embeddings(model, validation_sources, validation), validation)["score"]
             if score > best_score:
                 best, best_score = copy.deepcopy(model.state_dict()), score
@@ -90,7 +92,9 @@ def train_baseline(config: TrainConfig, inputs: Inputs) -> dict[str, Any]:
     return retrieval(_embeddings(model, inputs.sources("test"), test), test)
 
 
-def _embeddings(model: MeanPoolLinear, sources: Mapping[str, FeatureSource], split: Split) -> dict[str, NDArray[np.float32]]:
+def _embeddings(
+    model: MeanPoolLinear, sources: Mapping[str, FeatureSource], split: Split
+) -> dict[str, NDArray[np.float32]]:
     embeddings = {}
     for modality, source in sources.items():
         rows = np.flatnonzero(split.items[modality].counted)

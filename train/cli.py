@@ -7,16 +7,18 @@ from typing import Any
 
 import click
 
+from fluxtalk.config import BLOCK_WEIGHTS, SCHEDULES
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.train.config import ENCODE, PRECISIONS, TrainConfig
-from fluxtalk.config import BLOCK_WEIGHTS, SCHEDULES
 
 _DEFAULTS = {name: field.default for name, field in TrainConfig.__dataclass_fields__.items()}
 
 
 def _setting(name: str, help_: str, **settings: Any) -> Any:
     """An option whose default is the configuration's."""
-    return option(f"--{name}", default=_DEFAULTS[name], show_default=_DEFAULTS[name] is not None, help=help_, **settings)
+    return option(
+        f"--{name}", default=_DEFAULTS[name], show_default=_DEFAULTS[name] is not None, help=help_, **settings
+    )
 
 
 @click.command(name="train", context_settings={"max_content_width": 110})
@@ -34,7 +36,9 @@ def _setting(name: str, help_: str, **settings: Any) -> Any:
 @_setting("heads", "Attention heads.", type=int)
 @_setting("depth", "Blocks of the head.", type=int)
 @_setting("self_attention", "Causal self-attention among the register tokens.", is_flag=True)
-@_setting("block_weights", "Whether modalities share queries, outputs and feed-forward.", type=click.Choice(BLOCK_WEIGHTS))
+@_setting(
+    "block_weights", "Whether modalities share queries, outputs and feed-forward.", type=click.Choice(BLOCK_WEIGHTS)
+)
 @_setting("dropout", "Inside the head.", type=float)
 @_setting("feature_dropout", "On single numbers of the features.", type=float)
 @_setting("token_dropout", "Share of feature vectors hidden in each step.", type=float)

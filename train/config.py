@@ -59,7 +59,10 @@ class TrainConfig(StrictConfig):
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs", "eval_every"):
             require(getattr(self, name) >= 1, f"--{name} is at least 1; got {getattr(self, name)}.")
-        require(self.complementary_reg_weight >= 0, f"--complementary_reg_weight is at least 0; got {self.complementary_reg_weight}.")
+        require(
+            self.complementary_reg_weight >= 0,
+            f"--complementary_reg_weight is at least 0; got {self.complementary_reg_weight}.",
+        )
         require(self.learning_rate > 0, f"--learning_rate is positive; got {self.learning_rate}.")
         require(self.weight_decay >= 0, f"--weight_decay is at least 0; got {self.weight_decay}.")
         require(0 <= self.warmup_fraction <= 1, f"--warmup_fraction lies in [0, 1]; got {self.warmup_fraction}.")
@@ -67,6 +70,9 @@ class TrainConfig(StrictConfig):
         require(0 <= self.ema_decay < 1, f"--ema_decay lies in [0, 1); got {self.ema_decay}.")
         require(self.encode in ENCODE, f"--encode is one of {', '.join(ENCODE)}; got {self.encode!r}.")
         require(self.precision in PRECISIONS, f"--precision is one of {', '.join(PRECISIONS)}; got {self.precision!r}.")
-        require(bool(self.log_name) and "/" not in self.log_name and self.log_name not in (".", ".."), f"--log_name is one folder name; got {self.log_name!r}.")
+        require(
+            bool(self.log_name) and "/" not in self.log_name and self.log_name not in (".", ".."),
+            f"--log_name is one folder name; got {self.log_name!r}.",
+        )
         require(bool(self.implementation.strip()), "--implementation must not be empty.")
         require(bool(self.experiment_id.strip()), "--experiment_id must not be empty.")

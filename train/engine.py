@@ -186,7 +186,9 @@ class Trainer:
                     self._after_epoch(epoch + 1, terms, folder, log, validate, bar)
                 if self._stop_requested():
                     self.save(folder)
-                    log.line(f"stopped by {signal.Signals(self._signal or signal.SIGTERM).name} after step {self.position.step}; continue with --resume")
+                    log.line(
+                        f"stopped by {signal.Signals(self._signal or signal.SIGTERM).name} after step {self.position.step}; continue with --resume"
+                    )
                     return False
         finally:
             if bar is not None:
@@ -200,14 +202,25 @@ class Trainer:
             return
         values = {name: round(value.item(), 6) for name, value in terms.items().items()}
         temperature = round(1 / self.loss.log_scale.exp().item(), 5)
-        log.record("train", {"epoch": epoch, "step": self.position.step, **values, "temperature": temperature, "learning_rate": self.schedule.get_last_lr()[0]})
+        log.record(
+            "train",
+            {
+                "epoch": epoch,
+                "step": self.position.step,
+                **values,
+                "temperature": temperature,
+                "learning_rate": self.schedule.get_last_lr()[0],
+            },
+        )
         bar.set_postfix(loss=f"{values['total']:.3f}", refresh=False)
         if epoch % self.config.eval_every and epoch != self.config.epochs:
             return
         head = self.evaluated_head()
         scores = validate(head)
         log.record("validation", {"epoch": epoch, "step": self.position.step, **scores})
-        log.line(f"epoch {epoch}/{self.config.epochs} loss {values['total']:.4f} validation score {scores['score']:.4f}")
+        log.line(
+            f"epoch {epoch}/{self.config.epochs} loss {values['total']:.4f} validation score {scores['score']:.4f}"
+        )
         if scores["score"] > self.position.best_score:
             self.position.best_score = float(scores["score"])
             self.position.best_epoch = epoch
@@ -281,7 +294,9 @@ class Trainer:
         # Summed over processes, so that all of them stop together.
         if math.isfinite(self.world.total(terms.total).item()):
             return
-        kept = f"the last good checkpoint is {folder.last}" if folder.last.is_file() else "no checkpoint was written yet"
+        kept = (
+            f"the last good checkpoint is {folder.last}" if folder.last.is_file() else "no checkpoint was written yet"
+        )
         raise TrainingError(
             f"The loss is {terms.total.item()} at step {self.position.step + 1}; {kept}. Lower --learning_rate, or check the features."
         )

@@ -60,7 +60,9 @@ def retrieval(embeddings: Mapping[str, NDArray[np.float32]], split: Split) -> di
         recall[direction], unseen[direction] = {}, {}
         new = ~split.seen[ids[source]]
         for k in range(1, embeddings[source].shape[1] + 1):
-            ranks = first_hit_ranks(embeddings[source][:, k - 1], embeddings[target][:, k - 1], ids[source], ids[target])
+            ranks = first_hit_ranks(
+                embeddings[source][:, k - 1], embeddings[target][:, k - 1], ids[source], ids[target]
+            )
             recall[direction][str(k)] = recall_at(ranks)
             if new.any():
                 unseen[direction][str(k)] = recall_at(ranks[new])

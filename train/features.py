@@ -40,10 +40,14 @@ class CachedFeatures:
     def __init__(self, folder: Path, device: torch.device, key: str) -> None:
         manifest = _read_manifest(folder)
         if manifest["key"] != key:
-            raise ArtifactError(f"The feature cache {folder} belongs to other encoders or data; remove it to encode again.")
+            raise ArtifactError(
+                f"The feature cache {folder} belongs to other encoders or data; remove it to encode again."
+            )
         self.dim = int(manifest["dim"])
         self._device = device
-        self._values = np.memmap(folder / "values.f16", dtype=np.float16, mode="r", shape=(manifest["vectors"], self.dim))
+        self._values = np.memmap(
+            folder / "values.f16", dtype=np.float16, mode="r", shape=(manifest["vectors"], self.dim)
+        )
         self._starts: NDArray[np.int64] = np.load(folder / "starts.npy")
         self._lengths: NDArray[np.int64] = np.load(folder / "lengths.npy")
 
@@ -64,7 +68,9 @@ class CachedFeatures:
 class OnlineFeatures:
     """Features computed by the frozen encoder whenever they are asked for."""
 
-    def __init__(self, encoder: FrozenEncoder, preprocess: Preprocessor, values: Sequence[Any], device: torch.device) -> None:
+    def __init__(
+        self, encoder: FrozenEncoder, preprocess: Preprocessor, values: Sequence[Any], device: torch.device
+    ) -> None:
         self.dim = encoder.dim
         self._encoder = encoder.to(device)
         self._preprocess = preprocess
@@ -109,7 +115,13 @@ def cached_features(
 
 
 def encode_to_cache(
-    encoder: FrozenEncoder, preprocess: Preprocessor, items: Items, folder: Path, key: str, what: str, device: torch.device
+    encoder: FrozenEncoder,
+    preprocess: Preprocessor,
+    items: Items,
+    folder: Path,
+    key: str,
+    what: str,
+    device: torch.device,
 ) -> None:
     """Encode every item once, in half precision, into a folder that appears when it is complete.
 
@@ -130,7 +142,9 @@ def encode_to_cache(
                 for chunk in np.array_split(order, -(-len(order) // _ENCODE_BATCH)):
                     features, mask = _encode(encoder, preprocess, [prepared[i] for i in chunk], device)
                     if not np.isfinite(features).all():
-                        raise DataError(f"While {what}: features are NaN, infinite or above 65,504, the limit of half precision.")
+                        raise DataError(
+                            f"While {what}: features are NaN, infinite or above 65,504, the limit of half precision."
+                        )
                     counts = mask.sum(axis=1)
                     lengths[rows[chunk]] = counts
                     starts[rows[chunk]] = written + np.cumsum(counts) - counts

@@ -75,7 +75,9 @@ def read_inputs(config: TrainConfig, world: World, device: torch.device) -> Inpu
     return Inputs(stage1, dataset, cache_dir, config.encode, device)
 
 
-def inputs_of_run(root: Path, stage1_checkpoint: Path | None, cache_dir: str | None, world: World, device: torch.device) -> tuple[TrainConfig, Inputs]:
+def inputs_of_run(
+    root: Path, stage1_checkpoint: Path | None, cache_dir: str | None, world: World, device: torch.device
+) -> tuple[TrainConfig, Inputs]:
     """The options of a finished run and what it read, for a second look at the same data.
 
     Args:
@@ -94,7 +96,9 @@ def inputs_of_run(root: Path, stage1_checkpoint: Path | None, cache_dir: str | N
     config = TrainConfig.from_dict(options)
     inputs = read_inputs(config, world, device)
     if inputs.stage1.content_hash() != content["facts"]["stage1_hash"]:
-        raise CheckpointError(f"{config.stage1_checkpoint} is not the stage 1 checkpoint that {root} was trained on; name that one with --stage1_checkpoint.")
+        raise CheckpointError(
+            f"{config.stage1_checkpoint} is not the stage 1 checkpoint that {root} was trained on; name that one with --stage1_checkpoint."
+        )
     return config, inputs
 
 
@@ -122,7 +126,9 @@ def train(config: TrainConfig, resume: bool = False) -> int:
         )
         validation = inputs.dataset.split("validation")
         sources = inputs.sources("validation") if world.rank == 0 else {}
-        finished = trainer.run(folder, log, lambda head: retrieval(counted_embeddings(head, sources, validation), validation))
+        finished = trainer.run(
+            folder, log, lambda head: retrieval(counted_embeddings(head, sources, validation), validation)
+        )
         if not finished:
             return 128 + (trainer.stop_signal or 15)
         if world.rank == 0:
@@ -143,7 +149,9 @@ def build_trainer(config: TrainConfig, inputs: Inputs, world: World, identity: I
 def _resume(trainer: Trainer, folder: RunFolder, log: RunLog) -> None:
     checkpoint = load_head(folder.last)
     if checkpoint.stage1_hash != trainer.stage1_hash:
-        raise CheckpointError(f"{folder.last} was trained on another stage 1 checkpoint; name that one with --stage1_checkpoint.")
+        raise CheckpointError(
+            f"{folder.last} was trained on another stage 1 checkpoint; name that one with --stage1_checkpoint."
+        )
     trainer.restore(checkpoint)
     log.line(f"resumed after step {trainer.position.step} of {trainer.steps}")
 
@@ -154,7 +162,9 @@ def _facts(inputs: Inputs, trainer: Trainer) -> dict[str, Any]:
         "data_hash": inputs.dataset.content_hash,
         "stage1_hash": trainer.stage1_hash,
         "stage1_checkpoint": str(Path(trainer.config.stage1_checkpoint).resolve()),
-        "stage1_relative": os.path.relpath(trainer.config.stage1_checkpoint, Path(trainer.config.output_dir) / trainer.config.log_name),
+        "stage1_relative": os.path.relpath(
+            trainer.config.stage1_checkpoint, Path(trainer.config.output_dir) / trainer.config.log_name
+        ),
         "training_ids": len(inputs.dataset.split("train").ids),
         "processes": trainer.world.size,
         "global_batch": trainer.sampler.global_batch,
@@ -168,12 +178,17 @@ def _score_test(folder: RunFolder, inputs: Inputs, identity: Identity, log: RunL
     best = load_head(folder.best)
     split = inputs.dataset.splits.get("test")
     if split is None or not split.ids:
-        log.line(f"done in {seconds:.0f} s; {inputs.dataset.name} has no test split, so the best head was not scored: {folder.best}")
+        log.line(
+            f"done in {seconds:.0f} s; {inputs.dataset.name} has no test split, so the best head was not scored: {folder.best}"
+        )
         return
     head = best.build().to(inputs.device)
     scores = retrieval(counted_embeddings(head, inputs.sources("test"), split), split)
     log.record("test", {"step": best.progress["step"], **scores})
-    write_json(folder.results, {**identity.fields(), "split": "test", "best": dict(best.progress), "seconds": seconds, **scores})
+    write_json(
+        folder.results,
+        {**identity.fields(), "split": "test", "best": dict(best.progress), "seconds": seconds, **scores},
+    )
     log.line(f"done in {seconds:.0f} s; test recall of the best head (epoch {best.progress['best_epoch']}):")
     for line in recall_lines(scores["recall"]):
         log.line(line)

@@ -75,7 +75,9 @@ def open_run(config: TrainConfig, resume: bool) -> RunFolder:
             )
         return folder
     if not folder.last.is_file():
-        raise CheckpointError(f"There is nothing to resume in {folder.root}: {folder.last} does not exist; run without --resume.")
+        raise CheckpointError(
+            f"There is nothing to resume in {folder.root}: {folder.last} does not exist; run without --resume."
+        )
     before = read_run_config(folder.root)["options"]
     now = config.to_dict()
     free = {"cache_dir", "device", "output_dir", "log_name", "stage1_checkpoint"}

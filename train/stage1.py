@@ -254,7 +254,13 @@ def pretrain_modalities(
     torch.manual_seed(seed)
     texts = list(dict.fromkeys(split.items["text"].values))
     text_preprocess = TextPreprocessor(train_tokenizer(texts, _VOCABULARY), _MAX_LENGTH)
-    text_options = {"vocabulary": text_preprocess.vocabulary_size, "max_length": _MAX_LENGTH, "dim": 128, "depth": 3, "heads": 4}
+    text_options = {
+        "vocabulary": text_preprocess.vocabulary_size,
+        "max_length": _MAX_LENGTH,
+        "dim": 128,
+        "depth": 3,
+        "heads": 4,
+    }
     text = SmallTextEncoder(**text_options)
     ids = [text_preprocess.prepare(value) for value in texts]
     mask_id = text_preprocess.tokenizer.token_to_id(MASK_TOKEN)
@@ -275,4 +281,6 @@ def pretrain_modalities(
 
 
 def _halved(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in module.state_dict().items()}
+    return {
+        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in module.state_dict().items()
+    }

@@ -22,8 +22,12 @@ def main() -> None:
 @main.command()
 @click.argument("dataset", type=click.Choice(["glyphs"]))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .pth to write.")
-@option("--image_steps", default=1500, show_default=True, type=click.IntRange(1), help="Steps of masked reconstruction.")
-@option("--text_steps", default=1000, show_default=True, type=click.IntRange(1), help="Steps of masked language modelling.")
+@option(
+    "--image_steps", default=1500, show_default=True, type=click.IntRange(1), help="Steps of masked reconstruction."
+)
+@option(
+    "--text_steps", default=1000, show_default=True, type=click.IntRange(1), help="Steps of masked language modelling."
+)
 @click.option("--seed", default=0, show_default=True, help="Of everything random.")
 @option("--cache_dir", metavar="DIR", help="For the renderings.  [default: ~/.cache/fluxtalk]")
 @debug_option

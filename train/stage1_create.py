@@ -49,7 +49,9 @@ def stage1_from_specification(path: Path) -> Stage1:
 def _modality(folder: Path, name: str, part: Mapping[str, Any]) -> Stage1Modality:
     unknown = sorted(set(part) - _KEYS) if isinstance(part, dict) else ["(no object)"]
     if unknown or "encoder" not in part:
-        raise UsageError(f"The modality {name} has the keys encoder and, optionally, options, weights, preprocess; got {', '.join(part) or unknown}.")
+        raise UsageError(
+            f"The modality {name} has the keys encoder and, optionally, options, weights, preprocess; got {', '.join(part) or unknown}."
+        )
     source, options = part["encoder"], part.get("options", {})
     preprocess = _preprocess(folder, name, source, part.get("preprocess"))
     encoder = build_encoder(source, options)
@@ -57,7 +59,9 @@ def _modality(folder: Path, name: str, part: Mapping[str, Any]) -> Stage1Modalit
         try:
             encoder.load_state_dict(_read_weights(folder / part["weights"]))
         except RuntimeError as error:
-            raise CheckpointError(f"The weights {part['weights']} do not fit {source}: {' '.join(str(error).split())[:200]}.") from None
+            raise CheckpointError(
+                f"The weights {part['weights']} do not fit {source}: {' '.join(str(error).split())[:200]}."
+            ) from None
     weights = {key: value.detach().clone() for key, value in encoder.state_dict().items()}
     dim = _probe(name, encoder, preprocess)
     return Stage1Modality(EncoderSpec(source, options, dim), weights, preprocess)
@@ -69,15 +73,21 @@ def _preprocess(folder: Path, name: str, source: str, config: Mapping[str, Any] 
             raise UsageError(f"The modality {name} reads features as they are; it takes no preprocess.")
         return FeaturesPreprocessor(int(source.removeprefix("features:")))
     if config is None:
-        raise UsageError(f'The modality {name} needs a preprocess, such as {{"kind": "image", "height": 224, "width": 224}}.')
+        raise UsageError(
+            f'The modality {name} needs a preprocess, such as {{"kind": "image", "height": 224, "width": 224}}.'
+        )
     if config.get("kind") != "text":
         return from_parts(config, {})
     if set(config) != {"kind", "tokenizer", "max_length"}:
-        raise UsageError(f"The text preprocessing of {name} has the keys kind, tokenizer (a tokenizer.json) and max_length.")
+        raise UsageError(
+            f"The text preprocessing of {name} has the keys kind, tokenizer (a tokenizer.json) and max_length."
+        )
     try:
         return TextPreprocessor((folder / config["tokenizer"]).read_text(), config["max_length"])
     except FileNotFoundError:
-        raise UsageError(f"The tokenizer {folder / config['tokenizer']} of {name} does not exist; check the path.") from None
+        raise UsageError(
+            f"The tokenizer {folder / config['tokenizer']} of {name} does not exist; check the path."
+        ) from None
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -90,7 +100,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise CheckpointError(f"The weights {path} do not exist; check the path.") from None
     except Exception as error:  # pickle, zip and safetensors each raise their own
-        raise CheckpointError(f"The weights {path} cannot be read ({str(error).splitlines()[0]}); give a .safetensors or a state_dict of tensors.") from None
+        raise CheckpointError(
+            f"The weights {path} cannot be read ({str(error).splitlines()[0]}); give a .safetensors or a state_dict of tensors."
+        ) from None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(f"The weights {path} must be a state_dict: names to tensors.")
     return weights
@@ -115,5 +127,7 @@ def _probe(name: str, encoder: torch.nn.Module, preprocess: Preprocessor) -> int
         try:
             FrozenEncoder(encoder, preprocess, dim)(*batch)
         except (RuntimeError, TypeError, AttributeError) as error:
-            raise UsageError(f"The encoder of {name} fails on one {preprocess.kind} input: {str(error).splitlines()[0]}.") from None
+            raise UsageError(
+                f"The encoder of {name} fails on one {preprocess.kind} input: {str(error).splitlines()[0]}."
+            ) from None
     return dim

@@ -178,7 +178,9 @@ def _font_folder() -> Path:
     try:
         import matplotlib
     except ImportError:
-        raise DataError("The data set glyphs needs matplotlib for its type faces: pip install 'fluxtalk[demo]'.") from None
+        raise DataError(
+            "The data set glyphs needs matplotlib for its type faces: pip install 'fluxtalk[demo]'."
+        ) from None
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
@@ -188,7 +190,9 @@ def _rendering_hash() -> str:
     folder = _font_folder()
     missing = [face.file for face in FACES if not (folder / face.file).is_file()]
     if missing:
-        raise DataError(f"The installed matplotlib lacks the type faces {', '.join(missing)}; install matplotlib 3.9 or newer.")
+        raise DataError(
+            f"The installed matplotlib lacks the type faces {', '.join(missing)}; install matplotlib 3.9 or newer."
+        )
     return hash_json(
         {
             "version": _VERSION,
@@ -210,7 +214,9 @@ def _read_cache(path: Path) -> Glyphs:
     except (SafetensorError, KeyError, TypeError):
         glyphs, expected = None, ""
     if glyphs is None or glyphs.content_hash() != expected:
-        raise DataError(f"The glyph cache {path} is damaged: its content does not match its hash; remove it to render it again.")
+        raise DataError(
+            f"The glyph cache {path} is damaged: its content does not match its hash; remove it to render it again."
+        )
     return glyphs
 
 

@@ -75,5 +75,7 @@ class PairDataset:
         """
         split = self.splits.get(name)
         if split is None or not split.ids:
-            raise DataError(f"{self.name} has no {name} items; it has {', '.join(n for n, s in self.splits.items() if s.ids)}.")
+            raise DataError(
+                f"{self.name} has no {name} items; it has {', '.join(n for n, s in self.splits.items() if s.ids)}."
+            )
         return split

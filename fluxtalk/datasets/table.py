@@ -82,10 +82,14 @@ def _read(path: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
     except FileNotFoundError:
         raise DataError(f"The table {path} does not exist; check --data.") from None
     except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise DataError(f"The table {path} cannot be read ({error}); it must be a UTF-8 CSV file with a header.") from None
+        raise DataError(
+            f"The table {path} cannot be read ({error}); it must be a UTF-8 CSV file with a header."
+        ) from None
     modalities = tuple(name for name in columns if name not in ("id", "split"))
     if len(modalities) < 2:
-        raise DataError(f"The table {path} needs at least two modality columns besides id and split; its header is {', '.join(columns) or 'empty'}.")
+        raise DataError(
+            f"The table {path} needs at least two modality columns besides id and split; its header is {', '.join(columns) or 'empty'}."
+        )
     for name in modalities:
         require_modality_name(name)
     if not rows:
@@ -93,7 +97,9 @@ def _read(path: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
     for number, row in enumerate(rows, start=2):
         # A short row gives None, a long one a None key.
         if None in row or any(value is None or not value.strip() for value in row.values()):
-            raise DataError(f"The table {path} has an empty or surplus cell in line {number}; each row needs {', '.join(columns)}.")
+            raise DataError(
+                f"The table {path} has an empty or surplus cell in line {number}; each row needs {', '.join(columns)}."
+            )
     return rows, modalities
 
 
@@ -106,8 +112,12 @@ def _require_files(path: Path, rows: Sequence[Row], modalities: Sequence[str]) -
     wanted = dict.fromkeys(row[m] for m in modalities for row in rows)
     missing = [name for name in wanted if not (path.parent / name).is_file()]
     if missing:
-        listed = ", ".join(missing[:_LISTED]) + (f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else "")
-        raise DataError(f"The table {path} names {len(missing)} of {len(wanted)} files that do not exist: {listed}; paths are relative to the table.")
+        listed = ", ".join(missing[:_LISTED]) + (
+            f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
+        )
+        raise DataError(
+            f"The table {path} names {len(missing)} of {len(wanted)} files that do not exist: {listed}; paths are relative to the table."
+        )
 
 
 def _linked_ids(rows: Sequence[Row], modalities: Sequence[str]) -> list[str]:
@@ -135,9 +145,13 @@ def _splits(path: Path, rows: Sequence[Row], ids: Sequence[str]) -> list[str]:
     for number, (row, id_) in enumerate(zip(rows, ids, strict=True), start=2):
         split = row["split"]
         if split not in SPLIT_NAMES:
-            raise DataError(f"The table {path} has split {split!r} in line {number}; it is one of {', '.join(SPLIT_NAMES)}.")
+            raise DataError(
+                f"The table {path} has split {split!r} in line {number}; it is one of {', '.join(SPLIT_NAMES)}."
+            )
         if home.setdefault(id_, split) != split:
-            raise DataError(f"The table {path} has id {id_!r} in {home[id_]} and in {split} (line {number}); an id belongs to one split.")
+            raise DataError(
+                f"The table {path} has id {id_!r} in {home[id_]} and in {split} (line {number}); an id belongs to one split."
+            )
     return [row["split"] for row in rows]
 
 
@@ -161,7 +175,9 @@ def _split(table: _Table, name: str, content: Mapping[tuple[str, str], str]) -> 
             groups=np.array([group for group, _ in cells], dtype=np.int64),
             counted=np.ones(len(cells), dtype=bool),
         )
-        trained = {content[modality, row[modality]] for row, s in zip(table.rows, table.splits, strict=True) if s == "train"}
+        trained = {
+            content[modality, row[modality]] for row, s in zip(table.rows, table.splits, strict=True) if s == "train"
+        }
         for group, cell in cells:
             seen[group] |= content[modality, cell] in trained
     return Split(name, names, items, seen)

@@ -51,7 +51,9 @@ class Embedder(nn.Module):
         tokens = self.head.tokens(self.modality, features, mask, token_index)
         return Embeddings(tokens, self.head.embeddings(tokens, token_index))
 
-    def embed(self, preprocess: Preprocessor, items: Sequence[Any], k: int | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+    def embed(
+        self, preprocess: Preprocessor, items: Sequence[Any], k: int | None = None
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Embed raw items eagerly, in one batch: tokens and embeddings as arrays (items, k, dim).
 
         Raises:

@@ -66,7 +66,9 @@ def load_head(path: Path) -> HeadCheckpoint:
         CheckpointError: it is missing, truncated, foreign, from another schema, or was changed.
     """
     if not path.is_file():
-        raise CheckpointError(f"The stage 2 checkpoint {path} does not exist; check the path, or train with fluxtalk-train.")
+        raise CheckpointError(
+            f"The stage 2 checkpoint {path} does not exist; check the path, or train with fluxtalk-train."
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -81,7 +83,9 @@ def load_head(path: Path) -> HeadCheckpoint:
             f"{path} has stage 2 schema {header['schema_version']}; this FluxTalk reads {SCHEMA_VERSION}: install the version that wrote it."
         )
     if _content_hash(header, tensors) != metadata["content_hash"]:
-        raise CheckpointError(f"{path} was changed since it was written: its content does not match its hash; train again or restore it.")
+        raise CheckpointError(
+            f"{path} was changed since it was written: its content does not match its hash; train again or restore it."
+        )
     try:
         config = HeadConfig.from_dict(header["config"])
     except UsageError as error:

@@ -64,7 +64,9 @@ class LossTerms:
         return {name: getattr(self, name).detach() for name in self.__dataclass_fields__}
 
 
-def info_nce_rows(anchors_BD: Tensor, candidates_GD: Tensor, anchor_ids_B: Tensor, candidate_ids_G: Tensor, scale: Tensor) -> Tensor:
+def info_nce_rows(
+    anchors_BD: Tensor, candidates_GD: Tensor, anchor_ids_B: Tensor, candidate_ids_G: Tensor, scale: Tensor
+) -> Tensor:
     r"""InfoNCE of each anchor, (B,), with every candidate of the anchor's id as a positive.
 
     .. math:: \ell_i = \frac{1}{|P_i|} \sum_{p \in P_i} -\log
@@ -144,7 +146,9 @@ class RegisterTokenLoss(nn.Module):
             UsageError: there are fewer than two modalities, or ``ids`` has another length.
         """
         if len(outputs.tokens) < 2:
-            raise UsageError(f"The contrastive loss needs two modalities or more; got {', '.join(outputs.tokens) or 'none'}.")
+            raise UsageError(
+                f"The contrastive loss needs two modalities or more; got {', '.join(outputs.tokens) or 'none'}."
+            )
         if any(len(tokens) != len(ids) for tokens in outputs.tokens.values()):
             raise UsageError(f"Each row of a batch needs one id; got {len(ids)} ids.")
         contrastive = self._contrastive(outputs, ids)

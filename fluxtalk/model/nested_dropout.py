@@ -14,6 +14,7 @@ from torch import Tensor
 from fluxtalk.config import SCHEDULES
 from fluxtalk.errors import UsageError
 
+
 def drop_probabilities(num_tokens: int, rate: float, schedule: str = "linear") -> Tensor:
     """The probability that each token is dropped: float64 (num_tokens,), ascending, 0 for the first.
 

@@ -40,7 +40,9 @@ class RegisterBlock(nn.Module):
     Shared by all ``feature_dims`` but for the key and value projections, of which each modality has its own.
     """
 
-    def __init__(self, dim: int, feature_dims: Mapping[str, int], heads: int, self_attention: bool, dropout: float) -> None:
+    def __init__(
+        self, dim: int, feature_dims: Mapping[str, int], heads: int, self_attention: bool, dropout: float
+    ) -> None:
         super().__init__()
         self.cross_norm = nn.LayerNorm(dim)
         self.cross_attention = CrossAttention(dim, feature_dims, heads)
@@ -100,8 +102,12 @@ class RegisterTokenModule(nn.Module):
         config = self.config
         for name in config.dims:
             if hasattr(nn.ModuleDict, name):
-                raise UsageError(f"A modality cannot be called {name!r}, which PyTorch uses itself; choose another name.")
-        self.nested_dropout = NestedDropout(num_register_tokens, nested_dropout_rate, config.nested_dropout_schedule, seed)
+                raise UsageError(
+                    f"A modality cannot be called {name!r}, which PyTorch uses itself; choose another name."
+                )
+        self.nested_dropout = NestedDropout(
+            num_register_tokens, nested_dropout_rate, config.nested_dropout_schedule, seed
+        )
         # Not zeros: registers that start equal stay equal.
         self.registers = nn.Parameter(torch.randn(num_register_tokens, dim) * 0.02)
         self.feature_norm = nn.ModuleDict({name: nn.LayerNorm(size) for name, size in config.dims.items()})
@@ -110,7 +116,9 @@ class RegisterTokenModule(nn.Module):
         self.output_norm = nn.LayerNorm(dim)
         self.output = nn.Linear(dim, dim)
         self.prefix_weights: Tensor
-        self.register_buffer("prefix_weights", prefix_weights(num_register_tokens, num_overlapping_tokens), persistent=False)
+        self.register_buffer(
+            "prefix_weights", prefix_weights(num_register_tokens, num_overlapping_tokens), persistent=False
+        )
         self._draws = 0
 
     @classmethod

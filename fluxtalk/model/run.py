@@ -34,7 +34,9 @@ class TrainedRun:
             UsageError: the run has no such modality.
         """
         if modality not in self.stage1.modalities:
-            raise UsageError(f"The run {self.root} has the modalities {', '.join(self.stage1.modalities)}; got {modality!r}.")
+            raise UsageError(
+                f"The run {self.root} has the modalities {', '.join(self.stage1.modalities)}; got {modality!r}."
+            )
         return Embedder(self.stage1.modalities[modality].build(), self.head.build(), modality)
 
 
@@ -48,7 +50,9 @@ def read_run_config(root: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactError(f"{root} is no training run: it has no config.json; give OUTPUT_DIR/LOG_NAME of fluxtalk-train.") from None
+        raise ArtifactError(
+            f"{root} is no training run: it has no config.json; give OUTPUT_DIR/LOG_NAME of fluxtalk-train."
+        ) from None
     except ValueError as error:
         raise ArtifactError(f"{path} is no JSON ({error}); restore it or train again.") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -70,12 +74,16 @@ def open_run(root: Path, stage1_checkpoint: Path | None = None) -> TrainedRun:
     config = read_run_config(root)
     best = root / "checkpoints" / "best.safetensors"
     if not best.is_file():
-        raise CheckpointError(f"The run {root} has no best head yet; let fluxtalk-train reach a validation, or continue it with --resume.")
+        raise CheckpointError(
+            f"The run {root} has no best head yet; let fluxtalk-train reach a validation, or continue it with --resume."
+        )
     head = load_head(best)
     path = stage1_checkpoint or _find_stage1(root, config)
     stage1 = load_stage1(path)
     if stage1.content_hash() != head.stage1_hash:
-        raise CheckpointError(f"{path} is not the stage 1 checkpoint that {root} was trained on; name that one with --stage1_checkpoint.")
+        raise CheckpointError(
+            f"{path} is not the stage 1 checkpoint that {root} was trained on; name that one with --stage1_checkpoint."
+        )
     results = root / "results.json"
     return TrainedRun(root, config, head, stage1, json.loads(results.read_text()) if results.is_file() else None)
 
@@ -90,4 +98,6 @@ def _find_stage1(root: Path, config: dict[str, Any]) -> Path:
     for path in candidates:
         if path.is_file():
             return path
-    raise CheckpointError(f"The stage 1 checkpoint of {root} is not at {candidates[0]} any more; say where it is with --stage1_checkpoint.")
+    raise CheckpointError(
+        f"The stage 1 checkpoint of {root} is not at {candidates[0]} any more; say where it is with --stage1_checkpoint."
+    )

@@ -122,7 +122,9 @@ def load_stage1(path: Path) -> Stage1:
     except (KeyError, TypeError, AttributeError, UsageError, ArtifactError) as error:
         raise CheckpointError(f"{path} is a malformed stage 1 checkpoint ({error}); make it again.") from None
     if stage1.content_hash() != content.get("content_hash"):
-        raise CheckpointError(f"{path} was changed since it was written: its content does not match its hash; make it again.")
+        raise CheckpointError(
+            f"{path} was changed since it was written: its content does not match its hash; make it again."
+        )
     return stage1
 
 
@@ -136,7 +138,9 @@ def _read(path: Path) -> Any:
             f"{path} holds more than tensors and plain types, or is no PyTorch file; wrap its state_dict with `fluxtalk stage1 create`."
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read ({str(error).splitlines()[0]}); it is truncated or no PyTorch file.") from None
+        raise CheckpointError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}); it is truncated or no PyTorch file."
+        ) from None
 
 
 def _to_plain(part: Stage1Modality) -> dict[str, Any]:

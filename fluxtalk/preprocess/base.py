@@ -67,4 +67,6 @@ def require_keys(config: Mapping[str, Any], known: set[str], what: str) -> None:
     """Refuse configuration keys that nothing reads."""
     unknown = sorted(set(config) - known - {"kind"})
     if unknown:
-        raise ArtifactError(f"The {what} preprocessing has unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
+        raise ArtifactError(
+            f"The {what} preprocessing has unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}."
+        )

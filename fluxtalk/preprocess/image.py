@@ -55,7 +55,9 @@ class ImagePreprocessor:
             raise UsageError(f"Image preprocessing needs a positive size; got {self.height} x {self.width}.")
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (1, self.channels):
-                raise UsageError(f"Image preprocessing needs 1 or {self.channels} values of {name}; got {len(getattr(self, name))}.")
+                raise UsageError(
+                    f"Image preprocessing needs 1 or {self.channels} values of {name}; got {len(getattr(self, name))}."
+                )
 
     def prepare(self, item: Any) -> Array:
         """Decode one image to uint8 (height, width, channels).
@@ -107,7 +109,9 @@ class ImagePreprocessor:
 
 def _from_array(array: Array) -> Image.Image:
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
-        raise InputError(f"An image array must be uint8 (height, width) or (height, width, channels); got {array.dtype} {array.shape}.")
+        raise InputError(
+            f"An image array must be uint8 (height, width) or (height, width, channels); got {array.dtype} {array.shape}."
+        )
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim == 3 and array.shape[2] not in (3, 4):
@@ -126,13 +130,17 @@ def _open(item: Any) -> Image.Image:
         image = Image.open(source)
         # The header alone tells the size: a decompression bomb is refused before it is decoded.
         if image.width * image.height > MAX_PIXELS:
-            raise InputError(f"The image {name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are taken: scale it down.")
+            raise InputError(
+                f"The image {name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are taken: scale it down."
+            )
         image.load()
         return ImageOps.exif_transpose(image)
     except FileNotFoundError:
         raise InputError(f"The image {name} does not exist; check the path.") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"The image {name} cannot be read ({_reason(error)}); give a complete file in a format that Pillow reads.") from None
+        raise InputError(
+            f"The image {name} cannot be read ({_reason(error)}); give a complete file in a format that Pillow reads."
+        ) from None
 
 
 def _reason(error: Exception) -> str:

@@ -35,7 +35,9 @@ class TextPreprocessor:
         try:
             self.tokenizer = Tokenizer.from_str(tokenizer_json)
         except Exception as error:  # the library raises bare Exception
-            raise ArtifactError(f"The tokenizer.json cannot be read ({error}); save it again with the tokenizers library.") from None
+            raise ArtifactError(
+                f"The tokenizer.json cannot be read ({error}); save it again with the tokenizers library."
+            ) from None
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(max_length)
 
@@ -87,7 +89,11 @@ class TextPreprocessor:
         require_keys(config, {"max_length", "tokenizer_sha256"}, "text")
         content = files.get(TOKENIZER_FILE)
         if content is None:
-            raise ArtifactError(f"The text preprocessing names {TOKENIZER_FILE}, which is missing; make the artefact again.")
+            raise ArtifactError(
+                f"The text preprocessing names {TOKENIZER_FILE}, which is missing; make the artefact again."
+            )
         if hash_bytes(content.encode()) != config["tokenizer_sha256"]:
-            raise ArtifactError(f"{TOKENIZER_FILE} was changed since it was written: its hash does not match; make the artefact again.")
+            raise ArtifactError(
+                f"{TOKENIZER_FILE} was changed since it was written: its hash does not match; make the artefact again."
+            )
         return cls(content, config["max_length"])

@@ -55,8 +55,12 @@ def _from_factory(source: str, module: str, name: str, options: Mapping[str, Any
     try:
         factory = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise UsageError(f"The encoder {source} cannot be imported ({error}); install its package or add its folder to PYTHONPATH.") from None
+        raise UsageError(
+            f"The encoder {source} cannot be imported ({error}); install its package or add its folder to PYTHONPATH."
+        ) from None
     encoder = factory(**options)
     if not isinstance(encoder, nn.Module):
-        raise UsageError(f"The factory of {source} must return a torch.nn.Module; it returned {type(encoder).__name__}.")
+        raise UsageError(
+            f"The factory of {source} must return a torch.nn.Module; it returned {type(encoder).__name__}."
+        )
     return encoder

@@ -18,7 +18,9 @@ class SmallImageEncoder(nn.Module):
 
     patch = 8
 
-    def __init__(self, size: int = 32, channels: int = 1, dim: int = 128, depth: int = 4, heads: int = 4, stem: int = 32) -> None:
+    def __init__(
+        self, size: int = 32, channels: int = 1, dim: int = 128, depth: int = 4, heads: int = 4, stem: int = 32
+    ) -> None:
         super().__init__()
         if size % self.patch:
             raise UsageError(f"small-image takes sizes that are multiples of {self.patch}; got {size}.")

@@ -12,7 +12,13 @@ class SmallTextEncoder(nn.Module):
     """Token ids and mask (batch, length) to one feature per token."""
 
     def __init__(
-        self, vocabulary: int, max_length: int = 32, dim: int = 128, depth: int = 3, heads: int = 4, dropout: float = 0.0
+        self,
+        vocabulary: int,
+        max_length: int = 32,
+        dim: int = 128,
+        depth: int = 3,
+        heads: int = 4,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.dim = dim

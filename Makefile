@@ -1,0 +1,60 @@
+# FluxTalk. `make help` lists the targets; each makes the virtual environment it needs.
+#
+#   PYTHON=python3.12           the interpreter that makes .venv (3.11 or newer)
+#   TORCH_INDEX=URL             where pip takes torch from, for CPU-only machines:
+#                               make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#   STAGE1=train                `make demo` trains its own encoders instead of taking the committed ones
+#   DEMO=DIR                    where the demo writes (runs/demo)
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+STAGE1 ?= committed
+DEMO ?= runs/demo
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint bench docs gpu clean
+
+help: ## Say what can be made
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP) ## Make .venv with everything that the demo, the tests and the linters need
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "installing into .venv (torch is the largest part; CPU only: make install TORCH_INDEX=https://download.pytorch.org/whl/cpu)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: FluxTalk needs Python 3.11 or newer; $(PYTHON) is older: make install PYTHON=python3.12"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25"
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install ## Run the whole path on real input: data, training, export, search (5 minutes on 2 cores)
+	$(BIN)/python -m bench.demo --output $(DEMO) --stage1 $(STAGE1)
+
+test: install ## Prove it (the slow tests are left out)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install ## The slow tests: minutes each
+	$(BIN)/python -m pytest -m slow
+
+lint: install ## Format, lint, types, and the direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: bench-runtime ## Every benchmark that runs without a GPU
+
+bench-runtime: install ## Latency by k, and the runtime's overhead over a bare session
+	$(BIN)/python -m bench.runtime --bundle $(DEMO)/bundle
+
+docs: install ## Draw the pictures of the docs again
+	$(BIN)/python -m bench.contact_sheet --output docs/images/glyphs.png
+
+gpu: install ## Everything that needs a CUDA device; says what it could not do
+	$(BIN)/python -m pytest -m gpu
+
+clean: ## Remove what the demo wrote
+	rm -rf $(DEMO)

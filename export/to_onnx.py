@@ -1,0 +1,125 @@
+"""One modality's embedder as an ONNX graph: dynamic batch, length and k; no custom operator, no random node."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.export import Dim
+
+from fluxtalk.bundle import OUTPUTS, TOKEN_INDEX
+from fluxtalk.errors import UsageError
+from fluxtalk.model.embedder import Embedder
+from fluxtalk.preprocess import Preprocessor
+
+MIN_OPSET, MAX_OPSET, DEFAULT_OPSET = 18, 22, 20
+"""Opset 20 brings a native Gelu; 23 brings an Attention operator that ONNX Runtime's quantiser and TensorRT-RTX refuse."""
+
+
+def export_onnx(
+    embedder: Embedder, preprocess: Preprocessor, sample: dict[str, NDArray[Any]], opset: int = DEFAULT_OPSET
+) -> bytes:
+    """Export an embedder; the same module gives the same bytes.
+
+    Args:
+        embedder: in float32, on the CPU.
+        preprocess: names the inputs.
+        sample: a preprocessed batch; its sizes do not stay in the graph.
+
+    Returns:
+        A checked ONNX model, without source paths.
+
+    Raises:
+        UsageError: the opset is not supported, or the encoder cannot be exported.
+    """
+    if not MIN_OPSET <= opset <= MAX_OPSET:
+        raise UsageError(f"--opset lies in {MIN_OPSET}..{MAX_OPSET}; got {opset}.")
+    arguments, shapes = _arguments(embedder, preprocess, sample)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                embedder,
+                arguments,
+                dynamo=True,
+                opset_version=opset,
+                input_names=[*preprocess.input_names, TOKEN_INDEX],
+                output_names=list(OUTPUTS),
+                dynamic_shapes={"inputs": shapes},
+                verbose=False,
+            )
+    except (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException) as error:
+        reason = next((line for line in reversed(str(error.__cause__ or error).splitlines()) if line.strip()), "")
+        raise UsageError(
+            f"The {embedder.modality} encoder cannot be exported to ONNX ({reason.strip()[:300]}); write it without "
+            "data-dependent control flow, or run with --debug for the exporter's report."
+        ) from error
+    assert program is not None
+    model = program.model_proto
+    _strip_paths(model)
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _arguments(
+    embedder: Embedder, preprocess: Preprocessor, sample: dict[str, NDArray[Any]]
+) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+    """Example inputs of two rows or more and their dynamic dimensions (the exporter fixes sizes 0 and 1)."""
+    batch, length = Dim("batch", min=1), Dim("length", min=1)
+    tokens = embedder.head.config.num_register_tokens
+    arguments: list[Tensor] = []
+    shapes: list[Any] = []
+    for name in preprocess.input_names:
+        array = torch.from_numpy(sample[name])
+        if min(array.shape[: 1 if preprocess.kind == "image" else 2]) < 2:
+            raise UsageError(
+                f"Export needs a sample of at least two {embedder.modality} items, of length 2 or more; got {tuple(array.shape)}."
+            )
+        arguments.append(array)
+        shapes.append({0: batch} if preprocess.kind == "image" else {0: batch, 1: length})
+    # With one register token k cannot vary, and a size of 1 stays fixed, which is then right.
+    arguments.append(torch.arange(tokens))
+    shapes.append({0: Dim("k", min=1, max=tokens)} if tokens > 1 else None)
+    return tuple(arguments), tuple(shapes)
+
+
+def _strip_paths(model: onnx.ModelProto) -> None:
+    """Remove what the exporter noted of this machine's source tree."""
+    for container in (model, model.graph, *model.functions):
+        container.doc_string = ""
+        del container.metadata_props[:]
+    for values in (
+        model.graph.node,
+        model.graph.value_info,
+        model.graph.input,
+        model.graph.output,
+        model.graph.initializer,
+    ):
+        for value in values:
+            value.doc_string = ""
+            del value.metadata_props[:]
+    for function in model.functions:
+        for node in function.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's own progress lines and version warnings away from our output."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
