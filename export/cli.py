@@ -43,7 +43,8 @@ def onnx(
     bundle, _ = write_bundle(opened, dataset, output, opset, click.echo)
     size = sum(file.stat().st_size for file in output.iterdir())
     click.echo(
-        f"{bundle.folder}: {', '.join(bundle.manifest.modalities)}, {size / 1e6:.1f} MB; serve it with fluxtalk.runtime.load"
+        f"{bundle.folder}: {', '.join(bundle.manifest.modalities)}, {size / 1e6:.1f} MB; "
+        "serve it with fluxtalk.runtime.load"
     )
 
 

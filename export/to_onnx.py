@@ -21,7 +21,8 @@ from fluxtalk.model.embedder import Embedder
 from fluxtalk.preprocess import Preprocessor
 
 MIN_OPSET, MAX_OPSET, DEFAULT_OPSET = 18, 22, 20
-"""Opset 20 brings a native Gelu; 23 brings an Attention operator that ONNX Runtime's quantiser and TensorRT-RTX refuse."""
+"""Opset 20 brings a native Gelu; 23 brings an Attention operator, which ONNX Runtime's quantiser and TensorRT-RTX
+refuse."""
 
 
 def export_onnx(
@@ -80,7 +81,8 @@ def _arguments(
         array = torch.from_numpy(sample[name])
         if min(array.shape[: 1 if preprocess.kind == "image" else 2]) < 2:
             raise UsageError(
-                f"Export needs a sample of at least two {embedder.modality} items, of length 2 or more; got {tuple(array.shape)}."
+                f"Export needs a sample of at least two {embedder.modality} items, of length 2 or more; "
+                f"got {tuple(array.shape)}."
             )
         arguments.append(array)
         shapes.append({0: batch} if preprocess.kind == "image" else {0: batch, 1: length})

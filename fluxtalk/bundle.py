@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxtalk.artifacts import Identity, hash_file, hash_json, write_json
-from fluxtalk.config import StrictConfig, require_modality_name
+from fluxtalk.config import StrictConfig, require, require_modality_name
 from fluxtalk.errors import ArtifactError, BundleError, UsageError
 from fluxtalk.preprocess import Preprocessor, from_parts
 
@@ -43,6 +43,13 @@ class ModalityEntry(StrictConfig):
     preprocess_files: dict[str, str]
     """The preprocessing's name of a file to the bundle's."""
 
+    def __post_init__(self) -> None:
+        _require_strings([self.graph], "graph")
+        _require_strings(self.inputs, "inputs")
+        require(isinstance(self.preprocess, dict), "preprocess is an object")
+        require(isinstance(self.preprocess_files, dict), "preprocess_files is an object")
+        _require_strings(list(self.preprocess_files.values()), "preprocess_files")
+
 
 @dataclass(frozen=True)
 class Manifest(StrictConfig):
@@ -64,6 +71,19 @@ class Manifest(StrictConfig):
     """What the run reported: data set, best step, test recall."""
     format: str = FORMAT
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        for name in ("num_register_tokens", "num_overlapping_tokens", "dim", "opset"):
+            value = getattr(self, name)
+            require(isinstance(value, int) and value >= 1, f"{name} is a positive integer; got {value!r}")
+        require(
+            self.num_overlapping_tokens <= self.num_register_tokens,
+            f"num_overlapping_tokens lies in 1..{self.num_register_tokens}; got {self.num_overlapping_tokens}",
+        )
+        require(bool(self.modalities), "it has no modality")
+        _require_strings([self.golden, self.stage1_hash], "golden and stage1_hash")
+        require(isinstance(self.files, dict), "files is an object")
+        _require_strings(list(self.files.values()), "files")
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Manifest:
@@ -102,6 +122,13 @@ class Bundle:
             raise BundleError(f"The bundle {self.folder} cannot be used: {error}") from None
 
 
+def _require_strings(values: object, what: str) -> None:
+    require(
+        isinstance(values, list) and all(isinstance(value, str) for value in values),
+        f"{what} holds text; got {values!r}",
+    )
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest, last of all files of a bundle."""
     write_json(folder / MANIFEST, manifest.to_dict())
@@ -126,7 +153,8 @@ def read_bundle(folder: Path, check_hashes: bool = True) -> Bundle:
         raise BundleError(f"{path} does not describe a FluxTalk bundle; make one with `fluxtalk-export onnx`.")
     if content.get("schema_version") != SCHEMA_VERSION:
         raise BundleError(
-            f"{folder} has bundle schema {content.get('schema_version')}; this FluxTalk reads {SCHEMA_VERSION}: export it again."
+            f"{folder} has bundle schema {content.get('schema_version')}; this FluxTalk reads {SCHEMA_VERSION}: "
+            "export it again."
         )
     try:
         manifest = Manifest.from_json(content)
@@ -157,7 +185,8 @@ def _require_local_names(folder: Path, manifest: Manifest) -> None:
     for name in named | set(manifest.files):
         if Path(name).name != name or name in ("", ".", ".."):
             raise BundleError(
-                f"The manifest of {folder} names the file {name!r}, which is no plain file name; do not use this bundle."
+                f"The manifest of {folder} names the file {name!r}, which is no plain file name; "
+                "do not use this bundle."
             )
     unhashed = sorted(named - set(manifest.files))
     if unhashed:

@@ -46,15 +46,14 @@ def _remember_debug(context: click.Context, _parameter: click.Parameter, value: 
 
 
 def sentence_errors(command: Command) -> Command:
-    """Turn a `FluxTalkError` into one sentence on standard error and its exit code."""
+    """Turn a `FluxTalkError`, or an `OSError`, into one sentence on standard error and its exit code."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
         except FluxTalkError as error:
-            context = click.get_current_context(silent=True)
-            if context is not None and context.find_root().meta.get("fluxtalk.debug"):
+            if _debugging():
                 raise
             click.echo(f"error: {error}", err=True)
             sys.exit(error.exit_code)
@@ -62,8 +61,19 @@ def sentence_errors(command: Command) -> Command:
             # The reader of our output went away (`| head`): not an error of ours.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+        except OSError as error:
+            # Where a path of the user's cannot be read or written: no permission, no space, a file in a folder's place.
+            if _debugging():
+                raise
+            click.echo(f"error: {error}; check the path, its permissions and the free space.", err=True)
+            sys.exit(FluxTalkError.exit_code)
 
     return wrapped  # type: ignore[return-value]
+
+
+def _debugging() -> bool:
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.find_root().meta.get("fluxtalk.debug"))
 
 
 def progress(items: Iterable[T] | None, what: str, total: int | None = None, unit: str = "it") -> Any:

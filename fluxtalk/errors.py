@@ -20,6 +20,8 @@ A message is one sentence that says what was expected, what came, and what to do
 
 from __future__ import annotations
 
+from numbers import Integral
+
 
 class FluxTalkError(Exception):
     """Base of every deliberate error; a command line prints it without a traceback."""
@@ -73,7 +75,6 @@ class TrainingError(FluxTalkError):
     """Training that cannot go on."""
 
 
-
 def check_token_count(k: int | None, available: int, what: str) -> int:
     """Return ``k``, or ``available`` where ``k`` is None.
 
@@ -82,6 +83,7 @@ def check_token_count(k: int | None, available: int, what: str) -> int:
     """
     if k is None:
         return available
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= available:
+    # Integral: numpy's integers, too.
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= available:
         raise TokenCountError(f"k must be an integer from 1 to {available}, the register tokens of {what}; got {k!r}.")
-    return k
+    return int(k)

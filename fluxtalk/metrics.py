@@ -34,7 +34,8 @@ def first_hit_ranks(
         scores = queries_QD[rows].astype(np.float32) @ gallery_GD.astype(np.float32).T
         right = query_ids[rows, None] == gallery_ids[None, :]
         best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-        ranks[rows] = ((scores >= best) & ~right).sum(axis=1)
+        # Not `scores >= best`: NaN, too, counts against the model.
+        ranks[rows] = (~(scores < best) & ~right).sum(axis=1)
     return ranks
 
 

@@ -17,7 +17,8 @@ def l2_normalise(x: NDArray[np.floating]) -> Floats:
     """Divide the last dimension by its L2 norm, in float32; a zero vector stays zero."""
     x = x.astype(np.float32, copy=False)
     norm = np.sqrt(np.square(x).sum(axis=-1, keepdims=True))
-    return (x / np.maximum(norm, 1e-12)).astype(np.float32, copy=False)
+    unit: Floats = (x / np.maximum(norm, 1e-12)).astype(np.float32, copy=False)
+    return unit
 
 
 def first_tokens(tokens_BKD: Floats, k: int) -> Floats:
@@ -36,7 +37,11 @@ def pool(tokens_BKD: Floats, num_overlapping: int, k: int | None = None) -> Floa
 
 
 def concatenate(tokens_BKD: Floats, num_overlapping: int, k: int | None = None) -> Floats:
-    """The overlapping tokens among the first ``k``, each normalised, side by side: (B, min(k, overlapping) * D), of length 1."""
+    """The overlapping tokens among the first ``k``, each normalised, side by side, of length 1.
+
+    Returns:
+        (B, min(k, num_overlapping) * D).
+    """
     count = check_token_count(k, tokens_BKD.shape[1], "these embeddings")
     chosen = l2_normalise(tokens_BKD[:, : min(count, num_overlapping)])
     return l2_normalise(chosen.reshape(len(chosen), -1))

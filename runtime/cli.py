@@ -42,7 +42,7 @@ def embed_with_progress(
     with progress(None, f"embedding {modality}", total=len(items), unit="item") as bar:
         for start in range(0, len(items), _CHUNK):
             chunk = items[start : start + _CHUNK]
-            parts.append(embedder.embed(modality, chunk, k, output, batch_size))
+            parts.append(embedder.embed(modality, chunk, k, output, batch_size, first=start))
             bar.update(len(chunk))
     return np.concatenate(parts)
 

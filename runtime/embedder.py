@@ -62,7 +62,13 @@ class Embedder:
         return self.bundle.manifest.dim
 
     def embed(
-        self, modality: str, items: Sequence[Any], k: int | None = None, output: str = "pooled", batch_size: int = 32
+        self,
+        modality: str,
+        items: Sequence[Any],
+        k: int | None = None,
+        output: str = "pooled",
+        batch_size: int = 32,
+        first: int | None = None,
     ) -> Floats:
         """Embed raw items.
 
@@ -76,6 +82,7 @@ class Embedder:
                 tokens as they are, (items, k, dim); ``complementary``, what only this modality knows,
                 (items, N - overlapping, dim), which takes no k below N.
             batch_size: the largest batch of one session run.
+            first: the position of ``items[0]`` in a longer list that the caller embeds in parts; errors count from it.
 
         Returns:
             float32, in the order of ``items``.
@@ -88,7 +95,7 @@ class Embedder:
         """
         count = self._check(modality, items, k, output, batch_size)
         parts = [
-            self._window(modality, items[start : start + _WINDOW], count, output, batch_size)
+            self._window(modality, items[start : start + _WINDOW], _position(first, start), count, output, batch_size)
             for start in range(0, len(items), _WINDOW)
         ]
         return np.concatenate(parts) if parts else self._empty(count, output)
@@ -106,19 +113,22 @@ class Embedder:
         """The session of a modality."""
         return self._sessions[modality]
 
-    def prepare(self, modality: str, items: Sequence[Any]) -> list[NDArray[Any]]:
+    def prepare(self, modality: str, items: Sequence[Any], first: int | None = None) -> list[NDArray[Any]]:
         """Preprocess raw items, naming the position of one that fails.
+
+        Args:
+            first: the position of ``items[0]`` in a longer list; None where ``items`` is the whole list.
 
         Raises:
             InputError: an item cannot be preprocessed.
         """
         prepare = self._preprocess[modality].prepare
         prepared = []
-        for position, item in enumerate(items):
+        for position, item in enumerate(items, start=first or 0):
             try:
                 prepared.append(prepare(item))
             except Exception as error:
-                if len(items) > 1 and error.args:
+                if (len(items) > 1 or first is not None) and error.args:
                     error.args = (f"{modality} item {position}: {error.args[0]}",)
                 raise
         return prepared
@@ -128,8 +138,8 @@ class Embedder:
         sessions = "; ".join(f"{m}: {session.describe()}" for m, session in self._sessions.items())
         manifest = self.bundle.manifest
         return (
-            f"{self.bundle.folder}: {self.num_tokens} register tokens ({self.num_overlapping} overlapping) of dimension {self.dim}, "
-            f"{manifest.precision}, opset {manifest.opset}; {sessions}; {self._reason}"
+            f"{self.bundle.folder}: {self.num_tokens} register tokens ({self.num_overlapping} overlapping) "
+            f"of dimension {self.dim}, {manifest.precision}, opset {manifest.opset}; {sessions}; {self._reason}"
         )
 
     def close(self) -> None:
@@ -167,9 +177,11 @@ class Embedder:
                 )
         return count
 
-    def _window(self, modality: str, items: Sequence[Any], k: int, output: str, batch_size: int) -> Floats:
+    def _window(
+        self, modality: str, items: Sequence[Any], first: int | None, k: int, output: str, batch_size: int
+    ) -> Floats:
         preprocess, session = self._preprocess[modality], self._sessions[modality]
-        prepared = self.prepare(modality, items)
+        prepared = self.prepare(modality, items, first)
         index = np.arange(k, dtype=np.int64)
         result: Floats | None = None
         for rows in batches_by_length([preprocess.length(array) for array in prepared], batch_size):
@@ -197,6 +209,10 @@ class Embedder:
             "complementary": (0, self.num_tokens - self.num_overlapping, self.dim),
         }
         return np.empty(shapes[output], dtype=np.float32)
+
+
+def _position(first: int | None, start: int) -> int | None:
+    return None if first is None and start == 0 else (first or 0) + start
 
 
 def load(

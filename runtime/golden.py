@@ -53,8 +53,10 @@ class ParityReport:
     def line(self) -> str:
         """The report for people."""
         return (
-            f"{self.modality:<8} {self.session}: {self.cases} cases, embeddings differ by at most {self.max_embedding_difference:.1e} "
-            f"(allowed {self.embedding_tolerance:.0e}), tokens by {self.max_token_difference:.1e} (allowed {self.token_tolerance:.0e})"
+            f"{self.modality:<8} {self.session}: {self.cases} cases, "
+            f"embeddings differ by at most {self.max_embedding_difference:.1e} "
+            f"(allowed {self.embedding_tolerance:.0e}), "
+            f"tokens by {self.max_token_difference:.1e} (allowed {self.token_tolerance:.0e})"
         )
 
     def require(self) -> None:
@@ -93,7 +95,7 @@ def verify_golden(
         modalities: replay these alone; None takes all.
 
     Raises:
-        BundleError: the golden file cannot be read.
+        BundleError: the golden file cannot be read, or lacks an array.
     """
     path = bundle.folder / bundle.manifest.golden
     try:
@@ -102,8 +104,11 @@ def verify_golden(
         raise BundleError(f"The golden vectors {path} cannot be read ({error}); export the bundle again.") from None
     for modality in modalities if modalities is not None else bundle.manifest.modalities:
         entry = bundle.manifest.modalities[modality]
-        inputs = {name: arrays[f"{modality}.{name}"] for name in entry.inputs if name != TOKEN_INDEX}
-        expected = {name: arrays[f"{modality}.{name}"] for name in OUTPUTS}
+        try:
+            inputs = {name: arrays[f"{modality}.{name}"] for name in entry.inputs if name != TOKEN_INDEX}
+            expected = {name: arrays[f"{modality}.{name}"] for name in OUTPUTS}
+        except KeyError as error:
+            raise BundleError(f"The golden vectors {path} lack {error}; export the bundle again.") from None
         yield compare(modality, session_of(modality), inputs, expected, room=padding_room(entry.preprocess, inputs))
 
 
@@ -111,7 +116,8 @@ def padding_room(preprocess: Mapping[str, Any], inputs: Arrays) -> int:
     """How much more padding the golden batch takes: an encoder with learned positions has a longest input."""
     if "mask" not in inputs:
         return 0
-    return min(_MORE_PADDING, preprocess.get("max_length", 1 << 30) - inputs["mask"].shape[1])
+    longest: int = preprocess.get("max_length", 1 << 30)
+    return min(_MORE_PADDING, longest - int(inputs["mask"].shape[1]))
 
 
 def compare(

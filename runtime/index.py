@@ -142,7 +142,10 @@ def read_index_manifest(folder: Path) -> IndexManifest:
         content = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         if content["format"] != FORMAT or content["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"its format is {content['format']} {content['schema_version']}")
-        return IndexManifest.from_dict(content)
+        manifest = IndexManifest.from_dict(content)
+        if set(manifest.files) != {_VECTORS, _ITEMS}:
+            raise ValueError(f"it names the files {', '.join(manifest.files)}")
+        return manifest
     except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
         raise IndexFileError(
             f"{folder} is no index that this FluxTalk reads ({error}); make one with `fluxtalk index build`."

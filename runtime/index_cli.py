@@ -85,7 +85,8 @@ def search(
     with load(bundle or opened.manifest.bundle, backend, threads, [modality]) as embedder:
         if embedder.bundle.manifest.bundle_hash != opened.manifest.bundle_hash:
             raise IndexFileError(
-                f"{index} was built with another bundle than {embedder.bundle.folder}; name that one with --bundle, or build again."
+                f"{index} was built with another bundle than {embedder.bundle.folder}; "
+                "name that one with --bundle, or build again."
             )
         vectors = embedder.embed(modality, [query], opened.manifest.k if k is None else k, batch_size=batch_size)
     for hit in opened.search(vectors, count)[0]:

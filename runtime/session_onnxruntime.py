@@ -37,7 +37,8 @@ def import_onnxruntime() -> Any:
                 f"{installed[0]} is installed but cannot be imported ({error}); install it again."
             ) from None
         raise BackendError(
-            "Neither onnxruntime nor onnxruntime-gpu is installed; pip install 'fluxtalk[cpu]', or 'fluxtalk[gpu]' for CUDA."
+            "Neither onnxruntime nor onnxruntime-gpu is installed; "
+            "pip install 'fluxtalk[cpu]', or 'fluxtalk[gpu]' for CUDA."
         ) from None
     return onnxruntime
 
@@ -60,7 +61,8 @@ class OnnxRuntimeSession:
         if provider not in ort.get_available_providers():
             raise BackendError(
                 f"The backend {backend} needs ONNX Runtime's {provider}, and this installation has only "
-                f"{', '.join(ort.get_available_providers())}; install fluxtalk[gpu] instead of fluxtalk[cpu], or ask for ort-cpu."
+                f"{', '.join(ort.get_available_providers())}; install fluxtalk[gpu] instead of fluxtalk[cpu], "
+                "or ask for ort-cpu."
             )
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or available_cores()

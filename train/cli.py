@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from fluxtalk.config import BLOCK_WEIGHTS, SCHEDULES
-from fluxtalk.console import debug_option, option, sentence_errors
+from fluxtalk.console import Command, debug_option, option, sentence_errors
 from fluxtalk.train.config import ENCODE, PRECISIONS, TrainConfig
 
 _DEFAULTS = {name: field.default for name, field in TrainConfig.__dataclass_fields__.items()}
 
 
-def _setting(name: str, help_: str, **settings: Any) -> Any:
+def _setting(name: str, help_: str, **settings: Any) -> Callable[[Command], Command]:
     """An option whose default is the configuration's."""
     return option(
         f"--{name}", default=_DEFAULTS[name], show_default=_DEFAULTS[name] is not None, help=help_, **settings

@@ -24,7 +24,7 @@ class ProcessGroup:
 
     def gather(self, x: Tensor) -> Tensor:
         """See `World.gather`."""
-        return _Gather.apply(x) if x.is_floating_point() else _all_gather(x)  # type: ignore[no-any-return, no-untyped-call]
+        return _Gather.apply(x) if x.is_floating_point() else _all_gather(x)  # type: ignore[no-untyped-call]
 
     def total(self, x: Tensor) -> Tensor:
         """See `World.total`."""
@@ -43,7 +43,7 @@ class _Gather(torch.autograd.Function):
         return _all_gather(x)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]

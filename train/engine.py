@@ -187,7 +187,8 @@ class Trainer:
                 if self._stop_requested():
                     self.save(folder)
                     log.line(
-                        f"stopped by {signal.Signals(self._signal or signal.SIGTERM).name} after step {self.position.step}; continue with --resume"
+                        f"stopped by {signal.Signals(self._signal or signal.SIGTERM).name} "
+                        f"after step {self.position.step}; continue with --resume"
                     )
                     return False
         finally:
@@ -249,8 +250,9 @@ class Trainer:
         state = checkpoint.training_state
         if not state or checkpoint.progress.get("steps") != self.steps:
             raise TrainingError(
-                "The checkpoint cannot be resumed: its training state is missing, or the number of processes or pairs changed "
-                f"(it planned {checkpoint.progress.get('steps')} steps, this run {self.steps})."
+                "The checkpoint cannot be resumed: its training state is missing, "
+                "or the number of processes or pairs "
+                f"changed (it planned {checkpoint.progress.get('steps')} steps, this run {self.steps})."
             )
         self.head.load_state_dict(dict(checkpoint.weights))
         self.loss.log_scale.data.copy_(state["log_scale"])
@@ -298,7 +300,8 @@ class Trainer:
             f"the last good checkpoint is {folder.last}" if folder.last.is_file() else "no checkpoint was written yet"
         )
         raise TrainingError(
-            f"The loss is {terms.total.item()} at step {self.position.step + 1}; {kept}. Lower --learning_rate, or check the features."
+            f"The loss is {terms.total.item()} at step {self.position.step + 1}; "
+            f"{kept}. Lower --learning_rate, or check the features."
         )
 
     def _stop_requested(self) -> bool:

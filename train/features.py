@@ -136,7 +136,7 @@ def encode_to_cache(
         with (temporary / "values.f16").open("wb") as file, progress(None, what, total=len(items), unit="item") as bar:
             for start in range(0, len(items), 16 * _ENCODE_BATCH):
                 rows = np.arange(start, min(start + 16 * _ENCODE_BATCH, len(items)))
-                prepared = [_prepare(preprocess, items.values[row]) for row in rows]
+                prepared = [_prepare(preprocess, items.values[int(row)]) for row in rows]
                 # Equal lengths together: no time goes into padding.
                 order = np.argsort([preprocess.length(array) for array in prepared], kind="stable")
                 for chunk in np.array_split(order, -(-len(order) // _ENCODE_BATCH)):

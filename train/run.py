@@ -69,8 +69,9 @@ def read_inputs(config: TrainConfig, world: World, device: torch.device) -> Inpu
     missing = sorted(set(stage1.modalities) - set(dataset.modalities))
     if missing:
         raise UsageError(
-            f"The stage 1 checkpoint encodes {', '.join(stage1.modalities)}, but {name} has {', '.join(dataset.modalities)}: "
-            f"nothing for {', '.join(missing)}; rename the columns or choose other --data."
+            f"The stage 1 checkpoint encodes {', '.join(stage1.modalities)}, "
+            f"but {name} has {', '.join(dataset.modalities)}: nothing for {', '.join(missing)}; "
+            "rename the columns or choose other --data."
         )
     return Inputs(stage1, dataset, cache_dir, config.encode, device)
 
@@ -97,7 +98,8 @@ def inputs_of_run(
     inputs = read_inputs(config, world, device)
     if inputs.stage1.content_hash() != content["facts"]["stage1_hash"]:
         raise CheckpointError(
-            f"{config.stage1_checkpoint} is not the stage 1 checkpoint that {root} was trained on; name that one with --stage1_checkpoint."
+            f"{config.stage1_checkpoint} is not the stage 1 checkpoint that {root} was trained on; "
+            "name that one with --stage1_checkpoint."
         )
     return config, inputs
 
@@ -121,8 +123,8 @@ def train(config: TrainConfig, resume: bool = False) -> int:
             write_description(folder, config, identity, _facts(inputs, trainer))
             trainer.save(folder)
         log.line(
-            f"training {sum(p.numel() for p in trainer.head.parameters()):,} parameters on {inputs.dataset.name}: {trainer.steps} steps of "
-            f"{trainer.sampler.global_batch} pairs, {world.size} process(es) on {device}"
+            f"training {sum(p.numel() for p in trainer.head.parameters()):,} parameters on {inputs.dataset.name}: "
+            f"{trainer.steps} steps of {trainer.sampler.global_batch} pairs, {world.size} process(es) on {device}"
         )
         validation = inputs.dataset.split("validation")
         sources = inputs.sources("validation") if world.rank == 0 else {}
@@ -179,7 +181,8 @@ def _score_test(folder: RunFolder, inputs: Inputs, identity: Identity, log: RunL
     split = inputs.dataset.splits.get("test")
     if split is None or not split.ids:
         log.line(
-            f"done in {seconds:.0f} s; {inputs.dataset.name} has no test split, so the best head was not scored: {folder.best}"
+            f"done in {seconds:.0f} s; {inputs.dataset.name} has no test split, so the best head "
+            f"was not scored: {folder.best}"
         )
         return
     head = best.build().to(inputs.device)

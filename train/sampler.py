@@ -37,8 +37,9 @@ class PairSampler:
         self.global_batch = min(batch_size_per_process, len(split.ids) // processes) * processes
         if self.global_batch < 2:
             raise UsageError(
-                f"A contrastive step needs a global batch of at least 2 ids; --batch_size {batch_size_per_process} with "
-                f"{processes} process(es) on {len(split.ids)} training ids gives {self.global_batch}."
+                "A contrastive step needs a global batch of at least 2 ids; "
+                f"--batch_size {batch_size_per_process} with {processes} process(es) "
+                f"on {len(split.ids)} training ids gives {self.global_batch}."
             )
         self.steps_per_epoch = len(split.ids) // self.global_batch
         self._ids = len(split.ids)

@@ -93,7 +93,8 @@ def pretrain_image(
         # The share of hidden patches varies, so that the encoder also knows images that are almost whole.
         share = 0.25 + 0.5 * torch.rand(config.batch_size, 1, generator=generator)
         hidden = torch.rand(config.batch_size, patches, generator=generator) < share
-        return task(target, hidden, mean, std)
+        loss_: Tensor = task(target, hidden, mean, std)
+        return loss_
 
     return _optimise(task, loss, config, "image: masked reconstruction")
 
@@ -128,7 +129,8 @@ def pretrain_text(
         kind = torch.rand(ids.shape, generator=generator)
         noise = torch.randint(len(_SPECIAL_TOKENS), encoder.token.num_embeddings, ids.shape, generator=generator)
         shown = torch.where(chosen & (kind < 0.8), mask_id, torch.where(chosen & (kind > 0.9), noise, ids))
-        return task(shown, mask, ids, chosen)
+        loss_: Tensor = task(shown, mask, ids, chosen)
+        return loss_
 
     return _optimise(task, loss, config, "text: masked language modelling")
 
@@ -140,7 +142,7 @@ class _MaskedPixels(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.hidden_token = nn.Parameter(torch.zeros(encoder.dim))
-        self.block = EncoderBlock(encoder.dim, encoder.blocks[0].attention.heads)
+        self.block = EncoderBlock(encoder.dim, encoder.heads)
         self.head = nn.Sequential(nn.LayerNorm(encoder.dim), nn.Linear(encoder.dim, encoder.patch**2))
 
     def forward(self, target: Tensor, hidden: Tensor, mean: float, std: float) -> Tensor:
@@ -172,7 +174,7 @@ class _MaskedTokens(nn.Module):
 
 
 def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Small random affine maps of (batch, 1, size, size): shift to 2 pixels, scale to 12 %, turn and shear to 6 degrees."""
+    """Small random affine maps of (batch, 1, size, size): shift to 2 pixels, scale to 12 %, turn and shear to 6 °."""
     count = len(images)
 
     def uniform(limit: float) -> Tensor:
@@ -220,7 +222,7 @@ def _optimise(task: nn.Module, loss_of: Callable[[int], Tensor], config: Pretrai
         if not math.isfinite(value):
             raise TrainingError(f"The loss of {what} became {value} at step {step}; lower the learning rate.")
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         schedule.step()
@@ -264,6 +266,7 @@ def pretrain_modalities(
     text = SmallTextEncoder(**text_options)
     ids = [text_preprocess.prepare(value) for value in texts]
     mask_id = text_preprocess.tokenizer.token_to_id(MASK_TOKEN)
+    assert mask_id is not None  # train_tokenizer puts it into the vocabulary
     text_figures = pretrain_text(text, ids, mask_id, PretrainConfig(text_steps, seed=seed))
 
     images = np.stack(split.items["image"].values)

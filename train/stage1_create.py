@@ -50,7 +50,8 @@ def _modality(folder: Path, name: str, part: Mapping[str, Any]) -> Stage1Modalit
     unknown = sorted(set(part) - _KEYS) if isinstance(part, dict) else ["(no object)"]
     if unknown or "encoder" not in part:
         raise UsageError(
-            f"The modality {name} has the keys encoder and, optionally, options, weights, preprocess; got {', '.join(part) or unknown}."
+            f"The modality {name} has the keys encoder and, optionally, options, weights, preprocess; "
+            f"got {', '.join(part) or unknown}."
         )
     source, options = part["encoder"], part.get("options", {})
     preprocess = _preprocess(folder, name, source, part.get("preprocess"))
@@ -95,13 +96,15 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
+            tensors: dict[str, Tensor] = load_file(path)
+            return tensors
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"The weights {path} do not exist; check the path.") from None
     except Exception as error:  # pickle, zip and safetensors each raise their own
         raise CheckpointError(
-            f"The weights {path} cannot be read ({str(error).splitlines()[0]}); give a .safetensors or a state_dict of tensors."
+            f"The weights {path} cannot be read ({str(error).splitlines()[0]}); "
+            "give a .safetensors or a state_dict of tensors."
         ) from None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(f"The weights {path} must be a state_dict: names to tensors.")
@@ -118,13 +121,11 @@ def _probe(name: str, encoder: torch.nn.Module, preprocess: Preprocessor) -> int
         sample = "probe"
     batch = to_tensors(preprocess.collate([preprocess.prepare(sample)] * 2))
     dim = int(getattr(encoder, "dim", 0))
-    if not dim:
-        with torch.no_grad():
-            frozen = FrozenEncoder(encoder, preprocess, 0)
-            result = frozen.run(*batch)
-        dim = int(result[0].shape[-1]) if isinstance(result, tuple) else int(result.shape[-1])
     with torch.no_grad():
         try:
+            if not dim:
+                result = FrozenEncoder(encoder, preprocess, 0).run(*batch)
+                dim = int((result[0] if isinstance(result, tuple) else result).shape[-1])
             FrozenEncoder(encoder, preprocess, dim)(*batch)
         except (RuntimeError, TypeError, AttributeError) as error:
             raise UsageError(

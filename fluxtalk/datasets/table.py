@@ -25,7 +25,7 @@ import numpy as np
 from fluxtalk.artifacts import hash_file, hash_json
 from fluxtalk.config import require_modality_name
 from fluxtalk.datasets.pairs import SPLIT_NAMES, Items, PairDataset, Split
-from fluxtalk.errors import DataError
+from fluxtalk.errors import DataError, UsageError
 
 FILE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".npy"))
 _LISTED = 20
@@ -53,11 +53,11 @@ def load(path: Path) -> PairDataset:
         DataError: the file is missing or malformed, has fewer than two modalities, names missing files (all
             are counted, the first 20 listed), has empty cells, or an id stands in two splits.
     """
-    rows, modalities = _read(path)
+    rows, modalities, lines = _read(path)
     file_columns = frozenset(m for m in modalities if _is_file_column(m, rows))
     _require_files(path, rows, sorted(file_columns))
     ids = [row["id"] for row in rows] if "id" in rows[0] else _linked_ids(rows, modalities)
-    table = _Table(path, modalities, rows, ids, _splits(path, rows, ids), file_columns)
+    table = _Table(path, modalities, rows, ids, _splits(path, rows, ids, lines), file_columns)
     # What a cell holds, not how it is called: the same picture under two names is the same picture.
     content = {
         (m, cell): hash_file(path.parent / cell) if m in file_columns else cell
@@ -73,11 +73,12 @@ def load(path: Path) -> PairDataset:
     )
 
 
-def _read(path: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
+def _read(path: Path) -> tuple[list[dict[str, str]], tuple[str, ...], list[int]]:
+    """Rows, modalities, and the line in which each row ends."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            rows = list(reader)
+            numbered = [(reader.line_num, row) for row in reader]
             columns = list(reader.fieldnames or [])
     except FileNotFoundError:
         raise DataError(f"The table {path} does not exist; check --data.") from None
@@ -88,19 +89,27 @@ def _read(path: Path) -> tuple[list[dict[str, str]], tuple[str, ...]]:
     modalities = tuple(name for name in columns if name not in ("id", "split"))
     if len(modalities) < 2:
         raise DataError(
-            f"The table {path} needs at least two modality columns besides id and split; its header is {', '.join(columns) or 'empty'}."
+            f"The table {path} needs at least two modality columns besides id and split; "
+            f"its header is {', '.join(columns) or 'empty'}."
         )
-    for name in modalities:
-        require_modality_name(name)
+    repeated = sorted({name for name in columns if columns.count(name) > 1})
+    if repeated:
+        raise DataError(f"The table {path} has several columns called {', '.join(repeated)}; give each its own name.")
+    try:
+        for name in modalities:
+            require_modality_name(name)
+    except UsageError as error:
+        raise DataError(f"The header of the table {path} cannot be used: {error}") from None
+    rows, lines = [row for _, row in numbered], [line for line, _ in numbered]
     if not rows:
         raise DataError(f"The table {path} has a header but no rows.")
-    for number, row in enumerate(rows, start=2):
+    for number, row in zip(lines, rows, strict=True):
         # A short row gives None, a long one a None key.
         if None in row or any(value is None or not value.strip() for value in row.values()):
             raise DataError(
                 f"The table {path} has an empty or surplus cell in line {number}; each row needs {', '.join(columns)}."
             )
-    return rows, modalities
+    return rows, modalities, lines
 
 
 def _is_file_column(modality: str, rows: Sequence[Row]) -> bool:
@@ -116,7 +125,8 @@ def _require_files(path: Path, rows: Sequence[Row], modalities: Sequence[str]) -
             f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
         )
         raise DataError(
-            f"The table {path} names {len(missing)} of {len(wanted)} files that do not exist: {listed}; paths are relative to the table."
+            f"The table {path} names {len(missing)} of {len(wanted)} files that do not exist: {listed}; "
+            "paths are relative to the table."
         )
 
 
@@ -138,11 +148,11 @@ def _linked_ids(rows: Sequence[Row], modalities: Sequence[str]) -> list[str]:
     return [str(root(i)) for i in range(len(rows))]
 
 
-def _splits(path: Path, rows: Sequence[Row], ids: Sequence[str]) -> list[str]:
+def _splits(path: Path, rows: Sequence[Row], ids: Sequence[str], lines: Sequence[int]) -> list[str]:
     if "split" not in rows[0]:
         return [_split_by_hash(i) for i in ids]
     home: dict[str, str] = {}
-    for number, (row, id_) in enumerate(zip(rows, ids, strict=True), start=2):
+    for number, row, id_ in zip(lines, rows, ids, strict=True):
         split = row["split"]
         if split not in SPLIT_NAMES:
             raise DataError(
@@ -150,7 +160,8 @@ def _splits(path: Path, rows: Sequence[Row], ids: Sequence[str]) -> list[str]:
             )
         if home.setdefault(id_, split) != split:
             raise DataError(
-                f"The table {path} has id {id_!r} in {home[id_]} and in {split} (line {number}); an id belongs to one split."
+                f"The table {path} has id {id_!r} in {home[id_]} and in {split} (line {number}); "
+                "an id belongs to one split."
             )
     return [row["split"] for row in rows]
 

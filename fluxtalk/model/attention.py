@@ -6,6 +6,7 @@ Shapes: B batch, L features, E feature dimension, N registers, D width, H heads,
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ def additive_mask(mask_BL: Tensor, dtype: torch.dtype) -> Tensor:
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(..., L, D) to (..., H, L, D / H)."""
-    return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
+    return torch.unflatten(x, -1, (heads, -1)).transpose(-3, -2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
@@ -62,7 +63,8 @@ class SelfAttention(nn.Module):
             length = x_BLD.shape[1]
             later = torch.ones(length, length, dtype=torch.bool, device=x_BLD.device).triu(1)
             bias_B11L = later.to(x_BLD.dtype) * MASKED
-        return self.out(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=bias_B11L)))
+        result: Tensor = self.out(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=bias_B11L)))
+        return result
 
 
 class CrossAttention(nn.Module):
@@ -116,15 +118,16 @@ class CrossAttention(nn.Module):
         return merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=additive_mask(mask_BL, q.dtype)))
 
     def _absorbed(self, x: Tensor, features_BLE: Tensor, mask_BL: Tensor, modality: str) -> Tensor:
-        key_HdE = self.key[modality].weight.unflatten(0, (self.heads, -1))
-        value_HdE = self.value[modality].weight.unflatten(0, (self.heads, -1))
+        key, value = cast(nn.Linear, self.key[modality]), cast(nn.Linear, self.value[modality])
+        key_HdE = torch.unflatten(key.weight, 0, (self.heads, -1))
+        value_HdE = torch.unflatten(value.weight, 0, (self.heads, -1))
         q = split_heads(self.query(x), self.heads)  # ([B,] H, N, d)
         q = _per_head(q * q.shape[-1] ** -0.5, key_HdE).flatten(-3, -2)  # ([B,] H N, E)
         scores_BLM = torch.matmul(features_BLE, q.transpose(-1, -2)) + (~mask_BL).to(q.dtype)[..., None] * MASKED
         weights_BML = scores_BLM.softmax(dim=1).to(features_BLE.dtype).transpose(1, 2)
-        mean_BHNE = torch.matmul(weights_BML, features_BLE).unflatten(1, (self.heads, -1))
+        mean_BHNE = torch.unflatten(torch.matmul(weights_BML, features_BLE), 1, (self.heads, -1))
         read_BHNd = _per_head(mean_BHNE, value_HdE.transpose(1, 2))
-        return merge_heads(read_BHNd) + self.value[modality].bias
+        return merge_heads(read_BHNd) + value.bias
 
 
 def _per_head(x: Tensor, weight_Hij: Tensor) -> Tensor:
@@ -133,7 +136,7 @@ def _per_head(x: Tensor, weight_Hij: Tensor) -> Tensor:
         return torch.bmm(x, weight_Hij)
     # One product per head over all samples; a broadcast matmul would copy the weights for every sample.
     rows_HXi = x.transpose(0, 1).flatten(1, 2)
-    return torch.bmm(rows_HXi, weight_Hij).unflatten(1, (x.shape[0], x.shape[2])).transpose(0, 1)
+    return torch.unflatten(torch.bmm(rows_HXi, weight_Hij), 1, (x.shape[0], x.shape[2])).transpose(0, 1)
 
 
 class EncoderBlock(nn.Module):
@@ -150,4 +153,5 @@ class EncoderBlock(nn.Module):
     def forward(self, x_BLD: Tensor, bias_B11L: Tensor | None = None) -> Tensor:
         """(B, L, D) to (B, L, D)."""
         x_BLD = x_BLD + self.dropout(self.attention(self.attention_norm(x_BLD), bias_B11L))
-        return x_BLD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BLD)))
+        result: Tensor = x_BLD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BLD)))
+        return result

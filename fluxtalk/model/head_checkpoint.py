@@ -80,7 +80,8 @@ def load_head(path: Path) -> HeadCheckpoint:
     header = json.loads(metadata["header"])
     if header["schema_version"] != SCHEMA_VERSION:
         raise CheckpointError(
-            f"{path} has stage 2 schema {header['schema_version']}; this FluxTalk reads {SCHEMA_VERSION}: install the version that wrote it."
+            f"{path} has stage 2 schema {header['schema_version']}; this FluxTalk reads {SCHEMA_VERSION}: "
+            "install the version that wrote it."
         )
     if _content_hash(header, tensors) != metadata["content_hash"]:
         raise CheckpointError(

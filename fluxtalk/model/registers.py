@@ -58,7 +58,8 @@ class RegisterBlock(nn.Module):
         x = x + self.dropout(self.cross_attention(self.cross_norm(x), features_BLE, mask_BL, modality))
         if self.self_attention is not None and self.self_norm is not None:
             x = x + self.dropout(self.self_attention(self.self_norm(x)))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        result: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return result
 
 
 class RegisterTokenModule(nn.Module):
@@ -182,7 +183,8 @@ class RegisterTokenModule(nn.Module):
         for layer in self.blocks:
             block = layer[modality] if isinstance(layer, nn.ModuleDict) else layer
             x = block(x, features, mask_BL, modality)
-        return self.output(self.output_norm(x))
+        tokens: Tensor = self.output(self.output_norm(x))
+        return tokens
 
     def embeddings(self, tokens_BKD: Tensor, index_K: Tensor) -> Tensor:
         """The pooled embedding of every prefix of ``tokens_BKD``: (B, K, D), each of length 1."""
@@ -204,7 +206,8 @@ class RegisterTokenModule(nn.Module):
             raise UsageError(f"This head reads {', '.join(self.config.dims)}; got features of {modality!r}.")
         if values.ndim != 3 or values.shape[2] != self.config.dims[modality]:
             raise UsageError(
-                f"Features of {modality} have shape (batch, length, {self.config.dims[modality]}); got {tuple(values.shape)}."
+                f"Features of {modality} have shape (batch, length, {self.config.dims[modality]}); "
+                f"got {tuple(values.shape)}."
             )
         if mask is not None and (mask.dtype != torch.bool or mask.shape != values.shape[:2]):
             raise UsageError(

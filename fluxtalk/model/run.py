@@ -90,7 +90,7 @@ def open_run(root: Path, stage1_checkpoint: Path | None = None) -> TrainedRun:
 
 def _find_stage1(root: Path, config: dict[str, Any]) -> Path:
     """Where the run says stage 1 lies: as it was named, absolutely, or relative to the run."""
-    candidates = [
+    candidates: list[Path] = [
         Path(config["options"]["stage1_checkpoint"]),
         Path(config["facts"]["stage1_checkpoint"]),
         root / config["facts"]["stage1_relative"],
@@ -99,5 +99,6 @@ def _find_stage1(root: Path, config: dict[str, Any]) -> Path:
         if path.is_file():
             return path
     raise CheckpointError(
-        f"The stage 1 checkpoint of {root} is not at {candidates[0]} any more; say where it is with --stage1_checkpoint."
+        f"The stage 1 checkpoint of {root} is not at {candidates[0]} any more; "
+        "say where it is with --stage1_checkpoint."
     )

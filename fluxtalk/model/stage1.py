@@ -106,11 +106,13 @@ def load_stage1(path: Path) -> Stage1:
     content = _read(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} is no FluxTalk stage 1 checkpoint; make one with `fluxtalk stage1 pretrain` or `fluxtalk stage1 create`."
+            f"{path} is no FluxTalk stage 1 checkpoint; "
+            "make one with `fluxtalk stage1 pretrain` or `fluxtalk stage1 create`."
         )
     if content.get("schema_version") != SCHEMA_VERSION:
         raise CheckpointError(
-            f"{path} has stage 1 schema {content.get('schema_version')}; this FluxTalk reads {SCHEMA_VERSION}: install the version that wrote it."
+            f"{path} has stage 1 schema {content.get('schema_version')}; this FluxTalk reads {SCHEMA_VERSION}: "
+            "install the version that wrote it."
         )
     try:
         stage1 = Stage1(
@@ -135,7 +137,8 @@ def _read(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise CheckpointError(
-            f"{path} holds more than tensors and plain types, or is no PyTorch file; wrap its state_dict with `fluxtalk stage1 create`."
+            f"{path} holds more than tensors and plain types, or is no PyTorch file; "
+            "wrap its state_dict with `fluxtalk stage1 create`."
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise CheckpointError(

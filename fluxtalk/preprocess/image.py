@@ -66,17 +66,12 @@ class ImagePreprocessor:
             item: a path, encoded bytes, a PIL image, or a uint8 array (height, width[, channels]).
 
         Raises:
-            InputError: it is missing, is no image, or is larger than 100 megapixels.
+            InputError: it is missing, is no image, has 32 bits per channel, or is larger than 100 megapixels.
         """
-        if isinstance(item, np.ndarray):
-            image = _from_array(item)
-        elif isinstance(item, Image.Image):
-            image = item
-        else:
-            image = _open(item)
+        image = _from_array(item) if isinstance(item, np.ndarray) else _open(item)
         wanted = (self.height, self.width)
         if image.mode != _MODES[self.channels]:
-            image = image.convert(_MODES[self.channels])
+            image = _eight_bit(image).convert(_MODES[self.channels])
         if (image.height, image.width) != wanted:
             image = self._resized(image)
         return np.asarray(image).reshape(self.height, self.width, self.channels)
@@ -97,7 +92,7 @@ class ImagePreprocessor:
     def from_parts(cls, config: dict[str, Any], files: dict[str, str]) -> ImagePreprocessor:
         """Read back what `to_parts` gave."""
         require_keys(config, set(cls.__dataclass_fields__), "image")
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k != "kind"}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if k != "kind"}
         return cls(**values)
 
     def _resized(self, image: Image.Image) -> Image.Image:
@@ -110,7 +105,8 @@ class ImagePreprocessor:
 def _from_array(array: Array) -> Image.Image:
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
         raise InputError(
-            f"An image array must be uint8 (height, width) or (height, width, channels); got {array.dtype} {array.shape}."
+            "An image array must be uint8 (height, width) or (height, width, channels); "
+            f"got {array.dtype} {array.shape}."
         )
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
@@ -120,27 +116,53 @@ def _from_array(array: Array) -> Image.Image:
 
 
 def _open(item: Any) -> Image.Image:
+    source: Any
     if isinstance(item, bytes | bytearray | memoryview):
         name, source = f"these {len(item)} bytes", io.BytesIO(item)
     elif isinstance(item, str | Path):
-        name, source = str(item), item  # type: ignore[assignment]
+        name, source = str(item), item
+    elif isinstance(item, Image.Image):
+        # It may not be decoded yet, and a camera's rotation is not applied: the same picture as its file gives.
+        filename = getattr(item, "filename", "")
+        name, source = repr(filename) if filename else "given", item
     else:
         raise InputError(f"An image is a path, bytes, a PIL image or a uint8 array; got {type(item).__name__}.")
     try:
-        image = Image.open(source)
+        image = source if isinstance(source, Image.Image) else Image.open(source)
         # The header alone tells the size: a decompression bomb is refused before it is decoded.
         if image.width * image.height > MAX_PIXELS:
             raise InputError(
-                f"The image {name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are taken: scale it down."
+                f"The image {name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are taken: "
+                "scale it down."
             )
         image.load()
         return ImageOps.exif_transpose(image)
     except FileNotFoundError:
         raise InputError(f"The image {name} does not exist; check the path.") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
         raise InputError(
             f"The image {name} cannot be read ({_reason(error)}); give a complete file in a format that Pillow reads."
         ) from None
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """An image whose mode Pillow converts as people mean it.
+
+    Raises:
+        InputError: it has 32 bits per channel, of which nothing says what is white.
+    """
+    if image.mode.startswith("I;16"):
+        # Pillow would clip 16 bits at 255, which makes nearly every picture white.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise InputError(
+            f"An image has 8 or 16 bits per channel; this one has mode {image.mode!r}: scale it to 8 bits."
+        )
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA")
+    return image
 
 
 def _reason(error: Exception) -> str:

@@ -41,7 +41,8 @@ def build_encoder(source: str, options: Mapping[str, Any]) -> nn.Module:
     if kind == "features" and rest.isdecimal():
         return GivenFeatures()
     if kind == "module" and rest.count(":") == 1:
-        return _from_factory(source, *rest.split(":"), options)
+        module, _, name = rest.partition(":")
+        return _from_factory(source, module, name, options)
     sources: dict[str, type[nn.Module]] = {"small-image": SmallImageEncoder, "small-text": SmallTextEncoder}
     if source not in sources:
         raise UsageError(f"An encoder's source is {SOURCES}; got {source!r}.")

@@ -72,22 +72,26 @@ class FrozenEncoder(nn.Module):
         Raises:
             UsageError: the encoder returned something else than it promised.
         """
-        if self.pixel_scale is not None:
-            pixels = inputs[0].permute(0, 3, 1, 2).to(self.pixel_scale.dtype)
-            result = self.encoder(pixels * self.pixel_scale + self.pixel_shift)
-        else:
-            result = self.encoder(*inputs)
+        result = self.run(*inputs)
         if isinstance(result, tuple):
             features, mask = result
         else:
             features, mask = result, inputs[1] if len(inputs) > 1 else None
         if features.ndim != 3 or features.shape[2] != self.dim:
             raise UsageError(
-                f"An encoder returns features of shape (batch, length, {self.dim}); this one gave {tuple(features.shape)}."
+                f"An encoder returns features of shape (batch, length, {self.dim}); "
+                f"this one gave {tuple(features.shape)}."
             )
         if mask is None:
             mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
         return Features(features, mask)
+
+    def run(self, *inputs: Tensor) -> Any:
+        """What the encoder itself returns for a batch, normalised as in `forward`; nothing is checked."""
+        if self.pixel_scale is None or self.pixel_shift is None:
+            return self.encoder(*inputs)
+        pixels = inputs[0].permute(0, 3, 1, 2).to(self.pixel_scale.dtype)
+        return self.encoder(pixels * self.pixel_scale + self.pixel_shift)
 
 
 class GivenFeatures(nn.Module):

@@ -25,6 +25,7 @@ class SmallImageEncoder(nn.Module):
         if size % self.patch:
             raise UsageError(f"small-image takes sizes that are multiples of {self.patch}; got {size}.")
         self.dim = dim
+        self.heads = heads
         self.grid = size // self.patch
         self.stem = nn.Sequential(
             nn.Conv2d(channels, stem, 3, stride=2, padding=1),
@@ -42,4 +43,5 @@ class SmallImageEncoder(nn.Module):
         x = self.stem(pixels).flatten(2).transpose(1, 2) + self.position
         for block in self.blocks:
             x = block(x)
-        return self.norm(x)
+        features: Tensor = self.norm(x)
+        return features

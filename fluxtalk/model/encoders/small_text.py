@@ -34,4 +34,5 @@ class SmallTextEncoder(nn.Module):
         bias = additive_mask(mask, x.dtype)
         for block in self.blocks:
             x = block(x, bias)
-        return self.norm(x)
+        features: Tensor = self.norm(x)
+        return features

@@ -1,0 +1,114 @@
+"""What the demo shows: a table, two pictures, and where to go on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+ANSWERS = 10
+
+
+@dataclass(frozen=True)
+class Query:
+    """One text query and the images found for it."""
+
+    text: str
+    images: list[NDArray[np.uint8]]
+    right: list[bool]
+
+
+def print_report(root: Path, seconds: dict[str, float], wall: float) -> None:
+    """Print the recall table, the pictures' places and what to try next."""
+    results = json.loads((root / "results.json").read_text())
+    click.secho(
+        "\n== recall on 1,000 held-out characters, one image each, from raw input through the runtime", bold=True
+    )
+    header = "".join(f"{f'R@{c}':>9}" for c in next(iter(results["chance"].values())))
+    for direction, by_k in results["recall"].items():
+        click.echo(f"\n  {direction:<24}{header}")
+        rows = [(f"k = {k}{_note(k, results)}", by_cutoff) for k, by_cutoff in by_k.items()]
+        rows.append(("mean-pool + linear", results["baseline"][direction]))
+        rows.append(("chance", results["chance"][direction]))
+        for name, by_cutoff in rows:
+            click.echo(f"  {name:<24}" + "".join(f"{100 * value:>7.1f} %" for value in by_cutoff.values()))
+    best = results["recall"]["text->image"]
+    unseen = results["recall_unseen"]["text->image"]
+    click.echo("\n  text->image, all overlapping tokens:")
+    click.echo(f"  without glyphs that look exactly like a training glyph: R@10 {100 * unseen['3']['10']:.1f} %")
+    click.echo(f"  one token keeps {100 * best['1']['10'] / best['3']['10']:.0f} % of the Recall@10")
+    click.secho("\n== where everything is", bold=True)
+    for name, what in (
+        ("queries.png", "six text queries and the images found"),
+        ("recall.png", "Recall@10 against the number of tokens"),
+        ("results.json", "every figure above"),
+        ("stage1.pth", "the frozen encoders"),
+        ("run", "the training run: METADATA.txt, metrics.jsonl, checkpoints"),
+        ("bundle", "what a server needs: ONNX graphs, tokenizer, manifest, golden vectors"),
+        ("gallery", "the held-out glyphs as picture files"),
+        ("gallery.index", "their search index"),
+    ):
+        click.echo(f"  {root / name!s:<28} {what}")
+    click.secho("\n== what to try next", bold=True)
+    click.echo(f'  .venv/bin/fluxtalk index search {root}/gallery.index text "greek small letter omega with tonos"')
+    click.echo(f"  .venv/bin/fluxtalk index search {root}/gallery.index image {root}/gallery/U+265B.png")
+    click.echo(f'  .venv/bin/fluxtalk embed {root}/bundle text "black chess queen" -k 2 -o queen.npy')
+    click.echo(f"  .venv/bin/fluxtalk inspect {root}/bundle")
+    spent = "  ".join(f"{name} {value:.0f}" for name, value in seconds.items())
+    click.echo(f"\nseconds: {spent}; this time {wall:.0f} in all")
+
+
+def draw_recall(results: dict[str, Any], path: Path) -> None:
+    """Recall@10 against k, both directions, with baseline and chance."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(6.4, 4.0), dpi=130, layout="constrained")
+    for direction, colour in zip(results["recall"], ("#1f5aa6", "#c2571a"), strict=True):
+        by_k = results["recall"][direction]
+        axis.plot([int(k) for k in by_k], [100 * v["10"] for v in by_k.values()], "o-", color=colour, label=direction)
+        axis.axhline(
+            100 * results["baseline"][direction]["10"],
+            color=colour,
+            ls="--",
+            lw=1,
+            label=f"{direction}, mean-pool + linear",
+        )
+    axis.axhline(100 * results["chance"]["text->image"]["10"], color="0.5", ls=":", lw=1, label="chance")
+    axis.set(xlabel="k, register tokens computed", ylabel="Recall@10 (%)", ylim=(0, 100), xticks=[int(k) for k in by_k])
+    axis.set_title("1,000 held-out characters", loc="left", fontsize=10)
+    axis.legend(fontsize=8, frameon=False, loc="lower right")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def draw_queries(queries: list[Query], path: Path) -> None:
+    """One row per query: the images found, the right one framed."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(len(queries), ANSWERS, figsize=(8.6, 1.12 * len(queries)), dpi=130)
+    for row, query in zip(axes, queries, strict=True):
+        for axis, image, right in zip(row, query.images, query.right, strict=True):
+            axis.imshow(255 - image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set(color="#1c8a43" if right else "0.85", linewidth=2.5 if right else 0.8)
+        row[0].set_title(f"“{query.text}”", loc="left", fontsize=9)
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.955, bottom=0.01, hspace=0.42, wspace=0.08)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def _note(k: str, results: dict[str, Any]) -> str:
+    return " (adds the private one)" if int(k) == len(results["recall"]["text->image"]) else ""
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
