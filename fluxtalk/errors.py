@@ -20,7 +20,8 @@ A message is one sentence that says what was expected, what came, and what to do
 
 from __future__ import annotations
 
-from numbers import Integral
+import operator
+from typing import SupportsIndex
 
 
 class FluxTalkError(Exception):
@@ -75,15 +76,24 @@ class TrainingError(FluxTalkError):
     """Training that cannot go on."""
 
 
-def check_token_count(k: int | None, available: int, what: str) -> int:
+def reason(error: BaseException) -> str:
+    """The first line of a library's message, without its full stop; its type's name where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def check_token_count(k: SupportsIndex | None, available: int, what: str) -> int:
     """Return ``k``, or ``available`` where ``k`` is None.
 
     Raises:
-        TokenCountError: ``k`` is not an integer in ``1..available``.
+        TokenCountError: ``k`` is not an integer (Python's or numpy's) in ``1..available``.
     """
     if k is None:
         return available
-    # Integral: numpy's integers, too.
-    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= available:
+    try:
+        count = 0 if isinstance(k, bool) else operator.index(k)
+    except TypeError:
+        count = 0
+    if not 1 <= count <= available:
         raise TokenCountError(f"k must be an integer from 1 to {available}, the register tokens of {what}; got {k!r}.")
-    return int(k)
+    return count

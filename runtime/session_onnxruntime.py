@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluxtalk.bundle import OUTPUTS
-from fluxtalk.errors import BackendError, InputError
+from fluxtalk.errors import BackendError, InputError, reason
 from fluxtalk.runtime.session import Arrays
 from fluxtalk.runtime.threads import available_cores
 
@@ -74,7 +74,7 @@ class OnnxRuntimeSession:
         try:
             self._session = ort.InferenceSession(str(graph), options, providers=[provider])
         except Exception as error:  # ONNX Runtime's exceptions have no public base
-            raise BackendError(f"ONNX Runtime cannot load {graph} on {backend}: {str(error).splitlines()[0]}") from None
+            raise BackendError(f"ONNX Runtime cannot load {graph} on {backend}: {reason(error)}.") from None
         self._backend = backend
         self._version = ort.__version__
         self._threads = options.intra_op_num_threads
@@ -84,7 +84,7 @@ class OnnxRuntimeSession:
         try:
             values = self._session.run(OUTPUTS, inputs)
         except Exception as error:  # as above
-            raise InputError(f"ONNX Runtime could not run the graph: {str(error).splitlines()[0]}") from error
+            raise InputError(f"ONNX Runtime could not run the graph: {reason(error)}.") from error
         return dict(zip(OUTPUTS, values, strict=True))
 
     def describe(self) -> str:

@@ -23,7 +23,7 @@ from fluxtalk.model.nested_dropout import derive_seed
 from fluxtalk.model.pooling import l2_normalise
 from fluxtalk.model.registers import RegisterOutputs
 from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.engine import learning_rate_factor
+from fluxtalk.train.engine import adamw, learning_rate_factor
 from fluxtalk.train.evaluate import retrieval
 from fluxtalk.train.features import FeatureSource
 from fluxtalk.train.run import Inputs
@@ -56,14 +56,8 @@ def train_baseline(config: TrainConfig, inputs: Inputs) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     model = MeanPoolLinear({name: source.dim for name, source in sources.items()}, config.dim).to(inputs.device)
     loss = RegisterTokenLoss(0.0, OneProcess()).to(inputs.device)
-    parameters = [*model.parameters(), *loss.parameters()]
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-    )
+    trained = nn.ModuleList([model, loss])
+    optimiser = adamw(trained, config)
     steps = config.epochs * sampler.steps_per_epoch
     validation, validation_sources = inputs.dataset.split("validation"), inputs.sources("validation")
     best, best_score = copy.deepcopy(model.state_dict()), -1.0
@@ -78,7 +72,7 @@ def train_baseline(config: TrainConfig, inputs: Inputs) -> dict[str, Any]:
             group["lr"] = config.learning_rate * learning_rate_factor(step, steps, config.warmup_fraction)
         optimiser.zero_grad(set_to_none=True)
         terms.total.backward()
-        nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
+        nn.utils.clip_grad_norm_(trained.parameters(), config.gradient_clip)
         optimiser.step()
         loss.clamp_temperature()
         if step_in_epoch == sampler.steps_per_epoch - 1 and (

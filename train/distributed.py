@@ -67,9 +67,6 @@ def process_world(device_name: str) -> Iterator[tuple[World, torch.device]]:
         UsageError: the device is unknown.
     """
     device = _device(device_name)
-    # Without this, PyTorch would take every core and not see the request.
-    if threads := os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(max(1, int(threads)))
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield OneProcess(), device
         return

@@ -45,9 +45,9 @@ class TrainingStep(nn.Module):
         return terms
 
 
-def adamw(step: TrainingStep, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW over what trains; matrices decay, vectors and the temperature do not."""
-    parameters = [p for p in step.parameters() if p.requires_grad]
+def adamw(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW over what trains in a module; matrices decay, vectors and the temperature do not."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
     return torch.optim.AdamW(
         [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
@@ -96,7 +96,7 @@ class Trainer:
         world: World,
         stage1_hash: str,
         identity: Identity,
-        optimiser: Callable[[TrainingStep, TrainConfig], torch.optim.Optimizer] = adamw,
+        optimiser: Callable[[nn.Module, TrainConfig], torch.optim.Optimizer] = adamw,
     ) -> None:
         self.config = config
         self.device = head.registers.device
@@ -112,9 +112,6 @@ class Trainer:
         self.steps = config.epochs * sampler.steps_per_epoch
         self.position = Position()
         self.optimiser = optimiser(self.step_module, config)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimiser, lambda step: learning_rate_factor(step, self.steps, config.warmup_fraction)
-        )
         self.average = {name: p.detach().clone() for name, p in head.state_dict().items()} if config.ema_decay else None
         self._parallel: nn.Module = self.step_module
         if world.size > 1:
@@ -142,8 +139,9 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         terms.total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.step_module.parameters(), self.config.gradient_clip)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate()
         self.optimiser.step()
-        self.schedule.step()
         self.loss.clamp_temperature()
         self.position.step += 1
         if self.average is not None:
@@ -151,6 +149,11 @@ class Trainer:
             decay = min(self.config.ema_decay, (1 + self.position.step) / (10 + self.position.step))
             for name, value in self.head.state_dict().items():
                 self.average[name].lerp_(value, 1 - decay)
+
+    def learning_rate(self) -> float:
+        """The rate of the step at hand: it depends on the step alone, so that resuming needs no state."""
+        factor = learning_rate_factor(self.position.step, self.steps, self.config.warmup_fraction)
+        return self.config.learning_rate * factor
 
     def run(self, folder: RunFolder, log: RunLog, validate: Validate) -> bool:
         """Train to the end, or to a signal.
@@ -210,7 +213,7 @@ class Trainer:
                 "step": self.position.step,
                 **values,
                 "temperature": temperature,
-                "learning_rate": self.schedule.get_last_lr()[0],
+                "learning_rate": self.learning_rate(),
             },
         )
         bar.set_postfix(loss=f"{values['total']:.3f}", refresh=False)
@@ -270,8 +273,6 @@ class Trainer:
         self.position = Position(
             checkpoint.progress["step"], checkpoint.progress["best_score"], checkpoint.progress["best_epoch"]
         )
-        self.schedule.last_epoch = self.position.step - 1
-        self.schedule.step()
 
     def _state(self) -> dict[str, Tensor]:
         names = _parameter_names(self.step_module)

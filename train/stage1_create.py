@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fluxtalk.artifacts import Identity, git_revision
-from fluxtalk.errors import CheckpointError, UsageError
+from fluxtalk.errors import CheckpointError, UsageError, reason
 from fluxtalk.model.encoders import EncoderSpec, FrozenEncoder, build_encoder, to_tensors
 from fluxtalk.model.stage1 import Stage1, Stage1Modality
 from fluxtalk.preprocess import FeaturesPreprocessor, ImagePreprocessor, Preprocessor, TextPreprocessor, from_parts
@@ -103,8 +103,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"The weights {path} do not exist; check the path.") from None
     except Exception as error:  # pickle, zip and safetensors each raise their own
         raise CheckpointError(
-            f"The weights {path} cannot be read ({str(error).splitlines()[0]}); "
-            "give a .safetensors or a state_dict of tensors."
+            f"The weights {path} cannot be read ({reason(error)}); give a .safetensors or a state_dict of tensors."
         ) from None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(f"The weights {path} must be a state_dict: names to tensors.")
@@ -128,7 +127,5 @@ def _probe(name: str, encoder: torch.nn.Module, preprocess: Preprocessor) -> int
                 dim = int((result[0] if isinstance(result, tuple) else result).shape[-1])
             FrozenEncoder(encoder, preprocess, dim)(*batch)
         except (RuntimeError, TypeError, AttributeError) as error:
-            raise UsageError(
-                f"The encoder of {name} fails on one {preprocess.kind} input: {str(error).splitlines()[0]}."
-            ) from None
+            raise UsageError(f"The encoder of {name} fails on one {preprocess.kind} input: {reason(error)}.") from None
     return dim

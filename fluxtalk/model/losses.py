@@ -151,8 +151,10 @@ class RegisterTokenLoss(nn.Module):
             )
         if any(len(tokens) != len(ids) for tokens in outputs.tokens.values()):
             raise UsageError(f"Each row of a batch needs one id; got {len(ids)} ids.")
-        contrastive = self._contrastive(outputs, ids)
-        l2, diversity = self._complementary(outputs)
+        # Autocast would make the logits bfloat16, whatever their inputs are.
+        with torch.autocast(ids.device.type, enabled=False):
+            contrastive = self._contrastive(outputs, ids)
+            l2, diversity = self._complementary(outputs)
         total = contrastive + self.complementary_reg_weight * (l2 + diversity)
         return LossTerms(total, contrastive, l2, diversity)
 

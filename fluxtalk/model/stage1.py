@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fluxtalk.artifacts import Identity, atomic_file, canonical_json
 from fluxtalk.config import require_modality_name
-from fluxtalk.errors import ArtifactError, CheckpointError, UsageError
+from fluxtalk.errors import ArtifactError, CheckpointError, UsageError, reason
 from fluxtalk.model.encoders import EncoderSpec, FrozenEncoder, build_encoder
 from fluxtalk.preprocess import Preprocessor, from_parts
 
@@ -141,9 +141,7 @@ def _read(path: Path) -> Any:
             "wrap its state_dict with `fluxtalk stage1 create`."
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}); it is truncated or no PyTorch file."
-        ) from None
+        raise CheckpointError(f"{path} cannot be read ({reason(error)}); it is truncated or no PyTorch file.") from None
 
 
 def _to_plain(part: Stage1Modality) -> dict[str, Any]:

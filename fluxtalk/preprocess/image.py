@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -116,27 +117,24 @@ def _from_array(array: Array) -> Image.Image:
 
 
 def _open(item: Any) -> Image.Image:
-    source: Any
-    if isinstance(item, bytes | bytearray | memoryview):
-        name, source = f"these {len(item)} bytes", io.BytesIO(item)
-    elif isinstance(item, str | Path):
-        name, source = str(item), item
-    elif isinstance(item, Image.Image):
-        # It may not be decoded yet, and a camera's rotation is not applied: the same picture as its file gives.
-        filename = getattr(item, "filename", "")
-        name, source = repr(filename) if filename else "given", item
-    else:
-        raise InputError(f"An image is a path, bytes, a PIL image or a uint8 array; got {type(item).__name__}.")
+    name = _name(item)
     try:
-        image = source if isinstance(source, Image.Image) else Image.open(source)
-        # The header alone tells the size: a decompression bomb is refused before it is decoded.
-        if image.width * image.height > MAX_PIXELS:
-            raise InputError(
-                f"The image {name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are taken: "
-                "scale it down."
-            )
-        image.load()
-        return ImageOps.exif_transpose(image)
+        with contextlib.ExitStack() as opened:
+            if isinstance(item, Image.Image):
+                # It may not be decoded yet, nor turned as its camera says: the same picture as its file gives.
+                image = item
+            elif isinstance(item, str | Path):
+                image = Image.open(opened.enter_context(open(item, "rb")))
+            else:
+                image = Image.open(io.BytesIO(item))
+            # The header alone tells the size: a decompression bomb is refused before it is decoded.
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(
+                    f"The image {name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are taken: "
+                    "scale it down."
+                )
+            image.load()
+            return ImageOps.exif_transpose(image)
     except FileNotFoundError:
         raise InputError(f"The image {name} does not exist; check the path.") from None
     except InputError:
@@ -145,6 +143,17 @@ def _open(item: Any) -> Image.Image:
         raise InputError(
             f"The image {name} cannot be read ({_reason(error)}); give a complete file in a format that Pillow reads."
         ) from None
+
+
+def _name(item: Any) -> str:
+    """What to call an image in a sentence."""
+    if isinstance(item, bytes | bytearray | memoryview):
+        return f"these {len(item)} bytes"
+    if isinstance(item, str | Path):
+        return str(item)
+    if isinstance(item, Image.Image):
+        return str(getattr(item, "filename", "")) or "given"
+    raise InputError(f"An image is a path, bytes, a PIL image or a uint8 array; got {type(item).__name__}.")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -1,0 +1,113 @@
+"""The numpy algebra of tokens against plain loops and its torch twin."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from fluxtalk import tokens as algebra
+from fluxtalk.errors import TokenCountError
+from fluxtalk.model import pooling
+
+ITEMS, TOKENS, DIM = 5, 4, 6
+
+
+@pytest.fixture
+def tokens() -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal((ITEMS, TOKENS, DIM)).astype(np.float32)
+
+
+def _unit(vector: list[float]) -> list[float]:
+    norm = math.sqrt(sum(x * x for x in vector))
+    return [x / norm for x in vector]
+
+
+def _dot(a: list[float], b: list[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("overlapping", range(1, TOKENS + 1))
+@pytest.mark.parametrize("k", range(1, TOKENS + 1))
+def test_pool_equals_plain_loops(tokens: NDArray[np.float32], overlapping: int, k: int) -> None:
+    pooled = algebra.pool(tokens, overlapping, k)
+    used = min(k, overlapping)
+    for b in range(ITEMS):
+        mean = [sum(float(tokens[b, j, d]) for j in range(used)) / used for d in range(DIM)]
+        assert pooled[b] == pytest.approx(_unit(mean), abs=1e-6)
+
+
+@pytest.mark.parametrize("overlapping", range(1, TOKENS + 1))
+def test_pool_equals_the_torch_twin(tokens: NDArray[np.float32], overlapping: int) -> None:
+    prefixes = pooling.prefix_embeddings(torch.from_numpy(tokens), pooling.prefix_weights(TOKENS, overlapping)).numpy()
+    for k in range(1, TOKENS + 1):
+        assert np.abs(algebra.pool(tokens, overlapping, k) - prefixes[:, k - 1]).max() < 1e-6
+        keep = (torch.arange(TOKENS) < k).expand(ITEMS, -1)
+        kept = pooling.pool_kept(torch.from_numpy(tokens) * keep[..., None], keep, overlapping).numpy()
+        assert np.abs(kept - prefixes[:, k - 1]).max() < 1e-6
+
+
+@pytest.mark.parametrize("overlapping", [1, 3, 4])
+@pytest.mark.parametrize("k", [1, 2, 3, 4, None])
+def test_concatenate_equals_plain_loops(tokens: NDArray[np.float32], overlapping: int, k: int | None) -> None:
+    joined = algebra.concatenate(tokens, overlapping, k)
+    used = min(k or TOKENS, overlapping)
+    assert joined.shape == (ITEMS, used * DIM)
+    for b in range(ITEMS):
+        parts = [x for j in range(used) for x in _unit(tokens[b, j].tolist())]
+        assert joined[b] == pytest.approx(_unit(parts), abs=1e-6)
+    assert np.linalg.norm(joined, axis=1) == pytest.approx(np.ones(ITEMS), abs=1e-6)
+
+
+def test_maxsim_equals_plain_loops(tokens: NDArray[np.float32]) -> None:
+    queries = np.random.default_rng(1).standard_normal((3, 2, DIM)).astype(np.float32)
+    scores = algebra.maxsim(queries, tokens)
+    assert scores.shape == (3, ITEMS)
+    for q in range(3):
+        for b in range(ITEMS):
+            best = [
+                max(_dot(_unit(query.tolist()), _unit(item.tolist())) for item in tokens[b]) for query in queries[q]
+            ]
+            assert scores[q, b] == pytest.approx(sum(best) / len(best), abs=1e-6)
+
+
+def test_maxsim_of_an_item_with_itself_is_one(tokens: NDArray[np.float32]) -> None:
+    assert np.diag(algebra.maxsim(tokens, tokens * 7)) == pytest.approx(np.ones(ITEMS), abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 1e-13, 1e-6, 1.0, 1e15])
+def test_normalising_equals_the_torch_twin_at_every_scale(scale: float) -> None:
+    x = (np.random.default_rng(2).standard_normal((7, 9)) * scale).astype(np.float32)
+    mine, twin = algebra.l2_normalise(x), pooling.l2_normalise(torch.from_numpy(x)).numpy()
+    assert np.isfinite(mine).all()
+    assert np.abs(mine - twin).max() < 1e-6
+    if scale >= 1e-6:
+        assert np.linalg.norm(mine, axis=1) == pytest.approx(np.ones(7), abs=1e-6)
+
+
+def test_half_precision_is_normalised_in_single() -> None:
+    x = np.full((1, 100), 300, dtype=np.float16)  # whose square overflows float16
+    assert algebra.l2_normalise(x) == pytest.approx(np.full((1, 100), 0.1), abs=1e-6)
+    assert algebra.l2_normalise(x).dtype == np.float32
+
+
+def test_first_tokens_are_a_prefix(tokens: NDArray[np.float32]) -> None:
+    assert np.array_equal(algebra.first_tokens(tokens, 2), tokens[:, :2])
+
+
+@pytest.mark.parametrize("k", [0, 5, -1, True, 2.0, "2"])
+def test_k_out_of_range_names_the_range(tokens: NDArray[np.float32], k: int) -> None:
+    for call in (
+        lambda: algebra.first_tokens(tokens, k),
+        lambda: algebra.pool(tokens, 3, k),
+        lambda: algebra.concatenate(tokens, 3, k),
+    ):
+        with pytest.raises(TokenCountError, match=r"from 1 to 4.*got"):
+            call()
+
+
+def test_k_may_be_an_integer_of_numpy(tokens: NDArray[np.float32]) -> None:
+    assert algebra.first_tokens(tokens, np.int64(3)).shape == (ITEMS, 3, DIM)  # type: ignore[arg-type]
