@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +21,9 @@ from fluxtalk.train.stage1 import pretrain_modalities
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> Iterator[None]:
+def _two_threads() -> None:
     """Tests must not depend on how many cores a machine has."""
     torch.set_num_threads(2)
-    yield
 
 
 @pytest.fixture(scope="session")

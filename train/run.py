@@ -135,6 +135,8 @@ def train(config: TrainConfig, resume: bool = False) -> int:
             return 128 + (trainer.stop_signal or 15)
         if world.rank == 0:
             _score_test(folder, inputs, identity, log, round(time.monotonic() - started, 1))
+        # A process that left early would tear down the group under the first one.
+        world.total(torch.zeros(1))
     return 0
 
 

@@ -1,0 +1,75 @@
+"""What is in the graph, and what must not be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx
+import pytest
+
+from fluxtalk.errors import UsageError
+from fluxtalk.export.to_onnx import export_onnx
+from fluxtalk.export.write_bundle import sample_batch
+from fluxtalk.model.stage1 import Stage1
+from tests.conftest import Made
+
+RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout")
+
+
+def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from nodes(attribute.g)
+
+
+def every_node(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [*nodes(model.graph), *(node for function in model.functions for node in function.node)]
+
+
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_no_random_node_standard_operators_no_paths(made: Made, modality: str) -> None:
+    content = made.bundle.graph(modality).read_bytes()
+    model = onnx.load_model_from_string(content)
+    onnx.checker.check_model(model, full_check=True)
+    found = every_node(model)
+    assert len(found) > 20
+    assert not [node.op_type for node in found if node.op_type.startswith(RANDOM)]
+    assert {node.domain for node in found} <= {"", "ai.onnx"}
+    for path in (b"site-packages", b"fluxtalk/model", b"/home/", b"/work"):
+        assert path not in content
+
+
+def test_shapes_are_dynamic_and_images_are_uint8(made: Made) -> None:
+    def described(modality: str) -> dict[str, list[object]]:
+        model = onnx.load(made.bundle.graph(modality))
+        values = [*model.graph.input, *model.graph.output]
+        return {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
+
+    assert described("text") == {
+        "input_ids": ["batch", "length"],
+        "mask": ["batch", "length"],
+        "token_index": ["k"],
+        "tokens": ["batch", "k", 48],
+        "embeddings": ["batch", "k", 48],
+    }
+    assert described("image")["pixels"] == ["batch", 32, 32, 1]
+    pixels = onnx.load(made.bundle.graph("image")).graph.input[0]
+    assert pixels.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+
+
+@pytest.mark.parametrize("opset", [18, 20, 22])
+def test_export_is_deterministic_and_keeps_the_opset(made: Made, stage1: Stage1, opset: int) -> None:
+    preprocess = stage1.modalities["text"].preprocess
+    batch = sample_batch(preprocess, ["latin small letter a", "greek capital letter omega with tonos"])
+    first = export_onnx(made.run.embedder("text"), preprocess, batch, opset)
+    assert {o.domain: o.version for o in onnx.load_model_from_string(first).opset_import}[""] == opset
+    if opset == 20:
+        assert export_onnx(made.run.embedder("text"), preprocess, batch, opset) == first
+
+
+def test_opsets_out_of_range_are_refused(made: Made, stage1: Stage1) -> None:
+    for opset in (17, 23):
+        with pytest.raises(UsageError, match=r"18\.\.22"):
+            export_onnx(made.run.embedder("text"), stage1.modalities["text"].preprocess, {}, opset)

@@ -1,0 +1,43 @@
+"""Run by torchrun in test_distributed.py: gradients of the first step, and parameters after five SGD steps."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from fluxtalk.artifacts import Identity
+from fluxtalk.train.config import TrainConfig
+from fluxtalk.train.distributed import process_world
+from fluxtalk.train.run import build_trainer, read_inputs
+
+
+def main(config_file: Path, output: Path) -> None:
+    """Write ``gradient.*`` and ``parameter.*`` of the head and the temperature."""
+    config = TrainConfig.from_dict(json.loads(config_file.read_text()))
+    with process_world("cpu") as (world, device):
+        trainer = build_trainer(
+            config,
+            read_inputs(config, world, device),
+            world,
+            Identity(),
+            optimiser=lambda module, c: torch.optim.SGD(module.parameters(), lr=c.learning_rate),
+        )
+        trainer.step_module.train()
+        trainer.forward(0, 0).total.backward()
+        tensors = {
+            f"gradient.{n}": p.grad.clone() for n, p in trainer.step_module.named_parameters() if p.grad is not None
+        }
+        for step in range(5):
+            epoch, step_in_epoch = divmod(step, trainer.sampler.steps_per_epoch)
+            trainer.update(trainer.forward(epoch, step_in_epoch))
+        tensors |= {f"parameter.{n}": p.detach().clone() for n, p in trainer.step_module.named_parameters()}
+        if world.rank == 0:
+            save_file(tensors, output)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
