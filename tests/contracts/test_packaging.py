@@ -69,7 +69,9 @@ def test_links_in_documents_lead_somewhere() -> None:
 def test_documents_name_targets_and_commands_that_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     named = set(
-        re.findall(r"(?:^|`)make ([a-z-]+)", "".join((ROOT / n).read_text() for n in ("README.md", "CONTRIBUTING.md")))
+        re.findall(
+            r"(?:^|`)make ([a-z-]+)", "".join((ROOT / n).read_text() for n in ("README.md", "CONTRIBUTING.md")), re.M
+        )
     )
     assert {"demo", "test", "lint"} <= named
     for target in named:
