@@ -113,7 +113,7 @@ def test_a_palette_is_looked_up(transparency: int | bytes | None) -> None:
     image = Image.fromarray(indices)
     image.putpalette(colours.tobytes())
     assert image.mode == "P"
-    settings = {} if transparency is None else {"transparency": transparency}
+    settings: dict[str, Any] = {} if transparency is None else {"transparency": transparency}
     # A warning of Pillow would fail here, too: warnings are errors.
     assert np.array_equal(ImagePreprocessor(8, 8).prepare(_encoded(image, **settings)), colours[indices])
 

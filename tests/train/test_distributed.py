@@ -34,7 +34,8 @@ def steps(config: TrainConfig, processes: int, folder: Path) -> dict[str, Tensor
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return load_file(output)
+    tensors: dict[str, Tensor] = load_file(output)
+    return tensors
 
 
 def test_two_processes_equal_one(train_config: TrainConfig, tmp_path: Path) -> None:
