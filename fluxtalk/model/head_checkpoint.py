@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fluxtalk.artifacts import Identity, atomic_file, canonical_json, hash_bytes
 from fluxtalk.config import HeadConfig
-from fluxtalk.errors import CheckpointError, UsageError
+from fluxtalk.errors import CheckpointError, UsageError, reason
 from fluxtalk.model.registers import RegisterTokenModule
 
 FORMAT = "fluxtalk.stage2"
@@ -77,13 +77,17 @@ def load_head(path: Path) -> HeadCheckpoint:
         raise CheckpointError(f"{path} cannot be read ({error}); it is truncated or no .safetensors file.") from None
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no FluxTalk stage 2 checkpoint; give one that fluxtalk-train wrote.")
-    header = json.loads(metadata["header"])
-    if header["schema_version"] != SCHEMA_VERSION:
+    try:
+        header = json.loads(metadata["header"])
+        schema_version, content_hash = header["schema_version"], metadata["content_hash"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is a malformed stage 2 checkpoint ({reason(error)}); restore it.") from None
+    if schema_version != SCHEMA_VERSION:
         raise CheckpointError(
-            f"{path} has stage 2 schema {header['schema_version']}; this FluxTalk reads {SCHEMA_VERSION}: "
+            f"{path} has stage 2 schema {schema_version}; this FluxTalk reads {SCHEMA_VERSION}: "
             "install the version that wrote it."
         )
-    if _content_hash(header, tensors) != metadata["content_hash"]:
+    if _content_hash(header, tensors) != content_hash:
         raise CheckpointError(
             f"{path} was changed since it was written: its content does not match its hash; train again or restore it."
         )

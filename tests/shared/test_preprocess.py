@@ -88,8 +88,8 @@ def test_squash_keeps_both_ends() -> None:
     array = np.zeros((8, 32, 3), dtype=np.uint8)
     array[:, :8], array[:, 24:] = 200, 100
     squashed = ImagePreprocessor(8, 8, resize="squash").prepare(array)
-    assert squashed[4, 0, 0] == pytest.approx(200, abs=10)
-    assert squashed[4, 7, 0] == pytest.approx(100, abs=10)
+    assert int(squashed[4, 0, 0]) == pytest.approx(200, abs=10)
+    assert int(squashed[4, 7, 0]) == pytest.approx(100, abs=10)
     assert ImagePreprocessor(8, 8).prepare(array).max() == 0
 
 
@@ -181,6 +181,8 @@ def test_a_truncated_image_is_refused_by_name(tmp_path: Path, format_: str) -> N
         ImagePreprocessor(8, 8).prepare(path)
     with pytest.raises(InputError, match=f"these {len(data) // 2} bytes"):
         ImagePreprocessor(8, 8).prepare(data[: len(data) // 2])
+    if format_ == "WEBP":
+        return  # Pillow decodes it when it is opened, before it could be given to us
     with Image.open(path) as unread, pytest.raises(InputError, match=rf"half\.{format_.lower()}.* cannot be read"):
         ImagePreprocessor(8, 8).prepare(unread)
 
