@@ -136,9 +136,16 @@ class Trainer:
 
     def update(self, terms: LossTerms) -> None:
         """Backward, clip, step, clamp."""
+        self._backward(terms)
+        self._step()
+
+    def _backward(self, terms: LossTerms) -> Tensor:
+        """The gradients, clipped; and their norm before."""
         self.optimiser.zero_grad(set_to_none=True)
         terms.total.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.step_module.parameters(), self.config.gradient_clip)
+        return nn.utils.clip_grad_norm_(self.step_module.parameters(), self.config.gradient_clip)
+
+    def _step(self) -> None:
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate()
         self.optimiser.step()
@@ -165,7 +172,7 @@ class Trainer:
             Whether training reached its end; False after SIGTERM or SIGUSR1, with the checkpoint written.
 
         Raises:
-            TrainingError: the loss is NaN or infinite; the last checkpoint is named.
+            TrainingError: the loss or its gradient is NaN or infinite; the last checkpoint is named.
         """
         with self._signals():
             return self._run(folder, log, validate)
@@ -181,8 +188,10 @@ class Trainer:
             while self.position.step < self.steps:
                 epoch, step_in_epoch = divmod(self.position.step, per_epoch)
                 terms = self.forward(epoch, step_in_epoch)
-                self._require_finite(terms, folder)
-                self.update(terms)
+                self._require_finite("loss", self.world.total(terms.total), folder)
+                # A finite loss may have a NaN gradient; what it would leave behind is no good checkpoint.
+                self._require_finite("gradient's norm", self._backward(terms), folder)
+                self._step()
                 if bar is not None:
                     bar.update()
                 if step_in_epoch == per_epoch - 1:
@@ -293,15 +302,15 @@ class Trainer:
         }
         return HeadCheckpoint(self.head.config, weights, self.stage1_hash, self.identity, progress_, state)
 
-    def _require_finite(self, terms: LossTerms, folder: RunFolder) -> None:
-        # Summed over processes, so that all of them stop together.
-        if math.isfinite(self.world.total(terms.total).item()):
+    def _require_finite(self, what: str, value: Tensor, folder: RunFolder) -> None:
+        """Stop unless a value is finite; it is the same in all processes, so that they stop together."""
+        if math.isfinite(value.item()):
             return
         kept = (
             f"the last good checkpoint is {folder.last}" if folder.last.is_file() else "no checkpoint was written yet"
         )
         raise TrainingError(
-            f"The loss is {terms.total.item()} at step {self.position.step + 1}; "
+            f"The {what} is {value.item()} at step {self.position.step + 1}; "
             f"{kept}. Lower --learning_rate, or check the features."
         )
 

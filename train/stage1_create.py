@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,15 +48,16 @@ def stage1_from_specification(path: Path) -> Stage1:
 
 
 def _modality(folder: Path, name: str, part: Mapping[str, Any]) -> Stage1Modality:
-    unknown = sorted(set(part) - _KEYS) if isinstance(part, dict) else ["(no object)"]
-    if unknown or "encoder" not in part:
+    shape = {key: type(value) for key, value in part.items()} if isinstance(part, dict) else {}
+    if set(shape) - _KEYS or shape.get("encoder") is not str or shape.get("options", dict) is not dict:
+        got = ", ".join(shape) or repr(part)
         raise UsageError(
-            f"The modality {name} has the keys encoder and, optionally, options, weights, preprocess; "
-            f"got {', '.join(part) or unknown}."
+            f"The modality {name} has the keys encoder (a string) and, optionally, options (an object), weights, "
+            f"preprocess; got {got}."
         )
     source, options = part["encoder"], part.get("options", {})
-    preprocess = _preprocess(folder, name, source, part.get("preprocess"))
     encoder = build_encoder(source, options)
+    preprocess = _preprocess(folder, name, source, part.get("preprocess"))
     if "weights" in part:
         try:
             encoder.load_state_dict(_read_weights(folder / part["weights"]))
@@ -101,6 +103,11 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"The weights {path} do not exist; check the path.") from None
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"The weights {path} hold more than tensors and plain types, or are no PyTorch file; "
+            "save a state_dict of tensors."
+        ) from None
     except Exception as error:  # pickle, zip and safetensors each raise their own
         raise CheckpointError(
             f"The weights {path} cannot be read ({reason(error)}); give a .safetensors or a state_dict of tensors."

@@ -38,7 +38,7 @@ def build_encoder(source: str, options: Mapping[str, Any]) -> nn.Module:
         UsageError: the source is unknown, cannot be imported, or does not take the options.
     """
     kind, _, rest = source.partition(":")
-    if kind == "features" and rest.isdecimal():
+    if kind == "features" and rest.isdecimal() and int(rest) > 0:
         return GivenFeatures()
     if kind == "module" and rest.count(":") == 1:
         module, _, name = rest.partition(":")
@@ -59,7 +59,11 @@ def _from_factory(source: str, module: str, name: str, options: Mapping[str, Any
         raise UsageError(
             f"The encoder {source} cannot be imported ({error}); install its package or add its folder to PYTHONPATH."
         ) from None
-    encoder = factory(**options)
+    try:
+        encoder = factory(**options)
+    except TypeError as error:
+        # Chained: it may come from deep inside the factory, and then --debug shows where.
+        raise UsageError(f"The encoder {source} does not take these options: {error}.") from error
     if not isinstance(encoder, nn.Module):
         raise UsageError(
             f"The factory of {source} must return a torch.nn.Module; it returned {type(encoder).__name__}."
