@@ -25,6 +25,8 @@ from fluxtalk.errors import BackendError, IndexFileError, UsageError
 
 FORMAT = "fluxtalk.index"
 SCHEMA_VERSION = 1
+EXACT_UP_TO = 20_000
+"""Items up to which a search looks at all of them; above, the graph of near neighbours may miss some."""
 _VECTORS, _ITEMS, _MANIFEST = "vectors.usearch", "items.json", "index.json"
 
 
@@ -122,7 +124,7 @@ class SearchIndex:
             raise UsageError(f"count is at least 1; got {count}.")
         found = []
         for query in queries:
-            matches = self._index.search(query, count)
+            matches = self._index.search(query, count, exact=self.manifest.items <= EXACT_UP_TO)
             found.append(
                 [
                     Hit(self._items[int(key)], 1.0 - float(distance))
