@@ -34,7 +34,7 @@ def inspect(path: Path) -> dict[str, Any]:
         ArtifactError: it is none of ours, or was changed.
     """
     if path.is_dir():
-        for name, read in (("manifest.json", _bundle), ("config.json", _run), ("index.json", _index)):
+        for name, read in (("manifest.json", _bundle), ("run.json", _run), ("index.json", _index)):
             if (path / name).is_file():
                 return read(path)
     elif path.suffix == ".safetensors":

@@ -165,6 +165,7 @@ def _facts(inputs: Inputs, trainer: Trainer) -> dict[str, Any]:
         "data": inputs.dataset.name,
         "data_hash": inputs.dataset.content_hash,
         "stage1_hash": trainer.stage1_hash,
+        "encoder_hashes": {name: part.content_hash() for name, part in inputs.stage1.modalities.items()},
         "stage1_checkpoint": str(Path(trainer.config.stage1_checkpoint).resolve()),
         "stage1_relative": os.path.relpath(
             trainer.config.stage1_checkpoint, Path(trainer.config.output_dir) / trainer.config.log_name
@@ -174,7 +175,6 @@ def _facts(inputs: Inputs, trainer: Trainer) -> dict[str, Any]:
         "global_batch": trainer.sampler.global_batch,
         "steps": trainer.steps,
         "device": str(inputs.device),
-        "torch": torch.__version__,
     }
 
 

@@ -4,7 +4,7 @@
 
     OUTPUT_DIR/LOG_NAME/
       METADATA.txt         who made this run, in plain text
-      config.json          every option, and the hashes of stage 1 and data
+      run.json             every option, the hashes of encoders and data, and what it ran on
       train.log            what was printed
       metrics.jsonl        one record per line: training, validation, test
       checkpoints/last.safetensors    with the training state, for --resume
@@ -14,11 +14,16 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy
+import torch
 
 from fluxtalk.artifacts import Identity, write_atomically, write_json
 from fluxtalk.errors import CheckpointError, UsageError
@@ -35,8 +40,8 @@ class RunFolder:
     root: Path
 
     @property
-    def config(self) -> Path:
-        return self.root / "config.json"
+    def description(self) -> Path:
+        return self.root / "run.json"
 
     @property
     def log(self) -> Path:
@@ -89,19 +94,20 @@ def open_run(config: TrainConfig, resume: bool) -> RunFolder:
 
 
 def write_description(folder: RunFolder, config: TrainConfig, identity: Identity, facts: Mapping[str, Any]) -> None:
-    """Write config.json and METADATA.txt.
+    """Write run.json (options, facts, environment) and METADATA.txt.
 
     Args:
         facts: what was found rather than asked: data set, hashes, world size, device.
     """
     write_json(
-        folder.config,
+        folder.description,
         {
             "format": FORMAT,
             "schema_version": SCHEMA_VERSION,
             **identity.fields(),
             "options": config.to_dict(),
             "facts": dict(facts),
+            "environment": environment(),
         },
     )
     lines = {
@@ -114,3 +120,19 @@ def write_description(folder: RunFolder, config: TrainConfig, identity: Identity
         **{name.replace("_", " ").capitalize(): value for name, value in facts.items()},
     }
     write_atomically(folder.root / "METADATA.txt", "".join(f"{name}: {value}\n" for name, value in lines.items()))
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran on: versions, processor, threads, accelerator."""
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "processors": os.cpu_count(),
+        "torch": torch.__version__,
+        "torch_threads": torch.get_num_threads(),
+        "numpy": numpy.__version__,
+        "cuda": torch.version.cuda if cuda else None,
+        "accelerator": torch.cuda.get_device_name() if cuda else None,
+    }

@@ -21,7 +21,7 @@ class TrainedRun:
 
     root: Path
     config: dict[str, Any]
-    """The content of config.json."""
+    """The content of run.json."""
     head: HeadCheckpoint
     stage1: Stage1
     results: dict[str, Any] | None
@@ -41,17 +41,17 @@ class TrainedRun:
 
 
 def read_run_config(root: Path) -> dict[str, Any]:
-    """The content of a run's config.json.
+    """The content of a run's run.json.
 
     Raises:
         ArtifactError: the folder is no run.
     """
-    path = root / "config.json"
+    path = root / "run.json"
     try:
         content = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactError(
-            f"{root} is no training run: it has no config.json; give OUTPUT_DIR/LOG_NAME of fluxtalk-train."
+            f"{root} is no training run: it has no run.json; give OUTPUT_DIR/LOG_NAME of fluxtalk-train."
         ) from None
     except ValueError as error:
         raise ArtifactError(f"{path} is no JSON ({error}); restore it or train again.") from None

@@ -53,10 +53,10 @@ def test_export_and_verify(made: Made, tmp_path: Path) -> None:
 
 def test_a_moved_stage1_is_found_where_it_is_said_to_be(made: Made, stage1_path: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(made.run.root, tmp_path / "elsewhere" / "run"))
-    config = json.loads((moved / "config.json").read_text())
+    config = json.loads((moved / "run.json").read_text())
     config["options"]["stage1_checkpoint"] = config["facts"]["stage1_checkpoint"] = str(tmp_path / "gone.pth")
     config["facts"]["stage1_relative"] = "gone.pth"
-    (moved / "config.json").write_text(json.dumps(config))
+    (moved / "run.json").write_text(json.dumps(config))
     one_sentence(run("onnx", moved, "-o", tmp_path / "bundle"), 1, "gone.pth", "--stage1_checkpoint")
     assert not (tmp_path / "bundle").exists()
     done = run("onnx", moved, "-o", tmp_path / "bundle", "--stage1_checkpoint", stage1_path)

@@ -83,12 +83,12 @@ def test_a_run_opens_with_its_best_head(run: TrainedRun) -> None:
 def test_a_run_that_moved_finds_its_stage_1(run: TrainedRun, tmp_path: Path) -> None:
     """Named again, where the old path is gone; another stage 1 is refused."""
     root = shutil.copytree(run.root, tmp_path / "elsewhere" / "run")
-    content = json.loads((root / "config.json").read_text())
+    content = json.loads((root / "run.json").read_text())
     there = tmp_path / "mine.pth"
     shutil.copy(content["options"]["stage1_checkpoint"], there)
     content["options"]["stage1_checkpoint"] = content["facts"]["stage1_checkpoint"] = "/gone/stage1.pth"
     content["facts"]["stage1_relative"] = "gone/stage1.pth"
-    (root / "config.json").write_text(json.dumps(content))
+    (root / "run.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=r"is not at /gone/stage1\.pth any more"):
         open_run(root)
     assert open_run(root, there).head.stage1_hash == run.head.stage1_hash
@@ -103,10 +103,10 @@ def test_a_run_that_moved_finds_its_stage_1(run: TrainedRun, tmp_path: Path) -> 
 def test_what_is_no_run_is_refused_by_name(run: TrainedRun, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="nowhere is no training run"):
         open_run(tmp_path / "nowhere")
-    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "run.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"config\.json is no JSON"):
         open_run(tmp_path)
-    (tmp_path / "config.json").write_text('{"format": "other"}')
+    (tmp_path / "run.json").write_text('{"format": "other"}')
     with pytest.raises(ArtifactError, match="does not describe a FluxTalk run"):
         open_run(tmp_path)
     unfinished = shutil.copytree(run.root, tmp_path / "unfinished")

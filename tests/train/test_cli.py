@@ -70,7 +70,7 @@ def test_a_run_says_what_it_is(train_config: TrainConfig, tmp_path: Path) -> Non
     assert done.exit_code == 0, done.output
     folder = tmp_path / "run"
     for name in (
-        "config.json",
+        "run.json",
         "train.log",
         "results.json",
         "checkpoints/last.safetensors",

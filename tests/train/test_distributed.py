@@ -68,6 +68,6 @@ def test_torchrun_trains_with_the_real_command(train_config: TrainConfig, tmp_pa
     assert done.returncode == 0, done.stderr[-3000:]
     # The first process alone talks.
     assert done.stdout.count("test recall of the best head") == 1
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config = json.loads((tmp_path / "run" / "run.json").read_text())
     assert config["facts"]["processes"] == processes
     assert config["facts"]["global_batch"] == 32

@@ -1,0 +1,338 @@
+"""The training loop: resuming is the same run, what is not finite stops it, and it learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fluxtalk.artifacts import Identity
+from fluxtalk.datasets.pairs import Items, Split
+from fluxtalk.errors import TrainingError
+from fluxtalk.model.encoders import Features
+from fluxtalk.model.head_checkpoint import load_head
+from fluxtalk.model.losses import LossTerms, OneProcess
+from fluxtalk.model.registers import RegisterTokenModule
+from fluxtalk.train.config import TrainConfig
+from fluxtalk.train.engine import Trainer, adamw, learning_rate_factor
+from fluxtalk.train.features import FeatureSource
+from fluxtalk.train.logs import RunLog
+from fluxtalk.train.run_folder import RunFolder
+from fluxtalk.train.sampler import PairSampler
+
+IDS, LENGTH, DIM = 24, 5, 6
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Of these few numbers, a second thread gets nothing but waiting."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Correlated:
+    """Features of both modalities that share what an id is; the one place where a test may spoil them."""
+
+    dim = DIM
+
+    def __init__(self, seed: int) -> None:
+        shared = np.random.default_rng(0).standard_normal((IDS, 1, DIM))
+        own = np.random.default_rng(seed).standard_normal((IDS, LENGTH, DIM))
+        self._values = torch.from_numpy((shared + 0.3 * own).astype(np.float32))
+        self.spoil: Callable[[Tensor], Tensor] = lambda x: x
+
+    def __len__(self) -> int:
+        return IDS
+
+    def batch(self, rows: NDArray[np.int64]) -> Features:
+        lengths = torch.from_numpy(rows % LENGTH + 1)
+        return Features(self.spoil(self._values[rows]), torch.arange(LENGTH) < lengths[:, None])
+
+
+CONFIG = TrainConfig(
+    "stage1.pth", "runs", "run", batch_size=8, epochs=6, dim=16, heads=2, depth=2, self_attention=True, dropout=0.2,
+    feature_dropout=0.1, token_dropout=0.2, ema_decay=0.9, eval_every=2, learning_rate=3e-3, device="cpu",
+)  # fmt: skip
+
+
+def _trainer(config: TrainConfig = CONFIG) -> Trainer:
+    groups = np.arange(IDS)
+    items = {m: Items(list(range(IDS)), groups, np.ones(IDS, dtype=bool)) for m in ("image", "text")}
+    split = Split("train", tuple(map(str, groups)), items, np.zeros(IDS, dtype=bool))
+    torch.manual_seed(config.seed)
+    head = RegisterTokenModule(
+        {"image": DIM, "text": DIM},
+        config.dim,
+        nested_dropout_rate=0.6,
+        depth=config.depth,
+        heads=config.heads,
+        self_attention=config.self_attention,
+        dropout=config.dropout,
+        feature_dropout=config.feature_dropout,
+        token_dropout=config.token_dropout,
+        seed=config.seed,
+    )
+    sources: dict[str, FeatureSource] = {"image": Correlated(1), "text": Correlated(2)}
+    sampler = PairSampler(split, config.batch_size, 1, 0, config.seed)
+    return Trainer(config, head, sources, sampler, OneProcess(), "f00d", Identity())
+
+
+def _score(head: RegisterTokenModule) -> Mapping[str, Any]:
+    """A score that depends on the head, so that resuming must also restore what was best."""
+    return {"score": abs(math.sin(1e3 * head.registers.sum().item()))}
+
+
+def _run(trainer: Trainer, root: Path, validate: Callable[[RegisterTokenModule], Mapping[str, Any]] = _score) -> bool:
+    folder = RunFolder(root)
+    return trainer.run(folder, RunLog(Identity(), folder), validate)
+
+
+def _everything(trainer: Trainer) -> dict[str, Tensor]:
+    state = {f"head.{n}": p for n, p in trainer.step_module.state_dict().items()}
+    assert trainer.average is not None
+    state |= {f"average.{n}": p for n, p in trainer.average.items()}
+    for index, (_, values) in enumerate(trainer.optimiser.state.items()):
+        state |= {f"optimiser.{index}.{n}": torch.as_tensor(v) for n, v in values.items()}
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 6, 17, 18], ids=lambda n: f"step-{n}")
+def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path, stop_after: int) -> None:
+    """Head, temperature, optimiser and average; stopped within an epoch, at its end, and after the last step."""
+    whole = _trainer()
+    assert whole.steps == 18
+    assert _run(whole, tmp_path / "whole")
+
+    stopped = _trainer()
+    step = stopped.forward
+
+    def forward(epoch: int, step_in_epoch: int) -> LossTerms:
+        if stopped.position.step + 1 == stop_after:
+            stopped.request_stop(signal.SIGTERM)
+        return step(epoch, step_in_epoch)
+
+    stopped.forward = forward  # type: ignore[method-assign]
+    folder = RunFolder(tmp_path / "stopped")
+    assert not _run(stopped, folder.root)
+    assert stopped.stop_signal == signal.SIGTERM
+    assert load_head(folder.last).progress["step"] == stop_after
+
+    torch.manual_seed(1234)
+    resumed = _trainer(dataclasses.replace(CONFIG))
+    nn.init.zeros_(resumed.head.registers)
+    resumed.restore(load_head(folder.last))
+    assert _run(resumed, folder.root)
+    assert _same(_everything(resumed), _everything(whole))
+    assert dataclasses.astuple(resumed.position) == dataclasses.astuple(whole.position)
+    best, expected = load_head(folder.best), load_head(RunFolder(tmp_path / "whole").best)
+    assert best.progress == expected.progress
+    assert _same(dict(best.weights), dict(expected.weights))
+
+
+def test_the_comparison_sees_another_seed(tmp_path: Path) -> None:
+    """What the test above calls the same is not always the same."""
+    one, other = _trainer(), _trainer(dataclasses.replace(CONFIG, seed=1))
+    assert _run(one, tmp_path / "one")
+    assert _run(other, tmp_path / "other")
+    assert not _same(_everything(one), _everything(other))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_finishes_the_step_and_leaves_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
+    """A real one; and afterwards the process has its own handlers again."""
+    before = signal.getsignal(number)
+    trainer = _trainer()
+
+    def validate(head: RegisterTokenModule) -> Mapping[str, Any]:
+        os.kill(os.getpid(), number)
+        return _score(head)
+
+    assert not _run(trainer, tmp_path, validate)
+    assert trainer.stop_signal == number
+    assert load_head(RunFolder(tmp_path).last).progress["step"] == 6
+    assert f"stopped by {number.name} after step 6; continue with --resume" in (tmp_path / "train.log").read_text()
+    assert signal.getsignal(number) is before
+
+
+def test_a_checkpoint_of_another_plan_is_not_resumed(tmp_path: Path) -> None:
+    trainer = _trainer()
+    trainer.save(RunFolder(tmp_path))
+    checkpoint = load_head(RunFolder(tmp_path).last)
+    longer = _trainer(dataclasses.replace(CONFIG, epochs=7))
+    with pytest.raises(TrainingError, match="planned 18 steps, this run 21"):
+        longer.restore(checkpoint)
+    with pytest.raises(TrainingError, match="training state is missing"):
+        trainer.restore(dataclasses.replace(checkpoint, training_state={}))
+
+
+def _source(trainer: Trainer) -> Correlated:
+    source = trainer.sources["image"]
+    assert isinstance(source, Correlated)
+    return source
+
+
+@pytest.mark.parametrize("at_step", [0, 7])
+def test_a_nan_loss_stops_and_names_the_last_good_checkpoint(tmp_path: Path, at_step: int) -> None:
+    """The checkpoint that is named is the one before, finite, and untouched; without one, that is said."""
+    trainer, folder = _trainer(), RunFolder(tmp_path)
+    _source(trainer).spoil = lambda x: x * (torch.nan if trainer.position.step >= at_step else 1)
+    with pytest.raises(TrainingError, match=f"The loss is nan at step {at_step + 1}") as caught:
+        _run(trainer, tmp_path)
+    if at_step == 0:
+        assert "no checkpoint was written yet" in str(caught.value)
+        assert not folder.last.exists()
+        return
+    assert f"the last good checkpoint is {folder.last}" in str(caught.value)
+    last = load_head(folder.last)
+    assert last.progress["step"] == 6
+    assert all(tensor.isfinite().all() for tensor in [*last.weights.values(), *last.training_state.values()])
+    fresh = _trainer()
+    fresh.restore(last)
+    assert _run(fresh, tmp_path)
+
+
+def test_a_nan_gradient_of_a_finite_loss_stops_too(tmp_path: Path) -> None:
+    """In the last step of an epoch, which would otherwise be written down as the last good checkpoint."""
+    trainer, folder = _trainer(), RunFolder(tmp_path)
+
+    def spoil(gradient: Tensor) -> Tensor:
+        return gradient * (torch.nan if trainer.position.step == 11 else 1)
+
+    trainer.head.registers.register_hook(spoil)
+    with pytest.raises(TrainingError, match="gradient's norm is nan at step 12; the last good checkpoint"):
+        _run(trainer, tmp_path)
+    assert load_head(folder.last).progress["step"] == 6
+    assert all(p.isfinite().all() for p in trainer.head.parameters())
+
+
+def test_training_learns_and_keeps_the_best(tmp_path: Path) -> None:
+    """Loss far below chance (ln 8) on what is shared; the best by the score that validation gives."""
+    config = dataclasses.replace(CONFIG, epochs=40, dropout=0.0, token_dropout=0.0, feature_dropout=0.0, eval_every=10)
+    trainer, folder = _trainer(config), RunFolder(tmp_path)
+    scores = iter([0.1, 0.7, 0.3, 0.2])
+    assert _run(trainer, tmp_path, lambda _head: {"score": next(scores)})
+    records = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    losses = [r["contrastive"] for r in records if r["kind"] == "train"]
+    assert len(losses) == 40
+    assert losses[0] > 1.5
+    assert losses[-1] < 0.5
+    assert [r["epoch"] for r in records if r["kind"] == "validation"] == [10, 20, 30, 40]
+    best, last = load_head(folder.best), load_head(folder.last)
+    assert (best.progress["best_epoch"], best.progress["best_score"], best.progress["step"]) == (20, 0.7, 60)
+    assert not best.training_state
+    assert (last.progress["step"], last.progress["best_epoch"]) == (120, 20)
+    assert all(r["implementation"] == "cursor" and r["experiment_id"] for r in records)
+
+
+def test_the_average_is_what_is_validated_and_kept(tmp_path: Path) -> None:
+    """Against the recursion, step by step; young averages forget faster."""
+    trainer = _trainer()
+    expected = trainer.head.registers.detach().clone()
+    trainer.step_module.train()
+    for step in range(5):
+        trainer.update(trainer.forward(0, step % 3))
+        decay = min(0.9, (1 + step + 1) / (10 + step + 1))
+        expected = decay * expected + (1 - decay) * trainer.head.registers.detach()
+    assert trainer.average is not None
+    torch.testing.assert_close(trainer.average["registers"], expected)
+    evaluated = trainer.evaluated_head()
+    torch.testing.assert_close(evaluated.registers.detach(), expected)
+    assert not torch.equal(evaluated.registers, trainer.head.registers)
+    assert not evaluated.training
+    plain = _trainer(dataclasses.replace(CONFIG, ema_decay=0.0))
+    assert plain.evaluated_head() is plain.head
+
+
+def test_validation_leaves_training_mode_alone(tmp_path: Path) -> None:
+    """A head that stayed in evaluation mode would train without dropout."""
+    from fluxtalk.train.evaluate import counted_embeddings
+
+    trainer = _trainer(dataclasses.replace(CONFIG, ema_decay=0.0))
+    items = {m: Items(list(range(IDS)), np.arange(IDS), np.ones(IDS, dtype=bool)) for m in ("image", "text")}
+    split = Split("validation", tuple(map(str, range(IDS))), items, np.zeros(IDS, dtype=bool))
+    modes = []
+
+    def validate(head: RegisterTokenModule) -> Mapping[str, Any]:
+        embeddings = counted_embeddings(head, trainer.sources, split)
+        assert all(e.shape == (IDS, 4, 16) for e in embeddings.values())
+        modes.append(head.training)
+        return {"score": 0.5}
+
+    assert _run(trainer, tmp_path, validate)
+    assert modes == [True] * 3
+
+
+def test_gradients_are_clipped() -> None:
+    """To the norm that was asked for, over head and temperature together."""
+    trainer = _trainer(dataclasses.replace(CONFIG, gradient_clip=0.01))
+    trainer.step_module.train()
+    trainer.update(trainer.forward(0, 0))
+    norms = [p.grad.norm() for p in trainer.step_module.parameters() if p.grad is not None]
+    assert torch.stack(norms).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_temperature_is_clamped_after_each_step() -> None:
+    trainer = _trainer()
+    trainer.step_module.train()
+    trainer.loss.log_scale.data.fill_(7.0)
+    trainer.update(trainer.forward(0, 0))
+    assert trainer.loss.log_scale.item() <= math.log(100) + 1e-6
+
+
+def test_matrices_decay_and_vectors_and_the_temperature_do_not() -> None:
+    trainer = _trainer(dataclasses.replace(CONFIG, weight_decay=0.3))
+    groups = adamw(trainer.step_module, trainer.config).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    named = dict(trainer.step_module.named_parameters())
+    assert len(decay) == len(named)
+    for name, parameter in named.items():
+        assert decay[id(parameter)] == (0.3 if parameter.ndim > 1 else 0.0), name
+    assert decay[id(trainer.loss.log_scale)] == 0.0
+
+
+def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
+    """Warm-up over the asked share of steps, then a cosine; the optimiser sees it."""
+    factors = [learning_rate_factor(step, 100, 0.1) for step in range(101)]
+    assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert factors[10] == pytest.approx(1.0)
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[100] == pytest.approx(0.0)
+    assert all(a > b for a, b in itertools.pairwise(factors[10:]))
+    assert learning_rate_factor(0, 100, 0.0) == 1.0
+    trainer = _trainer()
+    seen = []
+    for step in range(18):
+        trainer.update(trainer.forward(step // 3, step % 3))
+        seen.append(trainer.optimiser.param_groups[0]["lr"])
+    assert seen == pytest.approx([CONFIG.learning_rate * learning_rate_factor(s, 18, 0.1) for s in range(18)])
+
+
+def test_bf16_trains(tmp_path: Path) -> None:
+    """Autocast: parameters and loss stay float32."""
+    trainer = _trainer(dataclasses.replace(CONFIG, precision="bf16", epochs=1))
+    terms = trainer.forward(0, 0)
+    assert terms.total.dtype == torch.float32
+    exact = _trainer(dataclasses.replace(CONFIG, epochs=1)).forward(0, 0)
+    assert terms.total.item() == pytest.approx(exact.total.item(), rel=0.05)
+    assert terms.total.item() != exact.total.item()
+    assert _run(trainer, tmp_path)
+    assert all(p.dtype == torch.float32 for p in trainer.head.parameters())
