@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from fluxtalk.console import progress
 from fluxtalk.datasets import Split
 from fluxtalk.model.encoders import Features
-from fluxtalk.model.losses import OneProcess, RegisterTokenLoss
+from fluxtalk.model.losses import RegisterTokenLoss
 from fluxtalk.model.nested_dropout import derive_seed
 from fluxtalk.model.pooling import l2_normalise
 from fluxtalk.model.registers import RegisterOutputs
+from fluxtalk.model.world import OneProcess
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import adamw, learning_rate_factor
 from fluxtalk.train.evaluate import retrieval

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fluxtalk.errors import BackendError, UsageError
-from fluxtalk.model.losses import OneProcess, World
+from fluxtalk.model.world import OneProcess, World
 
 
 class ProcessGroup:

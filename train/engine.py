@@ -17,9 +17,10 @@ from fluxtalk.artifacts import Identity
 from fluxtalk.console import progress
 from fluxtalk.errors import TrainingError
 from fluxtalk.model.head_checkpoint import HeadCheckpoint, save_head
-from fluxtalk.model.losses import LossTerms, RegisterTokenLoss, World
+from fluxtalk.model.losses import LossTerms, RegisterTokenLoss
 from fluxtalk.model.nested_dropout import derive_seed
 from fluxtalk.model.registers import RegisterTokenModule
+from fluxtalk.model.world import World
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.features import FeatureSource
 from fluxtalk.train.logs import RunLog

@@ -16,10 +16,10 @@ from fluxtalk.config import HeadConfig
 from fluxtalk.datasets import PairDataset, default_cache_dir, load_dataset
 from fluxtalk.errors import CheckpointError, UsageError
 from fluxtalk.model.head_checkpoint import load_head
-from fluxtalk.model.losses import World
 from fluxtalk.model.registers import RegisterTokenModule
 from fluxtalk.model.run import read_run_config
 from fluxtalk.model.stage1 import Stage1, load_stage1
+from fluxtalk.model.world import World
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import process_world, wait_for_first
 from fluxtalk.train.engine import Trainer

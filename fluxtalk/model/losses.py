@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,37 +16,10 @@ from torch import Tensor, nn
 from fluxtalk.errors import UsageError
 from fluxtalk.model.pooling import l2_normalise
 from fluxtalk.model.registers import RegisterOutputs
+from fluxtalk.model.world import OneProcess, World
 
 INITIAL_TEMPERATURE = 0.07
 MAX_LOG_SCALE = math.log(100)
-
-
-class World(Protocol):
-    """The processes that share a batch."""
-
-    size: int
-    rank: int
-
-    def gather(self, x: Tensor) -> Tensor:
-        """(B, ...) of every process in rank order: (size * B, ...), differentiable."""
-
-    def total(self, x: Tensor) -> Tensor:
-        """The sum over all processes, not differentiable."""
-
-
-class OneProcess:
-    """A world of one."""
-
-    size = 1
-    rank = 0
-
-    def gather(self, x: Tensor) -> Tensor:
-        """The same tensor."""
-        return x
-
-    def total(self, x: Tensor) -> Tensor:
-        """The same numbers."""
-        return x.detach()
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from fluxtalk.datasets.pairs import Items, Split
 from fluxtalk.errors import TrainingError
 from fluxtalk.model.encoders import Features
 from fluxtalk.model.head_checkpoint import load_head
-from fluxtalk.model.losses import LossTerms, OneProcess
+from fluxtalk.model.losses import LossTerms
 from fluxtalk.model.registers import RegisterTokenModule
+from fluxtalk.model.world import OneProcess
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer, adamw, learning_rate_factor
 from fluxtalk.train.features import FeatureSource

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fluxtalk.artifacts import Identity
 from fluxtalk.model.encoders import FrozenEncoder
-from fluxtalk.model.losses import OneProcess
 from fluxtalk.model.stage1 import save_stage1
+from fluxtalk.model.world import OneProcess
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.features import OnlineFeatures
