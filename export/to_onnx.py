@@ -84,6 +84,10 @@ def _arguments(
                 f"Export needs a sample of at least two {embedder.modality} items, of length 2 or more; "
                 f"got {tuple(array.shape)}."
             )
+        if preprocess.kind != "image":
+            # The exporter fixes a size of 1: pooling must see more than one window.
+            missing = max(0, embedder.reduction.config.pool + 1 - array.shape[1])
+            array = torch.cat([array, array.new_zeros(array.shape[0], missing, *array.shape[2:])], dim=1)
         arguments.append(array)
         shapes.append({0: batch} if preprocess.kind == "image" else {0: batch, 1: length})
     # With one register token k cannot vary, and a size of 1 stays fixed, which is then right.

@@ -12,6 +12,7 @@ from fluxtalk.errors import UsageError
 
 SCHEDULES = ("linear", "uniform", "pow2", "geometric")
 BLOCK_WEIGHTS = ("shared", "per_modality")
+AGGREGATIONS = ("mean", "concat", "maxsim")
 _MODALITY = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
@@ -85,6 +86,8 @@ class HeadConfig(StrictConfig):
     """On single numbers of the features, in training."""
     token_dropout: float = 0.0
     """Probability that a whole feature vector is hidden, in training."""
+    aggregation: str = "mean"
+    """What is compared between modalities: the `mean` of the overlapping tokens, their `concat`, or `maxsim`."""
 
     def __post_init__(self) -> None:
         require(bool(self.dims), "A head needs at least one modality.")
@@ -112,6 +115,10 @@ class HeadConfig(StrictConfig):
         require(
             self.block_weights in BLOCK_WEIGHTS,
             f"block_weights is one of {', '.join(BLOCK_WEIGHTS)}; got {self.block_weights!r}.",
+        )
+        require(
+            self.aggregation in AGGREGATIONS,
+            f"aggregation is one of {', '.join(AGGREGATIONS)}; got {self.aggregation!r}.",
         )
         for name in ("dropout", "feature_dropout", "token_dropout"):
             value = getattr(self, name)

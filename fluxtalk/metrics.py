@@ -7,31 +7,39 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fluxtalk.tokens import maxsim
+
 CUTOFFS = (1, 5, 10)
+MAX_SCORES = 2**24
+"""Scores held at once, however large the gallery is."""
 
 
 def first_hit_ranks(
-    queries_QD: NDArray[np.floating],
-    gallery_GD: NDArray[np.floating],
+    queries: NDArray[np.floating],
+    gallery: NDArray[np.floating],
     query_ids: NDArray[np.int64],
     gallery_ids: NDArray[np.int64],
-    chunk: int = 1024,
 ) -> NDArray[np.int64]:
     """For each query the number of wrong gallery items that score at least as high as its best right one.
 
     Ties count against the model, so that a constant embedding scores nothing.
 
     Args:
-        queries_QD: (queries, dim); with the gallery, similarity is the dot product.
+        queries: (queries, dim), compared by dot product; or (queries, tokens, dim), by `fluxtalk.tokens.maxsim`.
+        gallery: of the same form.
         query_ids: (queries,), each of which occurs among ``gallery_ids``.
 
     Returns:
         int64 (queries,): 0 is a right answer at the top.
     """
-    ranks = np.empty(len(queries_QD), dtype=np.int64)
-    for start in range(0, len(queries_QD), chunk):
+    ranks = np.empty(len(queries), dtype=np.int64)
+    gallery = gallery.astype(np.float32, copy=False)
+    pairs = queries.shape[1] * gallery.shape[1] if queries.ndim == 3 else 1
+    chunk = max(1, MAX_SCORES // max(1, len(gallery) * pairs))
+    for start in range(0, len(queries), chunk):
         rows = slice(start, start + chunk)
-        scores = queries_QD[rows].astype(np.float32) @ gallery_GD.astype(np.float32).T
+        part = queries[rows].astype(np.float32, copy=False)
+        scores = maxsim(part, gallery) if queries.ndim == 3 else part @ gallery.T
         right = query_ids[rows, None] == gallery_ids[None, :]
         best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
         # Not `scores >= best`: NaN, too, counts against the model.

@@ -16,7 +16,7 @@ from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.model.run import TrainedRun, open_run
 from fluxtalk.model.stage1 import Stage1, load_stage1, save_stage1
 from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.run import train
+from fluxtalk.train.run import fit
 from fluxtalk.train.stage1 import pretrain_modalities
 
 
@@ -105,7 +105,7 @@ def train_config(stage1_path: Path, cache_dir: Path, tmp_path_factory: pytest.Te
 @pytest.fixture(scope="session")
 def made(train_config: TrainConfig, table_data: PairDataset, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """A finished run on the table and its bundle."""
-    assert train(train_config) == 0
+    assert fit(train_config).finished
     run = open_run(Path(train_config.output_dir) / train_config.log_name)
     bundle, _ = write_bundle(run, table_data, tmp_path_factory.mktemp("bundles") / "bundle")
     return Made(run, bundle)

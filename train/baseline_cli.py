@@ -1,4 +1,4 @@
-"""`fluxtalk baseline`: what mean-pooling and a linear map reach on a run's features."""
+"""`fluxtalk baseline`: what mean-pooling and a projection reach on a run's features."""
 
 from __future__ import annotations
 
@@ -7,32 +7,48 @@ from pathlib import Path
 import click
 
 from fluxtalk.console import debug_option, option, sentence_errors
+from fluxtalk.errors import UsageError
 
 
 @click.command(name="baseline")
 @click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--projection",
+    default="linear",
+    show_default=True,
+    type=click.Choice(("linear", "mlp")),
+    help="What follows the mean of the features.",
+)
 @option(
     "--stage1_checkpoint", type=click.Path(path_type=Path), help="Where stage 1 lies, if it was moved since training."
 )
 @option("--cache_dir", metavar="DIR", help="For renderings and features.  [default: the run's]")
 @debug_option
 @sentence_errors
-def main(run: Path, stage1_checkpoint: Path | None, cache_dir: str | None) -> None:
-    """Train mean-pool + linear on the features, batches and schedule of RUN; write RUN/baseline.json."""
+def main(run: Path, projection: str, stage1_checkpoint: Path | None, cache_dir: str | None) -> None:
+    """Train mean-pool + projection on the features, batches and schedule of RUN.
+
+    Writes RUN/baseline-PROJECTION/, and its test scores to RUN/baseline.json (baseline-mlp.json for the mlp).
+    """
     from fluxtalk.artifacts import write_json
     from fluxtalk.model.run import read_run_config
     from fluxtalk.train.baseline import train_baseline
     from fluxtalk.train.distributed import process_world
     from fluxtalk.train.run import inputs_of_run, recall_lines
+    from fluxtalk.train.run_folder import RunFolder
 
     content = read_run_config(run)
+    folder = RunFolder(run / f"baseline-{projection}")
+    if folder.root.exists():
+        raise UsageError(f"{folder.root} is there already; remove it to train this baseline again.")
     with process_world(content["options"]["device"]) as (world, device):
         config, inputs = inputs_of_run(run, stage1_checkpoint, cache_dir, world, device)
-        scores = train_baseline(config, inputs)
+        scores = train_baseline(config, inputs, folder, projection)
     identity = {
         name: content[name] for name in ("experiment_id", "implementation", "implementation_version", "git_revision")
     }
-    write_json(run / "baseline.json", {**identity, "baseline": "mean-pool + linear", "split": "test", **scores})
+    output = run / ("baseline.json" if projection == "linear" else f"baseline-{projection}.json")
+    write_json(output, {**identity, "baseline": f"mean-pool + {projection}", "split": "test", **scores})
     for line in recall_lines(scores["recall"]):
         click.echo(line)
-    click.echo(f"{run / 'baseline.json'}")
+    click.echo(f"{output}")

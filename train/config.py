@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Self
 
 from fluxtalk.artifacts import Identity
 from fluxtalk.config import StrictConfig, require
 
 ENCODE = ("cache", "online")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "fp16")
+CONTRASTIVE = ("infonce", "sigmoid")
+OBJECTIVES = ("none", "reconstruction", "contrast")
+NESTED_DRAWS = ("independent", "batch", "all")
+FEATURE_DTYPES = ("fp16", "int8")
+RECIPES: dict[str, dict[str, Any]] = {
+    "specified": {},
+    "recommended": {
+        "complementary_objective": "contrast",
+        "items_per_id": 2,
+        "dropout": 0.1,
+        "feature_dropout": 0.1,
+        "token_dropout": 0.1,
+    },
+}
+"""Named sets of options; `specified` is the defaults, `recommended` what measured best (docs/quality.md)."""
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "encode": ENCODE,
+    "precision": PRECISIONS,
+    "contrastive": CONTRASTIVE,
+    "complementary_objective": OBJECTIVES,
+    "nested_draw": NESTED_DRAWS,
+    "feature_dtype": FEATURE_DTYPES,
+    "recipe": tuple(RECIPES),
+}
 
 
 @dataclass(frozen=True)
@@ -20,11 +46,23 @@ class TrainConfig(StrictConfig):
     log_name: str
     batch_size: int = 64
     """Pairs per process and step."""
+    accum_steps: int = 1
+    """Forward passes per process and step; negatives span all of them (gradient caching)."""
+    items_per_id: int = 1
+    """Rows of each id in a batch, with different items of it where there are as many."""
     epochs: int = 100
     num_register_tokens: int = 4
     num_overlapping_tokens: int = 3
     nested_dropout_rate: float = 0.5
     complementary_reg_weight: float = 0.01
+    complementary_objective: str = "none"
+    """What complementary tokens are trained for beside L2 + diversity."""
+    complementary_objective_weight: float = 1.0
+    contrastive: str = "infonce"
+    nested_draw: str = "independent"
+    """Whether k is drawn per sample and modality, once per batch, or the loss is taken at several."""
+    recipe: str = "specified"
+    """The set of options that this one began with."""
     data: str | None = None
     """Data set; None takes the one that the stage 1 checkpoint names."""
     dim: int = 256
@@ -36,6 +74,7 @@ class TrainConfig(StrictConfig):
     feature_dropout: float = 0.0
     token_dropout: float = 0.0
     nested_dropout_schedule: str = "linear"
+    aggregation: str = "mean"
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
     """On matrices; vectors and the temperature never decay."""
@@ -46,8 +85,22 @@ class TrainConfig(StrictConfig):
     """Evaluate and keep an exponential moving average of the head with this decay; 0 is off."""
     encode: str = "cache"
     """`cache` encodes every item once, `online` runs the frozen encoders in every step."""
+    feature_dtype: str = "fp16"
+    """How the cache holds features."""
+    feature_pca: int = 0
+    """Dimensions that features are reduced to by principal components; 0 is off."""
+    feature_pool: int = 1
+    """Consecutive features that are averaged into one."""
     precision: str = "fp32"
-    """Of the head's arithmetic in training; bf16 is autocast."""
+    """Of the head's arithmetic in training; bf16 and fp16 are autocast."""
+    compile: bool = False
+    """Compile the head with `torch.compile`."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints, beside those after each validation; 0 is off."""
+    init_from: str | None = None
+    """A run whose head this one begins with."""
+    freeze_registers: bool = False
+    """Train only what modalities that are new since `init_from` use alone."""
     eval_every: int = 5
     """Epochs between validations; the last epoch is always validated."""
     seed: int = 0
@@ -57,22 +110,44 @@ class TrainConfig(StrictConfig):
     implementation: str = Identity.implementation
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "eval_every"):
+        for name in ("batch_size", "accum_steps", "items_per_id", "epochs", "eval_every", "feature_pool"):
             require(getattr(self, name) >= 1, f"--{name} is at least 1; got {getattr(self, name)}.")
-        require(
-            self.complementary_reg_weight >= 0,
-            f"--complementary_reg_weight is at least 0; got {self.complementary_reg_weight}.",
-        )
+        for name in (
+            "complementary_reg_weight",
+            "complementary_objective_weight",
+            "weight_decay",
+            "checkpoint_every",
+            "feature_pca",
+        ):
+            require(getattr(self, name) >= 0, f"--{name} is at least 0; got {getattr(self, name)}.")
         require(self.learning_rate > 0, f"--learning_rate is positive; got {self.learning_rate}.")
-        require(self.weight_decay >= 0, f"--weight_decay is at least 0; got {self.weight_decay}.")
         require(0 <= self.warmup_fraction <= 1, f"--warmup_fraction lies in [0, 1]; got {self.warmup_fraction}.")
         require(self.gradient_clip > 0, f"--gradient_clip is positive; got {self.gradient_clip}.")
         require(0 <= self.ema_decay < 1, f"--ema_decay lies in [0, 1); got {self.ema_decay}.")
-        require(self.encode in ENCODE, f"--encode is one of {', '.join(ENCODE)}; got {self.encode!r}.")
-        require(self.precision in PRECISIONS, f"--precision is one of {', '.join(PRECISIONS)}; got {self.precision!r}.")
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            require(value in choices, f"--{name} is one of {', '.join(choices)}; got {value!r}.")
+        require(
+            not self.freeze_registers or self.init_from is not None,
+            "--freeze_registers keeps what another run trained; name it with --init_from.",
+        )
+        require(
+            self.complementary_objective != "contrast" or self.token_dropout > 0,
+            "--complementary_objective contrast compares two token-dropout views; set --token_dropout, such as 0.1.",
+        )
         require(
             bool(self.log_name) and "/" not in self.log_name and self.log_name not in (".", ".."),
             f"--log_name is one folder name; got {self.log_name!r}.",
         )
         require(bool(self.implementation.strip()), "--implementation must not be empty.")
         require(bool(self.experiment_id.strip()), "--experiment_id must not be empty.")
+
+    @classmethod
+    def with_recipe(cls, recipe: str, **options: Any) -> Self:
+        """The options of a recipe, but for those given here.
+
+        Raises:
+            UsageError: the recipe is unknown, or an option has an impossible value.
+        """
+        require(recipe in RECIPES, f"--recipe is one of {', '.join(RECIPES)}; got {recipe!r}.")
+        return cls(**{**RECIPES[recipe], **options, "recipe": recipe})

@@ -24,7 +24,11 @@ class ProcessGroup:
 
     def gather(self, x: Tensor) -> Tensor:
         """See `World.gather`."""
-        return _Gather.apply(x) if x.is_floating_point() else _all_gather(x)  # type: ignore[no-untyped-call]
+        if x.is_floating_point():
+            return _Gather.apply(x)  # type: ignore[no-untyped-call, no-any-return]
+        if x.dtype == torch.bool:
+            return _all_gather(x.to(torch.uint8)).bool()
+        return _all_gather(x)
 
     def total(self, x: Tensor) -> Tensor:
         """See `World.total`."""

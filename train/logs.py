@@ -1,4 +1,4 @@
-"""What a run says: prefixed lines for people, JSON lines for programs."""
+"""What a run says: prefixed lines for people, JSON lines for programs, scalars for TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,23 +9,33 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fluxtalk.artifacts import Identity
+from fluxtalk.artifacts import Identity, write_atomically
+from fluxtalk.train.record_file import read_records
 from fluxtalk.train.run_folder import RunFolder
+from fluxtalk.train.to_tensorboard import open_tensorboard
 
 
 class RunLog:
     """Writes to standard output, train.log and metrics.jsonl; silent on all processes but the first.
 
+    Where the package `tensorboard` is installed, the numbers of every record also go to ``tensorboard/``.
+    docs/runs.md describes the records.
+
     Args:
         folder: None writes to standard output alone.
+
+    Raises:
+        BackendError: `tensorboard` is installed and cannot be imported.
     """
 
     def __init__(self, identity: Identity, folder: RunFolder | None, active: bool = True) -> None:
         self._identity = identity
-        self._folder = folder
+        self._folder = folder if active else None
         self._active = active
-        if active and folder is not None:
-            folder.root.mkdir(parents=True, exist_ok=True)
+        self._tensorboard = None
+        if self._folder is not None:
+            self._folder.root.mkdir(parents=True, exist_ok=True)
+            self._tensorboard = open_tensorboard(self._folder.root / "tensorboard")
 
     def line(self, text: str) -> None:
         """Print one line with the implementation's prefix, above any progress bar."""
@@ -38,9 +48,41 @@ class RunLog:
                 file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}\n")
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Append one record to metrics.jsonl, with the run's identity."""
-        if not self._active or self._folder is None:
+        """Append one record to metrics.jsonl, with the run's identity.
+
+        Raises:
+            ValueError: a value is NaN or infinite, which is not JSON.
+        """
+        if self._folder is None:
             return
         record = {"kind": kind, "time": round(time.time(), 3), **self._identity.fields(), **values}
         with self._folder.metrics.open("a") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
+        if self._tensorboard is not None:
+            self._tensorboard.record(kind, values)
+
+    def cut_back(self, step: int) -> None:
+        """Forget what was recorded after the checkpoint that a run resumes from.
+
+        Records of later steps, the test's (a resumed run is scored again) and a torn last line are removed from
+        metrics.jsonl, atomically: the finished file equals an uninterrupted run's in everything but times and rates.
+
+        Args:
+            step: the checkpoint's.
+
+        Raises:
+            ArtifactError: another line than the last is no record.
+        """
+        if self._folder is None:
+            return
+        if self._folder.metrics.is_file():
+            records = read_records(self._folder.metrics).records
+            kept = [r for r in records if r.values["kind"] != "test" and r.values.get("step", 0) <= step]
+            write_atomically(self._folder.metrics, "".join(f"{record.line}\n" for record in kept))
+        if self._tensorboard is not None:
+            self._tensorboard.withdraw_after(step)
+
+    def close(self) -> None:
+        """Write what is pending; a later record would open the log again."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,13 @@ from fluxtalk.model.registers import RegisterTokenModule
 from fluxtalk.model.run import read_run_config
 from fluxtalk.model.stage1 import Stage1, load_stage1
 from fluxtalk.model.world import World
+from fluxtalk.train.callbacks import Callback
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import process_world, wait_for_first
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.evaluate import counted_embeddings, retrieval
 from fluxtalk.train.features import FeatureSource, feature_sources
+from fluxtalk.train.init_from import begin_with
 from fluxtalk.train.logs import RunLog
 from fluxtalk.train.run_folder import RunFolder, open_run, write_description
 from fluxtalk.train.sampler import PairSampler
@@ -104,49 +108,99 @@ def inputs_of_run(
     return config, inputs
 
 
-def train(config: TrainConfig, resume: bool = False) -> int:
-    """Train to the end and score the best head once on the test split.
+@dataclass(frozen=True)
+class FitResult:
+    """What a run left."""
 
-    Returns:
-        0, or 128 + the signal's number after SIGTERM or SIGUSR1, with the checkpoint written.
+    folder: RunFolder
+    finished: bool
+    """Whether training reached its end; False after SIGTERM or SIGUSR1, with the checkpoint written."""
+    exit_code: int
+    """0, or 128 + the signal's number."""
+
+    @property
+    def scores(self) -> dict[str, Any] | None:
+        """The content of results.json: the best head on the test split. None where nothing was scored."""
+        if not self.folder.results.is_file():
+            return None
+        content: dict[str, Any] = json.loads(self.folder.results.read_text())
+        return content
+
+
+def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback] = ()) -> FitResult:
+    """Train to the end and score the best head once on the test split: `fluxtalk-train` from Python.
+
+    Args:
+        resume: continue the run from its last checkpoint.
+        callbacks: hear of steps and validations.
+
+    Raises:
+        FluxTalkError: the options, the data, a file or the numbers make training impossible.
     """
     folder = open_run(config, resume)
     identity = Identity(config.experiment_id, config.implementation, git_revision=git_revision())
     with process_world(config.device) as (world, device):
         inputs = read_inputs(config, world, device)
         started = time.monotonic()
-        trainer = build_trainer(config, inputs, world, identity)
-        log = RunLog(identity, folder, active=world.rank == 0)
-        if resume:
-            _resume(trainer, folder, log)
-        elif world.rank == 0:
-            write_description(folder, config, identity, _facts(inputs, trainer))
-            trainer.save(folder)
+        trainer = build_trainer(config, inputs, world, identity, callbacks=callbacks)
+        with closing(RunLog(identity, folder, active=world.rank == 0)) as log:
+            if resume:
+                _resume(trainer, folder, log)
+            elif world.rank == 0:
+                write_description(folder, config, identity, _facts(inputs, trainer))
+                trainer.save(folder)
+            _announce(log, trainer, inputs)
+            validation = inputs.dataset.split("validation")
+            sources = inputs.sources("validation") if world.rank == 0 else {}
+            finished = trainer.run(
+                folder, log, lambda head: retrieval(counted_embeddings(head, sources, validation), validation)
+            )
+            if not finished:
+                return FitResult(folder, False, 128 + (trainer.stop.number or 15))
+            if world.rank == 0:
+                _score_test(folder, inputs, identity, log, round(time.monotonic() - started, 1))
+            # A process that left early would tear down the group under the first one.
+            world.total(torch.zeros(1))
+    return FitResult(folder, True, 0)
+
+
+def _announce(log: RunLog, trainer: Trainer, inputs: Inputs) -> None:
+    trained = sum(p.numel() for p in trainer.head.parameters() if p.requires_grad)
+    sampler = trainer.sampler
+    log.line(
+        f"training {trained:,} parameters on {inputs.dataset.name}: "
+        f"{trainer.steps} steps of {sampler.global_batch} pairs, {trainer.world.size} process(es) on {inputs.device}"
+    )
+    if sampler.global_batch < sampler.asked:
         log.line(
-            f"training {sum(p.numel() for p in trainer.head.parameters()):,} parameters on {inputs.dataset.name}: "
-            f"{trainer.steps} steps of {trainer.sampler.global_batch} pairs, {world.size} process(es) on {device}"
+            f"warning: a step of {sampler.asked} rows was asked for, but the training split fills no more than "
+            f"{sampler.global_batch}; a smaller --batch_size would say the same"
         )
-        validation = inputs.dataset.split("validation")
-        sources = inputs.sources("validation") if world.rank == 0 else {}
-        finished = trainer.run(
-            folder, log, lambda head: retrieval(counted_embeddings(head, sources, validation), validation)
-        )
-        if not finished:
-            return 128 + (trainer.stop_signal or 15)
-        if world.rank == 0:
-            _score_test(folder, inputs, identity, log, round(time.monotonic() - started, 1))
-        # A process that left early would tear down the group under the first one.
-        world.total(torch.zeros(1))
-    return 0
+
+
+def build_sampler(config: TrainConfig, inputs: Inputs, world: World) -> PairSampler:
+    """The sampler of the training split that the options ask for."""
+    return PairSampler(
+        inputs.dataset.split("train"),
+        config.batch_size,
+        world.size,
+        world.rank,
+        config.seed,
+        config.accum_steps,
+        config.items_per_id,
+    )
 
 
 def build_trainer(config: TrainConfig, inputs: Inputs, world: World, identity: Identity, **parts: Any) -> Trainer:
     """The trainer of these options; ``parts`` replace what `Trainer` would build itself."""
     with wait_for_first(world):
         sources = inputs.sources("train")
-    sampler = PairSampler(inputs.dataset.split("train"), config.batch_size, world.size, world.rank, config.seed)
+    sampler = build_sampler(config, inputs, world)
     torch.manual_seed(config.seed)
-    head = RegisterTokenModule.from_config(inputs.head_config(config), config.seed).to(inputs.device)
+    head = RegisterTokenModule.from_config(inputs.head_config(config), config.seed)
+    if config.init_from is not None:
+        begin_with(head, inputs.stage1, Path(config.init_from), config.freeze_registers)
+    head.to(inputs.device)
     return Trainer(config, head, sources, sampler, world, inputs.stage1.content_hash(), identity, **parts)
 
 
@@ -157,6 +211,7 @@ def _resume(trainer: Trainer, folder: RunFolder, log: RunLog) -> None:
             f"{folder.last} was trained on another stage 1 checkpoint; name that one with --stage1_checkpoint."
         )
     trainer.restore(checkpoint)
+    log.cut_back(trainer.position.step)
     log.line(f"resumed after step {trainer.position.step} of {trainer.steps}")
 
 
@@ -174,6 +229,7 @@ def _facts(inputs: Inputs, trainer: Trainer) -> dict[str, Any]:
         "processes": trainer.world.size,
         "global_batch": trainer.sampler.global_batch,
         "steps": trainer.steps,
+        "parameters": sum(p.numel() for p in trainer.head.parameters() if p.requires_grad),
         "device": str(inputs.device),
     }
 

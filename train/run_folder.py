@@ -7,6 +7,7 @@
       run.json             every option, the hashes of encoders and data, and what it ran on
       train.log            what was printed
       metrics.jsonl        one record per line: training, validation, test
+      tensorboard/         the numbers again, where tensorboard is installed
       checkpoints/last.safetensors    with the training state, for --resume
       checkpoints/best.safetensors    the best by validation
       results.json         the scores of the best head on the test split

@@ -1,4 +1,4 @@
-"""Which pairs make a batch: the same global batch however many processes share it."""
+"""Which rows make a batch: the same global batch however many processes share it."""
 
 from __future__ import annotations
 
@@ -12,37 +12,72 @@ from fluxtalk.datasets.pairs import Split
 from fluxtalk.errors import UsageError
 from fluxtalk.model.nested_dropout import derive_seed
 
+ABSENT = -1
+"""The row of an id that has no item of a modality."""
+
 
 @dataclass(frozen=True)
 class PairRows:
-    """One process's part of a global batch."""
+    """Some rows of a global batch."""
 
     ids: NDArray[np.int64]
     """(B,) indices into `Split.ids`."""
     rows: Mapping[str, NDArray[np.int64]]
-    """Modality to (B,) item rows, one drawn for each id."""
+    """Modality to (B,) items, one drawn for each id; `ABSENT` where the id has none."""
+    places: NDArray[np.int64]
+    """(B,) positions in the global batch: what random draws belong to."""
+
+    def part(self, rows: slice) -> PairRows:
+        """Some of these rows."""
+        return PairRows(self.ids[rows], {m: r[rows] for m, r in self.rows.items()}, self.places[rows])
 
 
 class PairSampler:
-    """Every epoch visits the ids in a new order, and draws one item per id and modality.
+    """Every epoch visits the ids in a new order, and draws items of each id and modality.
 
     All draws depend on (seed, epoch, step) and the global batch, of which each process takes its rows.
     The ids left over at the end of an epoch, fewer than a global batch, wait for the next order.
 
+    Args:
+        batch_size_per_process: rows of one forward pass of one process.
+        accum_steps: forward passes of each process that make one step.
+        items_per_id: rows of each id in a batch; different items of it where it has as many.
+
     Raises:
-        UsageError: the global batch would have fewer than two ids, which leaves nothing to contrast.
+        UsageError: the global batch would have fewer than two ids, which leaves nothing to contrast, or does not
+            divide into ``items_per_id``.
     """
 
-    def __init__(self, split: Split, batch_size_per_process: int, processes: int, rank: int, seed: int) -> None:
-        self.global_batch = min(batch_size_per_process, len(split.ids) // processes) * processes
-        if self.global_batch < 2:
+    def __init__(
+        self,
+        split: Split,
+        batch_size_per_process: int,
+        processes: int,
+        rank: int,
+        seed: int,
+        accum_steps: int = 1,
+        items_per_id: int = 1,
+    ) -> None:
+        passes = processes * accum_steps
+        self.asked = batch_size_per_process * passes
+        rows = min(batch_size_per_process, len(split.ids) * items_per_id // passes)
+        self.global_batch = rows * passes
+        if self.global_batch % items_per_id:
+            raise UsageError(
+                f"The global batch of {self.global_batch} rows does not divide into --items_per_id {items_per_id}; "
+                "choose another --batch_size."
+            )
+        self._ids_per_batch = self.global_batch // items_per_id
+        if self._ids_per_batch < 2:
             raise UsageError(
                 "A contrastive step needs a global batch of at least 2 ids; "
                 f"--batch_size {batch_size_per_process} with {processes} process(es) "
-                f"on {len(split.ids)} training ids gives {self.global_batch}."
+                f"on {len(split.ids)} training ids gives {self._ids_per_batch}."
             )
-        self.steps_per_epoch = len(split.ids) // self.global_batch
+        self.steps_per_epoch = len(split.ids) // self._ids_per_batch
+        self.accum_steps = accum_steps
         self._ids = len(split.ids)
+        self._items_per_id = items_per_id
         self._seed = seed
         self._epoch_and_order: tuple[int, NDArray[np.int64]] | None = None
         share = self.global_batch // processes
@@ -52,13 +87,21 @@ class PairSampler:
 
     def batch(self, epoch: int, step: int) -> PairRows:
         """This process's rows of step ``step`` (from 0) of epoch ``epoch`` (from 0)."""
-        ids = self._order(epoch)[step * self.global_batch : (step + 1) * self.global_batch]
+        ids = self._order(epoch)[step * self._ids_per_batch : (step + 1) * self._ids_per_batch]
         rows = {}
         for modality, count in self._count.items():
             generator = np.random.default_rng(derive_seed(self._seed, "item", modality, epoch, step))
-            chosen = self._first[modality][ids] + generator.integers(count[ids])
-            rows[modality] = chosen[self.local]
-        return PairRows(ids[self.local], rows)
+            # From a random one on, in turn: an id's rows hold different items where there are as many.
+            start = generator.integers(np.maximum(count[ids], 1))[:, None] + np.arange(self._items_per_id)
+            chosen = self._first[modality][ids, None] + start % np.maximum(count[ids], 1)[:, None]
+            rows[modality] = np.where(count[ids, None], chosen, ABSENT).reshape(-1)
+        places = np.arange(self.global_batch)
+        return PairRows(np.repeat(ids, self._items_per_id), rows, places).part(self.local)
+
+    def passes(self, batch: PairRows) -> list[PairRows]:
+        """A process's rows of one step, divided into its forward passes."""
+        size = len(batch.ids) // self.accum_steps
+        return [batch.part(slice(start, start + size)) for start in range(0, len(batch.ids), size)]
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if self._epoch_and_order is None or self._epoch_and_order[0] != epoch:

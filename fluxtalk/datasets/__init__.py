@@ -1,10 +1,11 @@
-"""Data sets of paired items, torch-free: the built-in `glyphs` and tables of pairs."""
+"""Data sets of paired items, torch-free: the built-in `glyphs`, tables, shards, folders of precomputed features."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from fluxtalk.datasets import glyphs, table
+from fluxtalk.datasets import features_folder, glyphs, shards, table
+from fluxtalk.datasets.names import parse_name
 from fluxtalk.datasets.pairs import SPLIT_NAMES, Items, PairDataset, Split
 from fluxtalk.errors import UsageError
 
@@ -15,18 +16,27 @@ def load_dataset(name: str, cache_dir: Path) -> PairDataset:
     """Read the data set that ``--data`` names.
 
     Args:
-        name: ``glyphs``, or the path of a ``.csv`` table of pairs.
+        name: ``glyphs``; a table of pairs (``.csv``, ``.jsonl``, ``.parquet``) or WebDataset shards (``.tar``, with
+            braces for several), each with or without a query that maps modalities; or a folder of features.
         cache_dir: where renderings are kept.
 
     Raises:
-        UsageError: the name is neither.
+        UsageError: the name is none of these, or its query is malformed.
+        BackendError: a library that reads the format is missing.
         DataError: the data set cannot be used.
     """
     if name == "glyphs":
         return glyphs.load(cache_dir)
-    if name.endswith(".csv"):
-        return table.load(Path(name))
-    raise UsageError(f"--data is glyphs or the path of a .csv table of pairs; got {name!r}.")
+    parsed = parse_name(name)
+    if parsed is not None:
+        return shards.load(parsed) if parsed.suffix == ".tar" else table.load(parsed)
+    if name and Path(name).is_dir():
+        return features_folder.load(name)
+    raise UsageError(
+        "--data is glyphs, a table of pairs (pairs.csv, .jsonl or .parquet; pairs.csv?image=COLUMN&text=COLUMN), "
+        "WebDataset shards (shards-{000..099}.tar?image=jpg;png&text=txt) or an existing folder of features "
+        f"(FOLDER/MODALITY/ID.npy or FOLDER/MODALITY.safetensors); got {name!r}."
+    )
 
 
 def default_cache_dir(option: str | None) -> Path:

@@ -1,7 +1,8 @@
 """What a data set is to every stage: splits of identified items per modality.
 
 Items that belong together, such as a photograph and its captions, carry the same *id*. Items of one
-modality with the same id are alternatives of each other: several positives, never negatives.
+modality with the same id are alternatives of each other: several positives, never negatives. An id may lack
+modalities, but never all but one: it would be in no pair.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ class Items:
     """The raw inputs of one modality in one split, each of which is encoded once."""
 
     values: Sequence[Any]
-    """Raw inputs as the modality's preprocessing takes them: text, image path or array, features path."""
+    """Raw inputs as the modality's preprocessing takes them: text; an image's path, bytes or array; features'
+    path or array. It may read them as they are asked for; it can be pickled and read by several threads."""
     groups: NDArray[np.int64]
-    """(items,): the index into `Split.ids` that each value belongs to, ascending."""
+    """(items,): the index into `Split.ids` that each value belongs to, ascending; not every id need occur."""
     counted: NDArray[np.bool_]
     """(items,): whether the value takes part in retrieval scores."""
     labels: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
@@ -37,23 +39,41 @@ class Items:
 
 @dataclass(frozen=True)
 class Split:
-    """One of train, validation and test."""
+    """One of train, validation and test.
+
+    Raises:
+        DataError: a modality has no item although there are ids, or an id has items in fewer than two modalities.
+    """
 
     name: str
     ids: tuple[str, ...]
     items: Mapping[str, Items]
-    """Modality to its items; every id has at least one item in every modality."""
+    """Modality to its items; where there are several modalities, every id has items in at least two of them."""
     seen: NDArray[np.bool_]
     """(ids,): whether a counted item is identical, in raw form, to an item of the training split."""
 
     def __post_init__(self) -> None:
+        if not self.ids:
+            return
         for modality, items in self.items.items():
-            missing = len(self.ids) - len(np.unique(items.groups))
-            if missing:
+            if not len(items):
                 raise DataError(
-                    f"{missing} of {len(self.ids)} ids in the {self.name} split have no {modality}; "
-                    "give every id at least one item in every modality."
+                    f"The {self.name} split has {len(self.ids)} ids and no {modality} item; "
+                    f"give it some, or leave {modality} out of the data set."
                 )
+        alone = np.flatnonzero(_modalities_per_id(len(self.ids), self.items) < min(2, len(self.items)))
+        if len(alone):
+            raise DataError(
+                f"{len(alone)} of {len(self.ids)} ids in the {self.name} split have items in fewer than two "
+                f"modalities, for example {self.ids[alone[0]]!r}, so they are in no pair; "
+                "complete them or leave them out."
+            )
+
+
+def _modalities_per_id(ids: int, items: Mapping[str, Items]) -> NDArray[np.int64]:
+    """In how many modalities each of ``ids`` ids has an item: (ids,)."""
+    present = [np.bincount(one.groups, minlength=ids) > 0 for one in items.values()]
+    return np.sum(present, axis=0, dtype=np.int64) if present else np.zeros(ids, dtype=np.int64)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A CSV table of pairs: one row per pair, one column per modality.
+"""A table of pairs, as CSV, JSON Lines or Parquet: one row per pair, one column per modality.
 
 ::
 
@@ -7,132 +7,187 @@
     photos/1.jpg,a brown dog runs,dog-1,train
     photos/2.jpg,two cups of tea,tea-2,test
 
-Columns other than ``id`` and ``split`` are modalities. A cell that names an existing kind of file
-(image or ``.npy``) is a path relative to the table; anything else is text. Without ``id``, rows that share a
-cell belong together. Without ``split``, ids are divided by hash: 80 % train, 10 % validation, 10 % test.
+Columns other than ``id`` and ``split`` are modalities, unless the name of the data set says which column is what:
+``pairs.parquet?image=photo_path&text=caption&id=photo_id&split=part``. A column all of whose cells end like a file
+(image or ``.npy``) holds paths relative to the table; any other holds text. An empty cell, or null, says that the
+row has no such modality. Without ``id``, rows that share a cell belong together. Without ``split``, ids are divided
+by hash: 80 % train, 10 % validation, 10 % test.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fluxtalk.artifacts import hash_file, hash_json
 from fluxtalk.config import require_modality_name
-from fluxtalk.datasets.pairs import SPLIT_NAMES, Items, PairDataset, Split
+from fluxtalk.datasets.names import DataName
+from fluxtalk.datasets.pairs import SPLIT_NAMES, PairDataset
+from fluxtalk.datasets.report import listed, require_files, with_progress
+from fluxtalk.datasets.splits import Column, divide, split_by_hash
+from fluxtalk.datasets.table_readers import READERS, RawTable
 from fluxtalk.errors import DataError, UsageError
 
 FILE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".npy"))
-_LISTED = 20
 
-Row = Mapping[str, str]
+Cells = Sequence[str | None]
 
 
 @dataclass(frozen=True)
 class _Table:
+    """Rows whose cells are text or absent."""
+
     path: Path
-    modalities: tuple[str, ...]
-    rows: list[dict[str, str]]
-    ids: list[str]
-    splits: list[str]
-    file_columns: frozenset[str]
-
-    def value(self, modality: str, cell: str) -> str | Path:
-        return self.path.parent / cell if modality in self.file_columns else cell
+    cells: Mapping[str, Cells]
+    """Modality to one cell per row."""
+    ids: Sequence[str] | None
+    splits: Sequence[str] | None
+    places: Sequence[str]
+    """Where each row stands: ``line 3``."""
 
 
-def load(path: Path) -> PairDataset:
+def load(name: DataName) -> PairDataset:
     """Read a table of pairs.
 
     Raises:
-        DataError: the file is missing or malformed, has fewer than two modalities, names missing files (all
-            are counted, the first 20 listed), has empty cells, or an id stands in two splits.
+        BackendError: the library that reads the format is missing.
+        DataError: the file is missing, lacks a column, has malformed rows, names missing files, an id stands in two
+            splits or has items in fewer than two modalities. Rows and files are all counted, the first 20 listed.
     """
-    rows, modalities, lines = _read(path)
-    file_columns = frozenset(m for m in modalities if _is_file_column(m, rows))
-    _require_files(path, rows, sorted(file_columns))
-    ids = [row["id"] for row in rows] if "id" in rows[0] else _linked_ids(rows, modalities)
-    table = _Table(path, modalities, rows, ids, _splits(path, rows, ids, lines), file_columns)
-    # What a cell holds, not how it is called: the same picture under two names is the same picture.
-    content = {
-        (m, cell): hash_file(path.parent / cell) if m in file_columns else cell
-        for m in modalities
-        for cell in {row[m] for row in rows}
-    }
-    key = [[table.splits[i], ids[i], *(content[m, row[m]] for m in modalities)] for i, row in enumerate(rows)]
+    table = _read(name)
+    files = frozenset(m for m, cells in table.cells.items() if _is_file_column(cells))
+    _require_cells_files(table, files)
+    row_ids = table.ids if table.ids is not None else _linked_ids(table.cells)
+    homes = _homes(table, row_ids)
+    _require_pairs(table, row_ids)
+    content = _content(table, files)
+    rows = zip(*([cell and content[m][cell] for cell in cells] for m, cells in table.cells.items()), strict=True)
+    key = [[homes[id_], id_, *row] for id_, row in zip(row_ids, rows, strict=True)]
+    index = {id_: position for position, id_ in enumerate(homes)}
+    groups = [index[id_] for id_ in row_ids]
+    columns = {m: _column(table, m, m in files, groups, content[m]) for m in table.cells}
     return PairDataset(
-        name=str(path),
-        modalities=modalities,
-        splits={name: _split(table, name, content) for name in SPLIT_NAMES},
-        content_hash=hash_json({"table": key, "modalities": modalities}),
+        name=name.text,
+        modalities=tuple(table.cells),
+        splits=divide(tuple(homes), tuple(homes.values()), columns),
+        content_hash=hash_json({"table": key, "modalities": tuple(table.cells)}),
     )
 
 
-def _read(path: Path) -> tuple[list[dict[str, str]], tuple[str, ...], list[int]]:
-    """Rows, modalities, and the line in which each row ends."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            numbered = [(reader.line_num, row) for row in reader]
-            columns = list(reader.fieldnames or [])
-    except FileNotFoundError:
-        raise DataError(f"The table {path} does not exist; check --data.") from None
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise DataError(
-            f"The table {path} cannot be read ({error}); it must be a UTF-8 CSV file with a header."
-        ) from None
-    modalities = tuple(name for name in columns if name not in ("id", "split"))
-    if len(modalities) < 2:
-        raise DataError(
-            f"The table {path} needs at least two modality columns besides id and split; "
-            f"its header is {', '.join(columns) or 'empty'}."
-        )
-    repeated = sorted({name for name in columns if columns.count(name) > 1})
+def _read(name: DataName) -> _Table:
+    path = Path(name.path)
+    if not path.exists():
+        raise DataError(f"The table {path} does not exist; check --data.")
+    raw = READERS[name.suffix](path, None if name.query is None else set(name.query.values()))
+    if not raw.numbers:
+        # Without a row there may be no column: what is wrong with the rows comes first.
+        _require_rows(path, raw, raw.problems, "each is an object of columns")
+        raise DataError(f"The table {path} has no rows.")
+    sources = _sources(name, raw)
+    cells = {key: raw.cells[column] for key, column in sources.items()}
+    modalities = [key for key in sources if key not in ("id", "split")]
+    problems = [*raw.problems, *_row_problems(raw.numbers, cells, modalities)]
+    hint = f"each has text or nothing in {', '.join(modalities)}"
+    hint += "".join(f", and its {key} in {sources[key]}" for key in ("id", "split") if key in sources)
+    _require_rows(path, raw, problems, hint)
+    return _Table(
+        path,
+        {m: [None if _is_empty(cell) else cell for cell in cells[m]] for m in modalities},
+        [str(cell) for cell in cells["id"]] if "id" in cells else None,
+        cells.get("split"),
+        [f"{raw.row_word} {number}" for number in raw.numbers],
+    )
+
+
+def _sources(name: DataName, raw: RawTable) -> dict[str, str]:
+    """Modalities, ``id`` and ``split``, each to its column."""
+    columns = raw.columns
+    repeated = sorted({column for column in columns if columns.count(column) > 1})
     if repeated:
-        raise DataError(f"The table {path} has several columns called {', '.join(repeated)}; give each its own name.")
-    try:
-        for name in modalities:
-            require_modality_name(name)
-    except UsageError as error:
-        raise DataError(f"The header of the table {path} cannot be used: {error}") from None
-    rows, lines = [row for _, row in numbered], [line for line, _ in numbered]
-    if not rows:
-        raise DataError(f"The table {path} has a header but no rows.")
-    for number, row in zip(lines, rows, strict=True):
-        # A short row gives None, a long one a None key.
-        if None in row or any(value is None or not value.strip() for value in row.values()):
-            raise DataError(
-                f"The table {path} has an empty or surplus cell in line {number}; each row needs {', '.join(columns)}."
-            )
-    return rows, modalities, lines
-
-
-def _is_file_column(modality: str, rows: Sequence[Row]) -> bool:
-    """Whether a column holds paths: every cell has a file's suffix."""
-    return all(Path(row[modality]).suffix.lower() in FILE_SUFFIXES for row in rows)
-
-
-def _require_files(path: Path, rows: Sequence[Row], modalities: Sequence[str]) -> None:
-    wanted = dict.fromkeys(row[m] for m in modalities for row in rows)
-    missing = [name for name in wanted if not (path.parent / name).is_file()]
-    if missing:
-        listed = ", ".join(missing[:_LISTED]) + (
-            f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
-        )
         raise DataError(
-            f"The table {path} names {len(missing)} of {len(wanted)} files that do not exist: {listed}; "
-            "paths are relative to the table."
+            f"The table {name.path} has several columns called {', '.join(repeated)}; give each its own name."
         )
+    sources = dict(name.query) if name.query is not None else {column: column for column in columns}
+    missing = sorted({column for column in sources.values() if column not in columns})
+    if missing:
+        raise DataError(
+            f"The table {name.path} has no column {', '.join(missing)}, which --data names; "
+            f"it has {', '.join(columns) or 'none'}."
+        )
+    if len(sources.keys() - {"id", "split"}) < 2:
+        raise DataError(
+            f"The table {name.path} needs at least two modality columns besides id and split; "
+            f"it has {', '.join(sources) or 'none'}."
+        )
+    try:
+        for key in sources:
+            require_modality_name(key)
+    except UsageError as error:
+        raise DataError(
+            f"The columns of the table {name.path} cannot all be modalities; say in --data which are, "
+            f"as in {Path(name.path).name}?image=COLUMN&text=COLUMN. {error}"
+        ) from None
+    return sources
 
 
-def _linked_ids(rows: Sequence[Row], modalities: Sequence[str]) -> list[str]:
+def _require_rows(path: Path, raw: RawTable, problems: Sequence[tuple[int, str]], hint: str) -> None:
+    if problems:
+        shown = listed([f"{raw.row_word} {number} ({what})" for number, what in sorted(problems)])
+        total = len(raw.numbers) + len(raw.problems)
+        raise DataError(f"The table {path} has {len(problems)} malformed of {total} rows: {shown}; {hint}.")
+
+
+def _is_empty(cell: Any) -> bool:
+    return cell is None or (isinstance(cell, str) and not cell.strip())
+
+
+def _row_problems(
+    numbers: Sequence[int], cells: Mapping[str, Sequence[Any]], modalities: Sequence[str]
+) -> Iterator[tuple[int, str]]:
+    """Where each malformed row stands, and what is wrong with it."""
+    for i, number in enumerate(numbers):
+        row = {key: column[i] for key, column in cells.items()}
+        wrong = [_cell_problem(key, cell) for key, cell in row.items()]
+        if all(_is_empty(row[modality]) for modality in modalities):
+            wrong.append("no modality")
+        if any(wrong):
+            yield number, "; ".join(filter(None, wrong))
+
+
+def _cell_problem(key: str, cell: Any) -> str:
+    """What is wrong with a cell, or nothing."""
+    if _is_empty(cell):
+        return f"no {key}" if key in ("id", "split") else ""
+    if key == "id" and isinstance(cell, int) and not isinstance(cell, bool):
+        return ""
+    if not isinstance(cell, str):
+        return f"{key} is {type(cell).__name__} and not text"
+    if key == "split" and cell not in SPLIT_NAMES:
+        return f"split {cell!r} is none of {', '.join(SPLIT_NAMES)}"
+    return ""
+
+
+def _is_file_column(cells: Cells) -> bool:
+    """Whether a column holds paths: it has cells, and each of them ends like a file."""
+    present = {cell for cell in cells if cell is not None}
+    return bool(present) and all(Path(cell).suffix.lower() in FILE_SUFFIXES for cell in present)
+
+
+def _require_cells_files(table: _Table, files: frozenset[str]) -> None:
+    wanted = list(dict.fromkeys(cell for m in sorted(files) for cell in table.cells[m] if cell is not None))
+    paths = [table.path.parent / cell for cell in wanted]
+    require_files(f"The table {table.path}", paths, wanted, "paths are relative to the table")
+
+
+def _linked_ids(columns: Mapping[str, Cells]) -> list[str]:
     """One id for all rows that share a cell, directly or through other rows (union-find)."""
-    parent = list(range(len(rows)))
+    rows = len(next(iter(columns.values())))
+    parent = list(range(rows))
 
     def root(i: int) -> int:
         while parent[i] != i:
@@ -141,54 +196,72 @@ def _linked_ids(rows: Sequence[Row], modalities: Sequence[str]) -> list[str]:
         return i
 
     first: dict[tuple[str, str], int] = {}
-    for i, row in enumerate(rows):
-        for modality in modalities:
-            a, b = root(first.setdefault((modality, row[modality]), i)), root(i)
-            parent[max(a, b)] = min(a, b)
-    return [str(root(i)) for i in range(len(rows))]
+    for modality, cells in columns.items():
+        for i, cell in enumerate(cells):
+            if cell is not None:
+                a, b = root(first.setdefault((modality, cell), i)), root(i)
+                parent[max(a, b)] = min(a, b)
+    return [str(root(i)) for i in range(rows)]
 
 
-def _splits(path: Path, rows: Sequence[Row], ids: Sequence[str], lines: Sequence[int]) -> list[str]:
-    if "split" not in rows[0]:
-        return [_split_by_hash(i) for i in ids]
-    home: dict[str, str] = {}
-    for number, row, id_ in zip(lines, rows, ids, strict=True):
-        split = row["split"]
-        if split not in SPLIT_NAMES:
-            raise DataError(
-                f"The table {path} has split {split!r} in line {number}; it is one of {', '.join(SPLIT_NAMES)}."
-            )
-        if home.setdefault(id_, split) != split:
-            raise DataError(
-                f"The table {path} has id {id_!r} in {home[id_]} and in {split} (line {number}); "
-                "an id belongs to one split."
-            )
-    return [row["split"] for row in rows]
-
-
-def _split_by_hash(id_: str) -> str:
-    number = int.from_bytes(hashlib.sha256(id_.encode()).digest()[:4], "big") / 2**32
-    return "train" if number < 0.8 else "validation" if number < 0.9 else "test"
-
-
-def _split(table: _Table, name: str, content: Mapping[tuple[str, str], str]) -> Split:
-    chosen = [i for i, split in enumerate(table.splits) if split == name]
-    names = tuple(dict.fromkeys(table.ids[i] for i in chosen))
-    index = {id_: position for position, id_ in enumerate(names)}
-    seen = np.zeros(len(names), dtype=bool)
-    items = {}
-    for modality in table.modalities:
-        # One item per id and distinct cell, in the order of the table: a photograph with five captions is encoded once.
-        distinct = dict.fromkeys((index[table.ids[i]], table.rows[i][modality]) for i in chosen)
-        cells = sorted(distinct, key=lambda pair: pair[0])
-        items[modality] = Items(
-            values=[table.value(modality, cell) for _, cell in cells],
-            groups=np.array([group for group, _ in cells], dtype=np.int64),
-            counted=np.ones(len(cells), dtype=bool),
+def _homes(table: _Table, row_ids: Sequence[str]) -> dict[str, str]:
+    """The split of every id, in the order in which the ids first occur."""
+    homes: dict[str, str] = {}
+    if table.splits is None:
+        return {id_: split_by_hash(id_) for id_ in row_ids}
+    strays = []
+    for id_, split, place in zip(row_ids, table.splits, table.places, strict=True):
+        home = homes.setdefault(id_, split)
+        if home != split:
+            what = f"id {id_!r}" if table.ids is not None else "linked to earlier rows"
+            strays.append(f"{place} ({what}, in {home} and in {split})")
+    if strays:
+        raise DataError(
+            f"The table {table.path} has {len(strays)} rows whose id is in another split already: {listed(strays)}; "
+            "an id belongs to one split."
         )
-        trained = {
-            content[modality, row[modality]] for row, s in zip(table.rows, table.splits, strict=True) if s == "train"
-        }
-        for group, cell in cells:
-            seen[group] |= content[modality, cell] in trained
-    return Split(name, names, items, seen)
+    return homes
+
+
+def _require_pairs(table: _Table, row_ids: Sequence[str]) -> None:
+    modalities: dict[str, set[str]] = {}
+    first: dict[str, str] = {}
+    for i, id_ in enumerate(row_ids):
+        first.setdefault(id_, table.places[i])
+        modalities.setdefault(id_, set()).update(m for m, cells in table.cells.items() if cells[i] is not None)
+    alone = [
+        first[id_] if table.ids is None else f"{id_!r} ({first[id_]})"
+        for id_, has in modalities.items()
+        if len(has) < 2
+    ]
+    if alone:
+        raise DataError(
+            f"The table {table.path} has {len(alone)} of {len(first)} ids with items in fewer than two modalities, "
+            f"which are in no pair: {listed(alone)}; complete them or leave them out."
+        )
+
+
+def _content(table: _Table, files: frozenset[str]) -> dict[str, dict[str, str]]:
+    """Modality to what each of its cells holds, not how it is called: one picture under two names is one picture."""
+    distinct = {m: dict.fromkeys(cell for cell in cells if cell is not None) for m, cells in table.cells.items()}
+    paths = list(dict.fromkeys(table.path.parent / cell for m in files for cell in distinct[m]))
+    total = sum(path.stat().st_size for path in paths)
+    hashes = {path: hash_file(path) for path in with_progress(paths, f"hashing {table.path.name}", "file", total)}
+    return {
+        m: {cell: hashes[table.path.parent / cell] if m in files else cell for cell in cells}
+        for m, cells in distinct.items()
+    }
+
+
+def _column(table: _Table, modality: str, is_file: bool, groups: Sequence[int], content: Mapping[str, str]) -> Column:
+    # One item per id and distinct cell: a photograph with five captions is encoded once.
+    pairs = zip(groups, table.cells[modality], strict=True)
+    distinct = list(dict.fromkeys((group, cell) for group, cell in pairs if cell is not None))
+    values = [table.path.parent / cell if is_file else cell for _, cell in distinct]
+    numbers: dict[str, int] = {}
+    codes = [numbers.setdefault(content[cell], len(numbers)) for _, cell in distinct]
+
+    def take(rows: NDArray[np.int64]) -> list[str | Path]:
+        return [values[row] for row in rows]
+
+    return Column(np.array([group for group, _ in distinct], dtype=np.int64), np.array(codes, dtype=np.uint64), take)

@@ -1,4 +1,4 @@
-"""Frozen encoder and register head of one modality as one module: what is exported."""
+"""Frozen encoder, feature reduction and register head of one modality as one module: what is exported."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fluxtalk.errors import check_token_count
+from fluxtalk.errors import UsageError, check_token_count
 from fluxtalk.model.encoders import FrozenEncoder, to_tensors
+from fluxtalk.model.reduction import FeatureReduction, ReductionConfig
 from fluxtalk.model.registers import RegisterTokenModule
 from fluxtalk.preprocess import Preprocessor
 
@@ -31,12 +32,29 @@ class Embedder(nn.Module):
         encoder: frozen.
         head: shared with the other modalities; put into evaluation mode, where nested dropout does not exist.
         modality: which of the head's modalities this is.
+        reduction: what the head's training did to the features; nothing where absent.
+
+    Raises:
+        UsageError: the head reads features of another dimension.
     """
 
-    def __init__(self, encoder: FrozenEncoder, head: RegisterTokenModule, modality: str) -> None:
+    def __init__(
+        self,
+        encoder: FrozenEncoder,
+        head: RegisterTokenModule,
+        modality: str,
+        reduction: FeatureReduction | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.reduction = reduction or FeatureReduction(ReductionConfig(encoder.dim))
         self.head = head
+        given, read = (encoder.dim, self.reduction.dim), (self.reduction.config.dim, head.config.dims[modality])
+        if given != read:
+            raise UsageError(
+                f"The {modality} features have dimension {given[0]}, reduced to {given[1]}; this head was trained on "
+                f"{read[0]}, reduced to {read[1]}: give the encoder and the reduction of its training."
+            )
         self.modality = modality
         self.eval()
 
@@ -47,7 +65,7 @@ class Embedder(nn.Module):
             inputs: the preprocessing's arrays in order, then ``token_index`` (int64, (k,)): ``arange(k)``.
         """
         *arrays, token_index = inputs
-        features, mask = self.encoder(*arrays)
+        features, mask = self.reduction(self.encoder(*arrays))
         tokens = self.head.tokens(self.modality, features, mask, token_index)
         return Embeddings(tokens, self.head.embeddings(tokens, token_index))
 

@@ -16,10 +16,13 @@ from torch import Tensor
 from fluxtalk.artifacts import Identity, atomic_file, canonical_json, hash_bytes
 from fluxtalk.config import HeadConfig
 from fluxtalk.errors import CheckpointError, UsageError, reason
+from fluxtalk.model.reduction import FeatureReduction, ReductionConfig
 from fluxtalk.model.registers import RegisterTokenModule
 
 FORMAT = "fluxtalk.stage2"
 SCHEMA_VERSION = 1
+REDUCED_SCHEMA_VERSION = 2
+"""Of a head on reduced features: a FluxTalk that knows no reduction must refuse it, not embed without."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class HeadCheckpoint:
     """Plain facts about training so far: step, epoch, validation score."""
     training_state: Mapping[str, Tensor] = field(default_factory=dict)
     """Tensors needed to go on training; empty in a finished head."""
+    reductions: Mapping[str, FeatureReduction] = field(default_factory=dict)
+    """What happens to a modality's features before the head reads them; absent where nothing does."""
 
     def build(self) -> RegisterTokenModule:
         """The head with its weights, in evaluation mode."""
@@ -47,13 +52,19 @@ def save_head(checkpoint: HeadCheckpoint, path: Path) -> None:
     """Write a checkpoint atomically."""
     tensors = {f"head.{name}": t.detach().cpu().contiguous() for name, t in checkpoint.weights.items()}
     tensors |= {f"state.{name}": t.detach().cpu().contiguous() for name, t in checkpoint.training_state.items()}
+    reductions = {name: part for name, part in checkpoint.reductions.items() if not part.identity}
+    for modality, part in reductions.items():
+        named = part.state_dict().items()
+        tensors |= {f"reduction.{modality}.{name}": t.detach().cpu().contiguous() for name, t in named}
     header = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": REDUCED_SCHEMA_VERSION if reductions else SCHEMA_VERSION,
         "config": checkpoint.config.to_dict(),
         "stage1_hash": checkpoint.stage1_hash,
         "identity": checkpoint.identity.fields(),
         "progress": dict(checkpoint.progress),
     }
+    if reductions:
+        header["reductions"] = {name: part.config.to_dict() for name, part in reductions.items()}
     metadata = {"format": FORMAT, "header": canonical_json(header), "content_hash": _content_hash(header, tensors)}
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
@@ -82,9 +93,10 @@ def load_head(path: Path) -> HeadCheckpoint:
         schema_version, content_hash = header["schema_version"], metadata["content_hash"]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is a malformed stage 2 checkpoint ({reason(error)}); restore it.") from None
-    if schema_version != SCHEMA_VERSION:
+    if schema_version not in (SCHEMA_VERSION, REDUCED_SCHEMA_VERSION):
         raise CheckpointError(
-            f"{path} has stage 2 schema {schema_version}; this FluxTalk reads {SCHEMA_VERSION}: "
+            f"{path} has stage 2 schema {schema_version}; this FluxTalk reads {SCHEMA_VERSION} and "
+            f"{REDUCED_SCHEMA_VERSION}: "
             "install the version that wrote it."
         )
     if _content_hash(header, tensors) != content_hash:
@@ -93,8 +105,9 @@ def load_head(path: Path) -> HeadCheckpoint:
         )
     try:
         config = HeadConfig.from_dict(header["config"])
-    except UsageError as error:
-        raise CheckpointError(f"{path} cannot be used: {error}") from None
+        reductions = _reductions(header.get("reductions", {}), tensors)
+    except (UsageError, RuntimeError) as error:
+        raise CheckpointError(f"{path} cannot be used: {reason(error)}.") from None
     return HeadCheckpoint(
         config=config,
         weights=_with_prefix(tensors, "head."),
@@ -102,7 +115,16 @@ def load_head(path: Path) -> HeadCheckpoint:
         identity=Identity(**header["identity"]),
         progress=header["progress"],
         training_state=_with_prefix(tensors, "state."),
+        reductions=reductions,
     )
+
+
+def _reductions(configs: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, FeatureReduction]:
+    reductions = {}
+    for modality, values in configs.items():
+        reductions[modality] = FeatureReduction(ReductionConfig.from_dict(values))
+        reductions[modality].load_state_dict(_with_prefix(tensors, f"reduction.{modality}."))
+    return reductions
 
 
 def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
-"""Losses: contrastive on the overlapping tokens, regularisation of the complementary ones.
+"""The training loss: contrastive on the overlapping tokens, regularised and, optionally, trained complementary ones.
 
+The pieces are pure functions in `fluxtalk.model.contrastive` and `fluxtalk.model.complementary`.
 Shapes: B this process's samples, G samples of all processes, D head dimension.
 """
 
@@ -7,17 +8,27 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fluxtalk.config import AGGREGATIONS
 from fluxtalk.errors import UsageError
-from fluxtalk.model.pooling import l2_normalise
-from fluxtalk.model.registers import RegisterOutputs
+from fluxtalk.model.complementary import (
+    ComplementaryInputs,
+    ComplementaryObjective,
+    complementary_diversity,
+    complementary_l2,
+)
+from fluxtalk.model.contrastive import Candidates, contrast, info_nce, sigmoid_loss
+from fluxtalk.model.similarity import Vectors, aggregate
+from fluxtalk.model.token_head import RegisterOutputs
 from fluxtalk.model.world import OneProcess, World
 
+CONTRASTIVE_LOSSES = ("infonce", "sigmoid")
 INITIAL_TEMPERATURE = 0.07
 MAX_LOG_SCALE = math.log(100)
 
@@ -30,89 +41,85 @@ class LossTerms:
     contrastive: Tensor
     complementary_l2: Tensor
     complementary_diversity: Tensor
+    complementary_objective: Tensor
+    """0 where there is none."""
 
     def items(self) -> dict[str, Tensor]:
         """Name to detached scalar."""
         return {name: getattr(self, name).detach() for name in self.__dataclass_fields__}
 
 
-def info_nce_rows(
-    anchors_BD: Tensor, candidates_GD: Tensor, anchor_ids_B: Tensor, candidate_ids_G: Tensor, scale: Tensor
-) -> Tensor:
-    r"""InfoNCE of each anchor, (B,), with every candidate of the anchor's id as a positive.
-
-    .. math:: \ell_i = \frac{1}{|P_i|} \sum_{p \in P_i} -\log
-              \frac{e^{s_{ip}}}{e^{s_{ip}} + \sum_{j: id_j \ne id_i} e^{s_{ij}}}
-
-    with :math:`s = scale \cdot a_i \cdot c_j`. The mean over positives stands outside the logarithm, as in
-    L_out of Khosla et al. 2020, "Supervised Contrastive Learning"; another positive is never a negative.
-    With one positive per anchor it is the cross-entropy of van den Oord et al. 2018, "CPC".
-
-    Args:
-        anchors_BD: of length 1.
-        candidates_GD: of length 1.
-        scale: scalar, the inverse temperature.
-    """
-    logits = scale * (anchors_BD.float() @ candidates_GD.float().T)
-    positive = anchor_ids_B[:, None] == candidate_ids_G[None, :]
-    negatives = logits.masked_fill(positive, -torch.inf).logsumexp(dim=1)
-    # -log(e^p / (e^p + e^n)) = softplus(n - p), at the positives alone: they are few.
-    rows, columns = positive.nonzero(as_tuple=True)
-    each = F.softplus(negatives[rows] - logits[rows, columns])
-    return torch.zeros_like(negatives).index_add(0, rows, each) / positive.sum(dim=1)
-
-
-def complementary_l2(tokens_BCD: Tensor, keep_BC: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum over kept complementary tokens of their squared norm / D, and how many there are."""
-    each = tokens_BCD.float().square().mean(dim=-1)
-    return (each * keep_BC).sum(), keep_BC.sum()
-
-
-def complementary_diversity(tokens_BKD: Tensor, keep_BK: Tensor, num_overlapping: int) -> tuple[Tensor, Tensor]:
-    """Sum of squared cosines between each kept complementary token and every other kept token of its sample.
-
-    Overlapping tokens take no gradient: they are where they are for the contrastive loss, and the
-    complementary ones keep away from them. Also returns the number of such pairs.
-    """
-    unit = l2_normalise(tokens_BKD)
-    others = torch.cat([unit[:, :num_overlapping].detach(), unit[:, num_overlapping:]], dim=1)
-    cosine = unit[:, num_overlapping:] @ others.transpose(1, 2)
-    itself = torch.eye(tokens_BKD.shape[1], dtype=torch.bool, device=unit.device)[num_overlapping:]
-    counts = keep_BK[:, num_overlapping:, None] & keep_BK[:, None, :] & ~itself
-    return (cosine.square() * counts).sum(), counts.sum()
-
-
 class RegisterTokenLoss(nn.Module):
-    """Contrastive loss of the pooled overlapping tokens + weighted regularisation of the complementary ones.
+    """Contrastive loss of the pooled overlapping tokens + what the complementary ones are trained for.
 
-    ``total = contrastive + complementary_reg_weight * (l2 + diversity)``. Contrastive: symmetric
-    `info_nce_rows`, averaged over all pairs of modalities. L2: mean over kept complementary tokens of the
-    squared norm / D. Diversity: mean squared cosine of `complementary_diversity`.
+    ``total = contrastive + complementary_reg_weight * (l2 + diversity) + objective_weight * objective``.
+
+    Contrastive: symmetric, averaged over all pairs of modalities; a sample that lacks a modality takes part in the
+    pairs that it has. L2: mean over kept complementary tokens of the squared norm / D. Diversity: mean squared
+    cosine of `complementary_diversity`.
 
     Args:
         complementary_reg_weight: at least 0.
         world: the processes that share the batch.
+        contrastive: ``infonce``, or ``sigmoid`` (pairs one by one, with a learnable bias).
+        aggregation: ``mean``, ``concat`` or ``maxsim``: what is compared.
+        batch_size: of the global batch; the sigmoid's bias starts at -log(batch_size - 1), the log odds of a pair.
+        objective: of the complementary tokens; None is L2 + diversity alone.
+        objective_weight: at least 0.
     """
 
-    def __init__(self, complementary_reg_weight: float = 0.01, world: World | None = None) -> None:
+    def __init__(
+        self,
+        complementary_reg_weight: float = 0.01,
+        world: World | None = None,
+        contrastive: str = "infonce",
+        aggregation: str = "mean",
+        batch_size: int = 64,
+        objective: ComplementaryObjective | None = None,
+        objective_weight: float = 1.0,
+    ) -> None:
         super().__init__()
-        if not complementary_reg_weight >= 0:
-            raise UsageError(f"complementary_reg_weight is at least 0; got {complementary_reg_weight}.")
+        for name, value in (
+            ("complementary_reg_weight", complementary_reg_weight),
+            ("complementary_objective_weight", objective_weight),
+        ):
+            if not value >= 0:
+                raise UsageError(f"{name} is at least 0; got {value}.")
+        if contrastive not in CONTRASTIVE_LOSSES:
+            raise UsageError(f"The contrastive loss is one of {', '.join(CONTRASTIVE_LOSSES)}; got {contrastive!r}.")
+        if aggregation not in AGGREGATIONS:
+            raise UsageError(f"aggregation is one of {', '.join(AGGREGATIONS)}; got {aggregation!r}.")
         self.complementary_reg_weight = complementary_reg_weight
         self.world: World = world or OneProcess()
+        self.contrastive = contrastive
+        self.aggregation = aggregation
+        self.objective = objective
+        self.objective_weight = objective_weight
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / INITIAL_TEMPERATURE)))
+        bias = nn.Parameter(torch.tensor(-math.log(max(1, batch_size - 1)))) if contrastive == "sigmoid" else None
+        self.bias: nn.Parameter | None
+        self.register_parameter("bias", bias)
 
     def clamp_temperature(self) -> None:
         """Bring the temperature back into 0.01..1; call it after each optimiser step."""
         with torch.no_grad():
             self.log_scale.clamp_(0.0, MAX_LOG_SCALE)
 
-    def forward(self, outputs: RegisterOutputs, ids: Tensor) -> LossTerms:
+    def forward(
+        self,
+        outputs: RegisterOutputs,
+        ids: Tensor,
+        inputs: ComplementaryInputs | None = None,
+        prefix_counts: Sequence[int] = (),
+    ) -> LossTerms:
         """The loss of one batch.
 
         Args:
             outputs: of at least two modalities, row i of each belonging together.
             ids: int64 (B,); rows of equal id are positives of each other, never negatives.
+            inputs: what the complementary objective needs; required where there is one.
+            prefix_counts: where given, the contrastive loss is the mean over these numbers of tokens, the same for all
+                samples and modalities.
 
         Raises:
             UsageError: there are fewer than two modalities, or ``ids`` has another length.
@@ -125,26 +132,63 @@ class RegisterTokenLoss(nn.Module):
             raise UsageError(f"Each row of a batch needs one id; got {len(ids)} ids.")
         # Autocast would make the logits bfloat16, whatever their inputs are.
         with torch.autocast(ids.device.type, enabled=False):
-            contrastive = self._contrastive(outputs, ids)
+            contrastive = self._contrastive_at(outputs, ids, prefix_counts)
             l2, diversity = self._complementary(outputs)
-        total = contrastive + self.complementary_reg_weight * (l2 + diversity)
-        return LossTerms(total, contrastive, l2, diversity)
+            objective = torch.zeros_like(contrastive)
+            if self.objective is not None:
+                assert inputs is not None
+                objective = self.objective(outputs, inputs, self.world)
+        total = contrastive + self.complementary_reg_weight * (l2 + diversity) + self.objective_weight * objective
+        return LossTerms(total, contrastive, l2, diversity, objective)
 
-    def _contrastive(self, outputs: RegisterOutputs, ids: Tensor) -> Tensor:
-        pooled = {modality: outputs.pooled(modality) for modality in outputs.tokens}
-        everywhere = {modality: self.world.gather(rows) for modality, rows in pooled.items()}
-        all_ids = self.world.gather(ids)
+    def _contrastive_at(self, outputs: RegisterOutputs, ids: Tensor, prefix_counts: Sequence[int]) -> Tensor:
+        if not prefix_counts:
+            return self._contrastive(outputs, outputs.keep, ids)
+        # Beyond the overlapping tokens nothing changes, so such lengths share one computation.
+        lengths = Counter(min(count, outputs.num_overlapping) for count in prefix_counts)
+        total = ids.new_zeros((), dtype=torch.float32)
+        for length, times in sorted(lengths.items()):
+            keep = {m: k & (torch.arange(k.shape[1], device=k.device) < length) for m, k in outputs.keep.items()}
+            total = total + self._contrastive(outputs, keep, ids) * (times / len(prefix_counts))
+        return total
+
+    def _contrastive(self, outputs: RegisterOutputs, keep: dict[str, Tensor], ids: Tensor) -> Tensor:
+        vectors = {
+            m: aggregate(self.aggregation, t, keep[m], outputs.num_overlapping) for m, t in outputs.tokens.items()
+        }
+        present = {m: outputs.has(m) for m in vectors}
+        everywhere = {
+            m: Candidates(self._gathered(v), self.world.gather(ids), self.world.gather(present[m]))
+            for m, v in vectors.items()
+        }
+        # The sigmoid of a pair is the same from both sides.
+        directions = (itertools.permutations if self.contrastive == "infonce" else itertools.combinations)(vectors, 2)
+        sums, counts = [], []
+        for a, b in directions:
+            each, counted = self._anchors(vectors[a], ids, present[a], everywhere[b])
+            sums.append((each * counted).sum())
+            counts.append(counted.sum().to(sums[-1].dtype))
+        totals = self.world.total(torch.stack(counts))
+        means = torch.stack(sums) * self.world.size / totals.clamp_min(1)
+        return means.sum() / (totals > 0).sum().clamp_min(1)
+
+    def _anchors(self, anchors: Vectors, ids: Tensor, present: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """The loss of each anchor, and which anchors count: those with a positive, or all that are there."""
         scale = self.log_scale.exp()
-        directions = list(itertools.permutations(pooled, 2))
-        rows = [info_nce_rows(pooled[a], everywhere[b], ids, all_ids, scale) for a, b in directions]
-        return torch.stack(rows).mean()
+        if self.contrastive == "sigmoid":
+            return contrast(sigmoid_loss, anchors, ids, candidates, scale, self.bias), present
+        known = torch.isin(ids, candidates.ids_G[candidates.valid_G])
+        return contrast(info_nce, anchors, ids, candidates, scale), present & known
+
+    def _gathered(self, vectors: Vectors) -> Vectors:
+        return Vectors(self.world.gather(vectors.unit_BVD), self.world.gather(vectors.keep_BV))
 
     def _complementary(self, outputs: RegisterOutputs) -> tuple[Tensor, Tensor]:
         first = outputs.num_overlapping
         sums: list[tuple[Tensor, Tensor]] = []
         pairs: list[tuple[Tensor, Tensor]] = []
         for modality, tokens in outputs.tokens.items():
-            keep = outputs.keep[modality]
+            keep = outputs.keep[modality] & outputs.has(modality)[:, None]
             sums.append(complementary_l2(tokens[:, first:], keep[:, first:]))
             pairs.append(complementary_diversity(tokens, keep, first))
         return self._mean(sums), self._mean(pairs)

@@ -75,6 +75,21 @@ class NestedDropout:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, step, modality))
         strata = torch.randperm(batch, generator=generator).double()
         u = (strata + torch.rand(batch, dtype=torch.float64, generator=generator)) / batch
+        return self._lengths(u)
+
+    def sample_for_batch(self, step: int) -> int:
+        """One prefix length for all samples and modalities of a step, with the same marginals over steps."""
+        return int(self._uniform(step, 1)[0])
+
+    def sample_several(self, step: int) -> tuple[int, ...]:
+        """The prefix lengths at which one step computes its loss: 1, all tokens, and two drawn."""
+        return (1, self.num_tokens, *self._uniform(step, 2).tolist())
+
+    def _uniform(self, step: int, count: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, step, "batch"))
+        return self._lengths(torch.rand(count, dtype=torch.float64, generator=generator))
+
+    def _lengths(self, u: Tensor) -> Tensor:
         return (u[:, None] >= self.probabilities).sum(dim=1)
 
 

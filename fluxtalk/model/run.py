@@ -28,7 +28,7 @@ class TrainedRun:
     """The content of results.json, once the run has been scored."""
 
     def embedder(self, modality: str) -> Embedder:
-        """Encoder and head of a modality.
+        """Encoder, feature reduction and head of a modality.
 
         Raises:
             UsageError: the run has no such modality.
@@ -37,7 +37,8 @@ class TrainedRun:
             raise UsageError(
                 f"The run {self.root} has the modalities {', '.join(self.stage1.modalities)}; got {modality!r}."
             )
-        return Embedder(self.stage1.modalities[modality].build(), self.head.build(), modality)
+        encoder = self.stage1.modalities[modality].build()
+        return Embedder(encoder, self.head.build(), modality, self.head.reductions.get(modality))
 
 
 def read_run_config(root: Path) -> dict[str, Any]:

@@ -28,12 +28,13 @@ class FeaturesPreprocessor:
         Raises:
             InputError: it is missing, no array of floats, of another dimension, empty, or not finite.
         """
-        array, name = _read(item)
+        array, name = read_array(item)
         if array.ndim == 1:
             array = array[None]
         if array.ndim != 2 or array.shape[1] != self.dim or not array.shape[0]:
             raise InputError(f"{name} must have shape (length, {self.dim}) with length at least 1; got {array.shape}.")
-        if array.dtype.kind not in "fiu":
+        # bfloat16, as safetensors reads it, is a type of ml_dtypes that numpy takes for raw bytes.
+        if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
             raise InputError(f"{name} must hold numbers; got {array.dtype}.")
         array = array.astype(np.float32)
         if not np.isfinite(array).all():
@@ -60,7 +61,15 @@ class FeaturesPreprocessor:
         return cls(config["dim"])
 
 
-def _read(item: Any) -> tuple[Array, str]:
+def read_array(item: Any) -> tuple[Array, str]:
+    """The array of a feature item, of whatever shape and type it is, and what to call it in a sentence.
+
+    Args:
+        item: an array, or the path of a `.npy` file.
+
+    Raises:
+        InputError: it is neither, or cannot be read.
+    """
     if isinstance(item, np.ndarray):
         return item, "A feature array"
     if not isinstance(item, str | Path):

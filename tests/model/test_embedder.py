@@ -13,11 +13,13 @@ import torch
 
 from fluxtalk.errors import ArtifactError, CheckpointError, TokenCountError, UsageError
 from fluxtalk.model.embedder import Embedder
+from fluxtalk.model.encoders import to_tensors
+from fluxtalk.model.reduction import FeatureReduction, ReductionConfig
 from fluxtalk.model.registers import RegisterTokenModule
 from fluxtalk.model.run import TrainedRun, open_run
 from fluxtalk.model.stage1 import Stage1, load_stage1, save_stage1
 from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.run import train
+from fluxtalk.train.run import fit
 
 TEXTS = ["letter", "black chess queen", "greek small letter omega with tonos", "sun"]
 
@@ -26,7 +28,7 @@ TEXTS = ["letter", "black chess queen", "greek small letter omega with tonos", "
 def run(train_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     """A run of one epoch, without a bundle."""
     config = dataclasses.replace(train_config, output_dir=str(tmp_path_factory.mktemp("run")), epochs=1)
-    assert train(config) == 0
+    assert fit(config).finished
     return open_run(Path(config.output_dir) / config.log_name)
 
 
@@ -80,6 +82,27 @@ def test_a_run_opens_with_its_best_head(run: TrainedRun) -> None:
         run.embedder("audio")
 
 
+def test_a_run_embeds_with_the_reduction_of_its_training(run: TrainedRun) -> None:
+    """Between encoder and head, for the modality that was trained with it alone."""
+    pooled = FeatureReduction(ReductionConfig(run.stage1.modalities["text"].spec.dim, 2))
+    reduced = dataclasses.replace(run, head=dataclasses.replace(run.head, reductions={"text": pooled}))
+    preprocess = run.stage1.modalities["text"].preprocess
+    tokens, _ = reduced.embedder("text").embed(preprocess, TEXTS)
+    batch = preprocess.collate([preprocess.prepare(text) for text in TEXTS])
+    with torch.inference_mode():
+        features, mask = run.stage1.modalities["text"].build()(*to_tensors(batch))
+        rows = [
+            torch.stack([part[m].mean(dim=0) for part, m in zip(f.split(2), mask_.split(2), strict=True) if m.any()])
+            for f, mask_ in zip(features, mask, strict=True)
+        ]
+        for row, vectors in enumerate(rows):
+            alone = run.head.build().tokens("text", vectors[None], None, torch.arange(4))[0].numpy()
+            assert np.abs(tokens[row] - alone).max() <= 1e-5 * max(1, np.abs(tokens).max())
+    plain, _ = run.embedder("text").embed(preprocess, TEXTS)
+    assert np.abs(plain - tokens).max() > 1e-3
+    assert reduced.embedder("image").reduction.identity
+
+
 def test_a_run_that_moved_finds_its_stage_1(run: TrainedRun, tmp_path: Path) -> None:
     """Named again, where the old path is gone; another stage 1 is refused."""
     root = shutil.copytree(run.root, tmp_path / "elsewhere" / "run")
@@ -104,7 +127,7 @@ def test_what_is_no_run_is_refused_by_name(run: TrainedRun, tmp_path: Path) -> N
     with pytest.raises(ArtifactError, match="nowhere is no training run"):
         open_run(tmp_path / "nowhere")
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(ArtifactError, match=r"config\.json is no JSON"):
+    with pytest.raises(ArtifactError, match=r"run\.json is no JSON"):
         open_run(tmp_path)
     (tmp_path / "run.json").write_text('{"format": "other"}')
     with pytest.raises(ArtifactError, match="does not describe a FluxTalk run"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,14 @@ from torch import Tensor
 
 from fluxtalk.artifacts import Identity
 from fluxtalk.errors import CheckpointError
-from fluxtalk.model.head_checkpoint import SCHEMA_VERSION, HeadCheckpoint, load_head, save_head
+from fluxtalk.model.head_checkpoint import (
+    REDUCED_SCHEMA_VERSION,
+    SCHEMA_VERSION,
+    HeadCheckpoint,
+    load_head,
+    save_head,
+)
+from fluxtalk.model.reduction import FeatureReduction, ReductionConfig
 from fluxtalk.model.registers import RegisterTokenModule
 
 DIMS = {"image": 6, "text": 5}
@@ -80,6 +88,32 @@ def test_a_checkpoint_says_what_it_is(path: Path) -> None:
     }
     assert header["config"]["num_register_tokens"] == 4
     assert len(metadata["content_hash"]) == 64
+
+
+def test_reductions_come_back(tmp_path: Path) -> None:
+    """Those that do something; a FluxTalk that knows none refuses the file by its schema."""
+    path = tmp_path / "head.safetensors"
+    _, plain = _checkpoint()
+    image = FeatureReduction(ReductionConfig(9, 2, 6), torch.randn(9), torch.randn(6, 9))
+    identity = FeatureReduction(ReductionConfig(5))
+    save_head(dataclasses.replace(plain, reductions={"image": image, "text": identity}), path)
+    read = load_head(path)
+    assert list(read.reductions) == ["image"]
+    assert read.reductions["image"].content_hash() == image.content_hash()
+    assert read.weights.keys() == plain.weights.keys()
+    assert read.training_state.keys() == plain.training_state.keys()
+    tensors, metadata = _parts(path)
+    assert json.loads(metadata["header"])["schema_version"] == REDUCED_SCHEMA_VERSION != SCHEMA_VERSION
+    tensors["reduction.image.components"][0, 0] += 1
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(CheckpointError, match="was changed since it was written"):
+        load_head(path)
+    # Nothing reduced is what earlier versions wrote, and read.
+    save_head(dataclasses.replace(plain, reductions={"text": identity}), path)
+    header = json.loads(_parts(path)[1]["header"])
+    assert header["schema_version"] == SCHEMA_VERSION
+    assert "reductions" not in header
+    assert load_head(path).reductions == {}
 
 
 def test_writing_again_replaces_the_file_whole(path: Path) -> None:

@@ -11,15 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fluxtalk.errors import UsageError
-from fluxtalk.model.losses import (
-    MAX_LOG_SCALE,
-    RegisterTokenLoss,
-    complementary_diversity,
-    complementary_l2,
-    info_nce_rows,
-)
+from fluxtalk.model.complementary import complementary_diversity, complementary_l2
+from fluxtalk.model.contrastive import Candidates, contrast, info_nce
+from fluxtalk.model.losses import MAX_LOG_SCALE, RegisterTokenLoss
 from fluxtalk.model.pooling import pool_kept
-from fluxtalk.model.registers import RegisterOutputs
+from fluxtalk.model.similarity import single
+from fluxtalk.model.token_head import RegisterOutputs
 
 SCALE = 5.0
 
@@ -28,6 +25,11 @@ def _unit(rows: int, dim: int, seed: int, dtype: torch.dtype = torch.float64) ->
     x = torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed), dtype=dtype)
     unit: Tensor = x / x.norm(dim=1, keepdim=True)
     return unit
+
+
+def info_nce_rows(anchors: Tensor, candidates: Tensor, ids: Tensor, candidate_ids: Tensor, scale: Tensor) -> Tensor:
+    everyone = torch.ones(len(candidates), dtype=torch.bool)
+    return contrast(info_nce, single(anchors), ids, Candidates(single(candidates), candidate_ids, everyone), scale)
 
 
 def _slow_info_nce(anchors: Tensor, candidates: Tensor, anchor_ids: list[int], candidate_ids: list[int]) -> Tensor:
@@ -254,7 +256,10 @@ def test_total_is_the_specified_sum(weight: float) -> None:
     terms = RegisterTokenLoss(weight)(outputs, torch.arange(6))
     expected = terms.contrastive + weight * (terms.complementary_l2 + terms.complementary_diversity)
     torch.testing.assert_close(terms.total.double(), expected.double(), rtol=1e-6, atol=0)
-    assert set(terms.items()) == {"total", "contrastive", "complementary_l2", "complementary_diversity"}
+    assert terms.complementary_objective.item() == 0
+    assert set(terms.items()) == {
+        "total", "contrastive", "complementary_l2", "complementary_diversity", "complementary_objective",
+    }  # fmt: skip
     assert not any(value.requires_grad for value in terms.items().values())
 
 

@@ -16,7 +16,7 @@ def test_ranks_equal_plain_loops() -> None:
     gallery = rng.integers(-2, 3, (53, 4)).astype(np.float32)
     gallery_ids = rng.integers(0, 15, 53)
     query_ids = rng.choice(gallery_ids, 37)
-    ranks = first_hit_ranks(queries, gallery, query_ids, gallery_ids, chunk=10)
+    ranks = first_hit_ranks(queries, gallery, query_ids, gallery_ids)
     for q in range(37):
         scores = [float(np.dot(queries[q], item)) for item in gallery]
         best = max(score for score, id_ in zip(scores, gallery_ids, strict=True) if id_ == query_ids[q])
@@ -24,11 +24,23 @@ def test_ranks_equal_plain_loops() -> None:
         assert ranks[q] == sum(score >= best for score in wrong)
 
 
-def test_chunks_do_not_change_the_ranks() -> None:
+def test_blocks_do_not_change_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     queries, gallery, ids = rng.standard_normal((20, 8)), rng.standard_normal((20, 8)), np.arange(20)
     whole = first_hit_ranks(queries, gallery, ids, ids)
-    assert np.array_equal(whole, first_hit_ranks(queries, gallery, ids, ids, chunk=7))
+    monkeypatch.setattr("fluxtalk.metrics.MAX_SCORES", 70)
+    assert np.array_equal(whole, first_hit_ranks(queries, gallery, ids, ids))
+    assert whole.any()
+
+
+def test_late_interaction_ranks_by_maxsim() -> None:
+    """Against the formula: each query token's best item token, averaged."""
+    rng = np.random.default_rng(2)
+    queries, gallery, ids = rng.standard_normal((9, 3, 5)), rng.standard_normal((9, 2, 5)), np.arange(9)
+    unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (queries, gallery)]
+    scores = np.array([[np.mean([max(q @ g for g in item) for q in query]) for item in unit[1]] for query in unit[0]])
+    expected = [sum(scores[i, j] >= scores[i, i] for j in range(9) if j != i) for i in range(9)]
+    assert first_hit_ranks(queries, gallery, ids, ids).tolist() == expected
 
 
 def test_any_of_several_positives_is_right() -> None:

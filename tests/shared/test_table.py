@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fluxtalk.datasets import PairDataset, load_dataset
-from fluxtalk.errors import DataError, UsageError
+from fluxtalk.errors import DataError
 
 
 def _table(folder: Path, text: str, encoding: str = "utf-8") -> PairDataset:
@@ -153,16 +153,18 @@ def test_missing_files_are_all_counted_and_twenty_listed(tmp_path: Path, count: 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("title,caption\na,one\n,two\n", "empty or surplus cell in line 3"),
-        ("title,caption\na,   \n", "empty or surplus cell in line 2"),
-        ("title,caption\na,one\nb\n", "empty or surplus cell in line 3"),
-        ("title,caption\na,one,more\n", "empty or surplus cell in line 2"),
-        ('title,caption\n"a\nb",one\n\nb\n', "line 5"),
-        ("title,caption,id\na,one,\n", "empty or surplus cell in line 2"),
-        ("title,caption,split\na,one,train\nb,two,dev\n", "split 'dev' in line 3"),
-        ("title,caption,id,split\na,one,x,train\nb,two,x,test\n", "id 'x' in train and in test"),
+        ("title,caption\na,one\n,\n", "1 malformed of 2 rows: line 3 (no modality)"),
+        ("title,caption\na,one\nb\n", "line 3 (1 cells for 2 columns)"),
+        ("title,caption\na,one,more\n", "line 2 (3 cells for 2 columns)"),
+        ('title,caption\n"a\nb",one\n\nb\n', "line 5 (1 cells"),
+        ("title,caption,id\na,one, \n", "line 2 (no id)"),
+        ("title,caption,split\na,one,train\nb,two,dev\n", "line 3 (split 'dev' is none of train"),
+        ("title,caption,id,split\na,one,x,train\nb,two,x,test\n", "line 3 (id 'x', in train and in test)"),
+        ("title,caption,split\na,one,train\na,two,test\n", "line 3 (linked to earlier rows, in train and in test)"),
+        ("title,caption,id\na,one,x\n,two,y\n", "1 of 2 ids with items in fewer than two modalities"),
+        ("title,caption\na,one\n,two\n", "in no pair: line 3;"),
         ("title,id\na,x\n", "at least two modality columns"),
-        ("", "at least two modality columns"),
+        ("", "no rows"),
         ("title,caption\n", "no rows"),
         ("title,title\na,b\n", "several columns called title"),
         ("title,Big Caption\na,b\n", "'Big Caption'"),
@@ -170,6 +172,18 @@ def test_missing_files_are_all_counted_and_twenty_listed(tmp_path: Path, count: 
 )
 def test_a_malformed_table_is_refused(tmp_path: Path, text: str, words: str) -> None:
     assert words in _refused(tmp_path, text)
+
+
+def test_malformed_rows_are_all_counted_and_twenty_listed(tmp_path: Path) -> None:
+    sentence = _refused(tmp_path, "title,caption\na,one\n" + "b\n,\n" * 15)
+    assert "30 malformed of 31 rows" in sentence
+    assert [i for i in range(2, 33) if f"line {i} (" in sentence] == list(range(3, 23))
+    assert "and 10 more" in sentence
+
+
+def test_a_split_without_a_modality_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"validation split has 1 ids and no sound item"):
+        _table(tmp_path, "title,caption,sound,split\na,one,x,train\nb,two,,validation\n")
 
 
 def test_a_missing_table_is_refused(tmp_path: Path) -> None:
@@ -188,10 +202,31 @@ def test_a_folder_is_no_table(tmp_path: Path) -> None:
         load_dataset(str(tmp_path / "x.csv"), tmp_path)
 
 
-def test_another_name_than_glyphs_or_a_table_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="got 'glyph'"):
-        load_dataset("glyph", tmp_path)
-
-
 def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path: Path) -> None:
     assert _table(tmp_path, "title,caption\na,b\n", encoding="utf-8-sig").modalities == ("title", "caption")
+
+
+def test_an_empty_cell_is_a_missing_modality(tmp_path: Path) -> None:
+    for shade in (1, 2):
+        _png(tmp_path / f"{shade}.png", shade)
+    data = _table(
+        tmp_path,
+        "image,text,title,id,split\n1.png,a dog,,a,train\n,tea,A cup,b,train\n2.png,  ,Rain,c,train\n,,Fog,c,train\n",
+    )
+    train = data.split("train")
+    assert train.ids == ("a", "b", "c")
+    # The image column is one of files although a cell is empty.
+    assert train.items["image"].values == [tmp_path / "1.png", tmp_path / "2.png"]
+    assert train.items["image"].groups.tolist() == [0, 2]
+    assert train.items["text"].groups.tolist() == [0, 1]
+    assert train.items["title"].values == ["A cup", "Rain", "Fog"]
+    assert train.items["title"].groups.tolist() == [1, 2, 2]
+
+
+def test_empty_cells_link_no_rows(tmp_path: Path) -> None:
+    data = _table(tmp_path, "title,caption,sound,split\na,one,,train\nb,two,,train\n,three,x,train\n,two,y,train\n")
+    train = data.split("train")
+    assert len(train.ids) == 3
+    assert train.items["caption"].groups.tolist() == [0, 1, 2]
+    assert train.items["sound"].groups.tolist() == [1, 2]
+    assert [train.items["sound"].values[i] for i in (0, 1)] == ["y", "x"]

@@ -27,13 +27,13 @@ def main(config_file: Path, output: Path) -> None:
             optimiser=lambda module, c: torch.optim.SGD(module.parameters(), lr=c.learning_rate),
         )
         trainer.step_module.train()
-        trainer.forward(0, 0).total.backward()
+        trainer.gradients(0)
+        trainer.update.combine()
         tensors = {
             f"gradient.{n}": p.grad.clone() for n, p in trainer.step_module.named_parameters() if p.grad is not None
         }
-        for step in range(5):
-            epoch, step_in_epoch = divmod(step, trainer.sampler.steps_per_epoch)
-            trainer.update(trainer.forward(epoch, step_in_epoch))
+        for _ in range(5):
+            trainer.step()
         tensors |= {f"parameter.{n}": p.detach().clone() for n, p in trainer.step_module.named_parameters()}
         if world.rank == 0:
             save_file(tensors, output)

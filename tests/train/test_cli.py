@@ -24,7 +24,10 @@ OPTIONS = {
     "--depth", "--self_attention", "--block_weights", "--dropout", "--feature_dropout", "--token_dropout",
     "--nested_dropout_schedule", "--learning_rate", "--weight_decay", "--warmup_fraction", "--gradient_clip",
     "--ema_decay", "--encode", "--precision", "--eval_every", "--seed", "--cache_dir", "--device", "--experiment_id",
-    "--implementation", "--resume", "--debug",
+    "--implementation", "--resume", "--debug", "--accum_steps", "--items_per_id", "--complementary_objective",
+    "--complementary_objective_weight", "--contrastive", "--nested_draw", "--recipe", "--aggregation",
+    "--feature_dtype", "--feature_pca", "--feature_pool", "--compile", "--checkpoint_every", "--init_from",
+    "--freeze_registers",
 }  # fmt: skip
 
 
@@ -61,6 +64,8 @@ def test_the_specified_defaults() -> None:
     assert defaults["complementary_reg_weight"] == 0.01
     assert defaults["experiment_id"] == "cursor_flux_talk_register_tokens"
     assert defaults["implementation"] == "cursor"
+    assert defaults["complementary_objective"] == "none"
+    assert defaults["recipe"] == "specified"
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
     assert {p.name for p in main.params} - {"resume", "debug", "help"} == fields
 

@@ -13,7 +13,7 @@ import torch
 from fluxtalk.datasets import PairDataset
 from fluxtalk.model.run import open_run
 from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.run import train
+from fluxtalk.train.run import fit
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,7 +26,7 @@ def test_training_on_cuda_embeds_like_the_cpu(
     train_config: TrainConfig, table_data: PairDataset, tmp_path: Path, precision: str
 ) -> None:
     config = dataclasses.replace(train_config, output_dir=str(tmp_path), device="cuda", precision=precision)
-    assert train(config) == 0
+    assert fit(config).finished
     results = json.loads((tmp_path / config.log_name / "results.json").read_text())
     assert results["recall"]["text->image"]["4"]["10"] >= 0
     run = open_run(tmp_path / config.log_name)

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,16 @@ from fluxtalk.model.encoders import Features
 from fluxtalk.model.head_checkpoint import load_head
 from fluxtalk.model.losses import LossTerms
 from fluxtalk.model.registers import RegisterTokenModule
+from fluxtalk.model.token_head import RegisterOutputs, TokenHead
 from fluxtalk.model.world import OneProcess
 from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.engine import Trainer, adamw, learning_rate_factor
+from fluxtalk.train.engine import Trainer
 from fluxtalk.train.features import FeatureSource
 from fluxtalk.train.logs import RunLog
 from fluxtalk.train.run_folder import RunFolder
 from fluxtalk.train.sampler import PairSampler
+from fluxtalk.train.step import NextBatch
+from fluxtalk.train.update import adamw, learning_rate_factor
 
 IDS, LENGTH, DIM = 24, 5, 6
 
@@ -46,7 +49,7 @@ def _one_thread() -> Iterator[None]:
 
 
 class Correlated:
-    """Features of both modalities that share what an id is; the one place where a test may spoil them."""
+    """Features of both modalities that share what an id is."""
 
     dim = DIM
 
@@ -54,20 +57,24 @@ class Correlated:
         shared = np.random.default_rng(0).standard_normal((IDS, 1, DIM))
         own = np.random.default_rng(seed).standard_normal((IDS, LENGTH, DIM))
         self._values = torch.from_numpy((shared + 0.3 * own).astype(np.float32))
-        self.spoil: Callable[[Tensor], Tensor] = lambda x: x
 
     def __len__(self) -> int:
         return IDS
 
     def batch(self, rows: NDArray[np.int64]) -> Features:
         lengths = torch.from_numpy(rows % LENGTH + 1)
-        return Features(self.spoil(self._values[rows]), torch.arange(LENGTH) < lengths[:, None])
+        return Features(self._values[rows], torch.arange(LENGTH) < lengths[:, None])
 
 
 CONFIG = TrainConfig(
     "stage1.pth", "runs", "run", batch_size=8, epochs=6, dim=16, heads=2, depth=2, self_attention=True, dropout=0.2,
     feature_dropout=0.1, token_dropout=0.2, ema_decay=0.9, eval_every=2, learning_rate=3e-3, device="cpu",
 )  # fmt: skip
+
+
+def _registers(trainer: Trainer) -> Tensor:
+    assert isinstance(trainer.head, RegisterTokenModule)
+    return trainer.head.registers
 
 
 def _trainer(config: TrainConfig = CONFIG) -> Trainer:
@@ -92,21 +99,22 @@ def _trainer(config: TrainConfig = CONFIG) -> Trainer:
     return Trainer(config, head, sources, sampler, OneProcess(), "f00d", Identity())
 
 
-def _score(head: RegisterTokenModule) -> Mapping[str, Any]:
+def _score(head: TokenHead) -> Mapping[str, Any]:
     """A score that depends on the head, so that resuming must also restore what was best."""
+    assert isinstance(head, RegisterTokenModule)
     return {"score": abs(math.sin(1e3 * head.registers.sum().item()))}
 
 
-def _run(trainer: Trainer, root: Path, validate: Callable[[RegisterTokenModule], Mapping[str, Any]] = _score) -> bool:
+def _run(trainer: Trainer, root: Path, validate: Callable[[TokenHead], Mapping[str, Any]] = _score) -> bool:
     folder = RunFolder(root)
     return trainer.run(folder, RunLog(Identity(), folder), validate)
 
 
 def _everything(trainer: Trainer) -> dict[str, Tensor]:
     state = {f"head.{n}": p for n, p in trainer.step_module.state_dict().items()}
-    assert trainer.average is not None
-    state |= {f"average.{n}": p for n, p in trainer.average.items()}
-    for index, (_, values) in enumerate(trainer.optimiser.state.items()):
+    assert trainer.update.average is not None
+    state |= {f"average.{n}": p for n, p in trainer.update.average.items()}
+    for index, (_, values) in enumerate(trainer.update.optimiser.state.items()):
         state |= {f"optimiser.{index}.{n}": torch.as_tensor(v) for n, v in values.items()}
     return {name: tensor.detach().clone() for name, tensor in state.items()}
 
@@ -124,22 +132,22 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path, stop
     assert _run(whole, tmp_path / "whole")
 
     stopped = _trainer()
-    step = stopped.forward
+    step = stopped.step
 
-    def forward(epoch: int, step_in_epoch: int) -> LossTerms:
+    def stop(next_batch: NextBatch | None = None) -> tuple[LossTerms, str | None]:
         if stopped.position.step + 1 == stop_after:
-            stopped.request_stop(signal.SIGTERM)
-        return step(epoch, step_in_epoch)
+            stopped.stop.request(signal.SIGTERM)
+        return step(next_batch)
 
-    stopped.forward = forward  # type: ignore[method-assign]
+    stopped.step = stop  # type: ignore[method-assign]
     folder = RunFolder(tmp_path / "stopped")
     assert not _run(stopped, folder.root)
-    assert stopped.stop_signal == signal.SIGTERM
+    assert stopped.stop.number == signal.SIGTERM
     assert load_head(folder.last).progress["step"] == stop_after
 
     torch.manual_seed(1234)
     resumed = _trainer(dataclasses.replace(CONFIG))
-    nn.init.zeros_(resumed.head.registers)
+    nn.init.zeros_(_registers(resumed))
     resumed.restore(load_head(folder.last))
     assert _run(resumed, folder.root)
     assert _same(_everything(resumed), _everything(whole))
@@ -163,12 +171,12 @@ def test_a_signal_finishes_the_step_and_leaves_a_checkpoint(tmp_path: Path, numb
     before = signal.getsignal(number)
     trainer = _trainer()
 
-    def validate(head: RegisterTokenModule) -> Mapping[str, Any]:
+    def validate(head: TokenHead) -> Mapping[str, Any]:
         os.kill(os.getpid(), number)
         return _score(head)
 
     assert not _run(trainer, tmp_path, validate)
-    assert trainer.stop_signal == number
+    assert trainer.stop.number == number
     assert load_head(RunFolder(tmp_path).last).progress["step"] == 6
     assert f"stopped by {number.name} after step 6; continue with --resume" in (tmp_path / "train.log").read_text()
     assert signal.getsignal(number) is before
@@ -185,18 +193,22 @@ def test_a_checkpoint_of_another_plan_is_not_resumed(tmp_path: Path) -> None:
         trainer.restore(dataclasses.replace(checkpoint, training_state={}))
 
 
-def _source(trainer: Trainer) -> Correlated:
-    source = trainer.sources["image"]
-    assert isinstance(source, Correlated)
-    return source
+def _spoil(trainer: Trainer, steps: Collection[int]) -> None:
+    """Make the loss of some steps (from 0) NaN."""
+
+    def spoil(_head: nn.Module, _inputs: object, outputs: RegisterOutputs) -> RegisterOutputs:
+        factor = torch.nan if trainer.position.step in steps else 1.0
+        return dataclasses.replace(outputs, tokens={m: t * factor for m, t in outputs.tokens.items()})
+
+    trainer.head.register_forward_hook(spoil)
 
 
 @pytest.mark.parametrize("at_step", [0, 7])
-def test_a_nan_loss_stops_and_names_the_last_good_checkpoint(tmp_path: Path, at_step: int) -> None:
+def test_three_nan_losses_in_a_row_stop_and_name_the_last_good_checkpoint(tmp_path: Path, at_step: int) -> None:
     """The checkpoint that is named is the one before, finite, and untouched; without one, that is said."""
     trainer, folder = _trainer(), RunFolder(tmp_path)
-    _source(trainer).spoil = lambda x: x * (torch.nan if trainer.position.step >= at_step else 1)
-    with pytest.raises(TrainingError, match=f"The loss is nan at step {at_step + 1}") as caught:
+    _spoil(trainer, range(at_step, 18))
+    with pytest.raises(TrainingError, match=f"The loss is nan at step {at_step + 3}, the third") as caught:
         _run(trainer, tmp_path)
     if at_step == 0:
         assert "no checkpoint was written yet" in str(caught.value)
@@ -211,17 +223,44 @@ def test_a_nan_loss_stops_and_names_the_last_good_checkpoint(tmp_path: Path, at_
     assert _run(fresh, tmp_path)
 
 
-def test_a_nan_gradient_of_a_finite_loss_stops_too(tmp_path: Path) -> None:
+def test_a_nan_step_is_skipped_counted_and_said(tmp_path: Path) -> None:
+    """Nothing moves in it; two in a row, and a third one later, do not end the run."""
+    trainer = _trainer()
+    _spoil(trainer, (4, 5, 8))
+    before: dict[int, dict[str, Tensor]] = {}
+    step = trainer.step
+
+    def watched(next_batch: NextBatch | None = None) -> tuple[LossTerms, str | None]:
+        before[trainer.position.step] = _everything(trainer)
+        return step(next_batch)
+
+    trainer.step = watched  # type: ignore[method-assign]
+    assert _run(trainer, tmp_path)
+    for skipped in (4, 5, 8):
+        assert _same(before[skipped], before[skipped + 1])
+    assert not _same(before[6], before[7])
+    assert trainer.position.skipped_steps == 3
+    assert load_head(RunFolder(tmp_path).last).progress["skipped_steps"] == 3
+    log = (tmp_path / "train.log").read_text()
+    assert [line.split()[3] for line in log.splitlines() if "skipped" in line] == ["5", "6", "9"]
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [r["skipped_steps"] for r in records if r["kind"] == "train"] == [0, 2, 3, 3, 3, 3]
+    assert [r["total"] is None for r in records if r["kind"] == "train"] == [False, True, True, False, False, False]
+
+
+def test_a_nan_gradient_of_a_finite_loss_is_skipped_too(tmp_path: Path) -> None:
     """In the last step of an epoch, which would otherwise be written down as the last good checkpoint."""
     trainer, folder = _trainer(), RunFolder(tmp_path)
 
     def spoil(gradient: Tensor) -> Tensor:
-        return gradient * (torch.nan if trainer.position.step == 11 else 1)
+        return gradient * (torch.nan if trainer.position.step >= 11 else 1)
 
-    trainer.head.registers.register_hook(spoil)
-    with pytest.raises(TrainingError, match="gradient's norm is nan at step 12; the last good checkpoint"):
+    _registers(trainer).register_hook(spoil)
+    with pytest.raises(
+        TrainingError, match="gradient's norm is nan at step 14, the third such step in a row; the last"
+    ):
         _run(trainer, tmp_path)
-    assert load_head(folder.last).progress["step"] == 6
+    assert load_head(folder.last).progress["step"] == 12
     assert all(p.isfinite().all() for p in trainer.head.parameters())
 
 
@@ -247,17 +286,18 @@ def test_training_learns_and_keeps_the_best(tmp_path: Path) -> None:
 def test_the_average_is_what_is_validated_and_kept(tmp_path: Path) -> None:
     """Against the recursion, step by step; young averages forget faster."""
     trainer = _trainer()
-    expected = trainer.head.registers.detach().clone()
+    expected = _registers(trainer).detach().clone()
     trainer.step_module.train()
     for step in range(5):
-        trainer.update(trainer.forward(0, step % 3))
+        trainer.step()
         decay = min(0.9, (1 + step + 1) / (10 + step + 1))
-        expected = decay * expected + (1 - decay) * trainer.head.registers.detach()
-    assert trainer.average is not None
-    torch.testing.assert_close(trainer.average["registers"], expected)
+        expected = decay * expected + (1 - decay) * _registers(trainer).detach()
+    assert trainer.update.average is not None
+    torch.testing.assert_close(trainer.update.average["registers"], expected)
     evaluated = trainer.evaluated_head()
+    assert isinstance(evaluated, RegisterTokenModule)
     torch.testing.assert_close(evaluated.registers.detach(), expected)
-    assert not torch.equal(evaluated.registers, trainer.head.registers)
+    assert not torch.equal(evaluated.registers, _registers(trainer))
     assert not evaluated.training
     plain = _trainer(dataclasses.replace(CONFIG, ema_decay=0.0))
     assert plain.evaluated_head() is plain.head
@@ -272,9 +312,9 @@ def test_validation_leaves_training_mode_alone(tmp_path: Path) -> None:
     split = Split("validation", tuple(map(str, range(IDS))), items, np.zeros(IDS, dtype=bool))
     modes = []
 
-    def validate(head: RegisterTokenModule) -> Mapping[str, Any]:
+    def validate(head: TokenHead) -> Mapping[str, Any]:
         embeddings = counted_embeddings(head, trainer.sources, split)
-        assert all(e.shape == (IDS, 4, 16) for e in embeddings.values())
+        assert all(e.tokens_BND.shape == (IDS, 4, 16) for e in embeddings.values())
         modes.append(head.training)
         return {"score": 0.5}
 
@@ -286,7 +326,7 @@ def test_gradients_are_clipped() -> None:
     """To the norm that was asked for, over head and temperature together."""
     trainer = _trainer(dataclasses.replace(CONFIG, gradient_clip=0.01))
     trainer.step_module.train()
-    trainer.update(trainer.forward(0, 0))
+    trainer.step()
     norms = [p.grad.norm() for p in trainer.step_module.parameters() if p.grad is not None]
     assert torch.stack(norms).norm().item() == pytest.approx(0.01, rel=1e-3)
 
@@ -295,7 +335,7 @@ def test_the_temperature_is_clamped_after_each_step() -> None:
     trainer = _trainer()
     trainer.step_module.train()
     trainer.loss.log_scale.data.fill_(7.0)
-    trainer.update(trainer.forward(0, 0))
+    trainer.step()
     assert trainer.loss.log_scale.item() <= math.log(100) + 1e-6
 
 
@@ -321,18 +361,18 @@ def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
     assert learning_rate_factor(0, 100, 0.0) == 1.0
     trainer = _trainer()
     seen = []
-    for step in range(18):
-        trainer.update(trainer.forward(step // 3, step % 3))
-        seen.append(trainer.optimiser.param_groups[0]["lr"])
+    for _ in range(18):
+        trainer.step()
+        seen.append(trainer.update.optimiser.param_groups[0]["lr"])
     assert seen == pytest.approx([CONFIG.learning_rate * learning_rate_factor(s, 18, 0.1) for s in range(18)])
 
 
 def test_bf16_trains(tmp_path: Path) -> None:
     """Autocast: parameters and loss stay float32."""
     trainer = _trainer(dataclasses.replace(CONFIG, precision="bf16", epochs=1))
-    terms = trainer.forward(0, 0)
+    terms = trainer.gradients(0)
     assert terms.total.dtype == torch.float32
-    exact = _trainer(dataclasses.replace(CONFIG, epochs=1)).forward(0, 0)
+    exact = _trainer(dataclasses.replace(CONFIG, epochs=1)).gradients(0)
     assert terms.total.item() == pytest.approx(exact.total.item(), rel=0.05)
     assert terms.total.item() != exact.total.item()
     assert _run(trainer, tmp_path)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,24 @@ from fluxtalk.train.evaluate import counted_embeddings, retrieval
 from fluxtalk.train.features import feature_sources
 
 Embeddings = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Given:
+    """Vectors for every k, as they are."""
+
+    values: NDArray[np.float32]
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.values.shape[1])
+
+    def prefix(self, k: int) -> NDArray[np.float32]:
+        return self.values[:, k - 1]
+
+
+def score(embeddings: Embeddings, split: Split) -> dict[str, Any]:
+    return retrieval({m: Given(values) for m, values in embeddings.items()}, split)
 
 
 def _split(seen: list[int] | None = None) -> tuple[Split, Embeddings]:
@@ -61,7 +81,7 @@ def _brute_force(
 def test_recall_is_what_brute_force_finds() -> None:
     """Every direction, k and cut-off, with several right answers and many ties, which count against the model."""
     split, embeddings = _split(seen=[0, 5, 7])
-    scores = retrieval(embeddings, split)
+    scores = score(embeddings, split)
     everyone, new = set(range(12)), set(range(12)) - {0, 5, 7}
     values = []
     for source, target in itertools.permutations(("image", "text"), 2):
@@ -85,16 +105,16 @@ def test_perfect_and_useless_embeddings() -> None:
         groups = items.groups[items.counted]
         perfect[modality] = np.eye(12, dtype=np.float32)[groups][:, None]
         constant[modality] = np.ones((len(groups), 1, 4), dtype=np.float32)
-    assert retrieval(perfect, split)["score"] == 1
-    assert retrieval(constant, split)["recall"]["text->image"]["1"] == {"1": 0.0, "5": 0.0, "10": 0.0}
+    assert score(perfect, split)["score"] == 1
+    assert score(constant, split)["recall"]["text->image"]["1"] == {"1": 0.0, "5": 0.0, "10": 0.0}
     broken = {m: np.full_like(values, np.nan) for m, values in constant.items()}
-    assert retrieval(broken, split)["score"] == 0
+    assert score(broken, split)["score"] == 0
 
 
 def test_three_modalities_have_six_directions() -> None:
     split, embeddings = _split()
     split = Split("test", split.ids, {**split.items, "audio": split.items["text"]}, split.seen)
-    scores = retrieval({**embeddings, "audio": embeddings["text"]}, split)
+    scores = score({**embeddings, "audio": embeddings["text"]}, split)
     assert set(scores["recall"]) == {
         "image->text", "text->image", "image->audio", "audio->image", "text->audio", "audio->text",
     }  # fmt: skip
@@ -103,7 +123,7 @@ def test_three_modalities_have_six_directions() -> None:
 
 def test_where_every_id_was_seen_there_is_nothing_unseen() -> None:
     split, embeddings = _split(seen=list(range(12)))
-    assert retrieval(embeddings, split)["recall_unseen"] == {"image->text": {}, "text->image": {}}
+    assert score(embeddings, split)["recall_unseen"] == {"image->text": {}, "text->image": {}}
 
 
 @pytest.mark.parametrize("encode", ["cache", "online"])
@@ -124,11 +144,11 @@ def test_embeddings_are_those_of_the_counted_items(
     head.eval()
     for modality, source in sources.items():
         rows = np.flatnonzero(counted[modality])
-        assert embeddings[modality].shape == (len(rows), 4, 16)
+        assert embeddings[modality].tokens_BND.shape == (len(rows), 4, 16)
         for position in (0, len(rows) // 2, len(rows) - 1):
             features, mask = source.batch(rows[position : position + 1])
             for k in range(1, 5):
                 alone = head({modality: features}, {modality: mask}, k=k).pooled(modality)
                 np.testing.assert_allclose(
-                    embeddings[modality][position, k - 1], alone[0].detach().numpy(), rtol=0, atol=1e-5
+                    embeddings[modality].prefix(k)[position], alone[0].detach().numpy(), rtol=0, atol=1e-5
                 )

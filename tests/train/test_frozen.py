@@ -84,10 +84,9 @@ def test_only_the_head_trains(trainer: Trainer) -> None:
     trainer.step_module.train()
     for encoder in encoders(trainer).values():
         encoder.train()
-    for step in range(3):
-        terms = trainer.forward(step, 0)
-        trainer.update(terms)
-    optimised = {id(p) for group in trainer.optimiser.param_groups for p in group["params"]}
+    for _ in range(3):
+        trainer.step()
+    optimised = {id(p) for group in trainer.update.optimiser.param_groups for p in group["params"]}
     for modality, encoder in encoders(trainer).items():
         assert not any(module.training for module in encoder.modules())
         for parameter in encoder.parameters():
@@ -106,5 +105,5 @@ def test_a_thawed_encoder_would_be_noticed(trainer: Trainer) -> None:
     nn.Module.train(inner, True)
     assert isinstance(inner.norm, nn.BatchNorm2d)
     before = inner.norm.running_mean.clone()  # type: ignore[union-attr]
-    trainer.forward(0, 0)
+    trainer.gradients(0)
     assert not torch.equal(inner.norm.running_mean, before)  # type: ignore[arg-type]

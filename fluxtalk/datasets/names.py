@@ -1,0 +1,65 @@
+"""How ``--data`` names a file or a row of shards, and which part of it is which modality."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from fluxtalk.config import require_modality_name
+from fluxtalk.errors import UsageError
+
+# The first suffix that ends the name or stands before a question mark: paths and columns may hold suffixes too.
+_FORM = re.compile(r"(?P<path>.+?(?P<suffix>\.csv|\.jsonl|\.parquet|\.tar))(?:\?(?P<query>.*))?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class DataName:
+    """``PATH`` or ``PATH?MODALITY=SOURCE&MODALITY=SOURCE``, taken apart."""
+
+    text: str
+    """The whole name, which checkpoints and bundles keep."""
+    path: str
+    suffix: str
+    """``.csv``, ``.jsonl``, ``.parquet`` or ``.tar``."""
+    query: Mapping[str, str] | None
+    """What each key of the query names, such as a column; None where there is no query."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the file lies."""
+        return Path(self.path).parent
+
+
+def parse_name(text: str) -> DataName | None:
+    """Take a name of ``--data`` apart; None where it names neither a table nor shards.
+
+    Raises:
+        UsageError: the query is malformed, repeats a key, or a key is no modality's name.
+    """
+    match = _FORM.fullmatch(text)
+    if match is None:
+        return None
+    query = None if match["query"] is None else _parse_query(text, match["query"])
+    return DataName(text, match["path"], match["suffix"].lower(), query)
+
+
+def _parse_query(text: str, query: str) -> dict[str, str]:
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True)
+    except ValueError:
+        pairs = []
+    if not pairs or not all(key and value for key, value in pairs):
+        raise UsageError(
+            f"What follows the question mark in --data is key=value, joined by &, such as image=photo&text=caption; "
+            f"got {query!r} in {text!r}."
+        )
+    keys = [key for key, _ in pairs]
+    repeated = sorted({key for key in keys if keys.count(key) > 1})
+    if repeated:
+        raise UsageError(f"--data names {', '.join(repeated)} more than once in {text!r}; name each once.")
+    for key in keys:
+        require_modality_name(key)
+    return dict(pairs)

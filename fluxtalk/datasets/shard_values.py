@@ -1,0 +1,95 @@
+"""The items of shards, read one member at a time by their place."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluxtalk.errors import DataError, InputError, reason
+
+Numbers = NDArray[np.int64]
+
+
+class ShardValues(Sequence[Any]):
+    """Members of tar files as values: text as ``str``, `.npy` as an array, anything else as bytes.
+
+    Nothing is kept open between two items, so it can be pickled and read by several threads and processes.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        extensions: Sequence[str],
+        shards: Numbers,
+        offsets: Numbers,
+        sizes: Numbers,
+        kinds: Numbers,
+    ) -> None:
+        """Name the members.
+
+        Args:
+            paths: the tar files.
+            extensions: what the members' names end in.
+            shards: (items,) indices into ``paths``.
+            offsets: (items,) where each member's bytes begin.
+            sizes: (items,) how many there are.
+            kinds: (items,) indices into ``extensions``.
+        """
+        self._paths = paths
+        self._extensions = extensions
+        self._places = (shards, offsets, sizes, kinds)
+
+    def __len__(self) -> int:
+        return len(self._places[0])
+
+    def __getitem__(self, index: Any) -> Any:
+        """The value of this row, or another `ShardValues` for a slice.
+
+        Raises:
+            DataError: the shard was changed since it was indexed.
+        """
+        if isinstance(index, slice):
+            return ShardValues(self._paths, self._extensions, *(part[index] for part in self._places))
+        shard, offset, size, kind = (int(part[index]) for part in self._places)
+        path = self._paths[shard]
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+            if len(data) != size:
+                raise InputError("it ends too early")
+            return decode(self._extensions[kind], data)
+        except (OSError, InputError) as error:
+            raise DataError(
+                f"The shard {path} was changed while it was used: the member at byte {offset} cannot be read "
+                f"({reason(error)}); start again."
+            ) from None
+
+    def take(self, rows: Numbers) -> ShardValues:
+        """These rows, in this order."""
+        return ShardValues(self._paths, self._extensions, *(part[rows] for part in self._places))
+
+
+def decode(extension: str, data: bytes) -> Any:
+    """A member's value by its extension: ``txt`` as ``str``, ``npy`` as an array, any other as the bytes.
+
+    Raises:
+        InputError: it is not UTF-8, or no array.
+    """
+    form = extension.rsplit(".")[-1]
+    if form == "txt":
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise InputError(f"it must be UTF-8 text ({reason(error)}).") from None
+    if form == "npy":
+        try:
+            return np.load(io.BytesIO(data), allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise InputError(f"it must be saved by numpy.save ({reason(error)}).") from None
+    return data

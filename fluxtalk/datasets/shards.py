@@ -1,0 +1,261 @@
+"""WebDataset shards: tar files in which the files of one sample follow each other and share a name.
+
+::
+
+    shards-000000.tar:  dog-1.jpg  dog-1.txt  tea-2.jpg  tea-2.txt  ...
+
+They are named as ``shards-{000000..000099}.tar?image=jpg;png&text=txt``: braces expand as in a shell, and the query
+gives each modality's extensions, of which a sample's first is taken. Without a query, ``image`` is
+``jpg;jpeg;png;webp``, ``text`` is ``txt`` and ``features`` is ``npy``, as far as they occur. A sample's key is its
+id; ids are divided by hash, as tables are. A sample need not have every modality, and a blank text is none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from fluxtalk.artifacts import hash_json
+from fluxtalk.datasets.names import DataName, parse_name
+from fluxtalk.datasets.pairs import PairDataset
+from fluxtalk.datasets.report import listed, require_files, with_progress
+from fluxtalk.datasets.shard_index import ShardSample, index_shard
+from fluxtalk.datasets.shard_values import ShardValues, decode
+from fluxtalk.datasets.splits import Column, divide, split_by_hash
+from fluxtalk.errors import BackendError, DataError, InputError, UsageError
+
+DEFAULT_EXTENSIONS = {"image": ("jpg", "jpeg", "png", "webp"), "text": ("txt",), "features": ("npy",)}
+
+
+def load(name: DataName) -> PairDataset:
+    """Index shards; their items are read when they are asked for.
+
+    One pass hashes and indexes every shard. From then on a member is read by shard, offset and size.
+
+    Raises:
+        UsageError: the query or the braces are malformed.
+        BackendError: a library is missing.
+        DataError: shards are missing (all counted, the first 20 listed), damaged or cut off, a key occurs twice, a
+            text is not UTF-8, a modality does not occur, or a sample has fewer than two modalities.
+    """
+    paths = shard_paths(name)
+    extensions = modality_extensions(name)
+    found = {modality: _Found() for modality in extensions}
+    keys: list[str] = []
+    hashes = []
+    total = sum(path.stat().st_size for path in paths)
+    for shard, path in enumerate(with_progress(paths, f"indexing {len(paths)} shards", "shard", total)):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            for sample in index_shard(path, file):
+                _collect(path, file, shard, len(keys), sample, extensions, found)
+                keys.append(sample.key)
+        hashes.append([path.name, path.stat().st_size, digest])
+    _require_unique(name, keys)
+    if name.query is None:
+        found = {modality: items for modality, items in found.items() if items.groups}
+    _require_modalities(name, found)
+    columns = {modality: items.column(paths, extensions[modality]) for modality, items in found.items()}
+    return PairDataset(
+        name=name.text,
+        modalities=tuple(found),
+        splits=divide(keys, [split_by_hash(key) for key in keys], columns),
+        content_hash=hash_json({"shards": hashes, "extensions": {m: extensions[m] for m in found}}),
+    )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of a stream."""
+
+    key: str
+    values: Mapping[str, Any]
+    """Modality to its value, as `Items.values` has it; what the sample lacks is absent."""
+
+
+def stream(text: str, rank: int = 0, world_size: int = 1, worker: int = 0, workers: int = 1) -> Iterator[Sample]:
+    """Read shards from front to end without an index, by the `webdataset` library.
+
+    Shards are dealt to ranks, and each rank's to its workers, so that all together see every sample once. Training
+    does not need this: it reads shards through the feature cache. Nor is every fault seen that `load` sees: a key
+    in two shards, or a shard cut off exactly between two files.
+
+    Args:
+        text: the shards, as ``--data`` names them.
+        rank: of ``world_size`` processes, from 0.
+        worker: of the ``workers`` of each process, from 0.
+
+    Raises:
+        UsageError: a number is out of range, or the name is none of shards.
+        BackendError: a library is missing.
+        DataError: shards are missing or fewer than all workers, or, while reading, damaged.
+    """
+    name = parse_name(text)
+    if name is None or name.suffix != ".tar":
+        raise UsageError(f"Shards are named as in shards-{{000000..000099}}.tar?image=jpg&text=txt; got {text!r}.")
+    if not (0 <= rank < world_size and 0 <= worker < workers):
+        raise UsageError(
+            f"A stream needs a rank below its {world_size} processes and a worker below its {workers} workers, "
+            f"from 0; got rank {rank} and worker {worker}."
+        )
+    paths = shard_paths(name)
+    if len(paths) < world_size * workers:
+        raise DataError(
+            f"{text!r} is {len(paths)} shards, too few for {world_size} processes with {workers} workers each; "
+            "write more shards or use fewer workers."
+        )
+    return _stream(paths[rank::world_size][worker::workers], modality_extensions(name))
+
+
+def shard_paths(name: DataName) -> list[Path]:
+    """The shards that a name stands for, in its order; see `load` for what is raised."""
+    try:
+        from braceexpand import braceexpand
+    except ImportError:
+        raise BackendError(f"The shards {name.path} need braceexpand: pip install 'fluxtalk[data]'.") from None
+    try:
+        shown = list(braceexpand(name.path))
+    except ValueError:
+        raise UsageError(f"The braces in {name.path!r} do not match; write {{000000..000099}}.") from None
+    paths = [Path(path) for path in shown]
+    require_files(f"{name.text!r}", paths, shown, "check the path and the numbers in braces")
+    return paths
+
+
+def modality_extensions(name: DataName) -> dict[str, tuple[str, ...]]:
+    """Modality to the extensions that may hold it, the first of which wins.
+
+    Raises:
+        UsageError: the query names fewer than two modalities, or an id or split.
+    """
+    if name.query is None:
+        return dict(DEFAULT_EXTENSIONS)
+    surplus = sorted(name.query.keys() & {"id", "split"})
+    if surplus or len(name.query) < 2:
+        raise UsageError(
+            f"--data names the extensions of two modalities or more, as in image=jpg;png&text=txt, and no id or split "
+            f"(a sample's key is its id); got {', '.join(name.query)}."
+        )
+    extensions = {m: tuple(e.strip().lower().removeprefix(".") for e in v.split(";")) for m, v in name.query.items()}
+    if not all(map(all, extensions.values())):
+        raise UsageError(f"--data names an empty extension in {name.text!r}; separate extensions by one semicolon.")
+    return extensions
+
+
+@dataclass
+class _Found:
+    """The items of one modality so far, as plain numbers: there may be many millions."""
+
+    groups: array[int] = field(default_factory=lambda: array("q"))
+    shards: array[int] = field(default_factory=lambda: array("q"))
+    offsets: array[int] = field(default_factory=lambda: array("q"))
+    sizes: array[int] = field(default_factory=lambda: array("q"))
+    kinds: array[int] = field(default_factory=lambda: array("q"))
+    fingerprints: array[int] = field(default_factory=lambda: array("Q"))
+
+    def column(self, paths: Sequence[Path], extensions: Sequence[str]) -> Column:
+        """The items as `divide` takes them."""
+        numbers = (self.shards, self.offsets, self.sizes, self.kinds)
+        values = ShardValues(paths, extensions, *(np.array(part, dtype=np.int64) for part in numbers))
+        groups = np.array(self.groups, dtype=np.int64)
+        return Column(groups, np.array(self.fingerprints, dtype=np.uint64), values.take)
+
+
+def _collect(
+    path: Path,
+    file: BinaryIO,
+    shard: int,
+    group: int,
+    sample: ShardSample,
+    extensions: Mapping[str, Sequence[str]],
+    found: Mapping[str, _Found],
+) -> None:
+    for modality, names in extensions.items():
+        kind = next((i for i, name in enumerate(names) if name in sample.members), None)
+        if kind is None:
+            continue
+        member = sample.members[names[kind]]
+        file.seek(member.offset)
+        data = file.read(member.size)
+        if _value(path, sample.key, names[kind], data) is None:
+            continue
+        items = found[modality]
+        items.groups.append(group)
+        items.shards.append(shard)
+        items.offsets.append(member.offset)
+        items.sizes.append(member.size)
+        items.kinds.append(kind)
+        # 64 bits: two of ten million different items are taken for the same with a chance of 3 in a million.
+        items.fingerprints.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big"))
+
+
+def _value(path: Path, key: str, extension: str, data: bytes) -> Any:
+    """A member's value, or None for a blank text.
+
+    Raises:
+        DataError: it cannot be decoded.
+    """
+    try:
+        value = decode(extension, data)
+    except InputError as error:
+        raise DataError(f"{key}.{extension} in the shard {path} cannot be used: {error}") from None
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+def _require_unique(name: DataName, keys: Sequence[str]) -> None:
+    if len(set(keys)) < len(keys):
+        twice = [key for key, count in Counter(keys).items() if count > 1]
+        raise DataError(
+            f"{len(twice)} keys of {name.text!r} are in several shards: {listed(twice)}; a sample's key is its own."
+        )
+
+
+def _require_modalities(name: DataName, found: Mapping[str, _Found]) -> None:
+    absent = [modality for modality, items in found.items() if not items.groups]
+    if absent:
+        raise DataError(f"No sample of {name.text!r} has {listed(absent)}; check the extensions.")
+    if len(found) < 2:
+        defaults = "; ".join(f"{m} ({', '.join(e)})" for m, e in DEFAULT_EXTENSIONS.items())
+        raise DataError(
+            f"The samples of {name.path} have {listed(list(found)) or 'none'} of the usual modalities, {defaults}; "
+            "name two or more in --data, as in ?image=jpg&text=caption.txt."
+        )
+
+
+def _stream(paths: Sequence[Path], extensions: Mapping[str, Sequence[str]]) -> Iterator[Sample]:
+    try:
+        # webdataset imports torch where it is installed, so nothing but a stream imports webdataset.
+        from webdataset.tariterators import group_by_keys, tar_file_expander
+    except ImportError:
+        raise BackendError("Streaming shards needs webdataset: pip install 'fluxtalk[data]'.") from None
+    for path in paths:
+        # Opened here and not by webdataset.WebDataset, which leaves its files to the garbage collector.
+        with path.open("rb") as file:
+            samples = group_by_keys(tar_file_expander([{"url": str(path), "stream": file}]))
+            try:
+                yield from (_sample(path, sample, extensions) for sample in samples)
+            except (OSError, EOFError, ValueError, tarfile.TarError) as error:
+                # webdataset appends where it happened, in its own words.
+                what = str(error.args[0]).split(" @ ")[0] if error.args else type(error).__name__
+                raise DataError(
+                    f"The shard {path} cannot be read to its end ({what}); copy or write it again."
+                ) from None
+
+
+def _sample(path: Path, sample: Mapping[str, Any], extensions: Mapping[str, Sequence[str]]) -> Sample:
+    values = {}
+    for modality, names in extensions.items():
+        extension = next((name for name in names if name in sample), None)
+        if extension is not None:
+            value = _value(path, sample["__key__"], extension, sample[extension])
+            if value is not None:
+                values[modality] = value
+    return Sample(sample["__key__"], values)

@@ -1,0 +1,71 @@
+"""From all items of a source to its splits, the same way for every source."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluxtalk.datasets.pairs import SPLIT_NAMES, Items, Split
+
+_TRAIN_SHARE, _VALIDATION_SHARE = 0.8, 0.1
+
+
+@dataclass(frozen=True)
+class Column:
+    """All items of one modality, before they are divided."""
+
+    groups: NDArray[np.int64]
+    """(items,): the index into the data set's ids that each item belongs to, in any order."""
+    fingerprints: NDArray[np.uint64]
+    """(items,): equal numbers where the raw content is equal."""
+    take: Callable[[NDArray[np.int64]], Sequence[Any]]
+    """The values of these items, in this order."""
+
+
+def split_by_hash(id_: str) -> str:
+    """The split of an id, whatever else the data set holds: 80 % train, 10 % validation, 10 % test."""
+    number = int.from_bytes(hashlib.sha256(id_.encode()).digest()[:4], "big") / 2**32
+    if number < _TRAIN_SHARE:
+        return "train"
+    return "validation" if number < _TRAIN_SHARE + _VALIDATION_SHARE else "test"
+
+
+def divide(ids: Sequence[str], homes: Sequence[str], columns: Mapping[str, Column]) -> dict[str, Split]:
+    """Make every split.
+
+    Args:
+        ids: all different, in the order in which the splits list them.
+        homes: the split of each id.
+        columns: modality to its items, in the order in which the items of one id are listed.
+
+    Raises:
+        DataError: see `Split`.
+    """
+    home = np.array([SPLIT_NAMES.index(name) for name in homes], dtype=np.int64)
+    return {name: _split(name, ids, home == number, home == 0, columns) for number, name in enumerate(SPLIT_NAMES)}
+
+
+def _split(
+    name: str,
+    ids: Sequence[str],
+    inside: NDArray[np.bool_],
+    trained: NDArray[np.bool_],
+    columns: Mapping[str, Column],
+) -> Split:
+    members = np.flatnonzero(inside)
+    position = np.cumsum(inside) - 1
+    seen = np.zeros(len(members), dtype=bool)
+    items = {}
+    for modality, column in columns.items():
+        rows = np.flatnonzero(inside[column.groups])
+        rows = rows[np.argsort(column.groups[rows], kind="stable")]
+        groups = position[column.groups[rows]]
+        known = np.isin(column.fingerprints[rows], column.fingerprints[trained[column.groups]])
+        seen[groups[known]] = True
+        items[modality] = Items(values=column.take(rows), groups=groups, counted=np.ones(len(rows), dtype=bool))
+    return Split(name, tuple(ids[i] for i in members.tolist()), items, seen)

@@ -1,0 +1,214 @@
+"""What complementary tokens are trained for: regularisers, and objectives that give them something to say.
+
+Shapes: B this process's samples, G samples of all processes, K tokens, C complementary ones, D head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fluxtalk.errors import UsageError
+from fluxtalk.model.contrastive import Candidates, contrast, info_nce
+from fluxtalk.model.pooling import l2_normalise
+from fluxtalk.model.similarity import single
+from fluxtalk.model.token_head import RegisterOutputs
+from fluxtalk.model.world import World
+
+OBJECTIVES = ("none", "reconstruction", "contrast")
+CONTRAST_SCALE = 10.0
+"""Inverse temperature of the contrast within a modality; fixed, because it has no other side to balance."""
+
+
+def complementary_l2(tokens_BCD: Tensor, keep_BC: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over kept complementary tokens of their squared norm / D, and how many there are."""
+    each = at_least_float32(tokens_BCD).square().mean(dim=-1)
+    return (each * keep_BC).sum(), keep_BC.sum()
+
+
+def complementary_diversity(tokens_BKD: Tensor, keep_BK: Tensor, num_overlapping: int) -> tuple[Tensor, Tensor]:
+    """Sum of squared cosines between each kept complementary token and every other kept token of its sample.
+
+    Overlapping tokens take no gradient: they are where they are for the contrastive loss, and the
+    complementary ones keep away from them. Also returns the number of such pairs.
+    """
+    unit = l2_normalise(tokens_BKD)
+    others = torch.cat([unit[:, :num_overlapping].detach(), unit[:, num_overlapping:]], dim=1)
+    cosine = unit[:, num_overlapping:] @ others.transpose(1, 2)
+    itself = torch.eye(tokens_BKD.shape[1], dtype=torch.bool, device=unit.device)[num_overlapping:]
+    counts = keep_BK[:, num_overlapping:, None] & keep_BK[:, None, :] & ~itself
+    return (cosine.square() * counts).sum(), counts.sum()
+
+
+def cross_correlation_penalty(x_GD: Tensor, y_GD: Tensor, kept_G: Tensor) -> Tensor:
+    """How much of x can be said linearly by y, dimension by dimension: a scalar, 0 where uncorrelated.
+
+    The mean over x's dimensions of the summed squared Pearson correlations with all of y's, over the rows kept. The
+    off-diagonal idea of Zbontar et al. 2021, "Barlow Twins", between two different things.
+    """
+    weight = kept_G.to(x_GD.dtype)
+    count = weight.sum().clamp_min(1)
+    x, y = (_standardised(z, weight, count) for z in (x_GD, y_GD))
+    return ((x * weight[:, None]).T @ y / count).square().sum(dim=1).mean()
+
+
+def variance_hinge(unit_GD: Tensor, kept_G: Tensor) -> Tensor:
+    """How far each dimension's standard deviation is below that of evenly spread unit vectors: in 0..1.
+
+    Bardes, Ponce and LeCun 2022, "VICReg", with the hinge at D^-1/2 for vectors of length 1.
+    """
+    weight = kept_G.to(unit_GD.dtype)
+    count = weight.sum().clamp_min(1)
+    mean = (unit_GD * weight[:, None]).sum(dim=0) / count
+    variance = ((unit_GD - mean).square() * weight[:, None]).sum(dim=0) / count
+    return F.relu(1 - (unit_GD.shape[1] * variance + 1e-6).sqrt()).mean()
+
+
+@dataclass(frozen=True)
+class ComplementaryInputs:
+    """What an objective needs beside the tokens; each names every modality."""
+
+    items: Mapping[str, Tensor]
+    """int64 (B,): rows with the same number hold the same raw item, and are never each other's negatives."""
+    second_view: Mapping[str, Tensor]
+    """(B, K, D): the tokens of another token-dropout view of the same features."""
+    targets: Mapping[str, Tensor]
+    """(B, E): the mean of the sample's normalised features."""
+
+
+class ComplementaryObjective(Protocol):
+    """A loss that only complementary tokens can lower; overlapping ones take no gradient from it."""
+
+    def __call__(self, outputs: RegisterOutputs, inputs: ComplementaryInputs, world: World) -> Tensor:
+        """A scalar; its mean over processes is the global batch's."""
+
+
+class Contrast(nn.Module):
+    """Tell items of one modality apart, given what is shared.
+
+    InfoNCE between two token-dropout views of the same features, on the complementary token beside the pooled
+    overlapping ones (without gradient). What the shared part tells apart already needs nothing from the complementary
+    token: it is left with what the other modality does not know. A cross-correlation penalty keeps it from
+    repeating the shared part, and a variance hinge from collapsing.
+    """
+
+    def forward(self, outputs: RegisterOutputs, inputs: ComplementaryInputs, world: World) -> Tensor:
+        """See `ComplementaryObjective`."""
+        terms = []
+        for modality, tokens in outputs.tokens.items():
+            views = (tokens, inputs.second_view[modality])
+            shared = [_shared(view, outputs, modality) for view in views]
+            items = inputs.items[modality]
+            all_items = world.gather(items)
+            for index in range(outputs.num_overlapping, tokens.shape[1]):
+                kept = outputs.keep[modality][:, index] & outputs.has(modality)
+                own = [l2_normalise(view[:, index]) for view in views]
+                both = [torch.cat([a, b], dim=1) for a, b in zip(own, shared, strict=True)]
+                contrast_ = _between_views(both, items, all_items, kept, world)
+                terms.append(contrast_ + _apart(own[0], shared[0], kept, world))
+        return _mean(terms, outputs)
+
+
+class Reconstruction(nn.Module):
+    """Predict the mean of the sample's normalised features from the complementary tokens and what is shared.
+
+    Args:
+        dims: modality to feature dimension.
+        dim: head dimension.
+        num_complementary: how many complementary tokens there are.
+    """
+
+    def __init__(self, dims: Mapping[str, int], dim: int, num_complementary: int) -> None:
+        super().__init__()
+        self.decoders = nn.ModuleDict(
+            {
+                name: nn.Sequential(nn.Linear(dim * (num_complementary + 1), 2 * dim), nn.GELU(), nn.Linear(2 * dim, e))
+                for name, e in dims.items()
+            }
+        )
+
+    def forward(self, outputs: RegisterOutputs, inputs: ComplementaryInputs, world: World) -> Tensor:
+        """See `ComplementaryObjective`. Rows count that kept a complementary token."""
+        terms = []
+        for modality, tokens in outputs.tokens.items():
+            first = outputs.num_overlapping
+            keep = outputs.keep[modality][:, first:] & outputs.has(modality)[:, None]
+            own = l2_normalise(tokens[:, first:]) * keep[..., None]
+            shared = _shared(tokens, outputs, modality)
+            predicted = self.decoders[modality](torch.cat([own.flatten(1), shared], dim=1).to(tokens.dtype))
+            error = (predicted - inputs.targets[modality]).square().mean(dim=1)
+            terms.append(_over_kept(error, keep[:, 0], world))
+            for index in range(keep.shape[1]):
+                terms[-1] = terms[-1] + _apart(own[:, index], shared, keep[:, index], world) / keep.shape[1]
+        return _mean(terms, outputs)
+
+
+def build_objective(
+    name: str, dims: Mapping[str, int], dim: int, num_complementary: int
+) -> Contrast | Reconstruction | None:
+    """The objective of that name; None for ``none``.
+
+    Raises:
+        UsageError: it is unknown, or there is no complementary token for it.
+    """
+    if name not in OBJECTIVES:
+        raise UsageError(f"--complementary_objective is one of {', '.join(OBJECTIVES)}; got {name!r}.")
+    if name == "none":
+        return None
+    if num_complementary < 1:
+        raise UsageError(
+            f"--complementary_objective {name} needs a complementary token; "
+            "set --num_overlapping_tokens below --num_register_tokens."
+        )
+    return Contrast() if name == "contrast" else Reconstruction(dims, dim, num_complementary)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision becomes float32; float64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _shared(tokens_BKD: Tensor, outputs: RegisterOutputs, modality: str) -> Tensor:
+    """The pooled overlapping tokens, (B, D), of length 1 and without gradient."""
+    keep = outputs.keep[modality][:, : outputs.num_overlapping, None]
+    return l2_normalise((tokens_BKD[:, : outputs.num_overlapping] * keep).sum(dim=1)).detach()
+
+
+def _between_views(both: list[Tensor], items: Tensor, all_items: Tensor, kept: Tensor, world: World) -> Tensor:
+    """Symmetric InfoNCE between the views; cosines of the two halves are added."""
+    scale = torch.tensor(CONTRAST_SCALE, device=kept.device, dtype=both[0].dtype)
+    all_kept = world.gather(kept)
+    rows = []
+    for anchors, others in ((both[0], both[1]), (both[1], both[0])):
+        candidates = Candidates(single(world.gather(others)), all_items, all_kept)
+        rows.append(contrast(info_nce, single(anchors), items, candidates, scale))
+    return _over_kept((rows[0] + rows[1]) / 2, kept, world)
+
+
+def _apart(own: Tensor, shared: Tensor, kept: Tensor, world: World) -> Tensor:
+    """The penalties between a complementary token and what is shared, over the global batch."""
+    everywhere, all_kept = world.gather(own), world.gather(kept)
+    return cross_correlation_penalty(everywhere, world.gather(shared), all_kept) + variance_hinge(everywhere, all_kept)
+
+
+def _over_kept(values_B: Tensor, kept_B: Tensor, world: World) -> Tensor:
+    """The mean over what all processes kept, scaled so that the mean over processes is the global one."""
+    total = (values_B * kept_B).sum()
+    return total * world.size / world.total(kept_B.sum().to(total.dtype)).clamp_min(1)
+
+
+def _standardised(x_GD: Tensor, weight_G: Tensor, count: Tensor) -> Tensor:
+    centred = x_GD - (x_GD * weight_G[:, None]).sum(dim=0) / count
+    variance = (centred.square() * weight_G[:, None]).sum(dim=0) / count
+    return centred * (variance + 1e-6).rsqrt()
+
+
+def _mean(terms: list[Tensor], outputs: RegisterOutputs) -> Tensor:
+    if not terms:
+        return next(iter(outputs.tokens.values())).new_zeros(())
+    return torch.stack(terms).mean()

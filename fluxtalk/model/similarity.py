@@ -1,0 +1,62 @@
+"""From kept tokens to what two items are compared by. The numpy twin is `fluxtalk.tokens`.
+
+Shapes: B anchors, G candidates, K tokens, V vectors per item, D dimension.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fluxtalk.model.pooling import l2_normalise, pool_kept
+
+
+class Vectors(NamedTuple):
+    """What items are compared by: one vector each, or several."""
+
+    unit_BVD: Tensor
+    """Each of length 1."""
+    keep_BV: Tensor
+    """bool; at least the first of each item."""
+
+    def rows(self, part: slice) -> Vectors:
+        """Some of the items."""
+        return Vectors(self.unit_BVD[part], self.keep_BV[part])
+
+
+def aggregate(aggregation: str, tokens_BKD: Tensor, keep_BK: Tensor, num_overlapping: int) -> Vectors:
+    """The vectors of the kept overlapping tokens.
+
+    Args:
+        aggregation: ``mean``, one vector of D: the normalised average; ``concat``, one of K D: the normalised
+            tokens side by side, dropped ones zero; ``maxsim``, K of D: the normalised tokens.
+        keep_BK: bool, a prefix of at least one token per item.
+    """
+    if aggregation == "mean":
+        return single(pool_kept(tokens_BKD, keep_BK, num_overlapping))
+    keep = keep_BK[:, :num_overlapping]
+    unit = l2_normalise(tokens_BKD[:, :num_overlapping]) * keep[..., None]
+    if aggregation == "concat":
+        return single(l2_normalise(unit.flatten(1)))
+    return Vectors(unit, keep)
+
+
+def single(unit_BD: Tensor) -> Vectors:
+    """One vector per item."""
+    return Vectors(unit_BD[:, None], torch.ones(len(unit_BD), 1, dtype=torch.bool, device=unit_BD.device))
+
+
+def similarity(anchors: Vectors, candidates: Vectors) -> Tensor:
+    """(B, G): the cosine of single vectors; of several, late interaction.
+
+    Each kept vector of the anchor takes its most similar kept vector of the candidate, and the score is the mean
+    over the anchor's vectors (Khattab and Zaharia 2020, "ColBERT", but for the mean, which keeps scores in -1..1).
+    """
+    if anchors.unit_BVD.shape[1] == 1 and candidates.unit_BVD.shape[1] == 1:
+        return anchors.unit_BVD[:, 0] @ candidates.unit_BVD[:, 0].T
+    pairs_BVGV = torch.einsum("bvd,gwd->bvgw", anchors.unit_BVD, candidates.unit_BVD)
+    best_BVG = pairs_BVGV.masked_fill(~candidates.keep_BV[None, None], -torch.inf).amax(dim=-1)
+    keep_BV1 = anchors.keep_BV[..., None].to(best_BVG.dtype)
+    return (best_BVG * keep_BV1).sum(dim=1) / keep_BV1.sum(dim=1)

@@ -1,0 +1,187 @@
+"""Objectives of the complementary tokens: against slow references, and what they may not touch."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fluxtalk.errors import UsageError
+from fluxtalk.model.complementary import (
+    CONTRAST_SCALE,
+    ComplementaryInputs,
+    Contrast,
+    Reconstruction,
+    build_objective,
+    cross_correlation_penalty,
+    variance_hinge,
+)
+from fluxtalk.model.losses import RegisterTokenLoss
+from fluxtalk.model.token_head import RegisterOutputs
+from fluxtalk.model.world import OneProcess
+
+ROWS, FIRST, TOKENS, DIM = 9, 2, 3, 6
+
+
+def _case(seed: int = 0) -> tuple[RegisterOutputs, ComplementaryInputs]:
+    """Two modalities; some rows dropped the complementary token, one has no image, two hold the same image."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    lengths = {"image": torch.tensor([3, 3, 1, 3, 3, 2, 3, 3, 3]), "text": torch.tensor([3, 2, 3, 3, 3, 3, 1, 3, 3])}
+    keep = {m: torch.arange(TOKENS) < n[:, None] for m, n in lengths.items()}
+    tokens = {m: (noise(ROWS, TOKENS, DIM) * k[..., None]).requires_grad_() for m, k in keep.items()}
+    second = {m: (noise(ROWS, TOKENS, DIM) * k[..., None]).requires_grad_() for m, k in keep.items()}
+    present = {"image": torch.arange(ROWS) != 4, "text": torch.ones(ROWS, dtype=torch.bool)}
+    items = {"image": torch.tensor([0, 1, 2, 0, -1, 5, 6, 7, 8]), "text": torch.arange(ROWS)}
+    targets = {m: noise(ROWS, 5) for m in tokens}
+    return RegisterOutputs(tokens, keep, FIRST, present), ComplementaryInputs(items, second, targets)
+
+
+def _shared(tokens: Tensor) -> Tensor:
+    return F.normalize(tokens[:FIRST].detach().sum(dim=0), dim=0)
+
+
+def _slow_contrast(outputs: RegisterOutputs, inputs: ComplementaryInputs, modality: str) -> Tensor:
+    """InfoNCE between two views, one row at a time: every view of the same item is a positive, none a negative."""
+    kept = [i for i in range(ROWS) if outputs.keep[modality][i, FIRST] and outputs.present[modality][i]]
+    views = []
+    for tokens in (outputs.tokens[modality], inputs.second_view[modality]):
+        views.append([torch.cat([F.normalize(tokens[i, FIRST], dim=0), _shared(tokens[i])]) for i in kept])
+    items = [int(inputs.items[modality][i]) for i in kept]
+    losses = []
+    for anchors, others in (views, views[::-1]):
+        for anchor, item in zip(anchors, items, strict=True):
+            scores = torch.stack([CONTRAST_SCALE * anchor @ other for other in others])
+            negatives = torch.tensor([other != item for other in items])
+            terms = [
+                torch.log(torch.exp(scores[p]) + torch.exp(scores[negatives]).sum()) - scores[p]
+                for p in range(len(items))
+                if items[p] == item
+            ]
+            losses.append(torch.stack(terms).mean())
+    return torch.stack(losses).mean()
+
+
+def _slow_penalties(outputs: RegisterOutputs, modality: str) -> Tensor:
+    kept = outputs.keep[modality][:, FIRST] & outputs.present[modality]
+    tokens = outputs.tokens[modality][kept]
+    own, shared = F.normalize(tokens[:, FIRST], dim=1), torch.stack([_shared(t) for t in tokens])
+    correlation = torch.stack(
+        [
+            torch.stack([torch.corrcoef(torch.stack([own[:, i], shared[:, j]]))[0, 1] for j in range(DIM)])
+            for i in range(DIM)
+        ]
+    )
+    deviation = (DIM * own.var(dim=0, unbiased=False)).sqrt()
+    return correlation.square().sum(dim=1).mean() + F.relu(1 - deviation).mean()
+
+
+def test_contrast_equals_plain_loops() -> None:
+    outputs, inputs = _case()
+    expected = torch.stack([_slow_contrast(outputs, inputs, m) + _slow_penalties(outputs, m) for m in outputs.tokens])
+    actual = Contrast()(outputs, inputs, OneProcess())
+    torch.testing.assert_close(actual, expected.mean(), rtol=1e-4, atol=1e-5)
+    slow = torch.autograd.grad(expected.mean(), [*outputs.tokens.values(), *inputs.second_view.values()])
+    fast = torch.autograd.grad(actual, [*outputs.tokens.values(), *inputs.second_view.values()])
+    for a, b in zip(fast, slow, strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm()
+
+
+def test_reconstruction_equals_plain_loops() -> None:
+    outputs, inputs = _case()
+    objective = Reconstruction({"image": 5, "text": 5}, DIM, 1).double()
+    expected = []
+    for modality, tokens in outputs.tokens.items():
+        errors = []
+        for i in range(ROWS):
+            if outputs.keep[modality][i, FIRST] and outputs.present[modality][i]:
+                both = torch.cat([F.normalize(tokens[i, FIRST], dim=0), _shared(tokens[i])])
+                errors.append((objective.decoders[modality](both) - inputs.targets[modality][i]).square().mean())
+        expected.append(torch.stack(errors).mean() + _slow_penalties(outputs, modality))
+    actual = objective(outputs, inputs, OneProcess())
+    # The penalties guard against constant dimensions by 1e-6 beside variances of about 1/6.
+    torch.testing.assert_close(actual, torch.stack(expected).mean(), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("name", ["contrast", "reconstruction"])
+def test_only_kept_complementary_tokens_take_gradient(name: str) -> None:
+    """Overlapping tokens are where the contrastive loss between modalities wants them."""
+    outputs, inputs = _case()
+    objective = build_objective(name, {"image": 5, "text": 5}, DIM, 1)
+    assert objective is not None
+    objective.double()(outputs, inputs, OneProcess()).backward()
+    for modality, tokens in outputs.tokens.items():
+        kept = outputs.keep[modality][:, FIRST] & outputs.present[modality]
+        assert tokens.grad is not None
+        assert (tokens.grad[:, :FIRST] == 0).all()
+        assert (tokens.grad[~kept] == 0).all()
+        assert (tokens.grad[kept, FIRST].abs().sum(dim=-1) > 0).all()
+
+
+def test_contrast_cannot_be_lowered_by_repeating_what_is_shared() -> None:
+    """A complementary token that says what the shared ones say costs more than one that says something else."""
+    outputs, inputs = _case()
+    generator = torch.Generator().manual_seed(7)
+    own = torch.randn(ROWS, DIM, generator=generator, dtype=torch.float64)
+    losses = {}
+    for kind in ("repeats", "new"):
+        tokens, second = {}, {}
+        for m, values in outputs.tokens.items():
+            token = values[:, :FIRST].sum(dim=1) if kind == "repeats" else own
+            tokens[m] = torch.cat([values[:, :FIRST], token[:, None]], dim=1).detach()
+            second[m] = tokens[m]
+        full = dataclasses.replace(
+            outputs, tokens=tokens, keep={m: torch.ones(ROWS, TOKENS, dtype=torch.bool) for m in tokens}, present={}
+        )
+        losses[kind] = Contrast()(full, dataclasses.replace(inputs, second_view=second), OneProcess()).item()
+    assert losses["new"] < losses["repeats"] - 0.1
+
+
+def test_cross_correlation_is_the_squared_pearson_correlation() -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.standard_normal((40, 3)), generator.standard_normal((40, 2))
+    kept = np.arange(40) % 4 != 0
+    expected = np.square(np.corrcoef(x[kept], y[kept], rowvar=False)[:3, 3:]).sum(axis=1).mean()
+    actual = cross_correlation_penalty(torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(kept))
+    assert actual.item() == pytest.approx(expected, rel=1e-4)
+    assert cross_correlation_penalty(torch.from_numpy(x), torch.from_numpy(3 * x + 1), torch.from_numpy(kept)) > 0.99
+    nothing = cross_correlation_penalty(torch.from_numpy(x), torch.from_numpy(y), torch.zeros(40, dtype=torch.bool))
+    assert nothing.item() == 0
+
+
+def test_the_variance_hinge_is_1_for_a_constant_and_0_for_spread() -> None:
+    everyone = torch.ones(4096, dtype=torch.bool)
+    spread = F.normalize(torch.randn(4096, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    constant = spread[:1].expand(4096, 8)
+    assert variance_hinge(constant, everyone).item() == pytest.approx(1, abs=2e-3)
+    assert variance_hinge(spread, everyone).item() < 0.02
+    half = torch.where(torch.arange(4096)[:, None] < 2048, spread, constant)
+    assert variance_hinge(half, torch.arange(4096) < 2048).item() < 0.03
+
+
+def test_the_objective_is_added_with_its_weight_and_none_is_nothing() -> None:
+    outputs, inputs = _case()
+    plain = RegisterTokenLoss(0.5).double()(outputs, torch.arange(ROWS))
+    assert plain.complementary_objective.item() == 0
+    loss = RegisterTokenLoss(0.5, objective=Contrast(), objective_weight=3.0).double()
+    terms = loss(outputs, torch.arange(ROWS), inputs)
+    torch.testing.assert_close(terms.contrastive, plain.contrastive)
+    torch.testing.assert_close(terms.total, plain.total + 3 * terms.complementary_objective)
+    assert terms.complementary_objective.item() > 0.1
+    assert build_objective("none", {"image": 5}, DIM, 0) is None
+
+
+def test_impossible_objectives_are_refused() -> None:
+    with pytest.raises(UsageError, match="needs a complementary token"):
+        build_objective("contrast", {"image": 5}, DIM, 0)
+    with pytest.raises(UsageError, match="one of none, reconstruction, contrast; got 'other'"):
+        build_objective("other", {"image": 5}, DIM, 1)
+    with pytest.raises(UsageError, match="complementary_objective_weight is at least 0"):
+        RegisterTokenLoss(objective=Contrast(), objective_weight=-1.0)

@@ -1,0 +1,56 @@
+"""What a cache folder holds: every feature cache, its size, and whether it is intact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fluxtalk.errors import ArtifactError
+from fluxtalk.train.feature_cache import MANIFEST, CachedFeatures, features_folder
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One folder under ``features``."""
+
+    name: str
+    bytes: int
+    content: str
+    """What is in it, for people."""
+    state: str
+    """``intact`` (checksums hold), ``complete`` (sizes hold), ``unfinished`` or ``damaged``."""
+    problem: str | None = None
+    """The sentence that says what is damaged."""
+
+    def line(self) -> str:
+        """The entry for people."""
+        return f"{self.name:<40} {self.bytes / 1e6:>10.1f} MB  {self.state:<10}  {self.problem or self.content}"
+
+
+def report_caches(cache_dir: Path, verify: bool) -> Iterator[CacheEntry]:
+    """Look at every feature cache; with ``verify``, at every byte."""
+    folder = features_folder(cache_dir)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_dir():
+            yield _entry(path, verify)
+
+
+def _entry(path: Path, verify: bool) -> CacheEntry:
+    size = sum(file.stat().st_size for file in path.iterdir())
+    if not (path / MANIFEST).is_file():
+        shards = len(list(path.glob("[0-9]*.json")))
+        return CacheEntry(path.name, size, f"{shards} shards; building it again goes on from there", "unfinished")
+    try:
+        manifest = CachedFeatures(path, torch.device("cpu"), verify=verify).manifest
+    except ArtifactError as error:
+        return CacheEntry(path.name, size, "", "damaged", str(error))
+    reduced = "".join(
+        f", {name} {manifest.reduction[name]}"
+        for name, off in (("pool", 1), ("pca", 0))
+        if manifest.reduction[name] != off
+    )
+    content = f"{manifest.items:,} items, {manifest.vectors:,} vectors of {manifest.dim} {manifest.key.dtype}{reduced}"
+    return CacheEntry(path.name, size, content, "intact" if verify else "complete")

@@ -1,0 +1,51 @@
+"""`fluxtalk eval`: any checkpoint of a run on any data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fluxtalk.console import debug_option, option, sentence_errors
+from fluxtalk.datasets import SPLIT_NAMES
+
+
+@click.command(name="eval", context_settings={"max_content_width": 110})
+@click.argument("run", type=click.Path(path_type=Path))
+@option("--data", metavar="DATA", help="Another data set with the run's modalities.  [default: the run's]")
+@option("--split", default="test", show_default=True, type=click.Choice(SPLIT_NAMES), help="Which part of it.")
+@option(
+    "--checkpoint",
+    default="best",
+    show_default=True,
+    metavar="best|last|PATH",
+    help="Of the run, or any head on the same encoders.",
+)
+@option(
+    "--stage1_checkpoint", type=click.Path(path_type=Path), help="Where stage 1 lies, if it was moved since training."
+)
+@option("--cache_dir", metavar="DIR", help="For renderings and features.  [default: the run's]")
+@click.option("-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="Also write the record: JSON.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@debug_option
+@sentence_errors
+def main(output: Path | None, as_json: bool, **asked: Any) -> None:
+    """Score a checkpoint of RUN (OUTPUT_DIR/LOG_NAME of fluxtalk-train) by retrieval, for every number of tokens."""
+    # Only here: `--help` and bad options must not wait for torch.
+    from fluxtalk.artifacts import write_json
+    from fluxtalk.train.evaluation import Evaluation, evaluate
+    from fluxtalk.train.run import recall_lines
+
+    record = evaluate(Evaluation(**asked), say=lambda text: click.echo(text, err=True))
+    if output is not None:
+        write_json(output, record)
+    if as_json:
+        click.echo(json.dumps(record, indent=2, ensure_ascii=False))
+        return
+    click.echo(f"{record['checkpoint']} (step {record['step']}) on the {record['split']} split of {record['data']}:")
+    for line in recall_lines(record["recall"]):
+        click.echo(line)
+    if output is not None:
+        click.echo(f"{output}")

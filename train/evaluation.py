@@ -1,0 +1,130 @@
+"""Any checkpoint of a run, scored on any data set with its modalities."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fluxtalk.errors import CheckpointError
+from fluxtalk.model.head_checkpoint import HeadCheckpoint, load_head
+from fluxtalk.model.run import read_run_config
+from fluxtalk.train.cache_options import CacheOptions
+from fluxtalk.train.config import TrainConfig
+from fluxtalk.train.distributed import process_world
+from fluxtalk.train.evaluate import counted_embeddings, retrieval
+from fluxtalk.train.features import feature_sources
+from fluxtalk.train.run import Inputs, read_inputs
+
+_AVERAGE = "average."
+"""What a moving average's tensors are called in the training state."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What is scored on what."""
+
+    run: Path
+    """OUTPUT_DIR/LOG_NAME of `fluxtalk-train`."""
+    data: str | None = None
+    """Data set; None takes the run's."""
+    split: str = "test"
+    checkpoint: str = "best"
+    """`best` or `last` of the run, or the path of another head on the same encoders."""
+    stage1_checkpoint: Path | None = None
+    """Where stage 1 lies now, if it was moved since training."""
+    cache_dir: str | None = None
+    """For renderings and features; None takes the run's."""
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint's file."""
+        if self.checkpoint in ("best", "last"):
+            return self.run / "checkpoints" / f"{self.checkpoint}.safetensors"
+        return Path(self.checkpoint)
+
+
+def evaluate(asked: Evaluation, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Score a checkpoint by retrieval.
+
+    Of a run with a moving average, ``last`` is scored as its validation does: by the average.
+
+    Args:
+        say: told what is encoded on the way.
+
+    Returns:
+        A record of kind ``evaluation``, as docs/runs.md describes it.
+
+    Raises:
+        ArtifactError: the run or a checkpoint cannot be used, or the head belongs to other encoders.
+        UsageError: the data set is unknown, or lacks a modality.
+        DataError: the data set cannot be used, or has no such split.
+    """
+    content = read_run_config(asked.run)
+    changes = {"data": asked.data, "stage1_checkpoint": asked.stage1_checkpoint, "cache_dir": asked.cache_dir}
+    options = content["options"] | {name: str(value) for name, value in changes.items() if value is not None}
+    config = TrainConfig.from_dict(options)
+    checkpoint = load_head(asked.path)
+    # A run of a machine with a GPU can be looked at on one without.
+    with process_world("cpu" if config.device == "cpu" else "auto") as (world, device):
+        inputs = read_inputs(config, world, device)
+        _require_same_encoders(checkpoint, asked.path, inputs, config)
+        scores = _scores(checkpoint, inputs, CacheOptions(config.feature_dtype), asked.split, say)
+    if inputs.dataset.content_hash != content["facts"]["data_hash"]:
+        # What the head has seen in training is known of its own data only.
+        del scores["recall_unseen"]
+    return {
+        "kind": "evaluation",
+        "time": round(time.time(), 3),
+        **checkpoint.identity.fields(),
+        "step": checkpoint.progress.get("step"),
+        "checkpoint": str(asked.path),
+        "stage1_hash": checkpoint.stage1_hash,
+        "data": inputs.dataset.name,
+        "data_hash": inputs.dataset.content_hash,
+        "split": asked.split,
+        **scores,
+    }
+
+
+def _scores(
+    checkpoint: HeadCheckpoint, inputs: Inputs, options: CacheOptions, split: str, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Retrieval on one split; the features are reduced as the head was trained on them."""
+    part = inputs.dataset.split(split)
+    head = _averaged(checkpoint).build().to(inputs.device)
+    sources = feature_sources(
+        inputs.stage1,
+        inputs.dataset,
+        split,
+        inputs.encode,
+        inputs.cache_dir,
+        inputs.device,
+        options,
+        checkpoint.reductions,
+        say=say,
+    )
+    return retrieval(counted_embeddings(head, sources, part), part)
+
+
+def _averaged(checkpoint: HeadCheckpoint) -> HeadCheckpoint:
+    """The checkpoint with the moving average for weights, where its training state holds one."""
+    state = checkpoint.training_state.items()
+    average = {name.removeprefix(_AVERAGE): tensor for name, tensor in state if name.startswith(_AVERAGE)}
+    return dataclasses.replace(checkpoint, weights=average) if average else checkpoint
+
+
+def _require_same_encoders(checkpoint: HeadCheckpoint, path: Path, inputs: Inputs, config: TrainConfig) -> None:
+    read, encoded = sorted(checkpoint.config.dims), sorted(inputs.stage1.modalities)
+    if read != encoded:
+        raise CheckpointError(
+            f"{path} reads {', '.join(read)}, but {config.stage1_checkpoint} encodes {', '.join(encoded)}; "
+            "name a head on these encoders with --checkpoint, or its own encoders with --stage1_checkpoint."
+        )
+    if checkpoint.stage1_hash != inputs.stage1.content_hash():
+        raise CheckpointError(
+            f"{path} was not trained on the encoders of {config.stage1_checkpoint}; "
+            "name a head on them with --checkpoint, or its own stage 1 checkpoint with --stage1_checkpoint."
+        )

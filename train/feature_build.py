@@ -1,0 +1,228 @@
+"""Building a feature cache: every item encoded once, shard by shard, so that an interrupted build goes on."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fluxtalk.artifacts import atomic_file, canonical_json, hash_file, write_atomically, write_json
+from fluxtalk.console import progress
+from fluxtalk.errors import DataError, UsageError
+from fluxtalk.model.world import World
+from fluxtalk.train.encoding import Encoding
+from fluxtalk.train.feature_cache import MANIFEST, PAIRS, CacheKey, Manifest, Shard, shard_file
+
+Say = Callable[[str], None]
+
+_ENCODE_BATCH = 256
+_MOST_ITEMS = 16 * _ENCODE_BATCH
+"""Per shard. Items are sorted by length within a shard, and a killed build loses no more than its current one."""
+_SHARD_BYTES = 256 * 2**20
+_PREPARING_THREADS = min(4, os.cpu_count() or 1)
+_PREPARED_TOGETHER = 32
+
+
+@contextmanager
+def building_turn(folder: Path, world: World, say: Say) -> Iterator[bool]:
+    """Whether this run is to build the cache; then no other run builds it at the same time.
+
+    The first process decides for all of ``world``, which must share the folder.
+    """
+    with ExitStack() as held:
+        missing = torch.zeros(1)
+        if world.rank == 0 and not (folder / MANIFEST).is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(_locked(folder, say))
+            missing[0] = not (folder / MANIFEST).is_file()
+            if missing.item():
+                for leftover in folder.glob(".*.tmp"):
+                    leftover.unlink()
+        yield bool(world.total(missing).item())
+
+
+def build_cache(
+    encoding: Encoding, key: CacheKey, folder: Path, world: World, say: Say, items_per_shard: int | None = None
+) -> None:
+    """Encode every item once into a cache folder; shards that an earlier build finished are kept.
+
+    Shard j is encoded by process j % size, and the first process writes the manifest when all are done. A process
+    that fails ends with its error, and torchrun then ends the others.
+
+    Args:
+        items_per_shard: by default what makes about 256 MB, at most 4,096.
+
+    Raises:
+        DataError: an item cannot be read, has no feature vector, or its features do not fit the stored type.
+    """
+    items = encoding.items
+    per_shard = items_per_shard or _items_per_shard(encoding)
+    rows = [range(start, min(start + per_shard, len(items))) for start in range(0, len(items), per_shard)]
+    mine = range(world.rank, len(rows), world.size)
+    todo = [index for index in mine if not _is_finished(folder, index, key, rows[index])]
+    if len(todo) < len(mine):
+        say(f"{folder.name}: {len(mine) - len(todo)} of {len(mine)} shards are there from an interrupted build")
+    what = f"encoding {key.split} {key.modality}"
+    pool = ThreadPoolExecutor(_PREPARING_THREADS)
+    try:
+        with progress(None, what, total=sum(len(rows[index]) for index in todo), unit="item") as bar:
+            prepared = _prepare(pool, encoding, [rows[index] for index in todo])
+            for index, arrays in zip(todo, prepared, strict=True):
+                encoded = _encode(encoding, arrays, rows[index], key.dtype, bar)
+                write_shard(folder, index, key, rows[index].start, *encoded)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    world.total(torch.zeros(1))  # every shard is there
+    if world.rank == 0:
+        _finish(encoding, key, folder, per_shard, len(rows))
+    world.total(torch.zeros(1))  # and the manifest
+
+
+def write_shard(
+    folder: Path,
+    index: int,
+    key: CacheKey,
+    start: int,
+    values: NDArray[Any],
+    lengths: NDArray[np.int32],
+    scales: NDArray[np.float32] | None,
+) -> None:
+    """Write a shard's files and last, so that it counts only when whole, the record with their checksums."""
+    parts = {"values.npy": values, "lengths.npy": lengths} | ({} if scales is None else {"scales.npy": scales})
+    hashes = {}
+    for part, array in parts.items():
+        path = folder / shard_file(index, part)
+        with atomic_file(path) as temporary:
+            with temporary.open("wb") as file:
+                np.save(file, array)
+            hashes[path.name] = hash_file(temporary)
+    shard = Shard(key.hash(), start, len(lengths), len(values), hashes)
+    write_json(folder / shard_file(index, "json"), shard.to_dict())
+
+
+def quantise(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """(V, D) float32 to int8 codes (V, D) and float32 scales (V,): codes times scale is within half a scale."""
+    scales = vectors.abs().amax(dim=1) / 127
+    codes = (vectors / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round()
+    return codes.to(torch.int8), scales
+
+
+def _encode(
+    encoding: Encoding, prepared: Sequence[NDArray[Any]], rows: range, dtype: str, bar: Any
+) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.float32] | None]:
+    """Values, lengths and scales of one shard's items, in their order."""
+    # Equal lengths together: no time goes into padding.
+    order = np.argsort([encoding.preprocess.length(array) for array in prepared], kind="stable")
+    vectors: list[NDArray[Any]] = [np.empty(0)] * len(prepared)
+    scales: list[NDArray[Any]] = [np.empty(0)] * len(prepared)
+    for chunk in np.array_split(order, -(-len(order) // _ENCODE_BATCH)):
+        features, mask = encoding.encode([prepared[i] for i in chunk])
+        counts = mask.sum(dim=1).cpu().numpy()
+        if not counts.all():
+            raise DataError(
+                f"While encoding {encoding.split.name} {encoding.modality}: "
+                f"item {rows[int(chunk[counts.argmin()])]} has no feature vector at all."
+            )
+        stored, scale = _stored(encoding, features[mask], dtype)
+        for parts, array in ((vectors, stored), (scales, scale)):
+            for i, part in zip(chunk, np.split(array, np.cumsum(counts)[:-1]), strict=True):
+                parts[i] = part
+        bar.update(len(chunk))
+    lengths = np.array([len(part) for part in vectors], dtype=np.int32)
+    return np.concatenate(vectors), lengths, np.concatenate(scales) if dtype == "int8" else None
+
+
+def _stored(encoding: Encoding, vectors: Tensor, dtype: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(V, D) in the type they are stored in, and their (V,) scales, which are 1 with float16."""
+    if dtype == "int8":
+        codes, scales = quantise(vectors)
+        problem = None if scales.isfinite().all() else "NaN or infinite"
+    else:
+        codes, scales = vectors.half(), torch.ones(len(vectors))
+        problem = None if codes.isfinite().all() else "NaN, infinite or above 65,504, the limit of half precision"
+    if problem:
+        raise DataError(
+            f"While encoding {encoding.split.name} {encoding.modality}: features are {problem}; "
+            "correct the encoder or its inputs."
+        )
+    return codes.cpu().numpy(), scales.cpu().numpy()
+
+
+def _prepare(pool: ThreadPoolExecutor, encoding: Encoding, shards: Sequence[range]) -> Iterator[list[NDArray[Any]]]:
+    """Decode one shard after the other, the next one while the caller encodes the current."""
+
+    def submit(rows: range) -> Iterator[list[NDArray[Any]]]:
+        parts = [rows[start : start + _PREPARED_TOGETHER] for start in range(0, len(rows), _PREPARED_TOGETHER)]
+        return pool.map(lambda part: [encoding.prepare(row) for row in part], parts)
+
+    upcoming = submit(shards[0]) if shards else iter(())
+    for number in range(len(shards)):
+        arrays = [array for part in upcoming for array in part]
+        if number + 1 < len(shards):
+            upcoming = submit(shards[number + 1])
+        yield arrays
+
+
+def _items_per_shard(encoding: Encoding) -> int:
+    """A power of two that keeps a shard's decoded items, and its features, within 256 MB; the same in every build."""
+    count = len(encoding.items)
+    if not count:
+        return _MOST_ITEMS
+    sample = [encoding.prepare(row) for row in sorted(set(np.linspace(0, count - 1, 16).astype(int).tolist()))]
+    features = encoding.encode(sample)
+    per_item = max(sum(array.nbytes for array in sample), 2 * int(features.mask_BL.sum()) * encoding.reduction.dim)
+    fitting = _SHARD_BYTES * len(sample) / max(1, per_item)
+    return min(_MOST_ITEMS, 1 << max(0, int(math.log2(max(1, fitting)))))
+
+
+def _is_finished(folder: Path, index: int, key: CacheKey, rows: range) -> bool:
+    """Whether an earlier build left this shard whole."""
+    try:
+        shard = Shard.from_dict(json.loads((folder / shard_file(index, "json")).read_text()))
+        expected = (key.hash(), rows.start, len(rows))
+        return (shard.key, shard.start, shard.items) == expected and shard.intact(folder)
+    except (OSError, ValueError, TypeError, AttributeError, UsageError):
+        return False
+
+
+def _finish(encoding: Encoding, key: CacheKey, folder: Path, per_shard: int, shards: int) -> None:
+    """Write the pairs and the manifest, after which the folder is a cache."""
+    pairs = {"ids": list(encoding.split.ids), "groups": encoding.items.groups.tolist()}
+    write_atomically(folder / PAIRS, canonical_json(pairs))
+    records = [Shard.from_dict(json.loads((folder / shard_file(index, "json")).read_text())) for index in range(shards)]
+    Manifest(
+        key=key,
+        dim=encoding.reduction.dim,
+        items=len(encoding.items),
+        vectors=sum(shard.vectors for shard in records),
+        items_per_shard=per_shard,
+        reduction=encoding.reduction.config.to_dict(),
+        pairs_sha256=hash_file(folder / PAIRS),
+        shards=tuple(records),
+    ).write(folder)
+
+
+@contextmanager
+def _locked(folder: Path, say: Say) -> Iterator[None]:
+    """Hold the folder against other runs; the kernel lets go of it when the process ends, however it ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"{folder.name} is being built by another run; waiting for it")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

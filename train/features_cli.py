@@ -1,0 +1,113 @@
+"""`fluxtalk features`: build the feature cache ahead of training, and see what is cached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fluxtalk.console import debug_option, option, sentence_errors
+from fluxtalk.datasets import SPLIT_NAMES, default_cache_dir
+from fluxtalk.errors import ArtifactError
+from fluxtalk.train.cache_options import DTYPES, CacheOptions
+
+_DEFAULTS = CacheOptions()
+_CACHE_HELP = "For renderings and features.  [default: ~/.cache/fluxtalk]"
+
+
+@click.group(name="features")
+def main() -> None:
+    """Encode data once for training, and see what is cached."""
+
+
+@main.command()
+@option("--stage1_checkpoint", required=True, metavar="PATH", help="Frozen encoders, as `fluxtalk stage1` writes them.")
+@option("--data", metavar="DATA", help="Data set.  [default: the one that stage 1 names]")
+@option("--splits", metavar="LIST", help=f"Separated by commas.  [default: those of {','.join(SPLIT_NAMES)} it has]")
+@option("--cache_dir", metavar="DIR", help=_CACHE_HELP)
+@option(
+    "--feature_dtype",
+    default=_DEFAULTS.dtype,
+    show_default=True,
+    type=click.Choice(DTYPES),
+    help="int8 is half the size, with one scale per feature vector.",
+)
+@option(
+    "--feature_pca",
+    default=_DEFAULTS.pca,
+    show_default=True,
+    type=int,
+    help="Principal components to keep; 0 keeps all dimensions.",
+)
+@option(
+    "--feature_pool",
+    default=_DEFAULTS.pool,
+    show_default=True,
+    type=int,
+    help="Consecutive feature vectors to average to one.",
+)
+@option(
+    "--device", default="auto", show_default=True, type=click.Choice(("auto", "cpu", "cuda")), help="Where to encode."
+)
+@debug_option
+@sentence_errors
+def build(
+    stage1_checkpoint: str,
+    data: str | None,
+    splits: str | None,
+    cache_dir: str | None,
+    feature_dtype: str,
+    feature_pca: int,
+    feature_pool: int,
+    device: str,
+) -> None:
+    """Encode every item once; what an interrupted build finished is kept.
+
+    Training with the same encoders, data and options then reads it. On several GPUs or processes:
+    torchrun --nproc_per_node=N -m fluxtalk.train.features_cli build OPTIONS
+    """
+    options = CacheOptions(feature_dtype, feature_pca, feature_pool)
+    # Only here: `--help` and bad options must not wait for torch.
+    from fluxtalk.train.distributed import process_world
+    from fluxtalk.train.prebuild import prebuild
+
+    wanted = None if splits is None else tuple(name.strip() for name in splits.split(","))
+    folder = default_cache_dir(cache_dir)
+    with process_world(device) as (world, torch_device):
+        talk = click.echo if world.rank == 0 else lambda _: None
+        prebuild(Path(stage1_checkpoint), data, wanted, folder, options, torch_device, world, talk)
+
+
+@main.command(name="list")
+@option("--cache_dir", metavar="DIR", help=_CACHE_HELP)
+@debug_option
+@sentence_errors
+def list_(cache_dir: str | None) -> None:
+    """Say what is cached, and how large it is."""
+    _report(cache_dir, verify=False)
+
+
+@main.command()
+@option("--cache_dir", metavar="DIR", help=_CACHE_HELP)
+@debug_option
+@sentence_errors
+def verify(cache_dir: str | None) -> None:
+    """Compare everything that is cached with its checksums."""
+    _report(cache_dir, verify=True)
+
+
+def _report(cache_dir: str | None, verify: bool) -> None:
+    from fluxtalk.train.cache_report import report_caches
+
+    folder = default_cache_dir(cache_dir)
+    entries = list(report_caches(folder, verify))
+    for entry in entries:
+        click.echo(entry.line())
+    click.echo(f"{folder}: {len(entries)} feature caches, {sum(entry.bytes for entry in entries) / 1e9:.2f} GB")
+    damaged = [entry.name for entry in entries if entry.problem is not None]
+    if damaged:
+        raise ArtifactError(f"{len(damaged)} of {len(entries)} feature caches are damaged: {', '.join(damaged)}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Beginning with another run's head: to go on training it, or to let a new modality join its space."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fluxtalk.errors import CheckpointError, UsageError
+from fluxtalk.model.head_checkpoint import load_head
+from fluxtalk.model.run import read_run_config
+from fluxtalk.model.stage1 import Stage1
+from fluxtalk.model.token_head import TokenHead
+
+_SHAPE = ("dim", "num_register_tokens", "num_overlapping_tokens", "depth", "heads", "self_attention", "block_weights")
+
+
+def begin_with(head: TokenHead, stage1: Stage1, run: Path, freeze: bool) -> tuple[str, ...]:
+    """Load the best head of a run into a new head, which may have further modalities.
+
+    With ``freeze``, only parameters that the new modalities use alone still train. Every embedding of the old
+    modalities then stays what it is, bit for bit, so that nothing that was embedded has to be embedded again.
+
+    Args:
+        stage1: the encoders of all modalities, the old ones unchanged.
+
+    Returns:
+        The new modalities.
+
+    Raises:
+        CheckpointError: the run has no head, or an old modality has another encoder now.
+        UsageError: the head has another shape, or nothing would be left to train.
+    """
+    described = read_run_config(run)
+    best = run / "checkpoints" / "best.safetensors"
+    if not best.is_file():
+        raise CheckpointError(f"--init_from {run} has no best head yet; let that run reach a validation first.")
+    old = load_head(best)
+    differing = [name for name in _SHAPE if getattr(old.config, name) != getattr(head.config, name)]
+    if differing:
+        listed = ", ".join(f"--{n} {getattr(old.config, n)}" for n in differing)
+        raise UsageError(f"--init_from {run} holds a head of another shape; give its {listed}.")
+    for modality, expected in described["facts"]["encoder_hashes"].items():
+        part = stage1.modalities.get(modality)
+        if part is None or part.content_hash() != expected:
+            raise CheckpointError(
+                f"--init_from {run} was trained on another {modality} encoder than the stage 1 checkpoint holds; "
+                "make one with the same encoders and the new ones beside them."
+            )
+    new = tuple(name for name in head.config.dims if name not in old.config.dims)
+    if freeze and not new:
+        raise UsageError(
+            f"--freeze_registers leaves nothing to train: {run} has {', '.join(old.config.dims)} already; "
+            "add a modality to stage 1, or leave the option out."
+        )
+    missing, unexpected = head.load_state_dict(dict(old.weights), strict=False)
+    assert not unexpected, unexpected
+    own = set().union(*(head.modality_parameters(name) for name in new)) if new else set()
+    assert set(missing) <= own, set(missing) - own
+    if freeze:
+        for name, parameter in head.named_parameters():
+            parameter.requires_grad_(name in own)
+    return new

@@ -1,0 +1,63 @@
+"""Encoding a data set ahead of training, by the function that training would use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from fluxtalk.datasets import PairDataset, load_dataset
+from fluxtalk.errors import UsageError
+from fluxtalk.model.stage1 import load_stage1
+from fluxtalk.model.world import World
+from fluxtalk.train.cache_options import CacheOptions
+from fluxtalk.train.distributed import wait_for_first
+from fluxtalk.train.feature_build import Say
+from fluxtalk.train.features import CachedFeatures, feature_sources, fitted_reductions
+
+
+def prebuild(
+    stage1_checkpoint: Path,
+    data: str | None,
+    splits: Sequence[str] | None,
+    cache_dir: Path,
+    options: CacheOptions,
+    device: torch.device,
+    world: World,
+    say: Say,
+) -> None:
+    """Build, or find built, the caches of every modality of some splits.
+
+    Args:
+        data: data set; None takes the one that stage 1 names.
+        splits: by default every split that has items.
+
+    Raises:
+        CheckpointError: stage 1 cannot be used.
+        UsageError: no data set is named, or it lacks a modality that stage 1 encodes.
+        DataError: the data set cannot be used, or has no such split.
+    """
+    stage1 = load_stage1(stage1_checkpoint)
+    name = data or stage1.data
+    if name is None:
+        raise UsageError(f"{stage1_checkpoint} names no data set; say which with --data.")
+    with wait_for_first(world):
+        dataset = load_dataset(name, cache_dir)
+    missing = sorted(set(stage1.modalities) - set(dataset.modalities))
+    if missing:
+        raise UsageError(
+            f"{stage1_checkpoint} encodes {', '.join(missing)}, of which {name} has nothing; choose other --data."
+        )
+    chosen = [dataset.split(split).name for split in splits] if splits is not None else _splits_with_items(dataset)
+    reductions = fitted_reductions(stage1, dataset, options, cache_dir, device, world)
+    for split in chosen:
+        sources = feature_sources(stage1, dataset, split, "cache", cache_dir, device, options, reductions, world, say)
+        for modality, source in sources.items():
+            assert isinstance(source, CachedFeatures)  # what `encode="cache"` gives
+            manifest = source.manifest
+            say(f"{split} {modality}: {manifest.items:,} items, {manifest.vectors:,} vectors of {manifest.dim}")
+
+
+def _splits_with_items(dataset: PairDataset) -> list[str]:
+    return [name for name, split in dataset.splits.items() if split.ids]

@@ -1,0 +1,146 @@
+"""From gradients to new parameters: sum over processes, clip, AdamW, moving average; and all of it as tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fluxtalk.model.losses import RegisterTokenLoss
+from fluxtalk.model.token_head import TokenHead
+from fluxtalk.model.world import World
+from fluxtalk.train.config import TrainConfig
+
+MakeOptimiser = Callable[[nn.Module, TrainConfig], torch.optim.Optimizer]
+
+
+def adamw(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW over what trains in a module; matrices decay, vectors and the temperature do not."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=(0.9, 0.98),
+    )
+
+
+def learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float:
+    """Linear warm-up, then a cosine to 0."""
+    warmup = max(1, round(steps * warmup_fraction))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+class Update:
+    """Applies gradients to a head and its loss.
+
+    Args:
+        steps: of the whole run; the learning rate depends on the step alone, so that resuming needs no state.
+        optimiser: `adamw`, unless a test brings another.
+    """
+
+    def __init__(
+        self,
+        head: TokenHead,
+        loss: RegisterTokenLoss,
+        config: TrainConfig,
+        world: World,
+        steps: int,
+        optimiser: MakeOptimiser = adamw,
+    ) -> None:
+        self.head = head
+        self.loss = loss
+        self.config = config
+        self.world = world
+        self.steps = steps
+        both = nn.ModuleDict({"head": head, "loss": loss})
+        self.optimiser = optimiser(both, config)
+        self._names: dict[Tensor, str] = {p: name for name, p in both.named_parameters()}
+        self._trained = [p for p in both.parameters() if p.requires_grad]
+        # float16 alone needs one: small gradients would be 0.
+        self.scaler = torch.amp.GradScaler(head.device.type, enabled=config.precision == "fp16")
+        self.average = {n: p.detach().clone() for n, p in head.state_dict().items()} if config.ema_decay else None
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of step ``step`` (from 0)."""
+        return self.config.learning_rate * learning_rate_factor(step, self.steps, self.config.warmup_fraction)
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        self.optimiser.zero_grad(set_to_none=True)
+
+    def backward(self, loss: Tensor) -> None:
+        """Back-propagate a loss, scaled where float16 needs it."""
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def combine(self) -> Tensor:
+        """Average the gradients over the processes, then clip them; the norm before, the same in every process."""
+        if self.world.size > 1:
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._trained]
+            # One exchange for all: a head has few parameters, in many small tensors.
+            flat = self.world.total(torch.cat([g.reshape(-1) for g in gradients])) / self.world.size
+            for parameter, part in zip(
+                self._trained, torch.split(flat, [p.numel() for p in self._trained]), strict=True
+            ):
+                parameter.grad = part.view_as(parameter)
+        self.scaler.unscale_(self.optimiser)
+        return nn.utils.clip_grad_norm_(self._trained, self.config.gradient_clip)
+
+    def apply(self, step: int) -> None:
+        """Take step ``step`` (from 0). A gradient scaler leaves out one whose gradient overflowed."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate(step)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.loss.clamp_temperature()
+        if self.average is not None:
+            # Young averages forget faster, or they would remember the initialisation.
+            decay = min(self.config.ema_decay, (2 + step) / (11 + step))
+            for name, value in self.head.state_dict().items():
+                self.average[name].lerp_(value, 1 - decay)
+
+    def skip(self) -> None:
+        """Leave a step out whose loss or gradient cannot be used."""
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        self.clear()
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything but the head's weights that going on needs."""
+        state = {f"loss.{name}": value for name, value in self.loss.state_dict().items()}
+        for parameter, values in self.optimiser.state.items():
+            for key, value in values.items():
+                state[f"optimiser.{self._names[parameter]}.{key}"] = torch.as_tensor(value)
+        if self.average is not None:
+            state |= {f"average.{name}": value for name, value in self.average.items()}
+        if self.scaler.is_enabled():
+            # As float64, which holds both exactly.
+            values = self.scaler.state_dict()
+            state["scaler"] = torch.tensor([values["scale"], values["_growth_tracker"]], dtype=torch.float64)
+        return state
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` gave."""
+        self.loss.load_state_dict(_part(state, "loss."))
+        optimiser_state = self.optimiser.state_dict()
+        order = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+        for index, parameter in enumerate(order):
+            found = _part(state, f"optimiser.{self._names[parameter]}.")
+            if found:
+                optimiser_state["state"][index] = found
+        self.optimiser.load_state_dict(optimiser_state)
+        if self.average is not None:
+            self.average = {name: state[f"average.{name}"].to(self.head.device) for name in self.average}
+        if self.scaler.is_enabled():
+            scale, tracker = state["scaler"].tolist()
+            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": scale, "_growth_tracker": int(tracker)})
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
