@@ -16,8 +16,8 @@ from fluxtalk.model.world import OneProcess
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.evaluate import counted_embeddings, retrieval
+from fluxtalk.train.inputs import Inputs, build_sampler
 from fluxtalk.train.logs import RunLog
-from fluxtalk.train.run import Inputs, build_sampler
 from fluxtalk.train.run_folder import RunFolder
 
 

@@ -34,7 +34,8 @@ def main(run: Path, projection: str, stage1_checkpoint: Path | None, cache_dir: 
     from fluxtalk.model.run import read_run_config
     from fluxtalk.train.baseline import train_baseline
     from fluxtalk.train.distributed import process_world
-    from fluxtalk.train.run import inputs_of_run, recall_lines
+    from fluxtalk.train.inputs import inputs_of_run
+    from fluxtalk.train.run import recall_lines
     from fluxtalk.train.run_folder import RunFolder
 
     content = read_run_config(run)

@@ -11,12 +11,10 @@ from typing import Any
 from fluxtalk.errors import CheckpointError
 from fluxtalk.model.head_checkpoint import HeadCheckpoint, load_head
 from fluxtalk.model.run import read_run_config
-from fluxtalk.train.cache_options import CacheOptions
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import process_world
 from fluxtalk.train.evaluate import counted_embeddings, retrieval
-from fluxtalk.train.features import feature_sources
-from fluxtalk.train.run import Inputs, read_inputs
+from fluxtalk.train.inputs import Inputs, read_inputs
 
 _AVERAGE = "average."
 """What a moving average's tensors are called in the training state."""
@@ -69,9 +67,9 @@ def evaluate(asked: Evaluation, say: Callable[[str], None] = lambda _: None) -> 
     checkpoint = load_head(asked.path)
     # A run of a machine with a GPU can be looked at on one without.
     with process_world("cpu" if config.device == "cpu" else "auto") as (world, device):
-        inputs = read_inputs(config, world, device)
+        inputs = read_inputs(config, world, device, checkpoint.reductions)
         _require_same_encoders(checkpoint, asked.path, inputs, config)
-        scores = _scores(checkpoint, inputs, CacheOptions(config.feature_dtype), asked.split, say)
+        scores = _scores(checkpoint, inputs, asked.split, say)
     if inputs.dataset.content_hash != content["facts"]["data_hash"]:
         # What the head has seen in training is known of its own data only.
         del scores["recall_unseen"]
@@ -89,24 +87,11 @@ def evaluate(asked: Evaluation, say: Callable[[str], None] = lambda _: None) -> 
     }
 
 
-def _scores(
-    checkpoint: HeadCheckpoint, inputs: Inputs, options: CacheOptions, split: str, say: Callable[[str], None]
-) -> dict[str, Any]:
+def _scores(checkpoint: HeadCheckpoint, inputs: Inputs, split: str, say: Callable[[str], None]) -> dict[str, Any]:
     """Retrieval on one split; the features are reduced as the head was trained on them."""
     part = inputs.dataset.split(split)
     head = _averaged(checkpoint).build().to(inputs.device)
-    sources = feature_sources(
-        inputs.stage1,
-        inputs.dataset,
-        split,
-        inputs.encode,
-        inputs.cache_dir,
-        inputs.device,
-        options,
-        checkpoint.reductions,
-        say=say,
-    )
-    return retrieval(counted_embeddings(head, sources, part), part)
+    return retrieval(counted_embeddings(head, inputs.sources(split, say=say), part), part)
 
 
 def _averaged(checkpoint: HeadCheckpoint) -> HeadCheckpoint:

@@ -5,12 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from fluxtalk.errors import CheckpointError, UsageError
-from fluxtalk.model.head_checkpoint import load_head
+from fluxtalk.model.head_checkpoint import HeadCheckpoint, load_head
 from fluxtalk.model.run import read_run_config
 from fluxtalk.model.stage1 import Stage1
 from fluxtalk.model.token_head import TokenHead
 
 _SHAPE = ("dim", "num_register_tokens", "num_overlapping_tokens", "depth", "heads", "self_attention", "block_weights")
+
+
+def old_head(run: Path) -> HeadCheckpoint:
+    """The best head of a run.
+
+    Raises:
+        ArtifactError: the folder is no run.
+        CheckpointError: the run has no head yet.
+    """
+    read_run_config(run)
+    best = run / "checkpoints" / "best.safetensors"
+    if not best.is_file():
+        raise CheckpointError(f"--init_from {run} has no best head yet; let that run reach a validation first.")
+    return load_head(best)
 
 
 def begin_with(head: TokenHead, stage1: Stage1, run: Path, freeze: bool) -> tuple[str, ...]:
@@ -27,13 +41,9 @@ def begin_with(head: TokenHead, stage1: Stage1, run: Path, freeze: bool) -> tupl
 
     Raises:
         CheckpointError: the run has no head, or an old modality has another encoder now.
-        UsageError: the head has another shape, or nothing would be left to train.
+        UsageError: the head has another shape or reads other features, or nothing would be left to train.
     """
-    described = read_run_config(run)
-    best = run / "checkpoints" / "best.safetensors"
-    if not best.is_file():
-        raise CheckpointError(f"--init_from {run} has no best head yet; let that run reach a validation first.")
-    old = load_head(best)
+    described, old = read_run_config(run), old_head(run)
     differing = [name for name in _SHAPE if getattr(old.config, name) != getattr(head.config, name)]
     if differing:
         listed = ", ".join(f"--{n} {getattr(old.config, n)}" for n in differing)
@@ -44,6 +54,12 @@ def begin_with(head: TokenHead, stage1: Stage1, run: Path, freeze: bool) -> tupl
             raise CheckpointError(
                 f"--init_from {run} was trained on another {modality} encoder than the stage 1 checkpoint holds; "
                 "make one with the same encoders and the new ones beside them."
+            )
+    for modality, dim in old.config.dims.items():
+        if head.config.dims[modality] != dim:
+            raise UsageError(
+                f"--init_from {run} reads {modality} features of dimension {dim}, not {head.config.dims[modality]}; "
+                "give its --feature_pca."
             )
     new = tuple(name for name in head.config.dims if name not in old.config.dims)
     if freeze and not new:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,98 +14,19 @@ from typing import Any
 import torch
 
 from fluxtalk.artifacts import Identity, git_revision, write_json
-from fluxtalk.config import HeadConfig
-from fluxtalk.datasets import PairDataset, default_cache_dir, load_dataset
-from fluxtalk.errors import CheckpointError, UsageError
+from fluxtalk.errors import CheckpointError
 from fluxtalk.model.head_checkpoint import load_head
 from fluxtalk.model.registers import RegisterTokenModule
-from fluxtalk.model.run import read_run_config
-from fluxtalk.model.stage1 import Stage1, load_stage1
 from fluxtalk.model.world import World
 from fluxtalk.train.callbacks import Callback
 from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.distributed import process_world, wait_for_first
+from fluxtalk.train.distributed import process_world
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.evaluate import counted_embeddings, retrieval
-from fluxtalk.train.features import FeatureSource, feature_sources
-from fluxtalk.train.init_from import begin_with
+from fluxtalk.train.init_from import begin_with, old_head
+from fluxtalk.train.inputs import Inputs, build_sampler, read_inputs
 from fluxtalk.train.logs import RunLog
 from fluxtalk.train.run_folder import RunFolder, open_run, write_description
-from fluxtalk.train.sampler import PairSampler
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a run reads: the frozen encoders and the data they encode."""
-
-    stage1: Stage1
-    dataset: PairDataset
-    cache_dir: Path
-    encode: str
-    device: torch.device
-
-    def sources(self, split: str) -> dict[str, FeatureSource]:
-        """Features of one split, encoded on first use where a cache is wanted."""
-        return feature_sources(self.stage1, self.dataset, split, self.encode, self.cache_dir, self.device)
-
-    def head_config(self, config: TrainConfig) -> HeadConfig:
-        """The head that fits these encoders."""
-        dims = {modality: part.spec.dim for modality, part in self.stage1.modalities.items()}
-        shared = {name: getattr(config, name) for name in HeadConfig.__dataclass_fields__ if name != "dims"}
-        return HeadConfig(dims=dims, **shared)
-
-
-def read_inputs(config: TrainConfig, world: World, device: torch.device) -> Inputs:
-    """Load stage 1 and the data set, the first process before the others.
-
-    Raises:
-        CheckpointError: stage 1 cannot be used.
-        UsageError: no data set is named, or it lacks a modality that stage 1 encodes.
-        DataError: the data set cannot be used.
-    """
-    stage1 = load_stage1(Path(config.stage1_checkpoint))
-    name = config.data or stage1.data
-    if name is None:
-        raise UsageError(f"{config.stage1_checkpoint} names no data set; say which with --data.")
-    cache_dir = default_cache_dir(config.cache_dir)
-    with wait_for_first(world):
-        dataset = load_dataset(name, cache_dir)
-    missing = sorted(set(stage1.modalities) - set(dataset.modalities))
-    if missing:
-        raise UsageError(
-            f"The stage 1 checkpoint encodes {', '.join(stage1.modalities)}, "
-            f"but {name} has {', '.join(dataset.modalities)}: nothing for {', '.join(missing)}; "
-            "rename the columns or choose other --data."
-        )
-    return Inputs(stage1, dataset, cache_dir, config.encode, device)
-
-
-def inputs_of_run(
-    root: Path, stage1_checkpoint: Path | None, cache_dir: str | None, world: World, device: torch.device
-) -> tuple[TrainConfig, Inputs]:
-    """The options of a finished run and what it read, for a second look at the same data.
-
-    Args:
-        stage1_checkpoint: where stage 1 lies now, if it was moved.
-        cache_dir: another cache folder than the run's.
-
-    Raises:
-        ArtifactError: the folder is no run, or stage 1 is not the one it was trained on.
-    """
-    content = read_run_config(root)
-    options = dict(content["options"])
-    if stage1_checkpoint is not None:
-        options["stage1_checkpoint"] = str(stage1_checkpoint)
-    if cache_dir is not None:
-        options["cache_dir"] = cache_dir
-    config = TrainConfig.from_dict(options)
-    inputs = read_inputs(config, world, device)
-    if inputs.stage1.content_hash() != content["facts"]["stage1_hash"]:
-        raise CheckpointError(
-            f"{config.stage1_checkpoint} is not the stage 1 checkpoint that {root} was trained on; "
-            "name that one with --stage1_checkpoint."
-        )
-    return config, inputs
 
 
 @dataclass(frozen=True)
@@ -140,9 +61,13 @@ def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback]
     folder = open_run(config, resume)
     identity = Identity(config.experiment_id, config.implementation, git_revision=git_revision())
     with process_world(config.device) as (world, device):
-        inputs = read_inputs(config, world, device)
+        begun = old_head(Path(config.init_from)) if config.init_from is not None else None
+        inputs = read_inputs(config, world, device, begun.reductions if begun is not None else None)
         started = time.monotonic()
-        trainer = build_trainer(config, inputs, world, identity, callbacks=callbacks)
+        # Before there is a folder to write to: what goes wrong here leaves nothing.
+        say = RunLog(identity, None, active=world.rank == 0).line
+        trainer = build_trainer(config, inputs, world, identity, say, callbacks=callbacks)
+        validation_sources = inputs.sources("validation", world, say)
         with closing(RunLog(identity, folder, active=world.rank == 0)) as log:
             if resume:
                 _resume(trainer, folder, log)
@@ -151,9 +76,10 @@ def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback]
                 trainer.save(folder)
             _announce(log, trainer, inputs)
             validation = inputs.dataset.split("validation")
-            sources = inputs.sources("validation") if world.rank == 0 else {}
             finished = trainer.run(
-                folder, log, lambda head: retrieval(counted_embeddings(head, sources, validation), validation)
+                folder,
+                log,
+                lambda head: retrieval(counted_embeddings(head, validation_sources, validation), validation),
             )
             if not finished:
                 return FitResult(folder, False, 128 + (trainer.stop.number or 15))
@@ -178,30 +104,33 @@ def _announce(log: RunLog, trainer: Trainer, inputs: Inputs) -> None:
         )
 
 
-def build_sampler(config: TrainConfig, inputs: Inputs, world: World) -> PairSampler:
-    """The sampler of the training split that the options ask for."""
-    return PairSampler(
-        inputs.dataset.split("train"),
-        config.batch_size,
-        world.size,
-        world.rank,
-        config.seed,
-        config.accum_steps,
-        config.items_per_id,
-    )
-
-
-def build_trainer(config: TrainConfig, inputs: Inputs, world: World, identity: Identity, **parts: Any) -> Trainer:
-    """The trainer of these options; ``parts`` replace what `Trainer` would build itself."""
-    with wait_for_first(world):
-        sources = inputs.sources("train")
+def build_trainer(
+    config: TrainConfig,
+    inputs: Inputs,
+    world: World,
+    identity: Identity,
+    say: Callable[[str], None] = lambda _: None,
+    **parts: Any,
+) -> Trainer:
+    """The trainer of these options; ``parts`` are further arguments of `Trainer`."""
+    sources = inputs.sources("train", world, say)
     sampler = build_sampler(config, inputs, world)
     torch.manual_seed(config.seed)
     head = RegisterTokenModule.from_config(inputs.head_config(config), config.seed)
     if config.init_from is not None:
         begin_with(head, inputs.stage1, Path(config.init_from), config.freeze_registers)
     head.to(inputs.device)
-    return Trainer(config, head, sources, sampler, world, inputs.stage1.content_hash(), identity, **parts)
+    return Trainer(
+        config,
+        head,
+        sources,
+        sampler,
+        world,
+        inputs.stage1.content_hash(),
+        identity,
+        checkpoint_parts={"reductions": inputs.reductions},
+        **parts,
+    )
 
 
 def _resume(trainer: Trainer, folder: RunFolder, log: RunLog) -> None:

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from fluxtalk.artifacts import Identity
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import process_world
-from fluxtalk.train.run import build_trainer, read_inputs
+from fluxtalk.train.inputs import read_inputs
+from fluxtalk.train.run import build_trainer
 
 
 def main(config_file: Path, output: Path) -> None:

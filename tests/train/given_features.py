@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from fluxtalk.datasets.pairs import Items, PairDataset, Split
-from fluxtalk.model.encoders import EncoderSpec
+from fluxtalk.model.encoders import EncoderSpec, Features, FrozenEncoder
 from fluxtalk.model.stage1 import Stage1, Stage1Modality
+from fluxtalk.model.world import OneProcess
 from fluxtalk.preprocess import FeaturesPreprocessor
+from fluxtalk.train.cache_options import CacheOptions
+from fluxtalk.train.encoding import Encoding
+from fluxtalk.train.feature_build import build_cache, building_turn
+from fluxtalk.train.feature_cache import CacheKey
+from fluxtalk.train.features import cache_key
 
 CPU = torch.device("cpu")
 DIM = 6
+PER_SHARD = 9
 Arrays = list[NDArray[np.float32]]
 
 
@@ -29,3 +40,39 @@ def given(values: Arrays, source: str = f"features:{DIM}", name: str = "train") 
     split = Split(name, tuple(f"id {i}" for i in groups), {"sound": items}, np.zeros(len(values), dtype=bool))
     part = Stage1Modality(EncoderSpec(source, {}, DIM), {}, FeaturesPreprocessor(DIM))
     return Stage1({"sound": part}), PairDataset("arrays", ("sound",), {name: split}, "hash")
+
+
+def build(
+    folder: Path, values: Arrays, dtype: str = "fp16", encoder: nn.Module | None = None, said: list[str] | None = None
+) -> CacheKey:
+    """Build a cache of given features, possibly spoiled by an encoder."""
+    stage1, data = given(values)
+    encoding = Encoding.of(stage1, data.split("train"), "sound", CPU)
+    if encoder is not None:
+        frozen = FrozenEncoder(encoder, FeaturesPreprocessor(DIM), DIM)
+        encoding = Encoding(encoding.split, "sound", encoding.preprocess, frozen, encoding.reduction, CPU)
+    key = cache_key(stage1, data, "train", "sound", CacheOptions(dtype))
+    say: Callable[[str], None] = (said if said is not None else []).append
+    with building_turn(folder, OneProcess(), say) as missing:
+        if missing:
+            build_cache(encoding, key, folder, OneProcess(), say, PER_SHARD)
+    return key
+
+
+def require_rows(batch: Features, values: Sequence[NDArray[np.float32]], tolerance: float = 0.0) -> None:
+    """Each row is one of these arrays, then padding."""
+    features, mask = batch
+    assert features.dtype == torch.float32
+    assert mask.sum(dim=1).tolist() == [len(value) for value in values]
+    assert features.shape[1] == max(len(value) for value in values)
+    assert (features[~mask] == 0).all()
+    for row, value in enumerate(values):
+        assert mask[row, : len(value)].all()
+        assert np.abs(features[row, : len(value)].numpy() - value).max() <= tolerance * np.abs(value).max()
+
+
+def flip(path: Path) -> None:
+    """Change one bit of a file, near its end."""
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)

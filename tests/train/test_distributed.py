@@ -1,4 +1,4 @@
-"""Two processes are one process on the same global batch."""
+"""Several processes are one process on the same global batch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,10 +24,15 @@ def steps(config: TrainConfig, processes: int, folder: Path) -> dict[str, Tensor
     """Gradients and parameters of `distributed_steps` under torchrun."""
     file, output = folder / f"{processes}.json", folder / f"{processes}.safetensors"
     file.write_text(json.dumps(config.to_dict()))
+    return torchrun(processes, "tests.train.distributed_steps", file, output)
+
+
+def torchrun(processes: int, module: str, file: Path, output: Path) -> dict[str, Tensor]:
+    """The tensors that a module writes."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"),
-            *("-m", "tests.train.distributed_steps", str(file), str(output)),
+            *("-m", module, str(file), str(output)),
         ],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -36,6 +42,43 @@ def steps(config: TrainConfig, processes: int, folder: Path) -> dict[str, Tensor
     assert done.returncode == 0, done.stderr[-3000:]
     tensors: dict[str, Tensor] = load_file(output)
     return tensors
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "specified": {},
+    "contrast": {"complementary_objective": "contrast", "token_dropout": 0.3, "items_per_id": 2},
+    "reconstruction-all-k": {"complementary_objective": "reconstruction", "nested_draw": "all"},
+    "sigmoid-one-k": {"contrastive": "sigmoid", "nested_draw": "batch", "weight_decay": 0.0},
+    "maxsim-accumulated": {"aggregation": "maxsim", "batch_size": 8, "accum_steps": 2, "token_dropout": 0.3},
+}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    return in_memory_steps(1, tmp_path_factory.mktemp("alone"))
+
+
+def in_memory_steps(processes: int, folder: Path) -> dict[str, Tensor]:
+    """Every case's gradients and parameters under torchrun, with three modalities of which some samples lack one."""
+    base = {
+        "stage1_checkpoint": "-", "output_dir": "-", "log_name": "-", "batch_size": 16, "epochs": 6, "dim": 16,
+        "heads": 2, "dropout": 0.0, "learning_rate": 0.05, "warmup_fraction": 0.0, "device": "cpu",
+    }  # fmt: skip
+    (folder / "cases.json").write_text(json.dumps({name: {**base, **options} for name, options in CASES.items()}))
+    return torchrun(processes, "tests.train.in_memory_steps", folder / "cases.json", folder / "steps.safetensors")
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_equal_one(alone: dict[str, Tensor], tmp_path: Path, processes: int) -> None:
+    together = in_memory_steps(processes, tmp_path)
+    assert set(alone) == set(together)
+    for case in CASES:
+        for dtype, tolerance in (("float32", 1e-5), ("float64", 1e-10)):
+            for kind in ("gradient", "parameter"):
+                names = [name for name in sorted(alone) if name.startswith(f"{case}.{dtype}.{kind}.")]
+                expected, got = (torch.cat([t[n].flatten() for n in names]) for t in (alone, together))
+                assert expected.norm() > 1e-3
+                assert (got - expected).norm() <= tolerance * expected.norm(), (case, dtype, kind)
 
 
 def test_two_processes_equal_one(train_config: TrainConfig, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from fluxtalk.model.world import OneProcess
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.features import OnlineFeatures
-from fluxtalk.train.run import build_trainer, read_inputs
+from fluxtalk.train.inputs import read_inputs
+from fluxtalk.train.run import build_trainer
 from fluxtalk.train.stage1_create import stage1_from_specification
 
 FACTORY = """

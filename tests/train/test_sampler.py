@@ -7,7 +7,7 @@ import pytest
 
 from fluxtalk.datasets.pairs import Items, PairDataset, Split
 from fluxtalk.errors import UsageError
-from fluxtalk.train.sampler import PairSampler
+from fluxtalk.train.sampler import ABSENT, PairSampler
 
 COUNTS = {"image": [3, 1, 2, 5, 1, 1, 4, 2, 1, 1, 3], "text": [1, 1, 1, 2, 1, 9, 1, 1, 1, 1, 1]}
 
@@ -115,3 +115,57 @@ def test_real_data(table_data: PairDataset) -> None:
     batch = sampler.batch(0, 0)
     for modality, rows in batch.rows.items():
         assert np.array_equal(split.items[modality].groups[rows], batch.ids)
+
+
+def test_several_items_of_each_id_are_different_where_there_are_as_many() -> None:
+    split = _split()
+    sampler = PairSampler(split, 8, 1, 0, seed=0, items_per_id=2)
+    assert (sampler.global_batch, sampler.steps_per_epoch) == (8, 2)
+    seen: dict[int, set[int]] = {}
+    for epoch in range(40):
+        batch = sampler.batch(epoch, 0)
+        assert np.array_equal(batch.ids[::2], batch.ids[1::2])
+        assert len(set(batch.ids.tolist())) == 4
+        for modality, counts in COUNTS.items():
+            pairs = batch.rows[modality].reshape(-1, 2)
+            for id_, (a, b) in zip(batch.ids[::2], pairs.tolist(), strict=True):
+                assert (a == b) == (counts[id_] == 1)
+        for id_, row in zip(batch.ids.tolist(), batch.rows["image"].tolist(), strict=True):
+            seen.setdefault(id_, set()).add(row)
+    assert {id_: len(rows) for id_, rows in seen.items()} == dict(enumerate(COUNTS["image"]))
+
+
+def test_an_id_without_a_modality_has_row_minus_one() -> None:
+    groups = {"image": [0, 1, 1, 2], "text": [0, 1, 2], "audio": [1, 1, 1]}
+    items = {m: Items(g, np.array(g), np.ones(len(g), dtype=bool)) for m, g in groups.items()}
+    sampler = PairSampler(Split("train", ("a", "b", "c"), items, np.zeros(3, dtype=bool)), 3, 1, 0, seed=0)
+    drawn = set()
+    for epoch in range(60):
+        batch = sampler.batch(epoch, 0)
+        for id_, row in zip(batch.ids, batch.rows["audio"], strict=True):
+            assert (row == ABSENT) == (id_ != 1)
+            drawn.add(int(row))
+        assert (batch.rows["image"] >= 0).all()
+    assert drawn == {ABSENT, 0, 1, 2}
+
+
+def test_forward_passes_divide_the_processs_rows() -> None:
+    split = _split()
+    whole = PairSampler(split, 8, 1, 0, seed=0).batch(0, 0)
+    parts = []
+    for rank in (0, 1):
+        sampler = PairSampler(split, 2, 2, rank, seed=0, accum_steps=2)
+        assert sampler.global_batch == 8
+        passes = sampler.passes(sampler.batch(0, 0))
+        assert [len(p.ids) for p in passes] == [2, 2]
+        parts += passes
+    assert np.array_equal(np.concatenate([p.ids for p in parts]), whole.ids)
+    assert np.array_equal(np.concatenate([p.rows["image"] for p in parts]), whole.rows["image"])
+    assert np.concatenate([p.places for p in parts]).tolist() == list(range(8))
+
+
+def test_a_batch_that_does_not_divide_into_items_per_id_is_refused() -> None:
+    with pytest.raises(UsageError, match="8 rows does not divide into --items_per_id 3"):
+        PairSampler(_split(), 8, 1, 0, seed=0, items_per_id=3)
+    with pytest.raises(UsageError, match="at least 2 ids"):
+        PairSampler(_split(), 2, 1, 0, seed=0, items_per_id=2)

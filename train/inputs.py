@@ -1,0 +1,137 @@
+"""What a run reads: frozen encoders, data, and the features between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from fluxtalk.config import HeadConfig
+from fluxtalk.datasets import PairDataset, default_cache_dir, load_dataset
+from fluxtalk.errors import CheckpointError, UsageError
+from fluxtalk.model.reduction import FeatureReduction
+from fluxtalk.model.run import read_run_config
+from fluxtalk.model.stage1 import Stage1, load_stage1
+from fluxtalk.model.world import World
+from fluxtalk.train.config import TrainConfig
+from fluxtalk.train.distributed import wait_for_first
+from fluxtalk.train.features import CacheOptions, FeatureSource, feature_sources, fitted_reductions, reduced_dims
+from fluxtalk.train.sampler import PairSampler
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads: the frozen encoders, the data they encode, and how features reach the head."""
+
+    stage1: Stage1
+    dataset: PairDataset
+    cache_dir: Path
+    encode: str
+    device: torch.device
+    options: CacheOptions
+    reductions: Mapping[str, FeatureReduction]
+    """Modality to what reduces its features; a modality that stays as it is, is absent."""
+
+    def sources(
+        self, split: str, world: World | None = None, say: Callable[[str], None] = lambda _: None
+    ) -> dict[str, FeatureSource]:
+        """Features of one split, encoded on first use where a cache is wanted.
+
+        Args:
+            world: the processes that encode together, all of which call this; None encodes alone.
+            say: told what is encoded.
+        """
+        return feature_sources(
+            self.stage1,
+            self.dataset,
+            split,
+            self.encode,
+            self.cache_dir,
+            self.device,
+            self.options,
+            self.reductions,
+            world,
+            say,
+        )
+
+    def head_config(self, config: TrainConfig) -> HeadConfig:
+        """The head that fits these features."""
+        shared = {name: getattr(config, name) for name in HeadConfig.__dataclass_fields__ if name != "dims"}
+        return HeadConfig(dims=reduced_dims(self.stage1, self.reductions), **shared)
+
+
+def read_inputs(
+    config: TrainConfig, world: World, device: torch.device, reductions: Mapping[str, FeatureReduction] | None = None
+) -> Inputs:
+    """Load stage 1 and the data set, the first process before the others.
+
+    Args:
+        reductions: of a head that exists already; those of other modalities are fitted as the options ask.
+
+    Raises:
+        CheckpointError: stage 1 cannot be used.
+        UsageError: no data set is named, or it lacks a modality that stage 1 encodes.
+        DataError: the data set cannot be used.
+    """
+    stage1 = load_stage1(Path(config.stage1_checkpoint))
+    name = config.data or stage1.data
+    if name is None:
+        raise UsageError(f"{config.stage1_checkpoint} names no data set; say which with --data.")
+    cache_dir = default_cache_dir(config.cache_dir)
+    with wait_for_first(world):
+        dataset = load_dataset(name, cache_dir)
+    missing = sorted(set(stage1.modalities) - set(dataset.modalities))
+    if missing:
+        raise UsageError(
+            f"The stage 1 checkpoint encodes {', '.join(stage1.modalities)}, "
+            f"but {name} has {', '.join(dataset.modalities)}: nothing for {', '.join(missing)}; "
+            "rename the columns or choose other --data."
+        )
+    options = CacheOptions(config.feature_dtype, config.feature_pca, config.feature_pool)
+    known = dict(reductions or {})
+    new = {m: part for m, part in stage1.modalities.items() if m not in known}
+    fitted = fitted_reductions(replace(stage1, modalities=new), dataset, options, cache_dir, device, world)
+    return Inputs(stage1, dataset, cache_dir, config.encode, device, options, known | fitted)
+
+
+def inputs_of_run(
+    root: Path, stage1_checkpoint: Path | None, cache_dir: str | None, world: World, device: torch.device
+) -> tuple[TrainConfig, Inputs]:
+    """The options of a finished run and what it read, for a second look at the same data.
+
+    Args:
+        stage1_checkpoint: where stage 1 lies now, if it was moved.
+        cache_dir: another cache folder than the run's.
+
+    Raises:
+        ArtifactError: the folder is no run, or stage 1 is not the one it was trained on.
+    """
+    content = read_run_config(root)
+    options = dict(content["options"])
+    if stage1_checkpoint is not None:
+        options["stage1_checkpoint"] = str(stage1_checkpoint)
+    if cache_dir is not None:
+        options["cache_dir"] = cache_dir
+    config = TrainConfig.from_dict(options)
+    inputs = read_inputs(config, world, device)
+    if inputs.stage1.content_hash() != content["facts"]["stage1_hash"]:
+        raise CheckpointError(
+            f"{config.stage1_checkpoint} is not the stage 1 checkpoint that {root} was trained on; "
+            "name that one with --stage1_checkpoint."
+        )
+    return config, inputs
+
+
+def build_sampler(config: TrainConfig, inputs: Inputs, world: World) -> PairSampler:
+    """The sampler of the training split that the options ask for."""
+    return PairSampler(
+        inputs.dataset.split("train"),
+        config.batch_size,
+        world.size,
+        world.rank,
+        config.seed,
+        config.accum_steps,
+        config.items_per_id,
+    )
