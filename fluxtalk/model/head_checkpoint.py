@@ -49,7 +49,11 @@ class HeadCheckpoint:
 
 
 def save_head(checkpoint: HeadCheckpoint, path: Path) -> None:
-    """Write a checkpoint atomically."""
+    """Write a checkpoint atomically.
+
+    Raises:
+        CheckpointError: it cannot be written, as on a full disk; an older file of that name stays as it was.
+    """
     tensors = {f"head.{name}": t.detach().cpu().contiguous() for name, t in checkpoint.weights.items()}
     tensors |= {f"state.{name}": t.detach().cpu().contiguous() for name, t in checkpoint.training_state.items()}
     reductions = {name: part for name, part in checkpoint.reductions.items() if not part.identity}
@@ -66,8 +70,14 @@ def save_head(checkpoint: HeadCheckpoint, path: Path) -> None:
     if reductions:
         header["reductions"] = {name: part.config.to_dict() for name, part in reductions.items()}
     metadata = {"format": FORMAT, "header": canonical_json(header), "content_hash": _content_hash(header, tensors)}
-    with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+    try:
+        with atomic_file(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+    except (SafetensorError, OSError) as error:
+        kept = "the checkpoint before is untouched" if path.is_file() else "none was written before"
+        raise CheckpointError(
+            f"The checkpoint {path} cannot be written ({reason(error)}); {kept}. Free some space, then --resume."
+        ) from None
 
 
 def load_head(path: Path) -> HeadCheckpoint:
