@@ -101,7 +101,11 @@ def _entry(folder: Path, modality: str, graph: str, preprocess: Preprocessor) ->
 
 def _manifest(run: TrainedRun, folder: Path, entries: dict[str, ModalityEntry], opset: int) -> Manifest:
     config = run.head.config
-    training: dict[str, Any] = {"data": run.config["facts"]["data"], **run.head.progress}
+    training: dict[str, Any] = {
+        "data": run.config["facts"]["data"],
+        "aggregation": config.aggregation,
+        **run.head.progress,
+    }
     if run.results is not None:
         training["test_recall"] = run.results["recall"]
     return Manifest(

@@ -80,6 +80,7 @@ def _head(path: Path) -> dict[str, Any]:
         "kind": "stage 2 checkpoint",
         "config": head.config.to_dict(),
         "parameters": sum(tensor.numel() for tensor in head.weights.values()),
+        "reductions": {name: part.config.to_dict() for name, part in head.reductions.items()},
         "progress": dict(head.progress),
         "resumable": bool(head.training_state),
         "stage1_hash": head.stage1_hash,
