@@ -39,6 +39,7 @@ def _setting(name: str, help_: str, **settings: Any) -> Callable[[Command], Comm
 @_setting("complementary_reg_weight", "Weight of L2 + diversity on the complementary tokens.", type=float)
 @_setting("complementary_objective", "What complementary tokens are trained for besides.")
 @_setting("complementary_objective_weight", "Weight of that objective.", type=float)
+@_setting("view_dropout", "Share of feature vectors hidden in the second view of `contrast`.", type=float)
 @_setting("contrastive", "Loss between modalities.")
 @_setting("nested_draw", "Draw k per sample and modality, once per batch, or train several k in every step.")
 @_setting("recipe", "Begin with the specified options, or with those that measured best; other options still count.")

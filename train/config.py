@@ -58,6 +58,8 @@ class TrainConfig(StrictConfig):
     complementary_objective: str = "none"
     """What complementary tokens are trained for beside L2 + diversity."""
     complementary_objective_weight: float = 1.0
+    view_dropout: float = 0.6
+    """Share of feature vectors hidden in the second view, which `complementary_objective` contrast compares with."""
     contrastive: str = "infonce"
     nested_draw: str = "independent"
     """Whether k is drawn per sample and modality, once per batch, or the loss is taken at several."""
@@ -131,9 +133,11 @@ class TrainConfig(StrictConfig):
             not self.freeze_registers or self.init_from is not None,
             "--freeze_registers keeps what another run trained; name it with --init_from.",
         )
+        require(0 <= self.view_dropout < 1, f"--view_dropout lies in [0, 1); got {self.view_dropout}.")
         require(
-            self.complementary_objective != "contrast" or self.token_dropout > 0,
-            "--complementary_objective contrast compares two token-dropout views; set --token_dropout, such as 0.1.",
+            self.complementary_objective != "contrast" or self.token_dropout + self.view_dropout > 0,
+            "--complementary_objective contrast compares two token-dropout views; "
+            "set --view_dropout or --token_dropout above 0.",
         )
         require(
             bool(self.log_name) and "/" not in self.log_name and self.log_name not in (".", ".."),

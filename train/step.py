@@ -133,15 +133,13 @@ class TrainingStep(nn.Module):
         return Read(outputs, batch.ids, inputs)
 
     def _view(self, batch: Batch, step: int, lengths: Mapping[str, Tensor], view: int) -> RegisterOutputs:
-        hidden = (
-            {}
-            if not self.head.config.token_dropout
-            else {
-                m: hashed_uniform(derive_seed(self.config.seed, "hidden", step, m, view), batch.places, mask.shape[1])
-                for m, mask in batch.masks.items()
-            }
-        )
-        return self._call(batch.features, batch.masks, prefix_lengths=lengths, hidden=hidden)
+        rate = self.config.view_dropout if view else self.head.config.token_dropout
+        hidden = {}
+        if rate:
+            for modality, mask in batch.masks.items():
+                seed = derive_seed(self.config.seed, "hidden", step, modality, view)
+                hidden[modality] = hashed_uniform(seed, batch.places, mask.shape[1])
+        return self._call(batch.features, batch.masks, prefix_lengths=lengths, hidden=hidden, hide_rate=rate)
 
 
 def _detached(read: Read) -> Read:

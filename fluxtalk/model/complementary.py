@@ -23,6 +23,9 @@ from fluxtalk.model.world import World
 OBJECTIVES = ("none", "reconstruction", "contrast")
 CONTRAST_SCALE = 10.0
 """Inverse temperature of the contrast within a modality; fixed, because it has no other side to balance."""
+CORRELATION_WEIGHT = 0.05
+"""Of the cross-correlation penalty. Its estimate has a floor of about dim / rows, which at weight 1 outweighs the rest:
+on glyphs (dim 192, 512 rows) it cost 5 points of Recall@10 (docs/LOG.md)."""
 
 
 def complementary_l2(tokens_BCD: Tensor, keep_BC: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,33 +92,37 @@ class ComplementaryObjective(Protocol):
 
 
 class Contrast(nn.Module):
-    """Tell items of one modality apart, given what is shared.
+    """Tell items of one modality apart, given what the other modalities know.
 
     InfoNCE between two token-dropout views of the same features, on the complementary token beside the pooled
-    overlapping ones (without gradient). What the shared part tells apart already needs nothing from the complementary
-    token: it is left with what the other modality does not know. A cross-correlation penalty keeps it from
-    repeating the shared part, and a variance hinge from collapsing.
+    overlapping tokens of the *other* modalities (without gradient). What those tell apart already needs nothing from
+    the complementary token: it is left with what only this modality knows. The modality's own overlapping tokens
+    would not do: the contrastive loss does not take private information out of them, and a complementary token
+    beside them has nothing left to say. A cross-correlation penalty keeps it from repeating what is shared, and a
+    variance hinge from collapsing.
     """
 
     def forward(self, outputs: RegisterOutputs, inputs: ComplementaryInputs, world: World) -> Tensor:
         """See `ComplementaryObjective`."""
         terms = []
         for modality, tokens in outputs.tokens.items():
-            views = (tokens, inputs.second_view[modality])
-            shared = [_shared(view, outputs, modality) for view in views]
+            known, is_known = known_elsewhere(outputs, modality)
             items = inputs.items[modality]
             all_items = world.gather(items)
             for index in range(outputs.num_overlapping, tokens.shape[1]):
-                kept = outputs.keep[modality][:, index] & outputs.has(modality)
-                own = [l2_normalise(view[:, index]) for view in views]
-                both = [torch.cat([a, b], dim=1) for a, b in zip(own, shared, strict=True)]
+                kept = outputs.keep[modality][:, index] & outputs.has(modality) & is_known
+                views = [l2_normalise(view[:, index]) for view in (tokens, inputs.second_view[modality])]
+                both = [torch.cat([own, known], dim=1) for own in views]
                 contrast_ = _between_views(both, items, all_items, kept, world)
-                terms.append(contrast_ + _apart(own[0], shared[0], kept, world))
+                terms.append(contrast_ + _apart(views[0], known, kept, world))
         return _mean(terms, outputs)
 
 
 class Reconstruction(nn.Module):
-    """Predict the mean of the sample's normalised features from the complementary tokens and what is shared.
+    """Predict the mean of the sample's normalised features from its complementary tokens and what others know.
+
+    What the other modalities' pooled overlapping tokens (without gradient) tell about the features already need not be
+    in the complementary tokens; the rest must be. Penalties as in `Contrast`.
 
     Args:
         dims: modality to feature dimension.
@@ -137,14 +144,14 @@ class Reconstruction(nn.Module):
         terms = []
         for modality, tokens in outputs.tokens.items():
             first = outputs.num_overlapping
-            keep = outputs.keep[modality][:, first:] & outputs.has(modality)[:, None]
+            known, is_known = known_elsewhere(outputs, modality)
+            keep = outputs.keep[modality][:, first:] & (outputs.has(modality) & is_known)[:, None]
             own = l2_normalise(tokens[:, first:]) * keep[..., None]
-            shared = _shared(tokens, outputs, modality)
-            predicted = self.decoders[modality](torch.cat([own.flatten(1), shared], dim=1).to(tokens.dtype))
+            predicted = self.decoders[modality](torch.cat([own.flatten(1), known], dim=1))
             error = (predicted - inputs.targets[modality]).square().mean(dim=1)
             terms.append(_over_kept(error, keep[:, 0], world))
             for index in range(keep.shape[1]):
-                terms[-1] = terms[-1] + _apart(own[:, index], shared, keep[:, index], world) / keep.shape[1]
+                terms[-1] = terms[-1] + _apart(own[:, index], known, keep[:, index], world) / keep.shape[1]
         return _mean(terms, outputs)
 
 
@@ -173,10 +180,16 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _shared(tokens_BKD: Tensor, outputs: RegisterOutputs, modality: str) -> Tensor:
-    """The pooled overlapping tokens, (B, D), of length 1 and without gradient."""
-    keep = outputs.keep[modality][:, : outputs.num_overlapping, None]
-    return l2_normalise((tokens_BKD[:, : outputs.num_overlapping] * keep).sum(dim=1)).detach()
+def known_elsewhere(outputs: RegisterOutputs, modality: str) -> tuple[Tensor, Tensor]:
+    """What the other modalities say of each sample: their pooled overlapping tokens, averaged, without gradient.
+
+    Returns:
+        (B, D) of length 1, and bool (B,): whether the sample has another modality at all.
+    """
+    others = [m for m in outputs.tokens if m != modality]
+    present = torch.stack([outputs.has(m) for m in others])
+    pooled = torch.stack([outputs.pooled(m).detach() for m in others])
+    return l2_normalise((pooled * present[..., None]).sum(dim=0)), present.any(dim=0)
 
 
 def _between_views(both: list[Tensor], items: Tensor, all_items: Tensor, kept: Tensor, world: World) -> Tensor:
@@ -190,10 +203,11 @@ def _between_views(both: list[Tensor], items: Tensor, all_items: Tensor, kept: T
     return _over_kept((rows[0] + rows[1]) / 2, kept, world)
 
 
-def _apart(own: Tensor, shared: Tensor, kept: Tensor, world: World) -> Tensor:
-    """The penalties between a complementary token and what is shared, over the global batch."""
+def _apart(own: Tensor, known: Tensor, kept: Tensor, world: World) -> Tensor:
+    """The penalties between a complementary token and what others know, over the global batch."""
     everywhere, all_kept = world.gather(own), world.gather(kept)
-    return cross_correlation_penalty(everywhere, world.gather(shared), all_kept) + variance_hinge(everywhere, all_kept)
+    correlation = cross_correlation_penalty(everywhere, world.gather(known), all_kept)
+    return CORRELATION_WEIGHT * correlation + variance_hinge(everywhere, all_kept)
 
 
 def _over_kept(values_B: Tensor, kept_B: Tensor, world: World) -> Tensor:

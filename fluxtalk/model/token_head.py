@@ -94,6 +94,7 @@ class TokenHead(nn.Module):
         k: int | None = None,
         prefix_lengths: Mapping[str, Tensor] | None = None,
         hidden: Mapping[str, Tensor] | None = None,
+        hide_rate: float | None = None,
     ) -> RegisterOutputs:
         """Read every modality given.
 
@@ -106,6 +107,7 @@ class TokenHead(nn.Module):
                 in training mode draws for itself.
             hidden: modality to uniform numbers (B, L), this step's draw of token dropout. Where absent, a module in
                 training mode draws for itself.
+            hide_rate: of token dropout, where it is not the configuration's.
 
         Raises:
             UsageError: a modality is unknown, or a shape does not fit.
@@ -123,7 +125,8 @@ class TokenHead(nn.Module):
             if mask is None:
                 mask = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
             present[modality] = mask.any(dim=1)
-            read = self.tokens(modality, values, self._hide(mask, (hidden or {}).get(modality)), index)
+            seen = self._hide(mask, (hidden or {}).get(modality), hide_rate)
+            read = self.tokens(modality, values, seen, index)
             lengths = (prefix_lengths or {}).get(modality)
             if lengths is None and self.training and k is None:
                 lengths = self.nested_dropout.sample(len(values), self._draws, modality)
@@ -146,8 +149,8 @@ class TokenHead(nn.Module):
         part = f".{modality}."
         return {name for name, _ in self.named_parameters() if part in name}
 
-    def _hide(self, mask_BL: Tensor, uniform_BL: Tensor | None) -> Tensor:
-        rate = self.config.token_dropout
+    def _hide(self, mask_BL: Tensor, uniform_BL: Tensor | None, rate: float | None) -> Tensor:
+        rate = self.config.token_dropout if rate is None else rate
         if not self.training or not rate:
             return mask_BL
         if uniform_BL is None:

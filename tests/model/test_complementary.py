@@ -13,11 +13,13 @@ from torch import Tensor
 from fluxtalk.errors import UsageError
 from fluxtalk.model.complementary import (
     CONTRAST_SCALE,
+    CORRELATION_WEIGHT,
     ComplementaryInputs,
     Contrast,
     Reconstruction,
     build_objective,
     cross_correlation_penalty,
+    known_elsewhere,
     variance_hinge,
 )
 from fluxtalk.model.losses import RegisterTokenLoss
@@ -44,16 +46,25 @@ def _case(seed: int = 0) -> tuple[RegisterOutputs, ComplementaryInputs]:
     return RegisterOutputs(tokens, keep, FIRST, present), ComplementaryInputs(items, second, targets)
 
 
-def _shared(tokens: Tensor) -> Tensor:
-    return F.normalize(tokens[:FIRST].detach().sum(dim=0), dim=0)
+def _known(outputs: RegisterOutputs, modality: str, row: int) -> Tensor:
+    """What the other modality's kept overlapping tokens say of a sample."""
+    other = "text" if modality == "image" else "image"
+    keep = outputs.keep[other][row, :FIRST, None]
+    return F.normalize((outputs.tokens[other][row, :FIRST].detach() * keep).sum(dim=0), dim=0)
+
+
+def _counted(outputs: RegisterOutputs, modality: str) -> list[int]:
+    """Rows that kept their complementary token and have both modalities."""
+    both = outputs.present["image"] & outputs.present["text"]
+    return [i for i in range(ROWS) if outputs.keep[modality][i, FIRST] and both[i]]
 
 
 def _slow_contrast(outputs: RegisterOutputs, inputs: ComplementaryInputs, modality: str) -> Tensor:
     """InfoNCE between two views, one row at a time: every view of the same item is a positive, none a negative."""
-    kept = [i for i in range(ROWS) if outputs.keep[modality][i, FIRST] and outputs.present[modality][i]]
+    kept = _counted(outputs, modality)
     views = []
     for tokens in (outputs.tokens[modality], inputs.second_view[modality]):
-        views.append([torch.cat([F.normalize(tokens[i, FIRST], dim=0), _shared(tokens[i])]) for i in kept])
+        views.append([torch.cat([F.normalize(tokens[i, FIRST], dim=0), _known(outputs, modality, i)]) for i in kept])
     items = [int(inputs.items[modality][i]) for i in kept]
     losses = []
     for anchors, others in (views, views[::-1]):
@@ -70,9 +81,9 @@ def _slow_contrast(outputs: RegisterOutputs, inputs: ComplementaryInputs, modali
 
 
 def _slow_penalties(outputs: RegisterOutputs, modality: str) -> Tensor:
-    kept = outputs.keep[modality][:, FIRST] & outputs.present[modality]
-    tokens = outputs.tokens[modality][kept]
-    own, shared = F.normalize(tokens[:, FIRST], dim=1), torch.stack([_shared(t) for t in tokens])
+    kept = _counted(outputs, modality)
+    own = F.normalize(outputs.tokens[modality][kept, FIRST], dim=1)
+    shared = torch.stack([_known(outputs, modality, i) for i in kept])
     correlation = torch.stack(
         [
             torch.stack([torch.corrcoef(torch.stack([own[:, i], shared[:, j]]))[0, 1] for j in range(DIM)])
@@ -80,7 +91,7 @@ def _slow_penalties(outputs: RegisterOutputs, modality: str) -> Tensor:
         ]
     )
     deviation = (DIM * own.var(dim=0, unbiased=False)).sqrt()
-    return correlation.square().sum(dim=1).mean() + F.relu(1 - deviation).mean()
+    return CORRELATION_WEIGHT * correlation.square().sum(dim=1).mean() + F.relu(1 - deviation).mean()
 
 
 def test_contrast_equals_plain_loops() -> None:
@@ -100,10 +111,9 @@ def test_reconstruction_equals_plain_loops() -> None:
     expected = []
     for modality, tokens in outputs.tokens.items():
         errors = []
-        for i in range(ROWS):
-            if outputs.keep[modality][i, FIRST] and outputs.present[modality][i]:
-                both = torch.cat([F.normalize(tokens[i, FIRST], dim=0), _shared(tokens[i])])
-                errors.append((objective.decoders[modality](both) - inputs.targets[modality][i]).square().mean())
+        for i in _counted(outputs, modality):
+            both = torch.cat([F.normalize(tokens[i, FIRST], dim=0), _known(outputs, modality, i)])
+            errors.append((objective.decoders[modality](both) - inputs.targets[modality][i]).square().mean())
         expected.append(torch.stack(errors).mean() + _slow_penalties(outputs, modality))
     actual = objective(outputs, inputs, OneProcess())
     # The penalties guard against constant dimensions by 1e-6 beside variances of about 1/6.
@@ -118,30 +128,38 @@ def test_only_kept_complementary_tokens_take_gradient(name: str) -> None:
     assert objective is not None
     objective.double()(outputs, inputs, OneProcess()).backward()
     for modality, tokens in outputs.tokens.items():
-        kept = outputs.keep[modality][:, FIRST] & outputs.present[modality]
+        kept = torch.zeros(ROWS, dtype=torch.bool)
+        kept[_counted(outputs, modality)] = True
         assert tokens.grad is not None
         assert (tokens.grad[:, :FIRST] == 0).all()
         assert (tokens.grad[~kept] == 0).all()
         assert (tokens.grad[kept, FIRST].abs().sum(dim=-1) > 0).all()
 
 
-def test_contrast_cannot_be_lowered_by_repeating_what_is_shared() -> None:
-    """A complementary token that says what the shared ones say costs more than one that says something else."""
+def test_contrast_cannot_be_lowered_by_repeating_what_others_know() -> None:
+    """A complementary token that says what the other modality says costs more than one that says something else."""
     outputs, inputs = _case()
     generator = torch.Generator().manual_seed(7)
     own = torch.randn(ROWS, DIM, generator=generator, dtype=torch.float64)
     losses = {}
     for kind in ("repeats", "new"):
-        tokens, second = {}, {}
-        for m, values in outputs.tokens.items():
-            token = values[:, :FIRST].sum(dim=1) if kind == "repeats" else own
-            tokens[m] = torch.cat([values[:, :FIRST], token[:, None]], dim=1).detach()
-            second[m] = tokens[m]
+        tokens = {}
+        for m, other in (("image", "text"), ("text", "image")):
+            token = outputs.tokens[other][:, :FIRST].sum(dim=1) if kind == "repeats" else own
+            tokens[m] = torch.cat([outputs.tokens[m][:, :FIRST], token[:, None]], dim=1).detach()
         full = dataclasses.replace(
             outputs, tokens=tokens, keep={m: torch.ones(ROWS, TOKENS, dtype=torch.bool) for m in tokens}, present={}
         )
-        losses[kind] = Contrast()(full, dataclasses.replace(inputs, second_view=second), OneProcess()).item()
+        losses[kind] = Contrast()(full, dataclasses.replace(inputs, second_view=tokens), OneProcess()).item()
     assert losses["new"] < losses["repeats"] - 0.1
+
+
+def test_a_sample_without_any_other_modality_does_not_count() -> None:
+    outputs, _ = _case()
+    known, is_known = known_elsewhere(outputs, "text")
+    assert is_known.tolist() == [i != 4 for i in range(ROWS)]
+    torch.testing.assert_close(known[0], _known(outputs, "text", 0))
+    assert not known.requires_grad
 
 
 def test_cross_correlation_is_the_squared_pearson_correlation() -> None:

@@ -1,0 +1,124 @@
+"""Heads to compare register tokens with, each trained by the same trainer on the same batches.
+
+Mean-pool heads are in `fluxtalk.model.baselines`.
+Shapes: B batch, L features, E feature dimension, N tokens, K tokens asked for, D head dimension.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fluxtalk.config import HeadConfig, require
+from fluxtalk.model.attention import CrossAttention, SelfAttention
+from fluxtalk.model.registers import RegisterBlock
+from fluxtalk.model.token_head import TokenHead
+
+
+class AttentionPoolHead(TokenHead):
+    """One learnable probe, cross-attention, projection: a single token, without feed-forward.
+
+    Args:
+        config: with one register token.
+
+    Raises:
+        UsageError: it has several.
+    """
+
+    def __init__(self, config: HeadConfig, seed: int = 0) -> None:
+        super().__init__(config, seed)
+        require(
+            config.num_register_tokens == 1,
+            f"An attention pool has 1 token; got {config.num_register_tokens}: set num_register_tokens to 1.",
+        )
+        self.probe = nn.Parameter(torch.randn(1, config.dim) * 0.02)
+        self.feature_norm = _feature_norm(config)
+        self.feature_dropout = nn.Dropout(config.feature_dropout)
+        self.attention = CrossAttention(config.dim, config.dims, config.heads)
+        self.dropout = nn.Dropout(config.dropout)
+        self.output = nn.Linear(config.dim, config.dim)
+
+    def tokens(self, modality: str, features_BLE: Tensor, mask_BL: Tensor | None, index_K: Tensor) -> Tensor:
+        """See `TokenHead.tokens`; ``index_K`` can only be the one token."""
+        features = self.feature_dropout(self.feature_norm[modality](features_BLE))
+        read = self.attention(self.probe, features, _mask(features_BLE, mask_BL), modality)
+        token: Tensor = self.output(self.dropout(read))
+        return token
+
+
+class QueryFormerHead(TokenHead):
+    """Queries that see each other in both directions: cross-attention, full self-attention, feed-forward.
+
+    Like the Q-Former of Li et al. 2023, "BLIP-2", in the width, depth and order of `RegisterBlock`, so that the
+    self-attention's mask is all that sets it apart from causal registers. A query depends on all others, so there is
+    no prefix property: the first ``k`` tokens of ``tokens(..., arange(k))`` are those of a head that was run with its
+    first ``k`` queries alone, not a part of what all give.
+    """
+
+    def __init__(self, config: HeadConfig, seed: int = 0) -> None:
+        super().__init__(config, seed)
+        self.queries = nn.Parameter(torch.randn(config.num_register_tokens, config.dim) * 0.02)
+        self.feature_norm = _feature_norm(config)
+        self.feature_dropout = nn.Dropout(config.feature_dropout)
+        self.blocks = nn.ModuleList(_bidirectional(config) for _ in range(config.depth))
+        self.output_norm = nn.LayerNorm(config.dim)
+        self.output = nn.Linear(config.dim, config.dim)
+
+    def tokens(self, modality: str, features_BLE: Tensor, mask_BL: Tensor | None, index_K: Tensor) -> Tensor:
+        """The tokens of the queries ``index_K``, which see each other and no other query: (B, K, D)."""
+        mask = _mask(features_BLE, mask_BL)
+        features = self.feature_dropout(self.feature_norm[modality](features_BLE))
+        x = self.queries[index_K]
+        for block in self.blocks:
+            x = block(x, features, mask, modality)
+        tokens: Tensor = self.output(self.output_norm(x))
+        return tokens
+
+
+class MatryoshkaHead(TokenHead):
+    """One register whose output of N D numbers is useful cut to its first k D: the nested baseline at equal bytes.
+
+    Kusupati et al. 2022, "Matryoshka Representation Learning". Token ``j`` is the output with all but its block ``j``
+    set to 0, so the normalised mean of the first ``k`` tokens is exactly the normalised first k D numbers, and
+    nested dropout trains the truncations.
+    """
+
+    def __init__(self, config: HeadConfig, seed: int = 0) -> None:
+        super().__init__(config, seed)
+        count = config.num_register_tokens
+        self.register = nn.Parameter(torch.randn(1, config.dim) * 0.02)
+        self.feature_norm = _feature_norm(config)
+        self.feature_dropout = nn.Dropout(config.feature_dropout)
+        self.blocks = nn.ModuleList(
+            RegisterBlock(config.dim, config.dims, config.heads, False, config.dropout) for _ in range(config.depth)
+        )
+        self.output_norm = nn.LayerNorm(config.dim)
+        self.output = nn.Linear(config.dim, count * config.dim)
+        self.block_of_number: Tensor
+        self.register_buffer("block_of_number", torch.arange(count).repeat_interleave(config.dim), persistent=False)
+
+    def tokens(self, modality: str, features_BLE: Tensor, mask_BL: Tensor | None, index_K: Tensor) -> Tensor:
+        """See `TokenHead.tokens`: (B, K, N D)."""
+        mask = _mask(features_BLE, mask_BL)
+        features = self.feature_dropout(self.feature_norm[modality](features_BLE))
+        x: Tensor = self.register
+        for block in self.blocks:
+            x = block(x, features, mask, modality)
+        numbers: Tensor = self.output(self.output_norm(x))
+        return numbers * (self.block_of_number == index_K[:, None]).to(numbers.dtype)
+
+
+def _bidirectional(config: HeadConfig) -> RegisterBlock:
+    block = RegisterBlock(config.dim, config.dims, config.heads, True, config.dropout)
+    block.self_attention = SelfAttention(config.dim, config.heads, causal=False)
+    return block
+
+
+def _feature_norm(config: HeadConfig) -> nn.ModuleDict:
+    return nn.ModuleDict({name: nn.LayerNorm(size) for name, size in config.dims.items()})
+
+
+def _mask(features_BLE: Tensor, mask_BL: Tensor | None) -> Tensor:
+    if mask_BL is not None:
+        return mask_BL
+    return torch.ones(features_BLE.shape[:2], dtype=torch.bool, device=features_BLE.device)

@@ -1,0 +1,119 @@
+"""Heads trained on features whose truth is known, by the same loop that trains any run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.quality.synthetic_data import GivenFeatures
+from fluxtalk.artifacts import Identity
+from fluxtalk.datasets.pairs import Split
+from fluxtalk.errors import TrainingError
+from fluxtalk.model.registers import RegisterTokenModule
+from fluxtalk.model.token_head import TokenHead
+from fluxtalk.model.world import OneProcess
+from fluxtalk.train.config import TrainConfig
+from fluxtalk.train.engine import Trainer
+from fluxtalk.train.logs import RunLog
+from fluxtalk.train.run_folder import RunFolder
+from fluxtalk.train.sampler import PairSampler
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every head gets."""
+
+    steps: int = 500
+    """Rounded up to whole epochs."""
+    batch_size: int = 256
+    dim: int = 64
+    heads: int = 4
+    tokens: int = 5
+    overlapping: int = 4
+    learning_rate: float = 2e-3
+    train_items: int = 4000
+    test_items: int = 2000
+    probe_items: int = 2000
+    """Training items that probes are fitted to."""
+
+    @classmethod
+    def quick(cls) -> Budget:
+        """A smoke test: the whole path, no figure of meaning."""
+        return cls(steps=4, batch_size=32, dim=16, tokens=3, overlapping=2, train_items=64, test_items=64, probe_items=64)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A head and the way it is trained."""
+
+    name: str
+    label: str
+    """For tables and pictures."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Training options that differ from the others'."""
+    trained: bool = True
+    """False leaves the random weights: the control of every probe."""
+
+
+def training_options(variant: Variant, budget: Budget, seed: int, training_items: int) -> TrainConfig:
+    """The options of one run; token dropout is the same everywhere, so that variants differ in their loss alone."""
+    epochs = -(-budget.steps // max(1, training_items // min(budget.batch_size, training_items)))
+    options: dict[str, Any] = {
+        "batch_size": budget.batch_size,
+        "epochs": epochs,
+        "eval_every": epochs,
+        "num_register_tokens": budget.tokens,
+        "num_overlapping_tokens": budget.overlapping,
+        "dim": budget.dim,
+        "heads": budget.heads,
+        "learning_rate": budget.learning_rate,
+        "token_dropout": 0.1,
+        "seed": seed,
+        "device": "cpu",
+    }
+    return TrainConfig("in memory", "in memory", variant.name, **{**options, **variant.options})
+
+
+def trained_head(variant: Variant, config: TrainConfig, sources: Mapping[str, GivenFeatures], split: Split) -> TokenHead:
+    """The head after the last step, in evaluation mode; with its random weights where the variant is not trained.
+
+    Args:
+        sources: modality to the training items' features.
+        split: the same items as pairs.
+
+    Raises:
+        TrainingError: training was stopped by a signal, or its loss is not finite.
+    """
+    torch.manual_seed(config.seed)
+    head = RegisterTokenModule(
+        {m: source.dim for m, source in sources.items()},
+        config.dim,
+        config.num_register_tokens,
+        config.num_overlapping_tokens,
+        config.nested_dropout_rate,
+        config.seed,
+        nested_dropout_schedule=config.nested_dropout_schedule,
+        depth=config.depth,
+        heads=config.heads,
+        self_attention=config.self_attention,
+        block_weights=config.block_weights,
+        dropout=config.dropout,
+        feature_dropout=config.feature_dropout,
+        token_dropout=config.token_dropout,
+        aggregation=config.aggregation,
+    )
+    if variant.trained:
+        sampler = PairSampler(split, config.batch_size, 1, 0, config.seed, config.accum_steps, config.items_per_id)
+        trainer = Trainer(config, head, sources, sampler, OneProcess(), "in memory", Identity())
+        with tempfile.TemporaryDirectory() as folder:
+            # The last step is what counts: nothing here is chosen by validation.
+            finished = trainer.run(RunFolder(Path(folder)), RunLog(Identity(), None), lambda _: {"score": 0.0})
+        if not finished:
+            raise TrainingError("Training was stopped by a signal; start the benchmark again to go on.")
+        return trainer.evaluated_head().eval()
+    return head.eval()
