@@ -58,7 +58,7 @@ class TrainConfig(StrictConfig):
     complementary_objective: str = "none"
     """What complementary tokens are trained for beside L2 + diversity."""
     complementary_objective_weight: float = 1.0
-    view_dropout: float = 0.6
+    view_dropout: float = 0.8
     """Share of feature vectors hidden in the second view, which `complementary_objective` contrast compares with."""
     contrastive: str = "infonce"
     nested_draw: str = "independent"

@@ -44,7 +44,9 @@ class Budget:
     @classmethod
     def quick(cls) -> Budget:
         """A smoke test: the whole path, no figure of meaning."""
-        return cls(steps=4, batch_size=32, dim=16, tokens=3, overlapping=2, train_items=64, test_items=64, probe_items=64)
+        return cls(
+            steps=4, batch_size=32, dim=16, tokens=3, overlapping=2, train_items=64, test_items=64, probe_items=64
+        )
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,9 @@ def training_options(variant: Variant, budget: Budget, seed: int, training_items
     return TrainConfig("in memory", "in memory", variant.name, **{**options, **variant.options})
 
 
-def trained_head(variant: Variant, config: TrainConfig, sources: Mapping[str, GivenFeatures], split: Split) -> TokenHead:
+def trained_head(
+    variant: Variant, config: TrainConfig, sources: Mapping[str, GivenFeatures], split: Split
+) -> TokenHead:
     """The head after the last step, in evaluation mode; with its random weights where the variant is not trained.
 
     Args:

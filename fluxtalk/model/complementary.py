@@ -23,7 +23,7 @@ from fluxtalk.model.world import World
 OBJECTIVES = ("none", "reconstruction", "contrast")
 CONTRAST_SCALE = 10.0
 """Inverse temperature of the contrast within a modality; fixed, because it has no other side to balance."""
-CORRELATION_WEIGHT = 0.05
+CORRELATION_WEIGHT = 0.1
 """Of the cross-correlation penalty. Its estimate has a floor of about dim / rows, which at weight 1 outweighs the rest:
 on glyphs (dim 192, 512 rows) it cost 5 points of Recall@10 (docs/LOG.md)."""
 
