@@ -12,6 +12,7 @@ from fluxtalk.errors import UsageError
 
 SCHEDULES = ("linear", "uniform", "pow2", "geometric")
 BLOCK_WEIGHTS = ("shared", "per_modality")
+OUTPUT_PROJECTIONS = ("shared", "per_register")
 AGGREGATIONS = ("mean", "concat", "maxsim")
 _MODALITY = re.compile(r"[a-z][a-z0-9_]*\Z")
 
@@ -80,6 +81,8 @@ class HeadConfig(StrictConfig):
     """Causal self-attention among the registers."""
     block_weights: str = "shared"
     """Whether the blocks' queries, outputs and feed-forward are `shared` or `per_modality`."""
+    output_projection: str = "shared"
+    """Whether all registers share the last linear map, or each has its own: then tokens repeat each other less."""
     dropout: float = 0.0
     """Inside the head, in training."""
     feature_dropout: float = 0.0
@@ -115,6 +118,10 @@ class HeadConfig(StrictConfig):
         require(
             self.block_weights in BLOCK_WEIGHTS,
             f"block_weights is one of {', '.join(BLOCK_WEIGHTS)}; got {self.block_weights!r}.",
+        )
+        require(
+            self.output_projection in OUTPUT_PROJECTIONS,
+            f"output_projection is one of {', '.join(OUTPUT_PROJECTIONS)}; got {self.output_projection!r}.",
         )
         require(
             self.aggregation in AGGREGATIONS,

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from fluxtalk.config import AGGREGATIONS, BLOCK_WEIGHTS, SCHEDULES
+from fluxtalk.config import AGGREGATIONS, BLOCK_WEIGHTS, OUTPUT_PROJECTIONS, SCHEDULES
 from fluxtalk.console import Command, debug_option, option, sentence_errors
 from fluxtalk.train.config import CHOICES, RECIPES, TrainConfig
 
@@ -39,6 +39,7 @@ def _setting(name: str, help_: str, **settings: Any) -> Callable[[Command], Comm
 @_setting("complementary_reg_weight", "Weight of L2 + diversity on the complementary tokens.", type=float)
 @_setting("complementary_objective", "What complementary tokens are trained for besides.")
 @_setting("complementary_objective_weight", "Weight of that objective.", type=float)
+@_setting("complementary_correlation_weight", "Weight, in it, of repeating what is shared.", type=float)
 @_setting("view_dropout", "Share of feature vectors hidden in the second view of `contrast`.", type=float)
 @_setting("contrastive", "Loss between modalities.")
 @_setting("nested_draw", "Draw k per sample and modality, once per batch, or train several k in every step.")
@@ -54,6 +55,11 @@ def _setting(name: str, help_: str, **settings: Any) -> Callable[[Command], Comm
 @_setting("self_attention", "Causal self-attention among the register tokens.", is_flag=True)
 @_setting(
     "block_weights", "Whether modalities share queries, outputs and feed-forward.", type=click.Choice(BLOCK_WEIGHTS)
+)
+@_setting(
+    "output_projection",
+    "Whether registers share the last linear map; `per_register` makes tokens repeat each other less.",
+    type=click.Choice(OUTPUT_PROJECTIONS),
 )
 @_setting("dropout", "Inside the head.", type=float)
 @_setting("feature_dropout", "On single numbers of the features.", type=float)

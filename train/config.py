@@ -18,6 +18,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "specified": {},
     "recommended": {
         "complementary_objective": "contrast",
+        "complementary_correlation_weight": 0.3,
         "items_per_id": 2,
         "dropout": 0.1,
         "feature_dropout": 0.1,
@@ -58,6 +59,8 @@ class TrainConfig(StrictConfig):
     complementary_objective: str = "none"
     """What complementary tokens are trained for beside L2 + diversity."""
     complementary_objective_weight: float = 1.0
+    complementary_correlation_weight: float = 1.0
+    """Of the objective's penalty on what a complementary token repeats of what is shared; more costs recall."""
     view_dropout: float = 0.8
     """Share of feature vectors hidden in the second view, which `complementary_objective` contrast compares with."""
     contrastive: str = "infonce"
@@ -72,6 +75,7 @@ class TrainConfig(StrictConfig):
     depth: int = 1
     self_attention: bool = False
     block_weights: str = "shared"
+    output_projection: str = "shared"
     dropout: float = 0.1
     feature_dropout: float = 0.0
     token_dropout: float = 0.0
@@ -117,6 +121,7 @@ class TrainConfig(StrictConfig):
         for name in (
             "complementary_reg_weight",
             "complementary_objective_weight",
+            "complementary_correlation_weight",
             "weight_decay",
             "checkpoint_every",
             "feature_pca",

@@ -316,7 +316,13 @@ def build_loss(config: TrainConfig, head: TokenHead, world: World, global_batch:
         contrastive=config.contrastive,
         aggregation=sizes.aggregation,
         batch_size=global_batch,
-        objective=build_objective(config.complementary_objective, sizes.dims, sizes.dim, complementary),
+        objective=build_objective(
+            config.complementary_objective,
+            sizes.dims,
+            sizes.dim,
+            complementary,
+            config.complementary_correlation_weight,
+        ),
         objective_weight=config.complementary_objective_weight,
     )
 

@@ -10,7 +10,16 @@ from fluxtalk.model.run import read_run_config
 from fluxtalk.model.stage1 import Stage1
 from fluxtalk.model.token_head import TokenHead
 
-_SHAPE = ("dim", "num_register_tokens", "num_overlapping_tokens", "depth", "heads", "self_attention", "block_weights")
+_SHAPE = (
+    "dim",
+    "num_register_tokens",
+    "num_overlapping_tokens",
+    "depth",
+    "heads",
+    "self_attention",
+    "block_weights",
+    "output_projection",
+)
 
 
 def old_head(run: Path) -> HeadCheckpoint:

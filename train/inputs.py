@@ -75,11 +75,32 @@ def read_inputs(
         UsageError: no data set is named, or it lacks a modality that stage 1 encodes.
         DataError: the data set cannot be used.
     """
-    stage1 = load_stage1(Path(config.stage1_checkpoint))
-    name = config.data or stage1.data
-    if name is None:
-        raise UsageError(f"{config.stage1_checkpoint} names no data set; say which with --data.")
     cache_dir = default_cache_dir(config.cache_dir)
+    stage1, dataset = read_encoders_and_data(Path(config.stage1_checkpoint), config.data, cache_dir, world)
+    options = CacheOptions(config.feature_dtype, config.feature_pca, config.feature_pool)
+    known = dict(reductions or {})
+    new = {m: part for m, part in stage1.modalities.items() if m not in known}
+    fitted = fitted_reductions(replace(stage1, modalities=new), dataset, options, cache_dir, device, world)
+    return Inputs(stage1, dataset, cache_dir, config.encode, device, options, known | fitted)
+
+
+def read_encoders_and_data(
+    stage1_checkpoint: Path, data: str | None, cache_dir: Path, world: World
+) -> tuple[Stage1, PairDataset]:
+    """Frozen encoders and a data set that has items for all of them.
+
+    Args:
+        data: data set; None takes the one that stage 1 names.
+
+    Raises:
+        CheckpointError: stage 1 cannot be used.
+        UsageError: no data set is named, or it lacks a modality that stage 1 encodes.
+        DataError: the data set cannot be used.
+    """
+    stage1 = load_stage1(stage1_checkpoint)
+    name = data or stage1.data
+    if name is None:
+        raise UsageError(f"{stage1_checkpoint} names no data set; say which with --data.")
     with wait_for_first(world):
         dataset = load_dataset(name, cache_dir)
     missing = sorted(set(stage1.modalities) - set(dataset.modalities))
@@ -89,11 +110,7 @@ def read_inputs(
             f"but {name} has {', '.join(dataset.modalities)}: nothing for {', '.join(missing)}; "
             "rename the columns or choose other --data."
         )
-    options = CacheOptions(config.feature_dtype, config.feature_pca, config.feature_pool)
-    known = dict(reductions or {})
-    new = {m: part for m, part in stage1.modalities.items() if m not in known}
-    fitted = fitted_reductions(replace(stage1, modalities=new), dataset, options, cache_dir, device, world)
-    return Inputs(stage1, dataset, cache_dir, config.encode, device, options, known | fitted)
+    return stage1, dataset
 
 
 def inputs_of_run(

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import torch
 
-from fluxtalk.datasets import PairDataset, load_dataset
-from fluxtalk.errors import UsageError
-from fluxtalk.model.stage1 import load_stage1
+from fluxtalk.datasets import PairDataset
 from fluxtalk.model.world import World
 from fluxtalk.train.cache_options import CacheOptions
-from fluxtalk.train.distributed import wait_for_first
 from fluxtalk.train.feature_build import Say
 from fluxtalk.train.features import CachedFeatures, feature_sources, fitted_reductions
+from fluxtalk.train.inputs import read_encoders_and_data
 
 
 def prebuild(
@@ -38,17 +36,7 @@ def prebuild(
         UsageError: no data set is named, or it lacks a modality that stage 1 encodes.
         DataError: the data set cannot be used, or has no such split.
     """
-    stage1 = load_stage1(stage1_checkpoint)
-    name = data or stage1.data
-    if name is None:
-        raise UsageError(f"{stage1_checkpoint} names no data set; say which with --data.")
-    with wait_for_first(world):
-        dataset = load_dataset(name, cache_dir)
-    missing = sorted(set(stage1.modalities) - set(dataset.modalities))
-    if missing:
-        raise UsageError(
-            f"{stage1_checkpoint} encodes {', '.join(missing)}, of which {name} has nothing; choose other --data."
-        )
+    stage1, dataset = read_encoders_and_data(stage1_checkpoint, data, cache_dir, world)
     chosen = [dataset.split(split).name for split in splits] if splits is not None else _splits_with_items(dataset)
     reductions = fitted_reductions(stage1, dataset, options, cache_dir, device, world)
     for split in chosen:

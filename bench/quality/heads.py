@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fluxtalk.config import HeadConfig, require
 from fluxtalk.model.attention import CrossAttention, SelfAttention
-from fluxtalk.model.registers import RegisterBlock
+from fluxtalk.model.registers import RegisterBlock, RegisterLinear, RegisterTokenModule
 from fluxtalk.model.token_head import TokenHead
 
 
@@ -73,6 +73,21 @@ class QueryFormerHead(TokenHead):
             x = block(x, features, mask, modality)
         tokens: Tensor = self.output(self.output_norm(x))
         return tokens
+
+
+class NarrowTokensHead(RegisterTokenModule):
+    """Register tokens of fewer numbers than the head is wide, so that one token cannot hold all that is shared.
+
+    Args:
+        config: of the head.
+        width: numbers of a token.
+    """
+
+    def __init__(self, config: HeadConfig, seed: int = 0, width: int = 4) -> None:
+        super().__init__(seed=seed, **config.to_dict())
+        require(width >= 1, f"A token has 1 number or more; got {width}.")
+        own = config.output_projection == "per_register"
+        self.output = RegisterLinear(config.num_register_tokens, config.dim, width, own)
 
 
 class MatryoshkaHead(TokenHead):

@@ -35,14 +35,14 @@ class FactorSizes:
     """Variance of each shared factor over that of the one before."""
     length: int = 8
     """Feature vectors of an item."""
-    feature_dim: int = 64
+    feature_dim: int = 96
     hidden: int = 128
     """Width of the random encoder."""
-    visibility: float = 0.5
+    visibility: float = 0.7
     """Probability that a feature vector shows a factor."""
-    noise: float = 0.3
+    noise: float = 0.1
     """Standard deviation of what is added to each factor in each feature vector."""
-    clutter: int = 24
+    clutter: int = 48
     """Factors that are drawn anew for every feature vector: what is in a patch and says nothing of the item."""
 
     @property
@@ -52,7 +52,8 @@ class FactorSizes:
 
     def variances(self) -> Floats:
         """(C + P,): of the shared factors, then of a modality's private ones."""
-        return np.concatenate([self.importance ** np.arange(self.shared), np.ones(self.private)])
+        shared: Floats = self.importance ** np.arange(self.shared, dtype=np.float64)
+        return np.concatenate([shared, np.ones(self.private)])
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ class RandomEncoder:
         seen = visible * (factors_BF[:, None] + self._sizes.noise * generator.standard_normal(shape))
         clutter = generator.standard_normal((*shape[:2], self._sizes.clutter))
         hidden = np.tanh(np.concatenate([seen, clutter], axis=2) @ self._first + self._bias)
-        return (hidden @ self._second).astype(np.float32)
+        values: NDArray[np.float32] = (hidden @ self._second).astype(np.float32)
+        return values
 
 
 def draw_factors(sizes: FactorSizes, items: int, generator: np.random.Generator) -> Factors:

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from bench.quality.heads import NarrowTokensHead
 from bench.quality.synthetic_data import GivenFeatures
 from fluxtalk.artifacts import Identity
+from fluxtalk.config import HeadConfig
 from fluxtalk.datasets.pairs import Split
 from fluxtalk.errors import TrainingError
 from fluxtalk.model.registers import RegisterTokenModule
@@ -28,14 +30,14 @@ from fluxtalk.train.sampler import PairSampler
 class Budget:
     """What every head gets."""
 
-    steps: int = 500
+    steps: int = 600
     """Rounded up to whole epochs."""
     batch_size: int = 256
-    dim: int = 64
+    dim: int = 32
     heads: int = 4
     tokens: int = 5
     overlapping: int = 4
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     train_items: int = 4000
     test_items: int = 2000
     probe_items: int = 2000
@@ -60,6 +62,8 @@ class Variant:
     """Training options that differ from the others'."""
     trained: bool = True
     """False leaves the random weights: the control of every probe."""
+    width: int | None = None
+    """Numbers of a token; None takes the head's own width."""
 
 
 def training_options(variant: Variant, budget: Budget, seed: int, training_items: int) -> TrainConfig:
@@ -93,31 +97,20 @@ def trained_head(
     Raises:
         TrainingError: training was stopped by a signal, or its loss is not finite.
     """
+    shared = {name: getattr(config, name) for name in HeadConfig.__dataclass_fields__ if name != "dims"}
+    sizes = HeadConfig(dims={m: source.dim for m, source in sources.items()}, **shared)
     torch.manual_seed(config.seed)
-    head = RegisterTokenModule(
-        {m: source.dim for m, source in sources.items()},
-        config.dim,
-        config.num_register_tokens,
-        config.num_overlapping_tokens,
-        config.nested_dropout_rate,
-        config.seed,
-        nested_dropout_schedule=config.nested_dropout_schedule,
-        depth=config.depth,
-        heads=config.heads,
-        self_attention=config.self_attention,
-        block_weights=config.block_weights,
-        dropout=config.dropout,
-        feature_dropout=config.feature_dropout,
-        token_dropout=config.token_dropout,
-        aggregation=config.aggregation,
-    )
+    head: TokenHead = RegisterTokenModule.from_config(sizes, config.seed)
+    if variant.width is not None:
+        torch.manual_seed(config.seed)
+        head = NarrowTokensHead(sizes, config.seed, variant.width)
     if variant.trained:
         sampler = PairSampler(split, config.batch_size, 1, 0, config.seed, config.accum_steps, config.items_per_id)
         trainer = Trainer(config, head, sources, sampler, OneProcess(), "in memory", Identity())
         with tempfile.TemporaryDirectory() as folder:
             # The last step is what counts: nothing here is chosen by validation.
-            finished = trainer.run(RunFolder(Path(folder)), RunLog(Identity(), None), lambda _: {"score": 0.0})
+            log = RunLog(Identity(), None, active=False)
+            finished = trainer.run(RunFolder(Path(folder)), log, lambda _: {"score": 0.0})
         if not finished:
             raise TrainingError("Training was stopped by a signal; start the benchmark again to go on.")
-        return trainer.evaluated_head().eval()
     return head.eval()

@@ -23,9 +23,6 @@ from fluxtalk.model.world import World
 OBJECTIVES = ("none", "reconstruction", "contrast")
 CONTRAST_SCALE = 10.0
 """Inverse temperature of the contrast within a modality; fixed, because it has no other side to balance."""
-CORRELATION_WEIGHT = 0.1
-"""Of the cross-correlation penalty. Its estimate has a floor of about dim / rows, which at weight 1 outweighs the rest:
-on glyphs (dim 192, 512 rows) it cost 5 points of Recall@10 (docs/LOG.md)."""
 
 
 def complementary_l2(tokens_BCD: Tensor, keep_BC: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,15 +46,17 @@ def complementary_diversity(tokens_BKD: Tensor, keep_BK: Tensor, num_overlapping
 
 
 def cross_correlation_penalty(x_GD: Tensor, y_GD: Tensor, kept_G: Tensor) -> Tensor:
-    """How much of x can be said linearly by y, dimension by dimension: a scalar, 0 where uncorrelated.
+    """How much of x can be said linearly by y, dimension by dimension: a scalar, 0 where it is no more than chance.
 
-    The mean over x's dimensions of the summed squared Pearson correlations with all of y's, over the rows kept. The
-    off-diagonal idea of Zbontar et al. 2021, "Barlow Twins", between two different things.
+    The mean over x's dimensions of the summed squared Pearson correlations with all of y's, over the rows kept; less
+    what independent vectors give in the mean, which is D / rows: without that, few rows of many dimensions would be
+    pushed around by noise. The off-diagonal idea of Zbontar et al. 2021, "Barlow Twins", between two different things.
     """
     weight = kept_G.to(x_GD.dtype)
     count = weight.sum().clamp_min(1)
     x, y = (_standardised(z, weight, count) for z in (x_GD, y_GD))
-    return ((x * weight[:, None]).T @ y / count).square().sum(dim=1).mean()
+    explained = ((x * weight[:, None]).T @ y / count).square().sum(dim=1).mean()
+    return F.relu(explained - y_GD.shape[1] / count)
 
 
 def variance_hinge(unit_GD: Tensor, kept_G: Tensor) -> Tensor:
@@ -100,7 +99,14 @@ class Contrast(nn.Module):
     would not do: the contrastive loss does not take private information out of them, and a complementary token
     beside them has nothing left to say. A cross-correlation penalty keeps it from repeating what is shared, and a
     variance hinge from collapsing.
+
+    Args:
+        correlation_weight: of the cross-correlation penalty.
     """
+
+    def __init__(self, correlation_weight: float = 1.0) -> None:
+        super().__init__()
+        self.correlation_weight = correlation_weight
 
     def forward(self, outputs: RegisterOutputs, inputs: ComplementaryInputs, world: World) -> Tensor:
         """See `ComplementaryObjective`."""
@@ -114,7 +120,7 @@ class Contrast(nn.Module):
                 views = [l2_normalise(view[:, index]) for view in (tokens, inputs.second_view[modality])]
                 both = [torch.cat([own, known], dim=1) for own in views]
                 contrast_ = _between_views(both, items, all_items, kept, world)
-                terms.append(contrast_ + _apart(views[0], known, kept, world))
+                terms.append(contrast_ + _apart(views[0], known, kept, self.correlation_weight, world))
         return _mean(terms, outputs)
 
 
@@ -128,10 +134,14 @@ class Reconstruction(nn.Module):
         dims: modality to feature dimension.
         dim: head dimension.
         num_complementary: how many complementary tokens there are.
+        correlation_weight: of the cross-correlation penalty.
     """
 
-    def __init__(self, dims: Mapping[str, int], dim: int, num_complementary: int) -> None:
+    def __init__(
+        self, dims: Mapping[str, int], dim: int, num_complementary: int, correlation_weight: float = 1.0
+    ) -> None:
         super().__init__()
+        self.correlation_weight = correlation_weight
         self.decoders = nn.ModuleDict(
             {
                 name: nn.Sequential(nn.Linear(dim * (num_complementary + 1), 2 * dim), nn.GELU(), nn.Linear(2 * dim, e))
@@ -151,12 +161,13 @@ class Reconstruction(nn.Module):
             error = (predicted - inputs.targets[modality]).square().mean(dim=1)
             terms.append(_over_kept(error, keep[:, 0], world))
             for index in range(keep.shape[1]):
-                terms[-1] = terms[-1] + _apart(own[:, index], known, keep[:, index], world) / keep.shape[1]
+                apart = _apart(own[:, index], known, keep[:, index], self.correlation_weight, world)
+                terms[-1] = terms[-1] + apart / keep.shape[1]
         return _mean(terms, outputs)
 
 
 def build_objective(
-    name: str, dims: Mapping[str, int], dim: int, num_complementary: int
+    name: str, dims: Mapping[str, int], dim: int, num_complementary: int, correlation_weight: float = 1.0
 ) -> Contrast | Reconstruction | None:
     """The objective of that name; None for ``none``.
 
@@ -172,7 +183,9 @@ def build_objective(
             f"--complementary_objective {name} needs a complementary token; "
             "set --num_overlapping_tokens below --num_register_tokens."
         )
-    return Contrast() if name == "contrast" else Reconstruction(dims, dim, num_complementary)
+    if name == "contrast":
+        return Contrast(correlation_weight)
+    return Reconstruction(dims, dim, num_complementary, correlation_weight)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -203,11 +216,11 @@ def _between_views(both: list[Tensor], items: Tensor, all_items: Tensor, kept: T
     return _over_kept((rows[0] + rows[1]) / 2, kept, world)
 
 
-def _apart(own: Tensor, known: Tensor, kept: Tensor, world: World) -> Tensor:
+def _apart(own: Tensor, known: Tensor, kept: Tensor, correlation_weight: float, world: World) -> Tensor:
     """The penalties between a complementary token and what others know, over the global batch."""
     everywhere, all_kept = world.gather(own), world.gather(kept)
     correlation = cross_correlation_penalty(everywhere, world.gather(known), all_kept)
-    return CORRELATION_WEIGHT * correlation + variance_hinge(everywhere, all_kept)
+    return correlation_weight * correlation + variance_hinge(everywhere, all_kept)
 
 
 def _over_kept(values_B: Tensor, kept_B: Tensor, world: World) -> Tensor:

@@ -101,7 +101,7 @@ def test_a_failed_process_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Mo
     program = tmp_path / "python"
     program.write_text("#!/bin/sh\necho noise >&2; echo 'error: No space.' >&2; exit 3\n")
     program.chmod(0o755)
-    monkeypatch.setattr(glyphs.sys, "executable", str(program))
+    monkeypatch.setattr("bench.quality.glyphs.sys.executable", str(program))
     job = glyphs.Job(variant_named(MAIN), 0, "")
     with pytest.raises(TrainingError, match=r"The run recommended/0 ended with status 3 \(No space\); start"):
         list(glyphs._in_processes([job], glyphs_job.Budget.quick(), None, 1))

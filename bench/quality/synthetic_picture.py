@@ -1,0 +1,95 @@
+"""The picture of the synthetic proof."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fluxtalk.artifacts import atomic_file
+
+_BARS = {
+    "private_by_complementary": "own private factors,\nfrom complementary",
+    "shared_by_complementary": "shared factors,\nfrom complementary",
+    "private_by_pooled": "own private factors,\nfrom shared embedding",
+    "others_private_by_complementary": "other's private factors,\nfrom complementary",
+}
+
+
+def draw(summary: Mapping[str, Any], path: Path) -> None:
+    """Draw what is private and what is ordered, side by side."""
+    figure = Figure(figsize=(13, 7.5), layout="constrained")
+    grid = figure.add_gridspec(2, 2)
+    _private(figure.add_subplot(grid[0, :]), summary)
+    _directions(figure.add_subplot(grid[1, 0]), summary)
+    _gains(figure.add_subplot(grid[1, 1]), summary)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
+
+
+def _private(axes: Axes, summary: Mapping[str, Any]) -> None:
+    names = list(summary["factors"])
+    width = 0.8 / len(names)
+    for index, name in enumerate(names):
+        results = summary["factors"][name]
+        axes.bar(
+            np.arange(len(_BARS)) + (index - (len(names) - 1) / 2) * width,
+            [results[key]["mean"] for key in _BARS],
+            width,
+            yerr=[results[key]["deviation"] for key in _BARS],
+            label=summary["labels"][name],
+        )
+    axes.set_xticks(range(len(_BARS)), list(_BARS.values()))
+    axes.set_ylabel("R² on held-out items")
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    axes.set_title("What is read from which token (linear probe; mean and deviation over seeds)")
+    axes.legend()
+
+
+def _directions(axes: Axes, summary: Mapping[str, Any]) -> None:
+    result = summary["order"]["nested"]
+    correlations = [c["mean"] for c in result["correlations"]]
+    numbers = np.arange(1, len(correlations) + 1)
+    axes.plot(numbers, np.square(correlations), "k--", label="squared canonical correlation")
+    for k, values in result["by_direction"].items():
+        axes.errorbar(
+            numbers, [v["mean"] for v in values], [v["deviation"] for v in values], marker="o", label=f"tokens 1..{k}"
+        )
+    axes.set_xticks(numbers)
+    axes.set_xlabel("canonical direction, the most shared first")
+    axes.set_ylabel("R² on held-out items")
+    axes.set_title("Nested tokens learn shared directions in their order")
+    axes.legend()
+
+
+def _gains(axes: Axes, summary: Mapping[str, Any]) -> None:
+    names = list(summary["order"])
+    ticks = np.arange(1, len(summary["order"]["nested"]["gain"]) + 1)
+    width = 0.8 / (len(names) + 1)
+    for index, name in enumerate(names):
+        result = summary["order"][name]
+        axes.bar(
+            ticks + (index - len(names) / 2) * width,
+            [g["mean"]["mean"] for g in result["gain"].values()],
+            width,
+            yerr=[g["mean"]["deviation"] for g in result["gain"].values()],
+            label=summary["labels"][name],
+        )
+    shuffled = summary["order"]["nested"]["gain_shuffled"].values()
+    axes.bar(
+        ticks + len(names) / 2 * width,
+        [g["mean"] for g in shuffled],
+        width,
+        yerr=[g["deviation"] for g in shuffled],
+        color="lightgrey",
+        label="nested, registers shuffled",
+    )
+    axes.set_xticks(ticks)
+    axes.set_xlabel("token")
+    axes.set_ylabel("gain in R²")
+    axes.set_title("What each token adds to those before it")
+    axes.legend()

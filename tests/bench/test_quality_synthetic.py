@@ -1,0 +1,72 @@
+"""The synthetic proof: what it calls true is true, and the whole path runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from sklearn.cross_decomposition import CCA
+
+from bench.quality.linear_gaussian import LinearPairs, LinearSizes
+from bench.quality.synthetic import main
+from bench.quality.synthetic_data import MODALITIES, FactorSizes, synthetic_split
+
+
+def test_canonical_directions_are_what_cca_finds() -> None:
+    """Against scikit-learn on a large sample: the same correlations in the same order, and the same directions."""
+    sizes = LinearSizes(shared=3, private=2, length=2, feature_dim=7, noise=0.5)
+    pairs = LinearPairs(sizes, seed=3)
+    truth, sample = pairs.canonical(), pairs.draw("train", 40_000)
+    one, two = (sample.variates(truth, m) for m in MODALITIES)
+    assert (np.diff(truth.correlations_J) < 0).all()
+    both = np.corrcoef(one, two, rowvar=False)
+    np.testing.assert_allclose(np.diag(both[:3, 3:]), truth.correlations_J, atol=0.02)
+    # Uncorrelated among themselves and across, of unit variance.
+    np.testing.assert_allclose(np.cov(one, rowvar=False), np.eye(3), atol=0.03)
+    np.testing.assert_allclose(both[:3, 3:] - np.diag(np.diag(both[:3, 3:])), 0, atol=0.02)
+    found = CCA(n_components=3, scale=False).fit(*(sample.values[m].mean(axis=1) for m in MODALITIES))
+    scores = found.transform(*(sample.values[m].mean(axis=1) for m in MODALITIES))
+    for j in range(3):
+        assert abs(np.corrcoef(scores[0][:, j], one[:, j])[0, 1]) > 0.99
+        correlation = np.corrcoef(scores[0][:, j], scores[1][:, j])[0, 1]
+        assert correlation == pytest.approx(truth.correlations_J[j], abs=0.01)
+
+
+def test_factors_are_what_they_are_called() -> None:
+    """Shared factors fall in variance and are the same in both modalities; private ones are independent of all."""
+    sizes = FactorSizes(shared=3, private=2, importance=0.5)
+    split = synthetic_split(sizes, 0, "train", 20_000)
+    np.testing.assert_allclose(split.factors.shared.var(axis=0), [1, 0.5, 0.25], rtol=0.05)
+    everything = np.concatenate([split.factors.shared, *split.factors.private.values()], axis=1)
+    correlation = np.corrcoef(everything, rowvar=False)
+    assert np.abs(correlation - np.eye(7)).max() < 0.03
+    again, other = synthetic_split(sizes, 0, "train", 50), synthetic_split(sizes, 0, "test", 50)
+    rows = np.arange(50)
+    assert not np.allclose(again.factors.shared, other.factors.shared)
+    features = [split_.features["one"].batch(rows).features_BLD.numpy() for split_ in (again, other)]
+    assert features[0].shape == (50, sizes.length, sizes.feature_dim)
+    assert not np.allclose(features[0], features[1])
+
+
+def test_the_whole_proof_runs_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    output, picture = tmp_path / "synthetic.json", tmp_path / "picture.png"
+    done = CliRunner().invoke(main, ["--quick", "-o", str(output), "--draw", "--picture", str(picture)])
+    assert done.exit_code == 0, done.output
+    content = json.loads(output.read_text())
+    assert {"untrained", "none", "reconstruction", "contrast"} <= set(content["factors"])
+    for result in content["factors"].values():
+        assert set(result["shared_by_pooled"]) == {"1", "2"}
+        assert abs(result["others_private_by_pooled"]["mean"]) < 0.5
+    for result in content["order"].values():
+        total = sum(gain["mean"]["mean"] for gain in result["gain"].values())
+        assert total == pytest.approx(sum(g["mean"] for g in result["gain_shuffled"].values()), abs=0.01)
+    assert {"date", "architecture", "git_revision"} <= set(content)
+    assert picture.stat().st_size > 10_000
+    assert "contrast" in done.output
+    again = CliRunner().invoke(main, ["--quick", "-o", str(output)])
+    assert again.exit_code == 0, again.output
+    assert "factors/none/0" not in again.output
+    assert json.loads(output.read_text())["runs"] == content["runs"]
