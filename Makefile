@@ -14,10 +14,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint bench docs gpu clean
+.PHONY: help install demo test test-slow lint bench bench-runtime bench-features bench-training bench-quality docs gpu clean
 
 help: ## Say what can be made
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 install: $(STAMP) ## Make .venv with everything that the demo, the tests and the linters need
 
@@ -45,10 +45,21 @@ lint: install ## Format, lint, types, and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: bench-runtime ## Every benchmark that runs without a GPU
+bench: bench-runtime bench-features ## Every benchmark of minutes that runs without a GPU
 
 bench-runtime: install ## Latency by k, and the runtime's overhead over a bare session
 	$(BIN)/python -m bench.runtime --bundle $(DEMO)/bundle
+
+bench-features: install ## The feature cache: training speed, reading, sizes (4 minutes)
+	$(BIN)/python -m bench.features
+
+bench-training: install ## Memory of a batch of 32,768; recall by kind of feature cache (half an hour)
+	$(BIN)/python -m bench.large_batch
+	$(BIN)/python -m bench.feature_options
+
+bench-quality: install ## The proof of docs/quality.md: synthetic truth and glyphs, 3 seeds (an hour and a half; goes on where it stopped)
+	$(BIN)/python -m bench.quality.synthetic --draw
+	$(BIN)/python -m bench.quality.glyphs --draw
 
 docs: install ## Draw the pictures of the docs again
 	$(BIN)/python -m bench.contact_sheet --output docs/images/glyphs.png

@@ -19,7 +19,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "recommended": {
         "complementary_objective": "contrast",
         "complementary_correlation_weight": 0.3,
-        "items_per_id": 2,
         "dropout": 0.1,
         "feature_dropout": 0.1,
         "token_dropout": 0.1,

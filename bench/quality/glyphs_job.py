@@ -47,9 +47,9 @@ _VALIDATIONS = 8
 class Budget:
     """What every variant gets."""
 
-    steps: int = 600
+    steps: int = 300
     """Rounded to whole epochs."""
-    batch_size: int = 512
+    batch_size: int = 256
     dim: int = 192
     probe_images: int = 20_000
     """Training images that probes are fitted to."""

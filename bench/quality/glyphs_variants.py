@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.quality.heads import AttentionPoolHead, MatryoshkaHead, QueryFormerHead
-from fluxtalk.config import AGGREGATIONS, HeadConfig
+from fluxtalk.config import HeadConfig
 from fluxtalk.errors import UsageError
 from fluxtalk.model.baselines import MeanPoolHead
 from fluxtalk.model.registers import RegisterTokenModule
@@ -23,7 +23,7 @@ _ABLATIONS: dict[str, tuple[Any, ...]] = {
     "complementary_objective": OBJECTIVES,
     "items_per_id": (1, 2),
     "nested_draw": NESTED_DRAWS,
-    "aggregation": AGGREGATIONS,
+    "aggregation": ("mean", "concat"),
 }
 _PLAIN = {"complementary_objective": "none", "aggregation": "mean", "nested_dropout_rate": 0.0}
 """A head without complementary and without nested tokens."""

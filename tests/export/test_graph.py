@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
+from fluxtalk.bundle import TOKEN_INDEX
 from fluxtalk.errors import UsageError
 from fluxtalk.export.to_onnx import export_onnx
 from fluxtalk.export.write_bundle import sample_batch
+from fluxtalk.model.embedder import Embedder
+from fluxtalk.model.registers import RegisterTokenModule
 from fluxtalk.model.stage1 import Stage1
+from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
 from tests.conftest import Made
 
 RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout")
@@ -73,3 +80,26 @@ def test_opsets_out_of_range_are_refused(made: Made, stage1: Stage1) -> None:
     for opset in (17, 23):
         with pytest.raises(UsageError, match=r"18\.\.22"):
             export_onnx(made.run.embedder("text"), stage1.modalities["text"].preprocess, {}, opset)
+
+
+def test_every_kind_of_head_exports_with_every_k(stage1: Stage1, tmp_path: Path) -> None:
+    """Options of the head that the shared run does not use: each graph against eager PyTorch, at every k."""
+    part = stage1.modalities["text"]
+    batch = sample_batch(part.preprocess, ["latin small letter a", "greek capital letter omega with tonos"])
+    dims = {m: p.spec.dim for m, p in stage1.modalities.items()}
+    kinds: tuple[dict[str, Any], ...] = (
+        {"output_projection": "per_register"},
+        {"block_weights": "per_modality", "self_attention": True, "depth": 2, "output_projection": "per_register"},
+    )
+    for options in kinds:
+        head = RegisterTokenModule(dims, dim=16, heads=2, **options)
+        embedder = Embedder(part.build(), head, "text")
+        path = tmp_path / "text.onnx"
+        path.write_bytes(export_onnx(embedder, part.preprocess, batch))
+        session = OnnxRuntimeSession(path)
+        for k in (1, 2, 4):
+            tokens, embeddings = embedder.embed_arrays(batch, k)
+            got = session.run({**batch, TOKEN_INDEX: np.arange(k)})
+            np.testing.assert_allclose(got["embeddings"], embeddings, rtol=0, atol=1e-6)
+            np.testing.assert_allclose(got["tokens"], tokens, rtol=0, atol=1e-5 * max(1, np.abs(tokens).max()))
+        session.close()

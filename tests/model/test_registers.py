@@ -20,7 +20,7 @@ DIMS = {"image": 10, "text": 7}
 VARIANTS = [
     pytest.param({"self_attention": s, "depth": d, "block_weights": w}, id=f"{'causal' if s else 'plain'}-{d}-{w}")
     for s, d, w in itertools.product((False, True), (1, 2), ("shared", "per_modality"))
-]
+] + [pytest.param({"output_projection": "per_register"}, id="own-output")]
 # 16 numbers and 2 heads: up to 7 tokens the absorbed form is the cheaper one, from 8 on the plain one.
 DIM, HEADS, TOKENS, OVERLAPPING = 16, 2, 9, 4
 
@@ -328,6 +328,8 @@ def test_what_does_not_fit_is_refused(features: dict[str, Tensor], mask: Tensor 
         ({"heads": 3}, "multiple of its heads"),
         ({"depth": 0}, "depth is at least 1"),
         ({"block_weights": "none"}, "shared, per_modality"),
+        ({"output_projection": "none"}, "shared, per_register"),
+        ({"aggregation": "sum"}, "mean, concat, maxsim"),
         ({"dims": {}}, "at least one modality"),
         ({"dims": {"Image": 3}}, "lower-case"),
         ({"dims": {"keys": 3}}, "choose another name"),
