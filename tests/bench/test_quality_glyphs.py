@@ -60,7 +60,7 @@ def test_quick_measures_every_variant(results: Path) -> None:
     sizes = content["bytes"]
     one = 4 * content["budget"]["dim"]
     assert sizes[MAIN] == {"1": one, "2": one, "3": one}
-    for name in ("matryoshka", "aggregation=concat", "aggregation=maxsim"):
+    for name in ("matryoshka", "aggregation=concat"):
         assert sizes[name] == {"1": one, "2": 2 * one, "3": 3 * one}
     assert sizes["query_former"] == sizes[MAIN]
     assert all(sizes[f"separate_{k}"] == {str(k): one} for k in (1, 2, 3))
@@ -136,7 +136,7 @@ def test_fingerprint_follows_options_and_not_places(cache_dir: Path, tmp_path: P
         return glyphs_job.fingerprint(config, given, inputs)
 
     assert of(MAIN, tmp_path) == of(MAIN, tmp_path / "elsewhere")
-    assert of(MAIN, tmp_path) != of("items_per_id=1", tmp_path)
+    assert of(MAIN, tmp_path) != of("items_per_id=2", tmp_path)
     assert of(MAIN, tmp_path) != of(MAIN, tmp_path, glyphs_job.Budget(steps=3))
 
 
