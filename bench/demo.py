@@ -166,7 +166,8 @@ def _train(demo: Demo, options: list[str], inputs: list[Any]) -> None:
 
 def _baseline(demo: Demo, inputs: list[Any]) -> None:
     command = ["fluxtalk", "baseline", str(demo.run)]
-    demo.stage("baseline", inputs, [demo.run / "baseline.json"], lambda: _command(command))
+    outputs = [demo.run / "baseline.json", demo.run / "baseline-linear"]
+    demo.stage("baseline", inputs, outputs, lambda: _command(command))
 
 
 def _export(demo: Demo, inputs: list[Any]) -> None:

@@ -22,16 +22,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fp16": {},
     "int8": {"feature_dtype": "int8"},
     "pool 2": {"feature_pool": 2},
-    "pool 4": {"feature_pool": 4},
     "pca 64": {"feature_pca": 64},
-    "pca 32": {"feature_pca": 32},
     "int8, pool 2, pca 64": {"feature_dtype": "int8", "feature_pool": 2, "feature_pca": 64},
 }
 
 
 @click.command()
 @option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Trainings of each.")
-@option("--epochs", default=40, show_default=True, type=click.IntRange(1), help="Of 11 steps of 512 pairs each.")
+@option("--epochs", default=20, show_default=True, type=click.IntRange(1), help="Of 11 steps of 512 pairs each.")
 @option("--cache_dir", type=click.Path(path_type=Path), help="For the rendered glyphs.  [default: a temporary folder]")
 @click.option("-o", "--output", default="bench/results/feature_options.json", type=click.Path(path_type=Path))
 @debug_option

@@ -27,6 +27,10 @@ class Callbacks(Callback):
     def __init__(self, callbacks: Sequence[Callback] = ()) -> None:
         self._callbacks = tuple(callbacks)
 
+    def __bool__(self) -> bool:
+        """Whether there are any: reading a loss makes a GPU wait."""
+        return bool(self._callbacks)
+
     def on_step(self, step: int, losses: Mapping[str, float]) -> None:
         """See `Callback.on_step`."""
         for callback in self._callbacks:

@@ -166,6 +166,7 @@ class Trainer:
                 self._report_bad(bad, folder, log)
             if bar is not None:
                 bar.update()
+            if self._callbacks and self.world.rank == 0:
                 self._callbacks.on_step(self.position.step, {n: v.item() for n, v in terms.items().items()})
             epoch, into = divmod(self.position.step, self.sampler.steps_per_epoch)
             if into == 0:

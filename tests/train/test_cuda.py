@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_training_on_cuda_embeds_like_the_cpu(
     train_config: TrainConfig, table_data: PairDataset, tmp_path: Path, precision: str
 ) -> None:
