@@ -50,9 +50,12 @@ def fit_ridge(x_BD: ArrayLike, y_BT: ArrayLike, penalties: tuple[float, ...] = P
         penalties: positive, each per item: the least-squares sum is penalised by ``penalty * B``.
 
     Raises:
-        UsageError: the shapes do not fit, something is not finite, or there are fewer than three items.
+        UsageError: the shapes do not fit, something is not finite, there are fewer than three items, or a penalty is
+            not positive.
     """
     x, y = _checked(x_BD, y_BT)
+    if not penalties or not all(penalty > 0 for penalty in penalties):
+        raise UsageError(f"Ridge regression needs one or more positive penalties; got {penalties}.")
     count = len(x)
     mean, y_mean = x.mean(axis=0), y.mean(axis=0)
     deviation = x.std(axis=0)
@@ -77,7 +80,7 @@ class ProbeScore(NamedTuple):
     """How well targets can be read off vectors on held-out items."""
 
     per_target: Floats
-    """(T,): R^2 of each target; 0 is the training items' mean, and worse than that is below 0."""
+    """(T,): R^2 of each target; 0 is as good as the test items' mean, worse is below 0."""
     per_item: Floats
     """(B,): each item's share of the overall R^2, which is their mean."""
 

@@ -36,6 +36,8 @@ from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.errors import TrainingError
 from fluxtalk.train.inputs import Inputs
 
+ALWAYS = ("specified", "aggregation=concat")
+"""Ablations that the comparisons need."""
 PICTURE = Path("docs/images/quality-glyphs.png")
 
 
@@ -65,6 +67,11 @@ class Job:
 @option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Seeds 0, 1, ... of every variant.")
 @option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Processes of one thread.")
 @option("--cache_dir", default=None, help="For renderings and features; ~/.cache/fluxtalk where absent.")
+@click.option(
+    "--ablations/--no-ablations",
+    default=True,
+    help="Whether the register tokens are also trained with each option changed.",
+)
 @option("--quick", is_flag=True, help="A smoke test in this process: a few steps, characters and one seed.")
 @option("--draw", is_flag=True, help=f"Draw {PICTURE} from the results.")
 @option("--picture", default=PICTURE, type=click.Path(path_type=Path), help="Where --draw draws.", show_default=True)
@@ -72,13 +79,21 @@ class Job:
 @debug_option
 @sentence_errors
 def main(
-    output: Path, seeds: int, workers: int, cache_dir: str | None, quick: bool, draw: bool, picture: Path, **given: Any
+    output: Path,
+    seeds: int,
+    workers: int,
+    cache_dir: str | None,
+    ablations: bool,
+    quick: bool,
+    draw: bool,
+    picture: Path,
+    **given: Any,
 ) -> None:
     """Train and measure every variant that OUTPUT does not hold yet, and print the tables."""
     budget = Budget.quick() if quick else Budget(**given)
     seeds = 1 if quick else seeds
     inputs = job_inputs(budget, cache_dir)
-    known = variants()
+    known = {name: v for name, v in variants().items() if ablations or v.kind != "ablation" or name in ALWAYS}
     jobs = _plan(list(known.values()), range(seeds), budget, inputs)
     store = ResultStore(output)
     missing = [job for job in jobs if store.get(job.name, job.fingerprint) is None]

@@ -31,7 +31,7 @@ from fluxtalk.artifacts import hash_json
 from fluxtalk.console import debug_option, option, sentence_errors
 
 PICTURE = Path("docs/images/quality-synthetic.png")
-VERSION = 1
+VERSIONS = {"factors": 1, "order": 2}
 """Raised where the same options would be trained or scored otherwise."""
 
 
@@ -139,13 +139,14 @@ def tables(summary: dict[str, Any]) -> str:
             rows.append(
                 [
                     f"{summary['labels'][name]}, token {k}",
-                    _cell(gain["mean"]),
-                    f"{gain['low']['mean']:.3f} to {gain['high']['mean']:.3f}",
+                    _with_interval(gain),
                     _cell(result["gain_shuffled"][k]),
+                    _with_interval(result["ahead"][k]) if k in result["ahead"] else "",
                     _cell(result["recall_at_1"][k]),
                 ]
             )
-    order = markdown_table(["what token k adds to R^2", "gain", "95 % interval", "shuffled", "R@1 with k"], rows)
+    header = ["token k", "adds to R^2 (95 % interval)", "shuffled", "1..k ahead of any k (95 % interval)", "R@1 with k"]
+    order = markdown_table(header, rows)
     return f"{factors}\n\n{order}"
 
 
@@ -174,7 +175,7 @@ def _fingerprint(kind: str, variant: Variant, budget: Budget) -> str:
     sizes = FactorSizes() if kind == "factors" else LinearSizes()
     config = training_options(variant, budget, 0, budget.train_items).to_dict()
     parts = [
-        VERSION,
+        VERSIONS[kind],
         kind,
         dataclasses.asdict(sizes),
         dataclasses.asdict(budget),
@@ -187,6 +188,10 @@ def _fingerprint(kind: str, variant: Variant, budget: Budget) -> str:
 
 def _last(by_k: dict[str, Any]) -> Any:
     return by_k[max(by_k, key=int)]
+
+
+def _with_interval(figure: dict[str, dict[str, float]]) -> str:
+    return f"{_cell(figure['mean'])} ({figure['low']['mean']:.3f} to {figure['high']['mean']:.3f})"
 
 
 def _cell(figure: dict[str, float]) -> str:

@@ -5,7 +5,8 @@ Shapes: B items, N tokens, K overlapping tokens, D dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,12 @@ from bench.quality.linear_gaussian import Canonical, LinearSplit
 from bench.quality.synthetic_data import MODALITIES, Factors, Floats, GivenFeatures, SyntheticSplit
 from fluxtalk.metrics import first_hit_ranks, recall_at
 from fluxtalk.model.token_head import TokenHead
-from fluxtalk.probes import ProbeScore, bootstrap_interval, probe_score
+from fluxtalk.probes import ProbeScore, paired_bootstrap_difference, probe_score
 from fluxtalk.tokens import pool
 from fluxtalk.train.evaluate import ItemTokens, all_tokens
 
 Tokens = NDArray[np.float32]
 Read = Callable[[Tokens], NDArray[Any]]
-SHUFFLES = 6
-"""Random orders of the registers that the true one is compared with."""
 
 
 class ProbedTokens:
@@ -103,43 +102,40 @@ def order_scores(
     Returns:
         ``by_direction[k]``: R^2 of each canonical variate from tokens 1..k, a list, mean over modalities.
         ``gain[k]``: ``mean``, ``low`` and ``high`` of what token k adds to the R^2 over all variates, weighted by their
-        squared correlations, with its 95 % bootstrap interval over items; ``gain_shuffled[k]``: the same in the mean
-        over random orders of the registers, without interval.
+        squared correlations, with its 95 % bootstrap interval over items; ``gain_shuffled[k]``: its mean over all
+        orders of the registers; ``ahead[k]``: by how much tokens 1..k are ahead of the mean over all choices of k
+        tokens, with the paired 95 % interval. Over shuffled registers it is 0 in the mean.
     """
     count = probed.overlapping
     weight = canonical.correlations_J
     targets = {m: (train.variates(canonical, m) * weight, test.variates(canonical, m) * weight) for m in MODALITIES}
 
-    def explained(modality: str, chosen: list[int]) -> ProbeScore:
-        return probed.score(modality, lambda t: t[:, chosen].reshape(len(t), -1), *targets[modality])
+    def explained(chosen: tuple[int, ...]) -> tuple[Floats, Floats]:
+        scores = [probed.score(m, lambda t: t[:, chosen].reshape(len(t), -1), *targets[m]) for m in MODALITIES]
+        return np.mean([s.per_item for s in scores], axis=0), np.mean([s.per_target for s in scores], axis=0)
 
-    orders = [list(range(count))]
-    generator = np.random.default_rng(seed)
-    orders += [generator.permutation(count).tolist() for _ in range(SHUFFLES)]
-    gains = []
-    by_direction: dict[str, list[float]] = {}
-    for order in orders:
-        scores = {m: [explained(m, order[:k]) for k in range(1, count + 1)] for m in MODALITIES}
-        per_item = np.mean([[s.per_item for s in scores[m]] for m in MODALITIES], axis=0)
-        gains.append(np.diff(per_item, axis=0, prepend=0))
-        if not by_direction:
-            for k in range(1, count + 1):
-                each = np.mean([scores[m][k - 1].per_target for m in MODALITIES], axis=0)
-                by_direction[str(k)] = [round(float(x), 4) for x in each]
+    counts = range(1, count + 1)
+    known = {chosen: explained(chosen) for k in counts for chosen in itertools.combinations(range(count), k)}
+    first = [known[tuple(range(k))][0] for k in counts]
+    random = [np.mean([each for chosen, (each, _) in known.items() if len(chosen) == k], axis=0) for k in counts]
     return {
         "correlations": [round(float(x), 4) for x in weight],
-        "by_direction": by_direction,
-        "gain": {str(k): _with_interval(gains[0][k - 1], seed) for k in range(1, count + 1)},
-        "gain_shuffled": {
-            str(k): round(float(np.mean([g[k - 1].mean() for g in gains[1:]])), 4) for k in range(1, count + 1)
-        },
+        "by_direction": {str(k): [round(float(x), 4) for x in known[tuple(range(k))][1]] for k in counts},
+        "gain": _by_k([_paired(a, b, seed) for a, b in itertools.pairwise([np.zeros_like(first[0]), *first])]),
+        "gain_shuffled": _by_k([round(float(x), 4) for x in np.diff([each.mean() for each in random], prepend=0)]),
+        "ahead": _by_k([_paired(b, a, seed) for a, b in zip(first[:-1], random[:-1], strict=True)]),
         "recall_at_1": {k: round(value, 4) for k, value in probed.recall_at_1().items()},
     }
 
 
-def _with_interval(values: Floats, seed: int) -> dict[str, float]:
-    interval = bootstrap_interval(values, seed)
-    return {"mean": round(float(values.mean()), 4), "low": round(interval.low, 4), "high": round(interval.high, 4)}
+def _by_k(values: Sequence[Any]) -> dict[str, Any]:
+    return {str(k): value for k, value in enumerate(values, start=1)}
+
+
+def _paired(before: Floats, after: Floats, seed: int) -> dict[str, float]:
+    """What ``after`` explains more than ``before``, with its interval."""
+    difference = paired_bootstrap_difference(after, before, seed)
+    return {name: round(value, 4) for name, value in difference._asdict().items()}
 
 
 def _pooled(count: int, k: int) -> Read:

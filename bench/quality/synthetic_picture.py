@@ -22,11 +22,12 @@ _BARS = {
 
 def draw(summary: Mapping[str, Any], path: Path) -> None:
     """Draw what is private and what is ordered, side by side."""
-    figure = Figure(figsize=(13, 7.5), layout="constrained")
-    grid = figure.add_gridspec(2, 2)
+    figure = Figure(figsize=(15, 8), layout="constrained")
+    grid = figure.add_gridspec(2, 3)
     _private(figure.add_subplot(grid[0, :]), summary)
     _directions(figure.add_subplot(grid[1, 0]), summary)
     _gains(figure.add_subplot(grid[1, 1]), summary)
+    _ahead(figure.add_subplot(grid[1, 2]), summary)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
 
@@ -46,7 +47,7 @@ def _private(axes: Axes, summary: Mapping[str, Any]) -> None:
     axes.set_xticks(range(len(_BARS)), list(_BARS.values()))
     axes.set_ylabel("R² on held-out items")
     axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-    axes.set_title("What is read from which token (linear probe; mean and deviation over seeds)")
+    axes.set_title("What is read from which token (linear probe); in all panels mean and deviation over seeds")
     axes.legend()
 
 
@@ -63,7 +64,7 @@ def _directions(axes: Axes, summary: Mapping[str, Any]) -> None:
     axes.set_xlabel("canonical direction, the most shared first")
     axes.set_ylabel("R² on held-out items")
     axes.set_title("Nested tokens learn shared directions in their order")
-    axes.legend()
+    axes.legend(fontsize=8)
 
 
 def _gains(axes: Axes, summary: Mapping[str, Any]) -> None:
@@ -92,4 +93,25 @@ def _gains(axes: Axes, summary: Mapping[str, Any]) -> None:
     axes.set_xlabel("token")
     axes.set_ylabel("gain in R²")
     axes.set_title("What each token adds to those before it")
-    axes.legend()
+    axes.legend(fontsize=9)
+
+
+def _ahead(axes: Axes, summary: Mapping[str, Any]) -> None:
+    for index, name in enumerate(summary["order"]):
+        ahead = summary["order"][name]["ahead"]
+        # Not the intervals over items: seeds differ by more than items let one expect.
+        figures = [figure["mean"] for figure in ahead.values()]
+        axes.errorbar(
+            np.arange(1, len(ahead) + 1) + 0.06 * (index - (len(summary["order"]) - 1) / 2),
+            [figure["mean"] for figure in figures],
+            [figure["deviation"] for figure in figures],
+            fmt="o",
+            capsize=3,
+            label=summary["labels"][name],
+        )
+    axes.axhline(0, color="grey", linewidth=1, label="registers shuffled")
+    axes.set_xticks(range(1, len(ahead) + 1))
+    axes.set_xlabel("k")
+    axes.set_ylabel("difference of R²")
+    axes.set_title("How far tokens 1..k are ahead of any k tokens")
+    axes.legend(fontsize=9)
