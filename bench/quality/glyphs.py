@@ -16,13 +16,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 from bench.quality.glyphs_job import Budget, budget_options, fingerprint, job_config, job_inputs, run_job
 from bench.quality.glyphs_picture import draw as draw_picture
@@ -30,7 +28,7 @@ from bench.quality.glyphs_retrieval import HITS_AT
 from bench.quality.glyphs_summary import summarise
 from bench.quality.glyphs_tables import tables
 from bench.quality.glyphs_variants import Variant, variants
-from bench.quality.report import ResultStore, machine_facts
+from bench.quality.report import ResultStore, machine_facts, one_thread
 from fluxtalk.artifacts import hash_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.errors import TrainingError
@@ -144,20 +142,9 @@ def _keep(store: ResultStore, done: Iterator[tuple[Job, dict[str, Any]]], count:
 
 def _in_process(jobs: Sequence[Job], budget: Budget, inputs: Inputs) -> Iterator[tuple[Job, dict[str, Any]]]:
     for job in jobs:
-        with _one_thread():
+        with one_thread():
             result = run_job(job.variant, job.seed, budget, inputs)
         yield job, result
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """As a process of its own has: sums in another order would be other results."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _in_processes(

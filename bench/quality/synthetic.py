@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 from bench.quality.linear_gaussian import LinearPairs, LinearSizes
-from bench.quality.report import ResultStore, machine_facts, markdown_table, mean_and_deviation
+from bench.quality.report import ResultStore, machine_facts, markdown_table, mean_and_deviation, one_thread
 from bench.quality.synthetic_data import FactorSizes, synthetic_split
 from bench.quality.synthetic_measures import ProbedTokens, factor_scores, order_scores
 from bench.quality.synthetic_picture import draw as draw_picture
@@ -75,14 +74,15 @@ def main(output: Path, seeds: int, quick: bool, draw: bool, picture: Path) -> No
     """Train and measure what OUTPUT does not hold yet, in one thread, and print the tables."""
     budget, seeds = (Budget.quick(), 1) if quick else (Budget(), seeds)
     store = ResultStore(output)
-    torch.set_num_threads(1)
     for kind, variants in (("factors", FACTORS), ("order", ORDER)):
         for seed in range(seeds):
             for variant in variants:
                 name, mark = f"{kind}/{variant.name}/{seed}", _fingerprint(kind, variant, budget)
                 if store.get(name, mark) is None:
                     click.echo(name)
-                    store.put(name, mark, _run(kind, variant, budget, seed))
+                    with one_thread():
+                        result = _run(kind, variant, budget, seed)
+                    store.put(name, mark, result)
     runs: dict[str, dict[str, list[Any]]] = {
         kind: {
             v.name: [store.get(f"{kind}/{v.name}/{seed}", _fingerprint(kind, v, budget)) for seed in range(seeds)]
