@@ -43,7 +43,7 @@ def _setting(name: str, help_: str, **settings: Any) -> Callable[[Command], Comm
 @_setting("view_dropout", "Share of feature vectors hidden in the second view of `contrast`.", type=float)
 @_setting("contrastive", "Loss between modalities.")
 @_setting("nested_draw", "Draw k per sample and modality, once per batch, or train several k in every step.")
-@_setting("recipe", "Begin with the specified options, or with those that measured best; other options still count.")
+@_setting("recipe", "Begin with these options; `recommended` trains complementary tokens too. Others still count.")
 @_setting(
     "data",
     "`glyphs`, a table of pairs, a folder of features or tar shards.  [default: the one that stage 1 names]",
