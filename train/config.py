@@ -24,8 +24,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "token_dropout": 0.1,
     },
 }
-"""Named sets of options: `specified` is the defaults; `recommended` trains complementary tokens for what is private, with
-the dropouts that some thousand pairs need (docs/quality.md)."""
+"""Named sets of options: `specified` is the defaults; `recommended` trains complementary tokens for what is private,
+with the dropouts that some thousand pairs need (docs/quality.md)."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "encode": ENCODE,
