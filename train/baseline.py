@@ -24,6 +24,8 @@ from fluxtalk.train.run_folder import RunFolder
 def train_baseline(config: TrainConfig, inputs: Inputs, folder: RunFolder, projection: str) -> dict[str, Any]:
     """Train a mean-pool head with a run's options: its `retrieval` scores on the test split.
 
+    Features are not dropped, whatever the run did: that would only weaken so small a head.
+
     Args:
         folder: an empty or new one, for the baseline's log and checkpoints.
         projection: ``linear`` or ``mlp``.
@@ -34,6 +36,8 @@ def train_baseline(config: TrainConfig, inputs: Inputs, folder: RunFolder, proje
         num_overlapping_tokens=1,
         complementary_objective="none",
         aggregation="mean",
+        feature_dropout=0.0,
+        token_dropout=0.0,
         init_from=None,
         freeze_registers=False,
     )
