@@ -28,6 +28,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25"
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@# The bindings of TensorRT, without its libraries: tests check our use of them. Two versions, so beside the environment.
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/tensorrt-bindings/10.16 tensorrt_cu12_bindings==10.16.1.11
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/tensorrt-bindings/11.4 tensorrt_cu13_bindings==11.4.0.106
 	@touch $@
 
 demo: install ## Run the whole path on real input: data, training, export, search (5 minutes on 2 cores)

@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from fluxtalk.console import debug_option, option, sentence_errors
+from fluxtalk.export.triton_cli import triton
+from fluxtalk.export.trt_cli import trt
 
 
 @click.group(name="export")
@@ -19,8 +21,31 @@ def main() -> None:
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="The bundle's folder, new or empty."
 )
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    default=("fp32",),
+    show_default=True,
+    help="fp32, fp16, bf16 or int8; repeatable. Serving takes the first where none is asked for.",
+)
+@click.option(
+    "--int8",
+    default="auto",
+    show_default=True,
+    help="How int8 is made: static (calibrated), weight-only, dynamic; auto tries the first two in turn.",
+)
+@click.option("--tokens", type=int, metavar="K", help="Keep the first K register tokens only.  [default: all]")
+@click.option("--attention", is_flag=True, help="Graphs also give where each register looked.")
 @click.option("--opset", default=20, show_default=True, help="ONNX opset, 18 to 22.")
-@click.option("--data", metavar="DATA", help="Data set of the golden inputs.  [default: the run's]")
+@click.option("--data", metavar="DATA", help="Data set of golden inputs and calibration.  [default: the run's]")
+@option(
+    "--eval_data",
+    metavar="DATA",
+    help="Data set whose validation split is what quality is measured on.  [default: that of --data]",
+)
+@option("--eval_items", default=1000, show_default=True, help="Ids that quality is measured on, at most.")
+@option("--allow_quality_loss", is_flag=True, help="Write the bundle although a precision fails the quality gate.")
 @option(
     "--stage1_checkpoint", type=click.Path(path_type=Path), help="Where stage 1 lies, if it was moved since training."
 )
@@ -28,40 +53,71 @@ def main() -> None:
 @debug_option
 @sentence_errors
 def onnx(
-    run: Path, output: Path, opset: int, data: str | None, stage1_checkpoint: Path | None, cache_dir: str | None
+    run: Path,
+    output: Path,
+    precisions: tuple[str, ...],
+    int8: str,
+    tokens: int | None,
+    attention: bool,
+    opset: int,
+    data: str | None,
+    eval_data: str | None,
+    eval_items: int,
+    allow_quality_loss: bool,
+    stage1_checkpoint: Path | None,
+    cache_dir: str | None,
 ) -> None:
-    """Export RUN (OUTPUT_DIR/LOG_NAME of fluxtalk-train): one ONNX graph per modality, parity proved."""
+    """Export RUN (OUTPUT_DIR/LOG_NAME of fluxtalk-train): one ONNX graph per modality and precision, parity proved.
+
+    fluxtalk-export onnx runs/mine -o bundle --precision fp32 --precision fp16 --precision int8
+    """
     # Only here: `--help` and `verify` must not wait for torch.
     from fluxtalk.datasets import default_cache_dir, load_dataset
+    from fluxtalk.export.options import ExportOptions
     from fluxtalk.export.write_bundle import write_bundle
     from fluxtalk.model.run import open_run
 
-    opened = open_run(run, stage1_checkpoint)
-    dataset = load_dataset(
-        data or opened.config["facts"]["data"], default_cache_dir(cache_dir or opened.config["options"]["cache_dir"])
+    options = ExportOptions(
+        precisions=precisions,
+        int8=int8,
+        tokens=tokens,
+        attention=attention,
+        opset=opset,
+        eval_items=eval_items,
+        allow_quality_loss=allow_quality_loss,
     )
-    bundle, _ = write_bundle(opened, dataset, output, opset, click.echo)
+    opened = open_run(run, stage1_checkpoint)
+    cache = default_cache_dir(cache_dir or opened.config["options"]["cache_dir"])
+    dataset = load_dataset(data or opened.config["facts"]["data"], cache)
+    held_out = load_dataset(eval_data, cache) if eval_data is not None else None
+    bundle = write_bundle(opened, dataset, output, options, click.echo, held_out)
     size = sum(file.stat().st_size for file in output.iterdir())
     click.echo(
-        f"{bundle.folder}: {', '.join(bundle.manifest.modalities)}, {size / 1e6:.1f} MB; "
-        "serve it with fluxtalk.runtime.load"
+        f"{bundle.folder}: {', '.join(bundle.manifest.modalities)} in {', '.join(bundle.manifest.precisions)}, "
+        f"{size / 1e6:.1f} MB; serve it with fluxtalk.runtime.load"
     )
 
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--backend", default="auto", show_default=True, help="What to verify on.")
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    help="Which to verify; repeatable.  [default: all that the back end runs]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @debug_option
 @sentence_errors
-def verify(bundle: Path, backend: str) -> None:
-    """Check BUNDLE's hashes and replay its golden vectors; needs no PyTorch."""
-    from fluxtalk.runtime import load
-    from fluxtalk.runtime.golden import verify_golden
+def verify(bundle: Path, backend: str, precisions: tuple[str, ...], as_json: bool) -> None:
+    """Check BUNDLE's hashes and replay its golden vectors, in every precision; needs no PyTorch."""
+    from fluxtalk.export.verify import verify_bundle
 
-    with load(bundle, backend) as embedder:
-        reports = list(verify_golden(embedder.bundle, embedder.session))
-    for report in reports:
-        click.echo(report.line())
-    for report in reports:
-        report.require()
-    click.echo(f"{bundle}: {len(embedder.bundle.manifest.files)} files unchanged, parity holds")
+    verification = verify_bundle(bundle, backend, precisions)
+    click.echo(verification.json() if as_json else verification.table())
+    verification.require()
+
+
+main.add_command(trt)
+main.add_command(triton)

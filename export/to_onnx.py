@@ -7,36 +7,63 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim
 
-from fluxtalk.bundle import OUTPUTS, TOKEN_INDEX
+from fluxtalk.artifacts import write_atomically
+from fluxtalk.bundle import ATTENTION, FEATURES, OUTPUTS, TOKEN_INDEX
 from fluxtalk.errors import UsageError
+from fluxtalk.export.graph_tools import fold_constants
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.preprocess import Preprocessor
 
 MIN_OPSET, MAX_OPSET, DEFAULT_OPSET = 18, 22, 20
 """Opset 20 brings a native Gelu; 23 brings an Attention operator, which ONNX Runtime's quantiser and TensorRT-RTX
 refuse."""
+EXTERNAL_DATA = 1_500_000_000
+"""Bytes of weights from which they lie in a file beside the graph."""
+
+
+class _Traced(nn.Module):
+    """What is traced: the embedder; the value between encoder and head is one more output, so that it has a name."""
+
+    def __init__(self, embedder: Embedder, attention: bool) -> None:
+        super().__init__()
+        self.embedder = embedder
+        self.attention = attention
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        *arrays, token_index = inputs
+        features = self.embedder.encoder(*arrays)
+        if self.attention:
+            read, attention = self.embedder.read_with_attention(features, token_index)
+            return *read, attention, features.features_BLD
+        return *self.embedder.read(features, token_index), features.features_BLD
 
 
 def export_onnx(
-    embedder: Embedder, preprocess: Preprocessor, sample: dict[str, NDArray[Any]], opset: int = DEFAULT_OPSET
-) -> bytes:
+    embedder: Embedder,
+    preprocess: Preprocessor,
+    sample: dict[str, NDArray[Any]],
+    opset: int = DEFAULT_OPSET,
+    attention: bool = False,
+) -> onnx.ModelProto:
     """Export an embedder; the same module gives the same bytes.
 
     Args:
         embedder: in float32, on the CPU.
         preprocess: names the inputs.
         sample: a preprocessed batch; its sizes do not stay in the graph.
+        attention: whether the graph also gives where each register looked.
 
     Returns:
-        A checked ONNX model, without source paths.
+        A checked ONNX model, without source paths. The value between encoder and head is called `FEATURES`.
 
     Raises:
         UsageError: the opset is not supported, or the encoder cannot be exported.
@@ -44,15 +71,16 @@ def export_onnx(
     if not MIN_OPSET <= opset <= MAX_OPSET:
         raise UsageError(f"--opset lies in {MIN_OPSET}..{MAX_OPSET}; got {opset}.")
     arguments, shapes = _arguments(embedder, preprocess, sample)
+    outputs = [*OUTPUTS, *[ATTENTION] * attention, FEATURES]
     try:
         with _quiet():
             program = torch.onnx.export(
-                embedder,
+                _Traced(embedder, attention).eval(),
                 arguments,
                 dynamo=True,
                 opset_version=opset,
                 input_names=[*preprocess.input_names, TOKEN_INDEX],
-                output_names=list(OUTPUTS),
+                output_names=outputs,
                 dynamic_shapes={"inputs": shapes},
                 verbose=False,
             )
@@ -65,8 +93,30 @@ def export_onnx(
     assert program is not None
     model = program.model_proto
     _strip_paths(model)
-    onnx.checker.check_model(model, full_check=True)
-    return bytes(model.SerializeToString(deterministic=True))
+    named = [output for output in model.graph.output if output.name == FEATURES]
+    model.graph.output.remove(named[0])
+    model.graph.value_info.extend(named)
+    return fold_constants(model)
+
+
+def graph_files(model: onnx.ModelProto, folder: Path, name: str, limit: int = EXTERNAL_DATA) -> None:
+    """Check a graph and write it into a folder; weights of more than ``limit`` bytes go into ``name`` + ``.data``.
+
+    Raises:
+        UsageError: the graph is not valid ONNX, or uses operators that are not standard.
+    """
+    path = folder / name
+    size = sum(tensor.ByteSize() for tensor in model.graph.initializer)
+    try:
+        if size > limit:
+            # A protocol buffer holds at most 2 GiB.
+            onnx.save_model(model, path, save_as_external_data=True, location=f"{name}.data", size_threshold=1024)
+        else:
+            write_atomically(path, model.SerializeToString(deterministic=True))
+        # By its path: the checker follows external data.
+        onnx.checker.check_model(path, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise UsageError(f"The graph {name} is not valid ONNX ({error}); use another --opset.") from error
 
 
 def _arguments(
@@ -120,12 +170,14 @@ def _strip_paths(model: onnx.ModelProto) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's own progress lines and version warnings away from our output."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

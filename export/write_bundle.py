@@ -1,106 +1,104 @@
-"""From a training run to a bundle on disk, parity proved before it appears."""
+"""From a training run to a bundle on disk; parity and quality proved before it appears."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fluxtalk.artifacts import atomic_folder, hash_file, write_atomically
-from fluxtalk.bundle import OUTPUTS, TOKEN_INDEX, Bundle, Manifest, ModalityEntry, read_bundle, write_manifest
+from fluxtalk.artifacts import atomic_folder, hash_file, write_atomically, write_json
+from fluxtalk.bundle import (
+    ATTENTION,
+    OUTPUTS,
+    TOKEN_INDEX,
+    Bundle,
+    Manifest,
+    ModalityEntry,
+    PrecisionEntry,
+    read_bundle,
+    write_manifest,
+)
 from fluxtalk.datasets import PairDataset
-from fluxtalk.errors import BundleError, DataError
-from fluxtalk.export.to_onnx import DEFAULT_OPSET, export_onnx
+from fluxtalk.errors import BundleError, check_token_count
+from fluxtalk.export.graph_writer import GraphWriter, graph_name
+from fluxtalk.export.options import ExportOptions
+from fluxtalk.export.traced import TracedModality, trace
 from fluxtalk.model.run import TrainedRun
 from fluxtalk.preprocess import Preprocessor
-from fluxtalk.runtime.golden import ParityReport, compare, golden_bytes, padding_room
-from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
+from fluxtalk.runtime.golden import golden_bytes
 
 GOLDEN = "golden.safetensors"
-_GOLDEN_ITEMS = 8
-_EXPORT_TOLERANCE = 1e-6
-"""On the machine that exports: the graph and eager PyTorch share the processor."""
+QUALITY = "quality.json"
 
 Say = Callable[[str], None]
-Arrays = dict[str, NDArray[Any]]
 
 
 def write_bundle(
-    run: TrainedRun, dataset: PairDataset, output: Path, opset: int = DEFAULT_OPSET, say: Say = lambda _: None
-) -> tuple[Bundle, list[ParityReport]]:
-    """Export every modality of a run, and prove each graph against eager PyTorch.
+    run: TrainedRun,
+    dataset: PairDataset,
+    output: Path,
+    options: ExportOptions | None = None,
+    say: Say = lambda _: None,
+    eval_data: PairDataset | None = None,
+) -> Bundle:
+    """Export every modality of a run, prove each graph against eager PyTorch, and measure what precisions cost.
 
     Args:
         run: with its best head.
-        dataset: gives the golden inputs, from its validation split.
+        dataset: gives the golden inputs, from its validation split, and calibrates int8, from its training split.
         output: the bundle's folder; it must not exist, or be empty.
+        options: the defaults where absent.
         say: told what happens.
+        eval_data: its validation split is what quality is measured on; None takes ``dataset``.
 
     Raises:
         BundleError: the folder is in the way.
         DataError: the data set lacks a modality or has too few items.
-        ParityError: a graph differs from eager PyTorch; nothing is left behind.
+        ParityError: a graph differs from eager PyTorch.
+        QualityError: a precision costs more than it may, or that could not be measured.
+        UsageError: an option does not fit the run, or an encoder cannot be exported.
+        After any of them nothing is left behind.
     """
-    inputs: dict[str, Arrays] = {}
-    outputs: dict[str, Arrays] = {}
-    entries: dict[str, ModalityEntry] = {}
-    reports: list[ParityReport] = []
-    with atomic_folder(output, BundleError) as folder:
+    options = options or ExportOptions()
+    tokens = check_token_count(options.tokens, run.head.config.num_register_tokens, "this run")
+    with atomic_folder(output, BundleError) as folder, tempfile.TemporaryDirectory() as scratch:
+        traced: dict[str, TracedModality] = {}
         for modality, part in run.stage1.modalities.items():
             say(f"exporting {modality} ({part.spec.source})")
-            embedder = run.embedder(modality)
-            batch = sample_batch(part.preprocess, _golden_items(dataset, modality))
-            graph = f"{modality}.onnx"
-            write_atomically(folder / graph, export_onnx(embedder, part.preprocess, batch, opset))
-            tokens, embeddings = embedder.embed_arrays(batch, run.head.config.num_register_tokens)
-            inputs[modality], outputs[modality] = batch, dict(zip(OUTPUTS, (tokens, embeddings), strict=True))
-            session = OnnxRuntimeSession(folder / graph)
-            room = padding_room(part.preprocess.to_parts()[0], batch)
-            report = compare(modality, session, batch, outputs[modality], _EXPORT_TOLERANCE, room)
-            session.close()
-            say(report.line())
-            report.require()
-            reports.append(report)
-            entries[modality] = _entry(folder, modality, graph, part.preprocess)
-        write_atomically(folder / GOLDEN, golden_bytes(inputs, outputs))
-        write_manifest(folder, _manifest(run, folder, entries, opset))
-    return read_bundle(output), reports
-
-
-def sample_batch(preprocess: Preprocessor, items: Sequence[Any]) -> Arrays:
-    """Preprocess raw items into one batch."""
-    return preprocess.collate([preprocess.prepare(item) for item in items])
-
-
-def _golden_items(dataset: PairDataset, modality: str) -> list[Any]:
-    """A few counted items of the validation split, evenly spread."""
-    split = dataset.split("validation")
-    if modality not in split.items:
-        raise DataError(
-            f"{dataset.name} has {', '.join(split.items)} and no {modality}, which the run embeds; give other --data."
+            traced[modality] = trace(run, dataset, modality, tokens, options)
+        writer = GraphWriter(folder, Path(scratch), traced, options, tokens, say)
+        reference = writer.float32_scores(run, eval_data or dataset)
+        precisions = {name: writer.precision(name, reference) for name in options.precisions}
+        write_atomically(
+            folder / GOLDEN,
+            golden_bytes({m: e.inputs for m, e in traced.items()}, {m: e.outputs for m, e in traced.items()}),
         )
-    rows = np.flatnonzero(split.items[modality].counted)
-    if len(rows) < 2:
-        raise DataError(
-            f"{dataset.name} has {len(rows)} validation items of {modality}; golden vectors need at least 2."
-        )
-    chosen = rows[np.linspace(0, len(rows) - 1, min(_GOLDEN_ITEMS, len(rows))).astype(int)]
-    return [split.items[modality].values[row] for row in chosen]
+        write_json(folder / QUALITY, {"data": (eval_data or dataset).name, "precisions": writer.reports})
+        entries = {m: _entry(folder, m, part.preprocess, options.precisions) for m, part in traced.items()}
+        write_manifest(folder, _manifest(run, folder, entries, precisions, options, tokens))
+    return read_bundle(output)
 
 
-def _entry(folder: Path, modality: str, graph: str, preprocess: Preprocessor) -> ModalityEntry:
+def _entry(folder: Path, modality: str, preprocess: Preprocessor, precisions: Sequence[str]) -> ModalityEntry:
     config, files = preprocess.to_parts()
     names = {name: f"{modality}.{name}" for name in files}
     for name, content in files.items():
         write_atomically(folder / names[name], content)
-    return ModalityEntry(graph, [*preprocess.input_names, TOKEN_INDEX], config, names)
+    graphs = {precision: graph_name(modality, precision) for precision in precisions}
+    return ModalityEntry(graphs, [*preprocess.input_names, TOKEN_INDEX], config, names)
 
 
-def _manifest(run: TrainedRun, folder: Path, entries: dict[str, ModalityEntry], opset: int) -> Manifest:
+def _manifest(
+    run: TrainedRun,
+    folder: Path,
+    entries: dict[str, ModalityEntry],
+    precisions: dict[str, PrecisionEntry],
+    options: ExportOptions,
+    tokens: int,
+) -> Manifest:
     config = run.head.config
+    overlapping = min(tokens, config.num_overlapping_tokens)
     training: dict[str, Any] = {
         "data": run.config["facts"]["data"],
         "aggregation": config.aggregation,
@@ -109,15 +107,31 @@ def _manifest(run: TrainedRun, folder: Path, entries: dict[str, ModalityEntry], 
     if run.results is not None:
         training["test_recall"] = run.results["recall"]
     return Manifest(
-        num_register_tokens=config.num_register_tokens,
-        num_overlapping_tokens=config.num_overlapping_tokens,
+        num_register_tokens=tokens,
+        num_overlapping_tokens=overlapping,
+        trained_register_tokens=config.num_register_tokens,
         dim=config.dim,
-        opset=opset,
-        precision="fp32",
+        opset=options.opset,
+        outputs=[*OUTPUTS, *[ATTENTION] * options.attention],
+        precisions=precisions,
         modalities=entries,
         files={path.name: hash_file(path) for path in sorted(folder.iterdir())},
         golden=GOLDEN,
         stage1_hash=run.head.stage1_hash,
+        head_hash=run.head.space_hash(),
         identity=run.head.identity.fields(),
         training=training,
+        bytes_per_item=_bytes_per_item(tokens, overlapping, config.dim),
     )
+
+
+def _bytes_per_item(tokens: int, overlapping: int, dim: int) -> dict[str, Any]:
+    counts = range(1, tokens + 1)
+    sizes: dict[str, Any] = {
+        "pooled": {str(k): 4 * dim for k in counts},
+        "concat": {str(k): 4 * dim * min(k, overlapping) for k in counts},
+        "tokens": {str(k): 4 * dim * k for k in counts},
+    }
+    if overlapping < tokens:
+        sizes["complementary"] = {str(tokens): 4 * dim * (tokens - overlapping)}
+    return sizes

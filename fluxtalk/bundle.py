@@ -4,10 +4,12 @@
 
     BUNDLE/
       manifest.json
-      text.onnx            one graph per modality: input arrays + token_index -> tokens, embeddings
-      image.onnx
+      text.fp32.onnx       one graph per modality and precision: input arrays + token_index -> tokens, embeddings
+      image.fp32.onnx
       text.tokenizer.json  files of the preprocessing
       golden.safetensors   inputs with their eager outputs, to verify parity anywhere
+      quality.json         what each precision costs, measured on held-out pairs
+      engines/             compiled for one kind of machine, each with its own record (`fluxtalk.engines`)
 """
 
 from __future__ import annotations
@@ -21,21 +23,29 @@ from typing import Any
 from fluxtalk.artifacts import Identity, hash_file, hash_json, write_json
 from fluxtalk.config import StrictConfig, require, require_modality_name
 from fluxtalk.errors import ArtifactError, BundleError, UsageError
+from fluxtalk.parity import Tolerance
 from fluxtalk.preprocess import Preprocessor, from_parts
 
 FORMAT = "fluxtalk.bundle"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 TOKEN_INDEX = "token_index"
 OUTPUTS = ("tokens", "embeddings")
+ATTENTION = "attention"
+"""The output that a bundle exported with ``--attention`` has too: (batch, k, length), where each register looked."""
+FEATURES = "frozen_features"
+"""The value between encoder and head in every graph."""
+ENGINES = "engines"
+"""The folder of what is compiled on the spot; not part of the exported files."""
+_OWN_HASH = "manifest_hash"
 
 
 @dataclass(frozen=True)
 class ModalityEntry(StrictConfig):
     """One modality of a bundle."""
 
-    graph: str
-    """File name of the ONNX graph."""
+    graphs: dict[str, str]
+    """Precision to the ONNX graph's file name."""
     inputs: list[str]
     """The graph's inputs in order; the last is ``token_index`` (int64, (k,))."""
     preprocess: dict[str, Any]
@@ -44,11 +54,29 @@ class ModalityEntry(StrictConfig):
     """The preprocessing's name of a file to the bundle's."""
 
     def __post_init__(self) -> None:
-        _require_strings([self.graph], "graph")
+        require(isinstance(self.graphs, dict) and bool(self.graphs), "graphs is an object with a graph")
+        _require_strings(list(self.graphs.values()), "graphs")
         _require_strings(self.inputs, "inputs")
         require(isinstance(self.preprocess, dict), "preprocess is an object")
         require(isinstance(self.preprocess_files, dict), "preprocess_files is an object")
         _require_strings(list(self.preprocess_files.values()), "preprocess_files")
+
+
+@dataclass(frozen=True)
+class PrecisionEntry(StrictConfig):
+    """One precision of a bundle."""
+
+    tolerance: Tolerance
+    """What it promises, against eager float32."""
+    method: str = ""
+    """How int8 was made; empty for the others."""
+    serving: dict[str, Any] = field(default_factory=dict)
+    """What was measured at export, on the machine it names: recall, and latency by modality and k."""
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> PrecisionEntry:
+        """Read back what `to_dict` gave."""
+        return cls.from_dict({**content, "tolerance": Tolerance.from_dict(content["tolerance"])})
 
 
 @dataclass(frozen=True)
@@ -57,18 +85,26 @@ class Manifest(StrictConfig):
 
     num_register_tokens: int
     num_overlapping_tokens: int
+    trained_register_tokens: int
+    """How many the head was trained with; more than ``num_register_tokens`` where the bundle was cut."""
     dim: int
     opset: int
-    precision: str
+    outputs: list[str]
+    """Of every graph, in order: ``tokens``, ``embeddings``, and ``attention`` where it was asked for."""
+    precisions: dict[str, PrecisionEntry]
     modalities: dict[str, ModalityEntry]
     files: dict[str, str]
     """File name to SHA-256, of every file but the manifest."""
     golden: str
     """File name of the golden vectors."""
     stage1_hash: str
+    head_hash: str
+    """Of the trained head. With ``stage1_hash`` it says which space the embeddings lie in."""
     identity: dict[str, str | None]
     training: dict[str, Any] = field(default_factory=dict)
     """What the run reported: data set, best step, test recall."""
+    bytes_per_item: dict[str, Any] = field(default_factory=dict)
+    """Kind of output to k to bytes of one item's vectors in float32."""
     format: str = FORMAT
     schema_version: int = SCHEMA_VERSION
 
@@ -80,8 +116,20 @@ class Manifest(StrictConfig):
             self.num_overlapping_tokens <= self.num_register_tokens,
             f"num_overlapping_tokens lies in 1..{self.num_register_tokens}; got {self.num_overlapping_tokens}",
         )
+        require(
+            isinstance(self.trained_register_tokens, int) and self.trained_register_tokens >= self.num_register_tokens,
+            f"trained_register_tokens is at least {self.num_register_tokens}; got {self.trained_register_tokens!r}",
+        )
+        _require_strings(self.outputs, "outputs")
+        require(self.outputs in ([*OUTPUTS], [*OUTPUTS, ATTENTION]), f"outputs are {OUTPUTS}; got {self.outputs}")
         require(bool(self.modalities), "it has no modality")
-        _require_strings([self.golden, self.stage1_hash], "golden and stage1_hash")
+        require(bool(self.precisions), "it has no precision")
+        for name, entry in self.modalities.items():
+            require(
+                set(entry.graphs) == set(self.precisions),
+                f"{name} has graphs in {', '.join(entry.graphs)}, the bundle in {', '.join(self.precisions)}",
+            )
+        _require_strings([self.golden, self.stage1_hash, self.head_hash], "golden, stage1_hash and head_hash")
         require(isinstance(self.files, dict), "files is an object")
         _require_strings(list(self.files.values()), "files")
 
@@ -91,12 +139,21 @@ class Manifest(StrictConfig):
         entries = {name: ModalityEntry.from_dict(entry) for name, entry in content["modalities"].items()}
         for name in entries:
             require_modality_name(name)
-        return cls.from_dict({**content, "modalities": entries})
+        precisions = {name: PrecisionEntry.from_json(entry) for name, entry in content["precisions"].items()}
+        return cls.from_dict({**content, "modalities": entries, "precisions": precisions})
 
     @property
     def bundle_hash(self) -> str:
         """What identifies the bundle's content: the hashes of its files, joined."""
         return hash_json(self.files)
+
+    def space_id(self, output: str) -> str:
+        """Which space vectors lie in: those of one space compare, whatever their precision, k or number of bytes.
+
+        Args:
+            output: ``pooled``, ``concat``, ``tokens`` or ``complementary``.
+        """
+        return hash_json([self.stage1_hash, self.head_hash, output])
 
 
 @dataclass(frozen=True)
@@ -106,9 +163,38 @@ class Bundle:
     folder: Path
     manifest: Manifest
 
-    def graph(self, modality: str) -> Path:
-        """The ONNX file of a modality."""
-        return self.folder / self.manifest.modalities[modality].graph
+    def graph(self, modality: str, precision: str | None = None) -> Path:
+        """The ONNX file of a modality, in the bundle's first precision unless another is named.
+
+        Raises:
+            UsageError: the bundle does not hold that precision.
+        """
+        return self.folder / self.manifest.modalities[modality].graphs[self.precision(precision)]
+
+    def graph_hash(self, modality: str, precision: str) -> str:
+        """SHA-256 of that file, as the manifest has it; where weights lie beside it, of both."""
+        name = self.graph(modality, precision).name
+        hashes = [self.manifest.files[file] for file in (name, f"{name}.data") if file in self.manifest.files]
+        return hashes[0] if len(hashes) == 1 else hash_json(hashes)
+
+    def precision(self, name: str | None) -> str:
+        """A precision that the bundle holds: the one named, or its first.
+
+        Raises:
+            UsageError: the bundle does not hold it.
+        """
+        held = list(self.manifest.precisions)
+        if name is not None and name not in held:
+            raise UsageError(
+                f"The bundle {self.folder} holds the precision{'s' * (len(held) > 1)} {', '.join(held)}; got {name!r}: "
+                f"export the run again with --precision {name}."
+            )
+        return name or held[0]
+
+    @property
+    def engines(self) -> Path:
+        """The folder of what is compiled for one kind of machine; it may be absent."""
+        return self.folder / ENGINES
 
     def preprocess(self, modality: str) -> Preprocessor:
         """The preprocessing of a modality."""
@@ -130,8 +216,9 @@ def _require_strings(values: object, what: str) -> None:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest, last of all files of a bundle."""
-    write_json(folder / MANIFEST, manifest.to_dict())
+    """Write the manifest, last of all files of a bundle, with its own hash in it."""
+    content = manifest.to_dict()
+    write_json(folder / MANIFEST, {**content, _OWN_HASH: hash_json(content)})
 
 
 def read_bundle(folder: Path, check_hashes: bool = True) -> Bundle:
@@ -156,6 +243,9 @@ def read_bundle(folder: Path, check_hashes: bool = True) -> Bundle:
             f"{folder} has bundle schema {content.get('schema_version')}; this FluxTalk reads {SCHEMA_VERSION}: "
             "export it again."
         )
+    own_hash = content.pop(_OWN_HASH, None)
+    if check_hashes and own_hash != hash_json(content):
+        raise BundleError(f"{path} was changed since the bundle was written; export or copy it again.")
     try:
         manifest = Manifest.from_json(content)
     except (UsageError, KeyError, TypeError, AttributeError) as error:
@@ -181,7 +271,7 @@ def _require_local_names(folder: Path, manifest: Manifest) -> None:
     """A manifest from a stranger must not name files outside its folder, nor files without a hash."""
     named = {manifest.golden}
     for entry in manifest.modalities.values():
-        named |= {entry.graph, *entry.preprocess_files.values()}
+        named |= {*entry.graphs.values(), *entry.preprocess_files.values()}
     for name in named | set(manifest.files):
         if Path(name).name != name or name in ("", ".", ".."):
             raise BundleError(

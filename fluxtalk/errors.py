@@ -13,6 +13,7 @@
     │   └── IndexFileError                       a search index
     ├── BackendError               exit code 1   a library or device that was asked for is missing
     ├── ParityError                exit code 1   two implementations disagree
+    ├── QualityError               exit code 1   a precision costs more than it may
     └── TrainingError              exit code 1   training cannot go on (NaN loss)
 
 A message is one sentence that says what was expected, what came, and what to do.
@@ -70,6 +71,10 @@ class BackendError(FluxTalkError):
 
 class ParityError(FluxTalkError):
     """Two implementations that must agree do not."""
+
+
+class QualityError(FluxTalkError):
+    """A lower precision that loses more quality than is allowed, or whose quality could not be measured."""
 
 
 class TrainingError(FluxTalkError):

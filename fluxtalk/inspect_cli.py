@@ -49,11 +49,21 @@ def inspect(path: Path) -> dict[str, Any]:
 
 def _bundle(path: Path) -> dict[str, Any]:
     from fluxtalk.bundle import read_bundle
+    from fluxtalk.engines import read_engines
 
-    manifest = read_bundle(path).manifest.to_dict()
+    bundle = read_bundle(path)
+    manifest = bundle.manifest.to_dict()
     for entry in manifest["modalities"].values():
-        entry["bytes"] = (path / entry["graph"]).stat().st_size
-    return {"kind": "bundle", **manifest}
+        entry["bytes"] = {precision: (path / file).stat().st_size for precision, file in entry["graphs"].items()}
+    engines = {
+        record.file: {
+            "compute_capabilities": ", ".join(record.compute_capabilities),
+            "bytes": record.engine_bytes,
+            "built_at": record.built_at,
+        }
+        for record in read_engines(bundle.engines)
+    }
+    return {"kind": "bundle", **manifest, **({"engines": engines} if engines else {})}
 
 
 def _index(path: Path) -> dict[str, Any]:

@@ -11,7 +11,9 @@ import numpy as np
 from fluxtalk.artifacts import atomic_file
 from fluxtalk.console import debug_option, option, progress, sentence_errors
 from fluxtalk.errors import UsageError
-from fluxtalk.runtime.embedder import BACKENDS, OUTPUT_KINDS, Embedder, load
+from fluxtalk.parity import PRECISIONS
+from fluxtalk.runtime.backends import BACKENDS
+from fluxtalk.runtime.embedder import OUTPUT_KINDS, Embedder, load
 from fluxtalk.runtime.inputs import gather_items
 
 _CHUNK = 256
@@ -22,6 +24,11 @@ def serving_options(command: Any) -> Any:
     for decorate in (
         click.option(
             "--backend", default="auto", show_default=True, type=click.Choice(BACKENDS), help="What runs the graphs."
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(PRECISIONS),
+            help="One that the bundle holds.  [default: what the backend is best at]",
         ),
         click.option("--threads", type=click.IntRange(1), help="Of one operator.  [default: the available cores]"),
         option(
@@ -69,6 +76,7 @@ def embed(
     k: int | None,
     kind: str,
     backend: str,
+    precision: str | None,
     threads: int | None,
     batch_size: int,
 ) -> None:
@@ -78,7 +86,7 @@ def embed(
     """
     if output.suffix != ".npy":
         raise UsageError(f"Vectors are written as .npy; got --output {output}.")
-    with load(bundle, backend, threads) as embedder:
+    with load(bundle, backend, threads, precision=precision) as embedder:
         gathered = gather_items(embedder.input_kind(modality), items, list_file)
         vectors = embed_with_progress(embedder, modality, gathered, k, kind, batch_size)
     with atomic_file(output) as temporary, temporary.open("wb") as file:

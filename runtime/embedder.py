@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluxtalk import tokens as token_algebra
-from fluxtalk.bundle import TOKEN_INDEX, Bundle, read_bundle
+from fluxtalk.bundle import ATTENTION, TOKEN_INDEX, Bundle, read_bundle
 from fluxtalk.errors import UsageError, check_token_count
 from fluxtalk.preprocess import Preprocessor
+from fluxtalk.runtime.backends import choose, open_session
 from fluxtalk.runtime.batching import batches_by_length
 from fluxtalk.runtime.golden import verify_golden
 from fluxtalk.runtime.session import Session
-from fluxtalk.runtime.session_onnxruntime import PROVIDERS, OnnxRuntimeSession, import_onnxruntime
+from fluxtalk.runtime.vectors import Vectors, quantise, stored_shape
 
-BACKENDS = ("auto", *PROVIDERS)
 OUTPUT_KINDS = ("pooled", "concat", "tokens", "complementary")
 _WINDOW = 4096
 
@@ -33,13 +34,18 @@ class Embedder:
         bundle: verified.
         sessions: modality to its session.
         reason: why these sessions, for `describe`.
+        precision: of the sessions; None is the bundle's first.
     """
 
-    def __init__(self, bundle: Bundle, sessions: Mapping[str, Session], reason: str) -> None:
+    def __init__(
+        self, bundle: Bundle, sessions: Mapping[str, Session], reason: str, precision: str | None = None
+    ) -> None:
         self.bundle = bundle
+        self.precision = bundle.precision(precision)
         self._sessions = dict(sessions)
         self._preprocess: dict[str, Preprocessor] = {m: bundle.preprocess(m) for m in sessions}
         self._reason = reason
+        self._indices = [np.arange(k, dtype=np.int64) for k in range(bundle.manifest.num_register_tokens + 1)]
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -69,13 +75,14 @@ class Embedder:
         output: str = "pooled",
         batch_size: int = 32,
         first: int | None = None,
-    ) -> Floats:
+        dtype: str = "float32",
+    ) -> Vectors:
         """Embed raw items.
 
         Args:
             modality: one of `modalities`.
-            items: any number; strings, or images as path, bytes, PIL image or uint8 array, or features as array or
-                ``.npy`` path, by the modality's preprocessing.
+            items: any number; strings, or images as path, bytes, PIL image or uint8 array, or sound as path, bytes or
+                (array, rate), or features as array or ``.npy`` path, by the modality's preprocessing.
             k: how many register tokens to compute, from the first; None takes all.
             output: ``pooled``, the normalised mean over the overlapping tokens among the first k, (items, dim);
                 ``concat``, those tokens side by side, (items, min(k, overlapping) * dim); ``tokens``, the first k
@@ -83,22 +90,58 @@ class Embedder:
                 (items, N - overlapping, dim), which takes no k below N.
             batch_size: the largest batch of one session run.
             first: the position of ``items[0]`` in a longer list that the caller embeds in parts; errors count from it.
+            dtype: ``float32``, ``float16``, ``int8`` or ``binary``, as `fluxtalk.runtime.vectors` defines them: each
+                item's vector is made of the float32 one. Binary is uint8, with an eighth of the last dimension.
 
         Returns:
-            float32, in the order of ``items``.
+            In the order of ``items``.
 
         Raises:
             TokenCountError: ``k`` is not in ``1..num_tokens``.
-            UsageError: the modality or output is unknown, ``items`` is a single string, or ``complementary`` was asked
-                for with fewer than all tokens, or of a bundle without such tokens.
+            UsageError: the modality, output or dtype is unknown, ``items`` is a single string, or ``complementary``
+                was asked for with fewer than all tokens, or of a bundle without such tokens.
             InputError: an item cannot be preprocessed; its position is named.
         """
         count = self._check(modality, items, k, output, batch_size)
+        shape = stored_shape(dtype, self._shape(count, output))
         parts = [
-            self._window(modality, items[start : start + _WINDOW], _position(first, start), count, output, batch_size)
+            quantise(
+                self._window(
+                    modality, items[start : start + _WINDOW], _position(first, start), count, output, batch_size
+                ),
+                dtype,
+            )
             for start in range(0, len(items), _WINDOW)
         ]
-        return np.concatenate(parts) if parts else self._empty(count, output)
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else quantise(np.empty((0, *shape), dtype=np.float32), dtype)
+
+    def attention(self, modality: str, items: Sequence[Any], k: int | None = None) -> list[Floats]:
+        """Where each register looked: the mean of its first block's attention over the heads.
+
+        Args:
+            k: how many register tokens, from the first; None takes all.
+
+        Returns:
+            for each item float32 (k, length), rows of sum 1; length is the number of its frozen features.
+
+        Raises:
+            UsageError: the bundle was exported without attention, or as for `embed`.
+            TokenCountError, InputError: as for `embed`.
+        """
+        count = self._check(modality, items, k, "tokens", 1)
+        if ATTENTION not in self.bundle.manifest.outputs:
+            raise UsageError(
+                f"The bundle {self.bundle.folder} was exported without attention; export the run again with --attention."
+            )
+        preprocess, session = self._preprocess[modality], self._sessions[modality]
+        found = []
+        # One at a time: in a batch, the features of padding would have to be told from the others.
+        for prepared in self.prepare(modality, items):
+            inputs = {**preprocess.collate([prepared]), TOKEN_INDEX: self._indices[count]}
+            found.append(session.run(inputs, (ATTENTION,))[ATTENTION][0])
+        return found
 
     def input_kind(self, modality: str) -> str:
         """What a modality's raw items are: ``text``, ``image`` or ``features``.
@@ -139,7 +182,7 @@ class Embedder:
         manifest = self.bundle.manifest
         return (
             f"{self.bundle.folder}: {self.num_tokens} register tokens ({self.num_overlapping} overlapping) "
-            f"of dimension {self.dim}, {manifest.precision}, opset {manifest.opset}; {sessions}; {self._reason}"
+            f"of dimension {self.dim}, {self.precision}, opset {manifest.opset}; {sessions}; {self._reason}"
         )
 
     def close(self) -> None:
@@ -180,35 +223,35 @@ class Embedder:
     def _window(
         self, modality: str, items: Sequence[Any], first: int | None, k: int, output: str, batch_size: int
     ) -> Floats:
-        preprocess, session = self._preprocess[modality], self._sessions[modality]
         prepared = self.prepare(modality, items, first)
-        index = np.arange(k, dtype=np.int64)
-        result: Floats | None = None
-        for rows in batches_by_length([preprocess.length(array) for array in prepared], batch_size):
-            batch = preprocess.collate([prepared[row] for row in rows])
-            values = self._select(session.run({**batch, TOKEN_INDEX: index}), k, output)
-            if result is None:
-                result = np.empty((len(items), *values.shape[1:]), dtype=np.float32)
-            result[rows] = values
-        assert result is not None  # a window has at least one item
+        if len(prepared) == 1:
+            return self._run(modality, prepared, k, output)
+        length = self._preprocess[modality].length
+        result = np.empty((len(items), *self._shape(k, output)), dtype=np.float32)
+        for rows in batches_by_length([length(array) for array in prepared], batch_size):
+            result[rows] = self._run(modality, [prepared[row] for row in rows], k, output)
         return result
 
-    def _select(self, outputs: Mapping[str, Floats], k: int, output: str) -> Floats:
+    def _run(self, modality: str, prepared: Sequence[NDArray[Any]], k: int, output: str) -> Floats:
+        """One batch; asked for no more than is needed."""
+        wanted = "embeddings" if output == "pooled" else "tokens"
+        inputs = {**self._preprocess[modality].collate(prepared), TOKEN_INDEX: self._indices[k]}
+        values = self._sessions[modality].run(inputs, (wanted,))[wanted]
         if output == "pooled":
-            return outputs["embeddings"][:, k - 1]
-        tokens = outputs["tokens"]
+            return values[:, k - 1]
         if output == "concat":
-            return token_algebra.concatenate(tokens, self.num_overlapping)
-        return tokens if output == "tokens" else tokens[:, self.num_overlapping :]
+            return token_algebra.concatenate(values, self.num_overlapping)
+        return values if output == "tokens" else values[:, self.num_overlapping :]
 
-    def _empty(self, k: int, output: str) -> Floats:
+    def _shape(self, k: int, output: str) -> tuple[int, ...]:
+        """Of one item's vector in float32."""
         shapes: dict[str, tuple[int, ...]] = {
-            "pooled": (0, self.dim),
-            "concat": (0, min(k, self.num_overlapping) * self.dim),
-            "tokens": (0, k, self.dim),
-            "complementary": (0, self.num_tokens - self.num_overlapping, self.dim),
+            "pooled": (self.dim,),
+            "concat": (min(k, self.num_overlapping) * self.dim,),
+            "tokens": (k, self.dim),
+            "complementary": (self.num_tokens - self.num_overlapping, self.dim),
         }
-        return np.empty(shapes[output], dtype=np.float32)
+        return shapes[output]
 
 
 def _position(first: int | None, start: int) -> int | None:
@@ -221,24 +264,25 @@ def load(
     threads: int | None = None,
     modalities: Sequence[str] | None = None,
     verify: bool = False,
+    precision: str | None = None,
 ) -> Embedder:
     """Open a bundle for serving.
 
     Args:
         bundle: folder that `fluxtalk-export onnx` wrote; its files are checked against their hashes.
-        backend: ``auto``, ``ort-cpu`` or ``ort-cuda``. What is asked for by name is used, or refused; never replaced.
+        backend: ``auto`` or another of `BACKENDS`. What is asked for by name is used, or refused; never replaced.
         threads: for one operator on the CPU; None takes the available cores.
         modalities: load these alone; None takes all.
         verify: also replay the golden vectors before returning.
+        precision: one that the bundle holds; None takes what the back end is best at (see `backends.choose`).
 
     Raises:
         BundleError: the bundle is missing, foreign or was changed.
-        BackendError: the backend is missing.
-        UsageError: the backend or a modality is unknown.
+        BackendError: the back end is missing, or does not run the bundle in that precision.
+        ArtifactError: an engine was changed.
+        UsageError: the backend, a modality or the precision is unknown.
         ParityError: with ``verify``, the golden vectors are not reproduced.
     """
-    if backend not in BACKENDS:
-        raise UsageError(f"backend is one of {', '.join(BACKENDS)}; got {backend!r}.")
     if threads is not None and threads < 1:
         raise UsageError(f"threads is at least 1; got {threads}.")
     opened = read_bundle(Path(bundle))
@@ -246,18 +290,15 @@ def load(
     unknown = [name for name in wanted if name not in opened.manifest.modalities]
     if unknown:
         raise UsageError(f"This bundle embeds {', '.join(opened.manifest.modalities)}; got {', '.join(unknown)}.")
-    chosen, reason = _choose(backend)
-    embedder = Embedder(opened, {m: OnnxRuntimeSession(opened.graph(m), chosen, threads) for m in wanted}, reason)
-    if verify:
-        for report in verify_golden(opened, embedder.session, wanted):
-            report.require()
+    choice = choose(opened, backend, precision, wanted)
+    with ExitStack() as opening:
+        sessions: dict[str, Session] = {}
+        for modality in wanted:
+            sessions[modality] = open_session(opened, modality, choice.backend, choice.precision, threads)
+            opening.callback(sessions[modality].close)
+        embedder = Embedder(opened, sessions, choice.reason, choice.precision)
+        if verify:
+            for report in verify_golden(opened, embedder.session, wanted, choice.precision):
+                report.require()
+        opening.pop_all()
     return embedder
-
-
-def _choose(backend: str) -> tuple[str, str]:
-    if backend != "auto":
-        return backend, "asked for by name"
-    available = import_onnxruntime().get_available_providers()
-    if PROVIDERS["ort-cuda"] in available:
-        return "ort-cuda", "chosen because this ONNX Runtime has CUDA"
-    return "ort-cpu", "chosen because this ONNX Runtime has no CUDA"

@@ -39,6 +39,7 @@ def build(
     output: Path,
     k: int | None,
     backend: str,
+    precision: str | None,
     threads: int | None,
     batch_size: int,
 ) -> None:
@@ -46,7 +47,7 @@ def build(
 
     fluxtalk index build BUNDLE image photos/ -o photos.index
     """
-    with load(bundle, backend, threads) as embedder:
+    with load(bundle, backend, threads, precision=precision) as embedder:
         gathered = gather_items(embedder.input_kind(modality), items, list_file)
         vectors = embed_with_progress(embedder, modality, gathered, k, "pooled", batch_size)
         count = k or embedder.num_tokens
@@ -74,6 +75,7 @@ def search(
     k: int | None,
     bundle: Path | None,
     backend: str,
+    precision: str | None,
     threads: int | None,
     batch_size: int,
 ) -> None:
@@ -82,7 +84,7 @@ def search(
     fluxtalk index search photos.index text "a dog on a beach"
     """
     opened = SearchIndex(index)
-    with load(bundle or opened.manifest.bundle, backend, threads, [modality]) as embedder:
+    with load(bundle or opened.manifest.bundle, backend, threads, [modality], precision=precision) as embedder:
         if embedder.bundle.manifest.bundle_hash != opened.manifest.bundle_hash:
             raise IndexFileError(
                 f"{index} was built with another bundle than {embedder.bundle.folder}; "

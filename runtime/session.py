@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fluxtalk.bundle import OUTPUTS
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -14,14 +16,15 @@ Arrays = Mapping[str, NDArray[Any]]
 class Session(Protocol):
     """Runs one modality's graph. Thread-safe."""
 
-    def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
+    def run(self, inputs: Arrays, outputs: Sequence[str] = OUTPUTS) -> dict[str, NDArray[np.float32]]:
         """Run the graph.
 
         Args:
             inputs: name to array, ``token_index`` among them.
+            outputs: which to give; ``attention`` only where the bundle has it.
 
         Returns:
-            ``tokens`` and ``embeddings``, float32 (batch, k, dim).
+            ``tokens`` and ``embeddings``, float32 (batch, k, dim); ``attention``, float32 (batch, k, length).
         """
 
     def describe(self) -> str:
@@ -49,7 +52,7 @@ class FakeSession:
         self._on_run = on_run
         self.closed = False
 
-    def run(self, inputs: Arrays) -> dict[str, NDArray[np.float32]]:
+    def run(self, inputs: Arrays, outputs: Sequence[str] = OUTPUTS) -> dict[str, NDArray[np.float32]]:
         """See `Session.run`."""
         if self.closed:
             raise RuntimeError("this session is closed")
@@ -63,10 +66,8 @@ class FakeSession:
         weights = np.arange(1, tokens.shape[1] + 1)[:, None]
         kept = np.where(np.arange(tokens.shape[1])[:, None] < self._num_overlapping, tokens, 0)
         means = kept.cumsum(axis=1) / np.minimum(weights, self._num_overlapping)
-        return {
-            "tokens": tokens,
-            "embeddings": (means / np.linalg.norm(means, axis=-1, keepdims=True)).astype(np.float32),
-        }
+        embeddings = (means / np.linalg.norm(means, axis=-1, keepdims=True)).astype(np.float32)
+        return {name: {"tokens": tokens, "embeddings": embeddings}[name] for name in outputs}
 
     def describe(self) -> str:
         """See `Session.describe`."""

@@ -117,5 +117,5 @@ def made(train_config: TrainConfig, table_data: PairDataset, tmp_path_factory: p
     """A finished run on the table and its bundle."""
     assert fit(train_config).finished
     run = open_run(Path(train_config.output_dir) / train_config.log_name)
-    bundle, _ = write_bundle(run, table_data, tmp_path_factory.mktemp("bundles") / "bundle")
+    bundle = write_bundle(run, table_data, tmp_path_factory.mktemp("bundles") / "bundle")
     return Made(run, bundle)

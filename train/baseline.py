@@ -13,9 +13,10 @@ from fluxtalk.model.baselines import MeanPoolHead
 from fluxtalk.model.head_checkpoint import load_head
 from fluxtalk.model.token_head import TokenHead
 from fluxtalk.model.world import OneProcess
+from fluxtalk.retrieval import retrieval
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
-from fluxtalk.train.evaluate import counted_embeddings, retrieval
+from fluxtalk.train.evaluate import counted_embeddings
 from fluxtalk.train.inputs import Inputs, build_sampler
 from fluxtalk.train.logs import RunLog
 from fluxtalk.train.run_folder import RunFolder

@@ -11,9 +11,10 @@ from typing import Any
 from fluxtalk.errors import CheckpointError
 from fluxtalk.model.head_checkpoint import HeadCheckpoint, load_head
 from fluxtalk.model.run import read_run_config
+from fluxtalk.retrieval import retrieval
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import process_world
-from fluxtalk.train.evaluate import counted_embeddings, retrieval
+from fluxtalk.train.evaluate import counted_embeddings
 from fluxtalk.train.inputs import Inputs, read_inputs
 
 _AVERAGE = "average."

@@ -18,11 +18,12 @@ from fluxtalk.errors import CheckpointError
 from fluxtalk.model.head_checkpoint import load_head
 from fluxtalk.model.registers import RegisterTokenModule
 from fluxtalk.model.world import World
+from fluxtalk.retrieval import retrieval
 from fluxtalk.train.callbacks import Callback
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import process_world
 from fluxtalk.train.engine import Trainer
-from fluxtalk.train.evaluate import counted_embeddings, retrieval
+from fluxtalk.train.evaluate import counted_embeddings
 from fluxtalk.train.init_from import begin_with, old_head
 from fluxtalk.train.inputs import Inputs, build_sampler, read_inputs
 from fluxtalk.train.logs import RunLog

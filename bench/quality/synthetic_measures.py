@@ -17,8 +17,9 @@ from bench.quality.synthetic_data import MODALITIES, Factors, Floats, GivenFeatu
 from fluxtalk.metrics import first_hit_ranks, recall_at
 from fluxtalk.model.token_head import TokenHead
 from fluxtalk.probes import ProbeScore, paired_bootstrap_difference, probe_score
+from fluxtalk.retrieval import ItemTokens
 from fluxtalk.tokens import pool
-from fluxtalk.train.evaluate import ItemTokens, all_tokens
+from fluxtalk.train.evaluate import all_tokens
 
 Tokens = NDArray[np.float32]
 Read = Callable[[Tokens], NDArray[Any]]

@@ -1,6 +1,7 @@
 """Attention: the register tokens' cross-attention, causal self-attention, and encoder blocks.
 
-Shapes: B batch, L features, E feature dimension, N registers, D width, H heads, d = D / H, M = H N.
+Shapes: B batch, L features, E feature dimension, N registers, K of them asked for, D width, H heads,
+d = D / H, M = H K.
 """
 
 from __future__ import annotations
@@ -92,42 +93,81 @@ class CrossAttention(nn.Module):
         self.value = nn.ModuleDict({name: nn.Linear(size, dim) for name, size in feature_dims.items()})
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, features_BLE: Tensor, mask_BL: Tensor, modality: str) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        features_BLE: Tensor,
+        mask_BL: Tensor,
+        modality: str,
+        index_K: Tensor | None = None,
+        weights: list[Tensor] | None = None,
+    ) -> Tensor:
         """Read the features.
 
         Args:
             x: queries (B, N, D), or (N, D) where all samples ask the same.
             features_BLE: (B, L, E).
             mask_BL: bool, True where there is a feature.
+            index_K: read for these of the (N, D) queries alone. What depends on the queries only is computed for all N
+                before, so that an exported graph holds it as a constant.
+            weights: where given, the attention weights (B, H, K, L) are appended.
 
         Returns:
-            (B, N, D). A row without any feature gives exactly 0, whatever its padding holds.
+            (B, K, D). A row without any feature gives exactly 0, whatever its padding holds.
         """
         absorbed = self.form == "absorbed" or (self.form == "auto" and x.shape[-2] * self.heads < x.shape[-1])
-        read = (self._absorbed if absorbed else self._plain)(x, features_BLE, mask_BL, modality)
+        read = (self._absorbed if absorbed else self._plain)(x, features_BLE, mask_BL, modality, index_K, weights)
         any_B11 = mask_BL.any(dim=1)[:, None, None].to(read.dtype)
         result: Tensor = self.out(read) * any_B11
         return result
 
-    def _plain(self, x: Tensor, features_BLE: Tensor, mask_BL: Tensor, modality: str) -> Tensor:
-        q = split_heads(self.query(x), self.heads)
+    def _plain(
+        self,
+        x: Tensor,
+        features_BLE: Tensor,
+        mask_BL: Tensor,
+        modality: str,
+        index_K: Tensor | None,
+        weights: list[Tensor] | None,
+    ) -> Tensor:
+        q = _chosen(split_heads(self.query(x), self.heads), index_K)
         if x.ndim == 2:
             q = q.expand(features_BLE.shape[0], -1, -1, -1)
         k = split_heads(self.key[modality](features_BLE), self.heads)
         v = split_heads(self.value[modality](features_BLE), self.heads)
-        return merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=additive_mask(mask_BL, q.dtype)))
+        bias = additive_mask(mask_BL, q.dtype)
+        if weights is None:
+            return merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=bias))
+        scores_BHKL = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(-1, -2)) + bias
+        weights.append(scores_BHKL.softmax(dim=-1))
+        return merge_heads(torch.matmul(weights[-1].to(v.dtype), v))
 
-    def _absorbed(self, x: Tensor, features_BLE: Tensor, mask_BL: Tensor, modality: str) -> Tensor:
+    def _absorbed(
+        self,
+        x: Tensor,
+        features_BLE: Tensor,
+        mask_BL: Tensor,
+        modality: str,
+        index_K: Tensor | None,
+        weights: list[Tensor] | None,
+    ) -> Tensor:
         key, value = cast(nn.Linear, self.key[modality]), cast(nn.Linear, self.value[modality])
         key_HdE = torch.unflatten(key.weight, 0, (self.heads, -1))
         value_HdE = torch.unflatten(value.weight, 0, (self.heads, -1))
         q = split_heads(self.query(x), self.heads)  # ([B,] H, N, d)
-        q = _per_head(q * q.shape[-1] ** -0.5, key_HdE).flatten(-3, -2)  # ([B,] H N, E)
+        q = _chosen(_per_head(q * q.shape[-1] ** -0.5, key_HdE), index_K).flatten(-3, -2)  # ([B,] H K, E)
         scores_BLM = torch.matmul(features_BLE, q.transpose(-1, -2)) + (~mask_BL).to(q.dtype)[..., None] * MASKED
         weights_BML = scores_BLM.softmax(dim=1).to(features_BLE.dtype).transpose(1, 2)
-        mean_BHNE = torch.unflatten(torch.matmul(weights_BML, features_BLE), 1, (self.heads, -1))
-        read_BHNd = _per_head(mean_BHNE, value_HdE.transpose(1, 2))
-        return merge_heads(read_BHNd) + value.bias
+        if weights is not None:
+            weights.append(torch.unflatten(weights_BML, 1, (self.heads, -1)))
+        mean_BHKE = torch.unflatten(torch.matmul(weights_BML, features_BLE), 1, (self.heads, -1))
+        read_BHKd = _per_head(mean_BHKE, value_HdE.transpose(1, 2))
+        return merge_heads(read_BHKd) + value.bias
+
+
+def _chosen(x: Tensor, index_K: Tensor | None) -> Tensor:
+    """(..., N, i) to (..., K, i)."""
+    return x if index_K is None else x[..., index_K, :]
 
 
 def _per_head(x: Tensor, weight_Hij: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fluxtalk.errors import UsageError, check_token_count
-from fluxtalk.model.encoders import FrozenEncoder, to_tensors
+from fluxtalk.model.encoders import Features, FrozenEncoder, to_tensors
 from fluxtalk.model.reduction import FeatureReduction, ReductionConfig
 from fluxtalk.model.registers import RegisterTokenModule
 from fluxtalk.preprocess import Preprocessor
@@ -65,9 +65,19 @@ class Embedder(nn.Module):
             inputs: the preprocessing's arrays in order, then ``token_index`` (int64, (k,)): ``arange(k)``.
         """
         *arrays, token_index = inputs
-        features, mask = self.reduction(self.encoder(*arrays))
-        tokens = self.head.tokens(self.modality, features, mask, token_index)
+        return self.read(self.encoder(*arrays), token_index)
+
+    def read(self, features: Features, token_index: Tensor) -> Embeddings:
+        """The second half of `forward`: from the encoder's features on."""
+        values, mask = self.reduction(features)
+        tokens = self.head.tokens(self.modality, values, mask, token_index)
         return Embeddings(tokens, self.head.embeddings(tokens, token_index))
+
+    def read_with_attention(self, features: Features, token_index: Tensor) -> tuple[Embeddings, Tensor]:
+        """As `read`, and where each register looked: (batch, k, length) of the reduced features."""
+        values, mask = self.reduction(features)
+        tokens, attention = self.head.tokens_and_attention(self.modality, values, mask, token_index)
+        return Embeddings(tokens, self.head.embeddings(tokens, token_index)), attention
 
     def embed(
         self, preprocess: Preprocessor, items: Sequence[Any], k: int | None = None

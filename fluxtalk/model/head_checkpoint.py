@@ -47,6 +47,15 @@ class HeadCheckpoint:
         head.load_state_dict(dict(self.weights))
         return head.eval()
 
+    def space_hash(self) -> str:
+        """SHA-256 over what decides the embeddings, the encoders apart: configuration, weights and reductions.
+
+        Progress and training state do not count.
+        """
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.weights.items()}
+        reductions = {name: part.content_hash() for name, part in self.reductions.items() if not part.identity}
+        return _content_hash({"config": self.config.to_dict(), "reductions": reductions}, tensors)
+
 
 def save_head(checkpoint: HeadCheckpoint, path: Path) -> None:
     """Write a checkpoint atomically.

@@ -27,7 +27,9 @@ def prefix_embeddings(tokens_BKD: Tensor, weights_KK: Tensor) -> Tensor:
         weights_KK: `prefix_weights`, cut to the K tokens at hand.
     """
     tokens = tokens_BKD if tokens_BKD.dtype == torch.float64 else tokens_BKD.float()
-    return l2_normalise(torch.matmul(weights_KK.to(tokens.dtype), tokens))
+    # No matrix product: it would be the only one in float32 of a half-precision graph, and some GPUs have none for it.
+    means_BKD = (weights_KK.to(tokens.dtype)[..., None] * tokens[:, None]).sum(dim=2)
+    return l2_normalise(means_BKD)
 
 
 def pool_kept(tokens_BKD: Tensor, keep_BK: Tensor, num_overlapping: int) -> Tensor:

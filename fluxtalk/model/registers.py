@@ -6,12 +6,14 @@ Shapes: B batch, L features, E feature dimension, N register tokens, K tokens as
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from fluxtalk.config import HeadConfig
+from fluxtalk.errors import check_token_count
 from fluxtalk.model.attention import CrossAttention, FeedForward, SelfAttention
 from fluxtalk.model.token_head import TokenHead
 
@@ -35,9 +37,23 @@ class RegisterBlock(nn.Module):
         self.feed_forward = FeedForward(dim, dropout)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, features_BLE: Tensor, mask_BL: Tensor, modality: str) -> Tensor:
-        """(B, N, D), or (N, D) where all samples begin the same, to (B, N, D)."""
-        x = x + self.dropout(self.cross_attention(self.cross_norm(x), features_BLE, mask_BL, modality))
+    def forward(
+        self,
+        x: Tensor,
+        features_BLE: Tensor,
+        mask_BL: Tensor,
+        modality: str,
+        index_K: Tensor | None = None,
+        weights: list[Tensor] | None = None,
+    ) -> Tensor:
+        """(B, N, D), or (N, D) where all samples begin the same, to (B, K, D).
+
+        Args:
+            index_K: go on with these of (N, D) alone.
+            weights: where given, the cross-attention's weights (B, H, K, L) are appended.
+        """
+        read = self.cross_attention(self.cross_norm(x), features_BLE, mask_BL, modality, index_K, weights)
+        x = (x if index_K is None else x[index_K]) + self.dropout(read)
         if self.self_attention is not None and self.self_norm is not None:
             x = x + self.dropout(self.self_attention(self.self_norm(x)))
         result: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
@@ -125,14 +141,54 @@ class RegisterTokenModule(TokenHead):
 
     def tokens(self, modality: str, features_BLE: Tensor, mask_BL: Tensor | None, index_K: Tensor) -> Tensor:
         """See `TokenHead.tokens`."""
+        return self._read(modality, features_BLE, mask_BL, index_K, None)
+
+    def tokens_and_attention(
+        self, modality: str, features_BLE: Tensor, mask_BL: Tensor | None, index_K: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The tokens (B, K, D), and where each looked: (B, K, L), the last block's weights in the mean over heads.
+
+        A row sums to 1, with nothing on padding; of a sample without any feature the weights say nothing.
+        """
+        weights: list[Tensor] = []
+        tokens = self._read(modality, features_BLE, mask_BL, index_K, weights)
+        return tokens, weights[-1].float().mean(dim=1)
+
+    def truncated(self, count: int) -> RegisterTokenModule:
+        """A head of the first ``count`` register tokens alone, with this one's weights: the same first tokens.
+
+        Raises:
+            TokenCountError: ``count`` is not in ``1..num_register_tokens``.
+        """
+        check_token_count(count, self.config.num_register_tokens, "this head")
+        config = replace(
+            self.config,
+            num_register_tokens=count,
+            num_overlapping_tokens=min(count, self.config.num_overlapping_tokens),
+        )
+        head = RegisterTokenModule.from_config(config)
+        weights = self.state_dict()
+        weights["registers"] = weights["registers"][:count]
+        head.load_state_dict({name: weights[name] for name in head.state_dict()})
+        return head.train(self.training)
+
+    def _read(
+        self,
+        modality: str,
+        features_BLE: Tensor,
+        mask_BL: Tensor | None,
+        index_K: Tensor,
+        weights: list[Tensor] | None,
+    ) -> Tensor:
         if mask_BL is None:
             mask_BL = torch.ones(features_BLE.shape[:2], dtype=torch.bool, device=features_BLE.device)
         features = self.feature_dropout(self.feature_norm[modality](features_BLE))
-        # (K, D): all samples ask the first block the same, so its queries are computed once.
-        x = self.registers[index_K]
+        # (N, D): all samples ask the first block the same, so its queries are computed once.
+        x, chosen = cast(Tensor, self.registers), cast(Tensor | None, index_K)
         for layer in self.blocks:
             block = layer[modality] if isinstance(layer, nn.ModuleDict) else layer
-            x = block(x, features, mask_BL, modality)
+            x = block(x, features, mask_BL, modality, chosen, weights)
+            chosen = None
         tokens: Tensor = self.output(self.output_norm(x), index_K)
         return tokens
 

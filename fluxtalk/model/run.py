@@ -27,18 +27,23 @@ class TrainedRun:
     results: dict[str, Any] | None
     """The content of results.json, once the run has been scored."""
 
-    def embedder(self, modality: str) -> Embedder:
+    def embedder(self, modality: str, tokens: int | None = None) -> Embedder:
         """Encoder, feature reduction and head of a modality.
+
+        Args:
+            tokens: keep the first register tokens only; None keeps all.
 
         Raises:
             UsageError: the run has no such modality.
+            TokenCountError: it has not that many tokens.
         """
         if modality not in self.stage1.modalities:
             raise UsageError(
                 f"The run {self.root} has the modalities {', '.join(self.stage1.modalities)}; got {modality!r}."
             )
         encoder = self.stage1.modalities[modality].build()
-        return Embedder(encoder, self.head.build(), modality, self.head.reductions.get(modality))
+        head = self.head.build() if tokens is None else self.head.build().truncated(tokens)
+        return Embedder(encoder, head, modality, self.head.reductions.get(modality))
 
 
 def read_run_config(root: Path) -> dict[str, Any]:

@@ -351,11 +351,13 @@ def test_a_text_encoder_from_a_factory_takes_ids_and_mask(folder: Path, stage1: 
     assert mask.sum(dim=1).tolist() == batch["mask"].sum(axis=1).tolist()
 
 
-def test_given_features_pass_unchanged() -> None:
+def test_given_features_pass_unchanged_and_padding_is_zero() -> None:
     part = _tiny().modalities["sound"]
     features, mask = torch.randn(2, 3, 4), torch.tensor([[True, True, False], [True, False, False]])
+    features[~mask] = torch.nan
     passed = part.build()(features, mask)
-    assert torch.equal(passed.features_BLD, features)
+    assert torch.equal(passed.features_BLD[mask], features[mask])
+    assert not passed.features_BLD[~mask].any()
     assert torch.equal(passed.mask_BL, mask)
 
 

@@ -16,7 +16,8 @@ from fluxtalk.datasets.pairs import Items, PairDataset, Split
 from fluxtalk.metrics import CUTOFFS
 from fluxtalk.model.registers import RegisterTokenModule
 from fluxtalk.model.stage1 import Stage1
-from fluxtalk.train.evaluate import counted_embeddings, retrieval
+from fluxtalk.retrieval import retrieval
+from fluxtalk.train.evaluate import counted_embeddings
 from fluxtalk.train.features import feature_sources
 
 Embeddings = dict[str, NDArray[np.float32]]

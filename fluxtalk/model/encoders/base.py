@@ -83,14 +83,16 @@ class FrozenEncoder(nn.Module):
                 f"this one gave {tuple(features.shape)}."
             )
         if mask is None:
-            mask = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
-        return Features(features, mask)
+            return Features(features, torch.ones(features.shape[:2], dtype=torch.bool, device=features.device))
+        # Attention gives padding no weight, but 0 * NaN is NaN: some encoders return it where a whole row is padding.
+        return Features(features.masked_fill(~mask[..., None], 0.0), mask)
 
     def run(self, *inputs: Tensor) -> Any:
         """What the encoder itself returns for a batch, normalised as in `forward`; nothing is checked."""
         if self.pixel_scale is None or self.pixel_shift is None:
             return self.encoder(*inputs)
-        pixels = inputs[0].permute(0, 3, 1, 2).to(self.pixel_scale.dtype)
+        # To float first: TensorRT does nothing else with uint8.
+        pixels = inputs[0].to(self.pixel_scale.dtype).permute(0, 3, 1, 2)
         return self.encoder(pixels * self.pixel_scale + self.pixel_shift)
 
 

@@ -1,0 +1,311 @@
+"""A float32 graph with an 8-bit encoder, for the CPU. The head stays float32, so that k never changes a number's scale.
+
+The weights of matrix products are int8 with one scale for each output channel; big embedding tables have one for each
+row. What is multiplied with them differs:
+
+- *static*: uint8, with scales taken beforehand from calibration data. A row does not depend on others.
+- *dynamic*: uint8, with a scale taken from each batch as it comes: a row depends on its neighbours.
+- *weight-only*: float32. ONNX Runtime may round it to 8 bits too, in blocks of a row, so that rows stay independent.
+
+Convolutions stay float32 in front of a transformer, whose cosine they would cost more than all its products do; where
+they hold most of an encoder's weights, these are int8, and what is multiplied with them is float32. All three kinds are
+made of standard operators.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from fluxtalk.bundle import FEATURES, TOKEN_INDEX
+from fluxtalk.errors import UsageError
+from fluxtalk.export.graph_tools import ancestors, constants, copied, replace_nodes
+from fluxtalk.runtime.session_onnxruntime import import_onnxruntime
+
+TABLE_NUMBERS = 1 << 16
+"""From so many numbers on, an embedding table is worth two more operators."""
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def nothing_to_quantise(model: onnx.ModelProto) -> bool:
+    """Whether the graph has no encoder with weights: features that are given precomputed."""
+    return not _weighted(copied(model))
+
+
+def quantise_static(model: onnx.ModelProto, calibration: Sequence[Arrays]) -> onnx.ModelProto:
+    """Weights int8, what they are multiplied with uint8 in the range that it takes on calibration data.
+
+    The largest and the smallest number seen are the range: cutting off outliers, or the range of least entropy, hardly
+    changed the cosines, and needs inputs of one length.
+
+    Args:
+        model: in float32, with constants folded.
+        calibration: batches of the graph's inputs; ``token_index`` may be left out.
+
+    Raises:
+        UsageError: the encoder has nothing to quantise, or there is no batch.
+    """
+    if not calibration:
+        raise UsageError(
+            "Static int8 takes its scales from calibration data, and got no batch; give some, or use weight-only int8."
+        )
+    quantization = _quantization()
+
+    def quantise(prepared: onnx.ModelProto, products: list[str], path: Path) -> None:
+        quantization.quantize_static(
+            prepared,
+            path,
+            _Batches(prepared, calibration),
+            quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            nodes_to_quantize=products,
+            calibrate_method=quantization.CalibrationMethod.MinMax,
+            # Results stay float32: rounding them too costs cosine.
+            extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]},
+        )
+
+    return _quantised(model, quantise)
+
+
+def quantise_dynamic(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Weights int8, what they are multiplied with uint8 in the range that it takes in each batch.
+
+    Raises:
+        UsageError: the encoder has nothing to quantise.
+    """
+    quantization = _quantization()
+
+    def quantise(prepared: onnx.ModelProto, products: list[str], path: Path) -> None:
+        quantization.quantize_dynamic(
+            prepared,
+            path,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=quantization.QuantType.QInt8,
+            nodes_to_quantize=products,
+        )
+
+    return _quantised(model, quantise)
+
+
+def weight_only_int8(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Weights int8, followed by DequantizeLinear; everything else float32.
+
+    Raises:
+        UsageError: the encoder has nothing to quantise.
+    """
+    prepared = _prepared(model)
+    return _with_int8_weights(prepared, {node.name for node in _weighted(prepared)})
+
+
+class _Batches:
+    """Calibration data as ONNX Runtime reads it."""
+
+    def __init__(self, model: onnx.ModelProto, batches: Sequence[Arrays]) -> None:
+        # The head runs too, and is not looked at.
+        self._given = {TOKEN_INDEX: np.arange(1)} if TOKEN_INDEX in {v.name for v in model.graph.input} else {}
+        self._left = iter(batches)
+
+    def get_next(self) -> Arrays | None:
+        """The next batch; None after the last."""
+        batch = next(self._left, None)
+        return None if batch is None else {**self._given, **batch}
+
+
+def _quantised(model: onnx.ModelProto, quantise: Callable[[onnx.ModelProto, list[str], Path], None]) -> onnx.ModelProto:
+    """Let ONNX Runtime quantise the encoder's matrix products; then the weights of all else."""
+    prepared = _prepared(model)
+    weighted = _weighted(prepared)
+    products = [node.name for node in weighted if node.op_type == "MatMul"]
+    if products:
+        with tempfile.TemporaryDirectory() as folder, _quiet():
+            path = Path(folder) / "quantised.onnx"
+            quantise(prepared, products, path)
+            prepared = onnx.load(path)
+        prepared.producer_name, prepared.producer_version = model.producer_name, model.producer_version
+        del prepared.metadata_props[:]
+        prepared.metadata_props.extend(model.metadata_props)
+        for name in [part for part in prepared.opset_import if part.domain not in ("", "ai.onnx")]:
+            if not any(node.domain == name.domain for node in prepared.graph.node):
+                prepared.opset_import.remove(name)
+    return _with_int8_weights(prepared, {node.name for node in weighted}.difference(products))
+
+
+def _with_int8_weights(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
+    """Replace the weights of the nodes of these names."""
+    writing = _Weights(model)
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node.name not in names:
+            nodes.append(node)
+        elif node.op_type == "Gather":
+            nodes.extend(writing.lookup(node))
+        else:
+            nodes.extend(writing.product(node))
+    replace_nodes(model, nodes)
+    return model
+
+
+class _Weights:
+    """Writes int8 weights, each once, and what makes float32 of them again."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._graph = model.graph
+        self._tensors = constants(model)
+        self._written: dict[tuple[str, int], str] = {}
+
+    def product(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+        """The nodes of a product or convolution with int8 weights."""
+        axis = _channel_axis(node)
+        fresh = (node.input[1], axis) not in self._written
+        name = self._int8(node.input[1], axis)
+        if fresh:
+            yield onnx.helper.make_node(
+                "DequantizeLinear", [name, f"{name}_scale"], [f"{name}_float"], name=f"{name}_float", axis=axis
+            )
+        changed = onnx.NodeProto()
+        changed.CopyFrom(node)
+        changed.input[1] = f"{name}_float"
+        yield changed
+
+    def lookup(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+        """The nodes of an embedding: only the rows that are read become float32."""
+        name, out = self._int8(node.input[0], 0, keepdims=True), node.output[0]
+        for source, found in ((name, f"{out}__int8"), (f"{name}_scale", f"{out}__scale")):
+            yield onnx.helper.make_node("Gather", [source, node.input[1]], [found], name=found, axis=0)
+        cast = f"{out}__float"
+        yield onnx.helper.make_node("Cast", [f"{out}__int8"], [cast], name=cast, to=onnx.TensorProto.FLOAT)
+        yield onnx.helper.make_node("Mul", [cast, f"{out}__scale"], [out], name=node.name)
+
+    def _int8(self, name: str, axis: int, keepdims: bool = False) -> str:
+        if (name, axis) not in self._written:
+            array = onnx.numpy_helper.to_array(self._tensors[name])
+            others = tuple(place for place in range(array.ndim) if place != axis)
+            largest = np.abs(array).max(axis=others, keepdims=True)
+            scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+            # The same weights may be read along another axis elsewhere.
+            new = self._written[name, axis] = f"{name}__int8_{axis}"
+            rounded = np.rint(array / scale).clip(-127, 127).astype(np.int8)
+            self._graph.initializer.append(onnx.numpy_helper.from_array(rounded, new))
+            flat = scale if keepdims else scale.reshape(-1)
+            self._graph.initializer.append(onnx.numpy_helper.from_array(flat, f"{new}_scale"))
+        return self._written[name, axis]
+
+
+def _channel_axis(node: onnx.NodeProto) -> int:
+    """Along which dimension of the weights the output channels lie."""
+    return 0 if node.op_type == "Conv" else 1
+
+
+def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which every node has a name of its own, and products are `MatMul`, the one that all kinds know."""
+    model = copied(model)
+    if not _weighted(model):
+        raise UsageError(
+            "There is nothing to quantise: int8 is for the weights of an encoder, and these features are given "
+            "precomputed; use --precision fp32."
+        )
+    _split_gemms(model)
+    names = {node.name for node in model.graph.node}
+    if len(names) < len(model.graph.node) or "" in names:
+        for number, node in enumerate(model.graph.node):
+            node.name = f"node_{number}"
+    return model
+
+
+def _split_gemms(model: onnx.ModelProto) -> None:
+    """Make matrix product and addition of the encoder's `Gemm` nodes."""
+    gemms = {node.output[0] for node in _weighted(model) if node.op_type == "Gemm"}
+    tensors = constants(model)
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node.output[0] not in gemms:
+            nodes.append(node)
+            continue
+        weight, transposed = node.input[1], f"{node.input[1]}__transposed"
+        if _transposes(node):
+            if transposed not in tensors:
+                array = np.ascontiguousarray(onnx.numpy_helper.to_array(tensors[weight]).T)
+                tensors[transposed] = onnx.numpy_helper.from_array(array, transposed)
+                model.graph.initializer.append(tensors[transposed])
+            weight = transposed
+        bias = node.input[2] if len(node.input) == 3 else ""
+        product = f"{node.output[0]}__product" if bias else node.output[0]
+        nodes.append(
+            onnx.helper.make_node("MatMul", [node.input[0], weight], [product], name=f"{node.output[0]}__product")
+        )
+        if bias:
+            nodes.append(onnx.helper.make_node("Add", [product, bias], list(node.output), name=node.name))
+    replace_nodes(model, nodes)
+
+
+def _is_plain(node: onnx.NodeProto) -> bool:
+    """Whether a `Gemm` is x W + b, W perhaps transposed."""
+    values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return not values.get("transA") and values.get("alpha", 1.0) == 1.0 and values.get("beta", 1.0) == 1.0
+
+
+def _transposes(node: onnx.NodeProto) -> bool:
+    return any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+
+
+def _weighted(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The encoder's nodes whose weights can be int8."""
+    tensors = constants(model)
+
+    def matrix(name: str) -> onnx.TensorProto | None:
+        tensor = tensors.get(name)
+        fits = tensor is not None and tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 2
+        return tensor if fits else None
+
+    found = []
+    for node in ancestors(model, FEATURES):
+        if node.op_type == "Gather":
+            table, axis = matrix(node.input[0]), next((a.i for a in node.attribute if a.name == "axis"), 0)
+            chosen = table is not None and axis == 0 and int(np.prod(table.dims)) >= TABLE_NUMBERS
+        elif node.op_type == "Conv":
+            weight = tensors.get(node.input[1])
+            chosen = weight is not None and weight.data_type == onnx.TensorProto.FLOAT
+        else:
+            plain = node.op_type == "MatMul" or (node.op_type == "Gemm" and _is_plain(node))
+            chosen = plain and matrix(node.input[1]) is not None
+        if chosen:
+            found.append(node)
+    sizes = [int(np.prod(tensors[node.input[0 if node.op_type == "Gather" else 1]].dims)) for node in found]
+    convolved = sum(size for node, size in zip(found, sizes, strict=True) if node.op_type == "Conv")
+    return found if 2 * convolved >= sum(sizes) else [node for node in found if node.op_type != "Conv"]
+
+
+def _quantization() -> Any:
+    """ONNX Runtime's quantiser.
+
+    Raises:
+        BackendError: ONNX Runtime is not installed.
+    """
+    import_onnxruntime()
+    from onnxruntime import quantization
+
+    return quantization
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep ONNX Runtime from advising, through the root logger, a preparation that folding constants has done."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,85 @@
+"""The float32 graph in another precision: which transformation, what it promises, and what it runs on here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+
+from fluxtalk.errors import UsageError
+from fluxtalk.export.half import emulate_half, to_half
+from fluxtalk.export.int8 import nothing_to_quantise, quantise_dynamic, quantise_static, weight_only_int8
+from fluxtalk.parity import PRECISIONS, TOLERANCES, Tolerance
+
+INT8_METHODS = ("static", "weight-only", "dynamic")
+"""In order of preference. The last makes a row depend on its neighbours in the batch, so only its name selects it."""
+
+Batches = Sequence[dict[str, NDArray[Any]]]
+
+
+def check_precisions(precisions: Sequence[str]) -> None:
+    """Refuse what is unknown or named twice.
+
+    Raises:
+        UsageError: see above.
+    """
+    unknown = [name for name in precisions if name not in PRECISIONS]
+    if unknown or not precisions or len(set(precisions)) != len(precisions):
+        raise UsageError(f"--precision is one of {', '.join(PRECISIONS)}, each once; got {', '.join(precisions)}.")
+
+
+def methods_of(precision: str, int8: str) -> tuple[str, ...]:
+    """The ways to make a precision, in the order in which they are tried; the empty one where there is one only.
+
+    Args:
+        int8: ``auto``, or one of `INT8_METHODS`.
+    """
+    if precision != "int8":
+        return ("",)
+    return INT8_METHODS[:2] if int8 == "auto" else (int8,)
+
+
+def convert(model: onnx.ModelProto, precision: str, method: str, calibration: Batches) -> onnx.ModelProto:
+    """The graph of a modality in a precision.
+
+    Args:
+        model: in float32; it is not changed.
+        method: one of `methods_of`.
+        calibration: batches of the graph's inputs, for ``static``.
+
+    Raises:
+        UsageError: the graph does not fit into the precision.
+    """
+    if precision == "fp32":
+        return model
+    if precision != "int8":
+        return to_half(model, precision)
+    if nothing_to_quantise(model):
+        # Features come precomputed; what is left is the head, which stays float32.
+        return model
+    makers: dict[str, Callable[[], onnx.ModelProto]] = {
+        "static": lambda: quantise_static(model, calibration),
+        "weight-only": lambda: weight_only_int8(model),
+        "dynamic": lambda: quantise_dynamic(model),
+    }
+    return makers[method]()
+
+
+def runs_on_cpu(precision: str) -> bool:
+    """Whether ONNX Runtime's CPU provider has the operators; it has none for bfloat16."""
+    return precision != "bf16"
+
+
+def stand_in(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+    """A float32 graph that rounds as the precision does, for machines without its operators."""
+    return emulate_half(model, precision)
+
+
+def promise(precision: str, method: str) -> Tolerance:
+    """What the precision promises against eager float32."""
+    tolerance = TOLERANCES[precision]
+    # The scale of an activation is taken over the whole batch.
+    return dataclasses.replace(tolerance, rows=None) if method == "dynamic" else tolerance

@@ -1,0 +1,246 @@
+"""What a precision costs, measured on held-out pairs: the gate that an export has to pass.
+
+Every precision is compared with the float32 graph, which export proves equal to eager PyTorch, on raw items of the
+validation split, through the very session that serves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluxtalk.bundle import TOKEN_INDEX
+from fluxtalk.datasets import Items, PairDataset, Split
+from fluxtalk.errors import DataError
+from fluxtalk.parity import Tolerance, embedding_difference, largest, nearest_agreement
+from fluxtalk.preprocess import Preprocessor
+from fluxtalk.retrieval import ItemTokens, retrieval
+from fluxtalk.runtime.batching import batches_by_length
+from fluxtalk.runtime.session import Session
+
+MAX_RECALL_LOSS = 0.01
+"""Of Recall@10, in every direction and at every k."""
+MAX_MOVED = {"fp32": 0.0, "fp16": 0.01, "bf16": 0.02, "int8": 0.01}
+"""Share of queries whose nearest item in the other modality may become another one; of a few queries, one may."""
+_CUTOFF = "10"
+_BATCH = 32
+_ALONE = 16
+_TIMED = 15
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out items, preprocessed, and what float32 makes of them."""
+
+    split: Split
+    prepared: Mapping[str, list[NDArray[Any]]]
+    preprocess: Mapping[str, Preprocessor]
+    num_overlapping: int
+    aggregation: str
+
+    def run(self, modality: str, session: Session, k: int) -> tuple[Floats, Floats]:
+        """Tokens and embeddings of all items: (items, k, dim) both."""
+        preprocess, prepared = self.preprocess[modality], self.prepared[modality]
+        tokens: Floats | None = None
+        embeddings: Floats | None = None
+        for rows in batches_by_length([preprocess.length(array) for array in prepared], _BATCH):
+            found = self._run(modality, session, rows.tolist(), k)
+            if tokens is None or embeddings is None:
+                tokens = np.empty((len(prepared), *found["tokens"].shape[1:]), np.float32)
+                embeddings = np.empty_like(tokens)
+            tokens[rows], embeddings[rows] = found["tokens"], found["embeddings"]
+        assert tokens is not None
+        assert embeddings is not None
+        return tokens, embeddings
+
+    def rows_apart(self, modality: str, session: Session, k: int) -> float:
+        """By how much the embedding of an item alone and in a batch of others differ at most."""
+        preprocess, prepared = self.preprocess[modality], self.prepared[modality]
+        order = np.argsort([preprocess.length(array) for array in prepared], kind="stable")
+        rows = order[np.linspace(0, len(order) - 1, min(_ALONE, len(order))).astype(int)].tolist()
+        together = self._run(modality, session, rows, k)["embeddings"]
+        alone = [self._run(modality, session, [row], k)["embeddings"] for row in rows]
+        return largest(np.concatenate(alone) - together)
+
+    def latency(self, modality: str, session: Session, k: int) -> float:
+        """Milliseconds for one item, the median of a few runs; preprocessing is not counted."""
+        times = []
+        for _ in range(_TIMED):
+            start = time.perf_counter()
+            self._run(modality, session, [0], k)
+            times.append(time.perf_counter() - start)
+        return round(1000 * statistics.median(times), 3)
+
+    def _run(self, modality: str, session: Session, rows: Sequence[int], k: int) -> dict[str, Floats]:
+        batch = self.preprocess[modality].collate([self.prepared[modality][row] for row in rows])
+        return session.run({**batch, TOKEN_INDEX: np.arange(k, dtype=np.int64)})
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one precision gives for the held-out items."""
+
+    tokens: dict[str, Floats]
+    embeddings: dict[str, Floats]
+    recall: dict[str, Any]
+    rows: dict[str, float]
+    """Modality to how far an item alone is from itself in a batch."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What one precision costs against float32, over all directions and k."""
+
+    items: dict[str, int]
+    """Modality to how many were compared."""
+    measured_on: str
+    max_abs: float
+    mean_abs: float
+    min_cosine: float
+    mean_cosine: dict[str, float]
+    top1: float
+    """The smallest share, over directions and k, of queries whose nearest item stays the same."""
+    queries: int
+    """How many there were in that direction."""
+    recall_loss: float
+    """The largest loss of Recall@10, over directions and k; below 0 where it is better."""
+    rows: dict[str, float]
+    broken: list[str] = field(default_factory=list)
+    """What keeps the gate shut, one phrase each."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, for JSON; rounded, so that the same machine writes the same file."""
+        return {**_rounded(dataclasses.asdict(self)), "holds": not self.broken}
+
+    def line(self) -> str:
+        """The report for people."""
+        return (
+            f"min cosine {self.min_cosine:.6f}, top-1 agreement {100 * self.top1:.1f} %, "
+            f"Recall@10 {-100 * self.recall_loss:+.2f} points at worst, rows apart {max(self.rows.values()):.0e}"
+        )
+
+
+def held_out_items(
+    dataset: PairDataset,
+    preprocess: Mapping[str, Preprocessor],
+    limit: int,
+    num_overlapping: int,
+    aggregation: str,
+    split_name: str = "validation",
+) -> HeldOut:
+    """The counted items of up to ``limit`` ids, spread evenly over a split.
+
+    Raises:
+        DataError: the split lacks a modality, or has no pair.
+        InputError: an item cannot be preprocessed.
+    """
+    split = dataset.split(split_name)
+    missing = sorted(set(preprocess) - set(split.items))
+    if missing or len(split.ids) < 2:
+        what = f"no {', '.join(missing)}" if missing else f"{len(split.ids)} ids"
+        raise DataError(
+            f"The {split_name} split of {dataset.name} has {what}, so quality cannot be measured on it; "
+            "name held-out pairs with --eval_data."
+        )
+    chosen = np.linspace(0, len(split.ids) - 1, min(limit, len(split.ids))).astype(int)
+    position = np.full(len(split.ids), -1)
+    position[chosen] = np.arange(len(chosen))
+    items, prepared = {}, {}
+    for modality, part in preprocess.items():
+        whole = split.items[modality]
+        rows = np.flatnonzero(whole.counted & (position[whole.groups] >= 0))
+        values = [whole.values[row] for row in rows.tolist()]
+        prepared[modality] = [part.prepare(value) for value in values]
+        items[modality] = Items(values, position[whole.groups[rows]], np.ones(len(rows), dtype=bool))
+    sample = Split(split.name, tuple(split.ids[i] for i in chosen.tolist()), items, split.seen[chosen])
+    return HeldOut(sample, prepared, preprocess, num_overlapping, aggregation)
+
+
+def score(held_out: HeldOut, sessions: Mapping[str, Session], num_tokens: int) -> Scores:
+    """Run a precision's sessions over the held-out items."""
+    tokens, embeddings, rows = {}, {}, {}
+    for modality, session in sessions.items():
+        tokens[modality], embeddings[modality] = held_out.run(modality, session, num_tokens)
+        rows[modality] = held_out.rows_apart(modality, session, num_tokens)
+    compared = {m: ItemTokens(t, held_out.num_overlapping, held_out.aggregation) for m, t in tokens.items()}
+    return Scores(tokens, embeddings, retrieval(compared, held_out.split)["recall"], rows)
+
+
+def quality(
+    held_out: HeldOut, reference: Scores, found: Scores, precision: str, tolerance: Tolerance, measured_on: str
+) -> Quality:
+    """Compare a precision's scores with float32's, and say what breaks the gate.
+
+    Args:
+        tolerance: what the precision promises, as made.
+        measured_on: what ``found`` ran on, for people.
+    """
+    differences = {m: embedding_difference(found.embeddings[m], reference.embeddings[m]) for m in found.embeddings}
+    cosines = {m: _mean_cosine(found.embeddings[m], reference.embeddings[m]) for m in found.embeddings}
+    top1, queries, loss = 1.0, 0, -1.0
+    for direction, by_k in reference.recall.items():
+        query, gallery = direction.split("->")
+        for k in by_k:
+            last = int(k) - 1
+            agreement = nearest_agreement(
+                found.embeddings[query][:, last],
+                found.embeddings[gallery][:, last],
+                reference.embeddings[query][:, last],
+                reference.embeddings[gallery][:, last],
+            )
+            count = len(found.embeddings[query])
+            top1, queries = min((top1, queries or count), (agreement, count))
+            loss = max(loss, by_k[k][_CUTOFF] - found.recall[direction][k][_CUTOFF])
+    worst = Quality(
+        items={m: len(part) for m, part in held_out.prepared.items()},
+        measured_on=measured_on,
+        max_abs=max(d.max_abs for d in differences.values()),
+        mean_abs=max(d.mean_abs for d in differences.values()),
+        min_cosine=min(d.min_cosine for d in differences.values()),
+        mean_cosine=cosines,
+        top1=top1,
+        queries=queries,
+        recall_loss=loss,
+        rows=found.rows,
+    )
+    return dataclasses.replace(worst, broken=_broken(worst, tolerance, MAX_MOVED[precision]))
+
+
+def _broken(found: Quality, tolerance: Tolerance, max_moved: float) -> list[str]:
+    phrases = []
+    for name in ("max_abs", "mean_abs"):
+        value, allowed = getattr(found, name), getattr(tolerance, name)
+        if allowed is not None and not value <= allowed:
+            phrases.append(f"{name} is {value:.1e} and not at most {allowed:.0e}")
+    if not found.min_cosine >= tolerance.min_cosine:
+        phrases.append(f"the smallest cosine is {found.min_cosine:.5f} and not at least {tolerance.min_cosine}")
+    moved = round((1 - found.top1) * found.queries)
+    if not moved <= max(1, max_moved * found.queries):
+        phrases.append(
+            f"{moved} of {found.queries} queries find another nearest item, and not at most {100 * max_moved:.0f} %"
+        )
+    if not found.recall_loss <= MAX_RECALL_LOSS + 1e-9:
+        phrases.append(
+            f"Recall@10 falls by {100 * found.recall_loss:.2f} points and not by at most {100 * MAX_RECALL_LOSS:.0f}"
+        )
+    return phrases
+
+
+def _mean_cosine(found: Floats, expected: Floats) -> float:
+    # Both have length 1 but for rounding.
+    return float(np.einsum("bkd,bkd->bk", found.astype(np.float64), expected.astype(np.float64)).mean())
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) and abs(value) < 0.9 else value

@@ -1,0 +1,184 @@
+"""A bundle as a model repository of NVIDIA Triton Inference Server: one model per modality.
+
+::
+
+    REPO/
+      fluxtalk_text/
+        config.pbtxt
+        1/model.onnx         or model.plan
+        warmup/...           inputs of the warm-up requests
+
+Triton batches requests along the first dimension of *every* input, so the graph's ``token_index`` (k,) becomes
+(batch, k), of which the graph reads the first row. Triton only batches requests of equal shapes, so all rows have the
+same k; and clients that pad texts to a few lengths are batched more often.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from fluxtalk.artifacts import write_atomically
+from fluxtalk.bundle import TOKEN_INDEX, Bundle
+from fluxtalk.errors import UsageError
+from fluxtalk.export.to_onnx import graph_files
+from fluxtalk.runtime.golden import read_golden
+
+PLATFORMS = {"onnx": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
+KINDS = {"auto": "KIND_AUTO", "gpu": "KIND_GPU", "cpu": "KIND_CPU"}
+_FILES = {"onnx": "model.onnx", "tensorrt": "model.plan"}
+_ROW = "token_index_row"
+_TYPES = {
+    TensorProto.INT64: "TYPE_INT64",
+    TensorProto.BOOL: "TYPE_BOOL",
+    TensorProto.UINT8: "TYPE_UINT8",
+    TensorProto.FLOAT: "TYPE_FP32",
+}
+
+
+@dataclass(frozen=True)
+class TritonOptions:
+    """How the models are served.
+
+    Raises:
+        UsageError: a value has no meaning.
+    """
+
+    platform: str = "onnx"
+    """``onnx`` (ONNX Runtime back end) or ``tensorrt`` (a compiled plan)."""
+    max_batch_size: int = 64
+    instances: int = 1
+    device: str = "auto"
+    """Where instances run: ``gpu``, ``cpu``, or ``auto``."""
+    queue_delay: int = 0
+    """Microseconds that a request may wait for company."""
+    profiles: int = 1
+    """Optimisation profiles of a plan; every instance uses all of them."""
+    prefix: str = "fluxtalk"
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("--platform", self.platform, PLATFORMS), ("--device", self.device, KINDS)):
+            if value not in known:
+                raise UsageError(f"{name} is one of {', '.join(known)}; got {value!r}.")
+        for name, number, least in (
+            ("--max_batch_size", self.max_batch_size, 1),
+            ("--instances", self.instances, 1),
+            ("--queue_delay", self.queue_delay, 0),
+        ):
+            if number < least:
+                raise UsageError(f"{name} is at least {least}; got {number}.")
+        if not self.prefix.isidentifier():
+            raise UsageError(
+                f"--prefix begins the models' names: letters, digits and underscores; got {self.prefix!r}."
+            )
+        if self.platform == "tensorrt" and self.device == "cpu":
+            raise UsageError("A TensorRT plan runs on a GPU; got --device cpu.")
+
+
+def with_batched_index(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with ``token_index`` (batch, k), of which the first row counts."""
+    batched = onnx.ModelProto()
+    batched.CopyFrom(model)
+    graph = batched.graph
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name == TOKEN_INDEX:
+                node.input[place] = _ROW
+    index = next(value for value in graph.input if value.name == TOKEN_INDEX)
+    tokens = index.type.tensor_type.shape.dim[0]
+    k: str | int = tokens.dim_param or tokens.dim_value
+    index.CopyFrom(helper.make_tensor_value_info(TOKEN_INDEX, TensorProto.INT64, ["batch", k]))
+    graph.initializer.append(helper.make_tensor("first_row", TensorProto.INT64, [], [0]))
+    graph.node.insert(0, helper.make_node("Gather", [TOKEN_INDEX, "first_row"], [_ROW], name=_ROW, axis=0))
+    return batched
+
+
+def write_model(
+    folder: Path, bundle: Bundle, modality: str, model: onnx.ModelProto, options: TritonOptions, plan: bytes | None
+) -> str:
+    """Write one model into a repository.
+
+    Args:
+        model: of `with_batched_index`; with ``plan``, it only says what inputs and outputs there are.
+        plan: the compiled engine, for the platform ``tensorrt``.
+
+    Returns:
+        The model's name.
+    """
+    name = f"{options.prefix}_{modality}"
+    version = folder / name / "1"
+    version.mkdir(parents=True)
+    if plan is not None:
+        write_atomically(version / _FILES["tensorrt"], plan)
+    else:
+        graph_files(model, version, _FILES["onnx"])
+    config = _config(name, model, options) + _warmups(folder / name, bundle, modality, model)
+    write_atomically(folder / name / "config.pbtxt", config)
+    return name
+
+
+def _config(name: str, model: onnx.ModelProto, options: TritonOptions) -> str:
+    group = f"    count: {options.instances}\n    kind: {KINDS[options.device]}\n"
+    if options.platform == "tensorrt":
+        group = f"    count: {options.instances}\n    kind: KIND_GPU\n" + "".join(
+            f'    profile: "{number}"\n' for number in range(options.profiles)
+        )
+    return (
+        f"name: {json.dumps(name)}\n"
+        f"platform: {json.dumps(PLATFORMS[options.platform])}\n"
+        f"max_batch_size: {options.max_batch_size}\n"
+        + "".join(_tensor("input", value) for value in model.graph.input)
+        + "".join(_tensor("output", value) for value in model.graph.output)
+        + f"dynamic_batching {{\n  max_queue_delay_microseconds: {options.queue_delay}\n}}\n"
+        + f"instance_group [\n  {{\n{group}  }}\n]\n"
+    )
+
+
+def _tensor(role: str, value: onnx.ValueInfoProto) -> str:
+    dims = _dims(value)
+    return (
+        f"{role} [\n  {{\n    name: {json.dumps(value.name)}\n    data_type: {_type(value)}\n"
+        f"    dims: [ {', '.join(map(str, dims))} ]\n  }}\n]\n"
+    )
+
+
+def _type(value: onnx.ValueInfoProto) -> str:
+    return _TYPES[value.type.tensor_type.elem_type]
+
+
+def _dims(value: onnx.ValueInfoProto) -> list[int]:
+    """Of one row: without the batch; -1 where a size is dynamic."""
+    return [-1 if dim.dim_param else dim.dim_value for dim in value.type.tensor_type.shape.dim][1:]
+
+
+def _warmups(folder: Path, bundle: Bundle, modality: str, model: onnx.ModelProto) -> str:
+    """A request for the smallest and the largest k, of the first golden item, with its inputs in files."""
+    inputs, _ = read_golden(bundle, modality)
+    rows = {name: np.ascontiguousarray(array[:1]) for name, array in inputs.items()}
+    if "mask" in rows:
+        length = max(1, int(rows["mask"].sum()))
+        rows = {name: np.ascontiguousarray(array[:, :length]) for name, array in rows.items()}
+    text = ""
+    for k in sorted({1, bundle.manifest.num_register_tokens}):
+        arrays = {**rows, TOKEN_INDEX: np.arange(k, dtype=np.int64)[None]}
+        values = [value for value in model.graph.input if value.name in arrays]
+        parts = "".join(_warmup_input(folder, value, arrays[value.name], k) for value in values)
+        text += f'model_warmup [\n  {{\n    name: "k={k}"\n    batch_size: 1\n{parts}  }}\n]\n'
+    return text
+
+
+def _warmup_input(folder: Path, value: onnx.ValueInfoProto, array: NDArray[Any], k: int) -> str:
+    file = f"{value.name}.k{k}"
+    write_atomically(folder / "warmup" / file, array.tobytes())
+    dims = ", ".join(map(str, array.shape[1:]))
+    return (
+        f"    inputs {{\n      key: {json.dumps(value.name)}\n      value {{\n        data_type: {_type(value)}\n"
+        f"        dims: [ {dims} ]\n        input_data_file: {json.dumps(file)}\n      }}\n    }}\n"
+    )

@@ -1,0 +1,71 @@
+"""Every modality of a bundle in one Triton repository; plans are compiled on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+
+from fluxtalk.artifacts import atomic_folder, hash_file
+from fluxtalk.bundle import Bundle
+from fluxtalk.engines import read_plan
+from fluxtalk.errors import BackendError, BundleError, UsageError
+from fluxtalk.export.profiles import profiles_of
+from fluxtalk.export.to_onnx import graph_files
+from fluxtalk.export.to_tensorrt import Source, build_engine, target_of
+from fluxtalk.export.triton import TritonOptions, with_batched_index, write_model
+from fluxtalk.trt_api import load_tensorrt
+
+
+def write_repository(
+    bundle: Bundle, output: Path, options: TritonOptions, precision: str | None = None, profiles: Sequence[str] = ()
+) -> list[str]:
+    """Write the repository.
+
+    Args:
+        output: must not exist, or be empty.
+        precision: of the bundle's; None takes its first.
+        profiles: for the platform ``tensorrt``, as `fluxtalk.export.profiles` reads them.
+
+    Returns:
+        The models' names.
+
+    Raises:
+        BundleError: the folder is in the way.
+        UsageError: the bundle does not hold the precision, or profiles do not fit.
+        BackendError: plans were asked for, and TensorRT or the GPU is missing.
+    """
+    name = bundle.precision(precision)
+    modalities = list(bundle.manifest.modalities)
+    if profiles and options.platform != "tensorrt":
+        raise UsageError("--profile is of compiled plans; add --platform tensorrt, or leave it out.")
+    sizes = profiles_of(bundle, modalities, profiles)
+    with atomic_folder(output, BundleError) as folder, tempfile.TemporaryDirectory() as scratch:
+        names = []
+        for modality in modalities:
+            model = with_batched_index(onnx.load(bundle.graph(modality, name)))
+            plan = None
+            if options.platform == "tensorrt":
+                graph_files(model, Path(scratch), f"{modality}.onnx")
+                plan = _plan(bundle, modality, name, Path(scratch), sizes[modality])
+                options = dataclasses.replace(options, profiles=len(sizes[modality]))
+            names.append(write_model(folder, bundle, modality, model, options, plan))
+    return names
+
+
+def _plan(
+    bundle: Bundle, modality: str, precision: str, scratch: Path, profiles: Sequence[dict[str, list[int]]]
+) -> bytes:
+    # Triton's back end runs plans of `tensorrt` alone.
+    api = load_tensorrt("tensorrt")
+    graph = scratch / f"{modality}.onnx"
+    manifest = bundle.manifest
+    inputs, outputs = manifest.modalities[modality].inputs, manifest.outputs
+    source = Source(modality, precision, graph, hash_file(graph), inputs, outputs, [*profiles])
+    record = build_engine(api, source, target_of(api), scratch / "engines")
+    if record is None:
+        raise BackendError(f"TensorRT made no plan of {modality}; run the command again.")
+    return read_plan(scratch / "engines", record)

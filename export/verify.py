@@ -1,0 +1,100 @@
+"""A bundle's golden vectors, replayed in every precision on a back end; without PyTorch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fluxtalk.bundle import Bundle, read_bundle
+from fluxtalk.errors import BackendError, ParityError
+from fluxtalk.runtime import load
+from fluxtalk.runtime.golden import ParityReport, verify_golden
+
+_COLUMNS = ("max abs", "mean abs", "1 - min cos", "tokens", "prefix", "rows", "top-1")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found, precision by precision."""
+
+    bundle: Bundle
+    reports: list[ParityReport]
+    not_run: dict[str, str]
+    """Precision to why the back end does not run it."""
+
+    @property
+    def broken(self) -> list[ParityReport]:
+        """Those that break what their precision promises."""
+        return [report for report in self.reports if report.broken]
+
+    def table(self) -> str:
+        """For people: a line for each modality, precision and k."""
+        lines = [f"{'modality':<10} {'precision':<9} {'k':>2} " + " ".join(f"{name:>11}" for name in _COLUMNS)]
+        for report in self.reports:
+            d = report.difference
+            cells = [f"{value:11.1e}" for value in (d.max_abs, d.mean_abs, 1 - d.min_cosine)]
+            cells += [f"{value:11.1e}" if value is not None else f"{'':>11}" for value in (d.tokens, d.prefix, d.rows)]
+            cells.append(f"{d.top1:11.4f}" if d.top1 is not None else f"{'':>11}")
+            mark = f"  broken: {'; '.join(report.broken)}" if report.broken else ""
+            lines.append(f"{report.modality:<10} {report.precision:<9} {report.k:>2} " + " ".join(cells) + mark)
+        lines += [f"{name}: not run: {why}" for name, why in self.not_run.items()]
+        sessions = sorted({f"{report.precision} on {report.session}" for report in self.reports})
+        lines += ["; ".join(sessions)]
+        if not self.broken:
+            lines.append(
+                f"{self.bundle.folder}: {len(self.bundle.manifest.files)} files unchanged, "
+                f"parity holds in {sum(report.cases for report in self.reports)} runs"
+            )
+        return "\n".join(lines)
+
+    def json(self) -> str:
+        """For programs."""
+        content = {
+            "bundle_hash": self.bundle.manifest.bundle_hash,
+            "holds": not self.broken,
+            "tolerances": {n: e.tolerance.to_dict() for n, e in self.bundle.manifest.precisions.items()},
+            "reports": [report.to_dict() for report in self.reports],
+            "not_run": self.not_run,
+        }
+        return json.dumps(content, indent=2)
+
+    def require(self) -> None:
+        """Raise unless every promise holds.
+
+        Raises:
+            ParityError: one does not.
+        """
+        if self.broken:
+            raise ParityError(
+                f"{len(self.broken)} of {len(self.reports)} parity checks break what the manifest promises; do not "
+                "serve this bundle with this back end. "
+                f"The first: {self.broken[0].modality} in {self.broken[0].precision} with k = {self.broken[0].k}: "
+                f"{'; '.join(self.broken[0].broken)}."
+            )
+
+
+def verify_bundle(folder: Path, backend: str = "auto", precisions: Sequence[str] = ()) -> Verification:
+    """Check every file's hash and replay the golden vectors.
+
+    Args:
+        precisions: those alone, and each has to run; without any, all of the bundle that the back end runs.
+
+    Raises:
+        BundleError: a file is missing, foreign or was changed.
+        BackendError: the back end is missing, does not run a precision that was named, or runs none of them.
+        UsageError: the bundle does not hold a precision that was named.
+    """
+    bundle = read_bundle(folder)
+    reports: list[ParityReport] = []
+    not_run: dict[str, str] = {}
+    for name in precisions or bundle.manifest.precisions:
+        try:
+            with load(folder, backend, precision=name) as embedder:
+                reports += verify_golden(bundle, embedder.session, precision=name)
+        except BackendError as error:
+            if precisions or len(not_run) + 1 == len(bundle.manifest.precisions):
+                raise
+            not_run[name] = str(error)
+    return Verification(bundle, reports, not_run)

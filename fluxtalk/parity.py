@@ -1,0 +1,155 @@
+"""What each precision promises, and how far a back end is from eager PyTorch. Numpy only.
+
+Shapes: B items, K tokens, D dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluxtalk.config import StrictConfig, require
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Tolerance(StrictConfig):
+    """How far a precision may be from eager float32, on embeddings of length 1. None: nothing is promised."""
+
+    max_abs: float | None
+    """Largest absolute difference of an embedding's number."""
+    mean_abs: float | None
+    """The mean of those differences."""
+    min_cosine: float
+    """Smallest cosine of an item's two embeddings."""
+    tokens: float | None
+    """Largest difference of a token's number, relative to max(1, the largest of them)."""
+    prefix: float
+    """Largest difference of an embedding between k tokens asked for and the first k of all."""
+    rows: float | None
+    """Largest difference of an embedding between an item alone and in a batch, padded or not."""
+    top1: float | None
+    """Smallest share of items whose nearest other item is the same one."""
+
+    def __post_init__(self) -> None:
+        for name, value in self.to_dict().items():
+            require(
+                value is None or (isinstance(value, int | float) and value >= 0),
+                f"The tolerance {name} is a number of at least 0; got {value!r}.",
+            )
+
+
+TOLERANCES = {
+    "fp32": Tolerance(1e-5, None, 0.999999, 1e-5, 1e-5, 1e-5, 1.0),
+    "tf32": Tolerance(5e-3, None, 0.9999, None, 5e-3, 5e-3, None),
+    "fp16": Tolerance(1e-2, 1e-3, 0.9999, None, 1e-2, 1e-2, None),
+    "bf16": Tolerance(None, None, 0.9995, None, 5e-2, 5e-2, None),
+    "int8": Tolerance(None, None, 0.995, None, 1e-5, 1e-5, None),
+}
+"""By precision, on any machine; ``tf32`` is float32 on a device that rounds factors to 10 bits, if it was asked to.
+
+In float32 another processor sums in another order. In int8 the head stays float32, so prefixes and rows are as exact.
+How many neighbours stay the same in a lower precision is for the quality gate, over the held-out items; here are only a
+few dozen, some of them hardly an item at all.
+"""
+
+EXPORT_TOLERANCE = Tolerance(1e-6, None, 0.999999, 1e-5, 1e-6, 1e-6, 1.0)
+"""Of float32 on the machine that exports: graph and eager PyTorch share the processor."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far outputs are from what was expected of them; NaN is infinitely far."""
+
+    max_abs: float
+    mean_abs: float
+    min_cosine: float
+    tokens: float | None = None
+    """Relative to max(1, the largest expected number)."""
+    prefix: float | None = None
+    rows: float | None = None
+    top1: float | None = None
+
+    def broken(self, tolerance: Tolerance) -> list[str]:
+        """One phrase for each promise that does not hold."""
+        phrases = []
+        for name in ("max_abs", "mean_abs", "tokens", "prefix", "rows"):
+            value, allowed = getattr(self, name), getattr(tolerance, name)
+            if value is not None and allowed is not None and not value <= allowed:
+                phrases.append(f"{name} is {value:.1e} and not at most {allowed:.0e}")
+        for name in ("min_cosine", "top1"):
+            value, allowed = getattr(self, name), getattr(tolerance, name)
+            if value is not None and allowed is not None and not value >= allowed:
+                phrases.append(f"{name} is {value:.6f} and not at least {allowed:g}")
+        return phrases
+
+
+def largest(difference: NDArray[Any]) -> float:
+    """The largest magnitude; infinite where there is NaN, 0 where there is nothing."""
+    if not difference.size:
+        return 0.0
+    value = float(np.abs(difference).max())
+    return value if np.isfinite(value) else float("inf")
+
+
+def embedding_difference(found: NDArray[Any], expected: NDArray[Any]) -> Difference:
+    """Compare embeddings (..., D), in float64.
+
+    A row that is 0 on both sides (nothing to embed gives no direction) is equal: cosine 1.
+    """
+    found, expected = found.astype(np.float64), expected.astype(np.float64)
+    apart = found - expected
+    norms = np.linalg.norm(found, axis=-1) * np.linalg.norm(expected, axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosines = np.where(norms > 0, (found * expected).sum(axis=-1) / norms, np.where(apart.any(axis=-1), -1.0, 1.0))
+    worst = largest(apart)
+    mean = float(np.abs(apart).mean()) if np.isfinite(worst) and apart.size else worst
+    return Difference(worst, mean, float(cosines.min()) if np.isfinite(worst) and cosines.size else -1.0)
+
+
+def token_difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """The largest difference of tokens, relative to max(1, the largest expected magnitude)."""
+    return largest(found - expected) / max(1.0, largest(expected))
+
+
+def top1_agreement(found_BD: NDArray[Any], expected_BD: NDArray[Any], ties: float = 1e-6) -> float:
+    """The share of items whose nearest other item is the same in both.
+
+    An item that by ``expected`` is as near as the nearest (within ``ties``), such as an identical one, counts as right.
+    """
+    if len(expected_BD) < 2:
+        return 1.0
+    return nearest_agreement(found_BD, found_BD, expected_BD, expected_BD, ties, leave_self_out=True)
+
+
+def nearest_agreement(
+    found_queries: NDArray[Any],
+    found_gallery: NDArray[Any],
+    expected_queries: NDArray[Any],
+    expected_gallery: NDArray[Any],
+    ties: float = 1e-6,
+    leave_self_out: bool = False,
+) -> float:
+    """The share of queries whose nearest gallery item is the same; ties by identical items are no disagreement.
+
+    Args:
+        found_queries: (Q, D), and the others alike: compared by dot product.
+        leave_self_out: queries and gallery are the same items.
+    """
+    same = 0
+    for start in range(0, len(expected_queries), 1024):
+        rows = slice(start, start + 1024)
+        scores = expected_queries[rows] @ expected_gallery.T
+        guesses = np.nan_to_num(found_queries[rows] @ found_gallery.T, nan=-np.inf)
+        if leave_self_out:
+            own = np.arange(start, start + len(scores))
+            scores[np.arange(len(scores)), own] = guesses[np.arange(len(scores)), own] = -np.inf
+        chosen = guesses.argmax(axis=1)
+        right = scores[np.arange(len(scores)), chosen] >= scores.max(axis=1) - ties
+        same += int((right & np.isfinite(guesses.max(axis=1))).sum())
+    return same / max(1, len(expected_queries))

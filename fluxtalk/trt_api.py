@@ -1,0 +1,159 @@
+"""The one adapter over `tensorrt` (10.x, 11.x) and `tensorrt_rtx` (1.x), which share their classes.
+
+Export compiles with it, the runtime runs with it. The modules are imported by name and only when they are asked for.
+
+Numbers of flags differ between versions: they are always made from the flag's name. In 11.x networks are strongly
+typed and the flags of precision are gone, so the types of the graph are the precision, in every version.
+tests/export/test_trt_bindings.py holds every name that is used here, and by whoever uses this, against the bindings.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import re
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from fluxtalk.engines import FLAVORS, Flavor
+from fluxtalk.errors import BackendError, UsageError
+
+MODULES: dict[Flavor, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
+NAMES: dict[Flavor, str] = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
+_KEPT_ERRORS = 20
+
+
+@dataclass(frozen=True)
+class TensorRT:
+    """One of the two libraries, loaded."""
+
+    flavor: Flavor
+    trt: Any
+    """The module."""
+    logger: Any
+    """The module's own kind of logger, which keeps the errors; there is one for the process."""
+    errors: deque[str]
+    """What the logger was told last, oldest first."""
+
+    @property
+    def version(self) -> str:
+        """The full version, such as ``1.7.1.116``."""
+        return str(self.trt.__version__)
+
+    @property
+    def name(self) -> str:
+        """Name and version, for people."""
+        return f"{NAMES[self.flavor]} {self.version}"
+
+    @functools.cached_property
+    def cuda_major(self) -> int | None:
+        """The major version of CUDA that the library was built for; None where its package does not say."""
+        package = re.compile(MODULES[self.flavor] + r"[-_]cu(\d+)[-_]bindings\Z")
+        matches = (package.match(found.name.lower()) for found in importlib.metadata.distributions() if found.name)
+        return next((int(match[1]) for match in matches if match), None)
+
+    def has_flag(self, name: str) -> bool:
+        """Whether the builder has a flag of that name."""
+        return hasattr(self.trt.BuilderFlag, name)
+
+    @property
+    def network_flags(self) -> int:
+        """The flags of a strongly typed network."""
+        return 1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+    @property
+    def named_capabilities(self) -> list[str]:
+        """The compute capabilities that can be compiled for by name; none where the flavor takes the GPU's own."""
+        trt = self.trt
+        if not hasattr(trt, "ComputeCapability"):
+            return []
+        numbers = (name.removeprefix("SM") for name in trt.ComputeCapability.__members__ if name.startswith("SM"))
+        return [f"{number[:-1]}.{number[-1]}" for number in numbers]
+
+    def last_error(self) -> str:
+        """What the library complained of last, in one line, and forget it.
+
+        The library tells its first complaint first, and what follows from it later.
+        """
+        told = list(self.errors)
+        self.errors.clear()
+        return shortened(told[0] if told else "")
+
+
+def load_tensorrt(flavor: Flavor) -> TensorRT:
+    """Import a flavor.
+
+    Raises:
+        BackendError: it is not installed, or cannot be imported.
+    """
+    return _load(flavor)
+
+
+def choose_flavor(asked: str, named_gpus: bool) -> Flavor:
+    """The flavor to compile with.
+
+    Args:
+        asked: ``auto``, ``tensorrt`` or ``rtx``.
+        named_gpus: whether compute capabilities are named, which only ``rtx`` compiles for.
+
+    Returns:
+        What was asked. For ``auto``: ``rtx`` where compute capabilities are named; else ``tensorrt`` where it is
+        installed, because it knows every GPU; else ``rtx``.
+
+    Raises:
+        BackendError: for ``auto``, neither is installed.
+    """
+    for flavor in FLAVORS:
+        if asked == flavor:
+            return flavor
+    if asked != "auto":
+        raise UsageError(f"The flavor is auto, {' or '.join(FLAVORS)}; got {asked!r}.")
+    installed = [flavor for flavor in FLAVORS if importlib.util.find_spec(MODULES[flavor]) is not None]
+    if not installed:
+        raise BackendError(
+            "Neither tensorrt nor tensorrt_rtx is installed; pip install tensorrt_rtx (GeForce and RTX GPUs, compiles "
+            "without one too) or tensorrt (every GPU)."
+        )
+    return "rtx" if named_gpus else installed[0]
+
+
+def shortened(complaint: str) -> str:
+    """What a complaint of the library says, without where in its source it was raised."""
+    line = next((line.strip() for line in complaint.splitlines() if line.strip()), "it gives no reason")
+    inner = re.search(r"Error Code \d+: [^(]*\((.*)\)", line)
+    said = re.sub(r"\A\[[^]]*\] ", "", inner[1] if inner else line)
+    return re.split(r"\.?\s*\bIn \w+ at /", said)[0].strip().rstrip(".")[:300] or line
+
+
+@functools.cache
+def _load(flavor: Flavor) -> TensorRT:
+    module = MODULES[flavor]
+    if importlib.util.find_spec(module) is None:
+        raise BackendError(
+            f"{NAMES[flavor]} was asked for and is not installed; pip install {module}, or ask for another."
+        )
+    try:
+        trt = importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise BackendError(
+            f"{module} is installed but cannot be imported ({error}); install it again, with its libraries."
+        ) from None
+    errors: deque[str] = deque(maxlen=_KEPT_ERRORS)
+    return TensorRT(flavor, trt, _logger(trt, errors), errors)
+
+
+def _logger(trt: Any, errors: deque[str]) -> Any:
+    """A logger that keeps errors. The library holds on to the first one of a process, so there is only one."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if int(severity) <= int(trt.ILogger.Severity.ERROR):
+                errors.append(message)
+
+    return Logger()

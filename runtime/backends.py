@@ -1,0 +1,185 @@
+"""Which back end runs a bundle here, in which precision, and why."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fluxtalk.bundle import TOKEN_INDEX, Bundle
+from fluxtalk.engines import Flavor, Profile, find_engine
+from fluxtalk.errors import BackendError, UsageError
+from fluxtalk.gpu import compute_capability
+from fluxtalk.runtime.engine_shapes import Layout, input_of
+from fluxtalk.runtime.golden import read_golden
+from fluxtalk.runtime.session import Session
+from fluxtalk.runtime.session_onnxruntime import PROVIDERS, OnnxRuntimeSession, import_onnxruntime
+from fluxtalk.runtime.session_tensorrt import TensorRTSession
+from fluxtalk.trt_api import MODULES, load_tensorrt
+
+NATIVE: dict[str, Flavor] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
+BACKENDS = ("auto", *PROVIDERS, *NATIVE)
+_BATCH = [1, 8, 64]
+_LENGTH = [1, 64, 512]
+"""What ONNX Runtime's TensorRT provider compiles for; lengths are cut to the longest that the modality has."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs a bundle."""
+
+    backend: str
+    """One of `BACKENDS`, and not ``auto``."""
+    precision: str
+    reason: str
+    """For people."""
+
+
+def choose(
+    bundle: Bundle, backend: str = "auto", precision: str | None = None, modalities: Sequence[str] | None = None
+) -> Choice:
+    """Choose what runs a bundle on this machine.
+
+    Args:
+        backend: what is named is taken, or refused. ``auto`` takes the first that is installed and fits: a native
+            engine for every modality, ONNX Runtime on CUDA, ONNX Runtime on the CPU.
+        precision: what is named is taken, or refused. None takes on a GPU fp16, else bf16, else the bundle's first
+            (bf16 last in ONNX Runtime, whose providers have only some operators for it); on the CPU the bundle's first
+            that runs there.
+        modalities: that will be loaded; None takes all.
+
+    Raises:
+        UsageError: the backend or the precision is unknown.
+        BackendError: what was asked for is missing, or does not run.
+        ArtifactError: the record of an engine was changed.
+    """
+    if backend not in BACKENDS:
+        raise UsageError(f"backend is one of {', '.join(BACKENDS)}; got {backend!r}.")
+    bundle.precision(precision)
+    wanted = list(modalities) if modalities is not None else list(bundle.manifest.modalities)
+    if backend in NATIVE:
+        chosen = _native_precision(bundle, NATIVE[backend], precision, wanted)
+        return Choice(backend, chosen, "asked for by name")
+    if backend != "auto":
+        return Choice(backend, _onnxruntime_precision(bundle, backend, precision), "asked for by name")
+    passed_over: list[str] = []
+    for name in _native_backends():
+        try:
+            chosen = _native_precision(bundle, NATIVE[name], precision, wanted)
+            return Choice(name, chosen, f"chosen because {bundle.engines} has engines for this GPU")
+        except BackendError as error:
+            passed_over.append(f"{name} was passed over: {error}")
+    ort = import_onnxruntime()
+    cuda = PROVIDERS["ort-cuda"] in ort.get_available_providers()
+    taken = "ort-cuda" if cuda else "ort-cpu"
+    why = f"chosen because this ONNX Runtime has {'' if cuda else 'no '}CUDA"
+    return Choice(taken, _onnxruntime_precision(bundle, taken, precision), "; ".join([why, *passed_over]))
+
+
+def open_session(bundle: Bundle, modality: str, backend: str, precision: str, threads: int | None = None) -> Session:
+    """Open one modality's session on a back end by name.
+
+    Args:
+        backend: one of `BACKENDS`, and not ``auto``.
+        precision: one that the bundle holds.
+        threads: for one operator on the CPU; None takes the available cores.
+
+    Raises:
+        BackendError: the back end is missing, or refuses the graph or engine.
+        ArtifactError: the engine or its record was changed.
+    """
+    if backend in NATIVE:
+        return TensorRTSession(bundle, modality, precision, NATIVE[backend])
+    graph = bundle.graph(modality, precision)
+    if backend != "ort-tensorrt":
+        return OnnxRuntimeSession(graph, backend, threads, precision)
+    engines = bundle.engines / "ort-tensorrt" / bundle.graph_hash(modality, precision)[:16]
+    return OnnxRuntimeSession(graph, backend, threads, precision, engines, compiled_layout(bundle, modality))
+
+
+def compiled_layout(bundle: Bundle, modality: str) -> Layout:
+    """What ONNX Runtime's TensorRT provider compiles a modality for: its inputs, and one profile.
+
+    Raises:
+        BundleError: the golden file, which shows the inputs, cannot be read.
+    """
+    golden, _ = read_golden(bundle, modality)
+    padded = "mask" in golden
+    tokens = bundle.manifest.num_register_tokens
+    inputs = {
+        name: input_of(name, str(array.dtype), [-1, *[-1] * padded, *array.shape[1 + padded :]])
+        for name, array in golden.items()
+    }
+    # With one token the graph's k is fixed.
+    inputs[TOKEN_INDEX] = input_of(TOKEN_INDEX, "int64", [-1 if tokens > 1 else 1])
+    profile: Profile = {"batch": _BATCH}
+    if padded:
+        longest = bundle.manifest.modalities[modality].preprocess.get("max_length", _LENGTH[-1])
+        profile["length"] = [min(size, longest) for size in _LENGTH]
+    profile["k"] = [1, tokens, tokens]
+    return Layout(modality, inputs, [profile])
+
+
+def _native_backends() -> Iterator[str]:
+    """The native back ends that this machine has what it needs for."""
+    if compute_capability() is None or not _importable("cuda.bindings.runtime"):
+        return
+    for name, flavor in NATIVE.items():
+        if _importable(MODULES[flavor]):
+            yield name
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of a parent
+        return False
+
+
+def _native_precision(bundle: Bundle, flavor: Flavor, precision: str | None, modalities: Sequence[str]) -> str:
+    """The first precision, of those that may be taken, in which every modality has an engine that fits."""
+    library = load_tensorrt(flavor)
+    capability = compute_capability()
+    if capability is None:
+        raise BackendError(
+            f"{library.name} needs an NVIDIA GPU and its driver, and there is none here; serve with ort-cpu."
+        )
+    first: BackendError | None = None
+    for candidate in [precision] if precision is not None else _gpu_order(bundle):
+        try:
+            for modality in modalities:
+                find_engine(
+                    bundle.engines,
+                    modality,
+                    candidate,
+                    flavor,
+                    library.version,
+                    capability,
+                    bundle.graph_hash(modality, candidate),
+                    library.cuda_major,
+                )
+            return candidate
+        except BackendError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _onnxruntime_precision(bundle: Bundle, backend: str, precision: str | None) -> str:
+    held = list(bundle.manifest.precisions)
+    if backend != "ort-cpu":
+        return precision or min(_gpu_order(bundle), key=lambda name: name == "bf16")
+    runs = [name for name in held if name != "bf16"]
+    if precision == "bf16" or not runs:
+        raise BackendError(
+            "bf16 does not run on the CPU provider of ONNX Runtime; "
+            + (f"ask for {' or '.join(runs)}, " if runs else "export the run again with --precision fp32, ")
+            + "or serve on a GPU."
+        )
+    return precision or runs[0]
+
+
+def _gpu_order(bundle: Bundle) -> list[str]:
+    """A bundle's precisions, those first that a GPU is fastest in."""
+    held = list(bundle.manifest.precisions)
+    return sorted(held, key=lambda name: {"fp16": 0, "bf16": 1}.get(name, 2))

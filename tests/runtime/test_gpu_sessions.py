@@ -1,0 +1,193 @@
+"""What runs on a GPU, on a GPU. Collected everywhere, skipped with the reason where there is none."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from fluxtalk.bundle import TOKEN_INDEX, Bundle
+from fluxtalk.datasets import PairDataset
+from fluxtalk.engines import FLAVORS, Flavor
+from fluxtalk.export.options import ExportOptions
+from fluxtalk.export.profiles import profiles_of
+from fluxtalk.export.to_tensorrt import build_engine, source_of, target_of
+from fluxtalk.export.write_bundle import write_bundle
+from fluxtalk.parity import TOLERANCES, Tolerance, embedding_difference, token_difference
+from fluxtalk.runtime import load
+from fluxtalk.runtime.backends import NATIVE, choose, open_session
+from fluxtalk.runtime.golden import read_golden, verify_golden
+from fluxtalk.runtime.session import Session
+from fluxtalk.runtime.session_onnxruntime import PROVIDERS
+from fluxtalk.runtime.session_tensorrt import TensorRTSession
+from fluxtalk.trt_api import MODULES, load_tensorrt
+from tests.conftest import Made
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device here"),
+]
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+MODALITIES = ("image", "text")
+NAMES = {flavor: name for name, flavor in NATIVE.items()}
+
+
+@pytest.fixture(scope="module")
+def bundle(made: Made, table_data: PairDataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The shared run in every precision that GPUs compute in; it learned nothing, so quality says nothing."""
+    options = ExportOptions(PRECISIONS, allow_quality_loss=True)
+    return write_bundle(made.run, table_data, tmp_path_factory.mktemp("gpu") / "bundle", options)
+
+
+@pytest.fixture(scope="module", params=FLAVORS)
+def flavor(request: pytest.FixtureRequest, bundle: Bundle) -> Flavor:
+    """A flavor that is installed, with an engine of every graph."""
+    name: Flavor = request.param
+    for module in (MODULES[name], "cuda"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    api = load_tensorrt(name)
+    capability = "{}.{}".format(*torch.cuda.get_device_capability())
+    if name == "rtx" and capability not in api.named_capabilities:
+        pytest.skip(f"{api.name} knows no compute capability {capability}")
+    target, profiles = target_of(api), profiles_of(bundle, MODALITIES, ())
+    for modality in MODALITIES:
+        for precision in PRECISIONS:
+            build_engine(api, source_of(bundle, modality, precision, profiles[modality]), target, bundle.engines)
+    return name
+
+
+def provider(backend: str) -> None:
+    if PROVIDERS[backend] not in onnxruntime.get_available_providers():
+        pytest.skip(f"this ONNX Runtime has no {PROVIDERS[backend]}")
+
+
+def batches(bundle: Bundle, modality: str) -> Iterator[dict[str, Any]]:
+    """Batches of several sizes and lengths, one of more rows than an engine takes."""
+    golden, _ = read_golden(bundle, modality)
+    rng = np.random.default_rng(0)
+    count = len(next(iter(golden.values())))
+    longest = bundle.manifest.modalities[modality].preprocess.get("max_length", 1)
+    for size in (1, 2, 8, 33, 70):
+        taken = {name: array[rng.integers(0, count, size)] for name, array in golden.items()}
+        if "mask" not in taken:
+            yield taken
+            continue
+        for length in sorted({1, 3, longest}):
+            repeats = -(-length // taken["mask"].shape[1])
+            ids = np.concatenate([taken["input_ids"]] * repeats, axis=1)[:, :length]
+            mask = np.arange(length) < rng.integers(1, length + 1, (size, 1))
+            yield {"input_ids": np.where(mask, ids, 0), "mask": mask}
+
+
+def require_parity(made: Made, bundle: Bundle, modality: str, session: Session, tolerance: Tolerance) -> None:
+    """Golden vectors for every k, and every batch against eager PyTorch for every k, twice."""
+    for report in verify_golden(bundle, lambda _: session, [modality]):
+        assert report.difference.broken(tolerance) == [], report
+    eager = made.run.embedder(modality)
+    for batch in batches(bundle, modality):
+        tokens, embeddings = eager.embed_arrays(batch, 4)
+        for k in (1, 2, 3, 4, 4, 1):
+            found = session.run({**batch, TOKEN_INDEX: np.arange(k)})
+            difference = embedding_difference(found["embeddings"], embeddings[:, :k])
+            assert difference.broken(tolerance) == [], (k, {n: a.shape for n, a in batch.items()}, session.describe())
+            if tolerance.tokens is not None:
+                assert token_difference(found["tokens"], tokens[:, :k]) <= tolerance.tokens
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_native_engines_equal_eager(
+    made: Made, bundle: Bundle, flavor: Flavor, modality: str, precision: str, graphs: bool
+) -> None:
+    session = TensorRTSession(bundle, modality, precision, flavor, cuda_graphs=graphs)
+    require_parity(made, bundle, modality, session, TOLERANCES[precision])
+    assert session.describe().endswith(f"CUDA graphs {'on' if graphs else 'off'})")
+    session.close()
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_a_recorded_shape_gives_the_same_every_time(bundle: Bundle, flavor: Flavor, modality: str) -> None:
+    with_graphs, without = (TensorRTSession(bundle, modality, "fp32", flavor, cuda_graphs=g) for g in (True, False))
+    for batch in batches(bundle, modality):
+        inputs = {**batch, TOKEN_INDEX: np.arange(4)}
+        plain = without.run(inputs)
+        for _ in range(4):
+            recorded = with_graphs.run(inputs)
+            for name, array in plain.items():
+                np.testing.assert_allclose(recorded[name], array, atol=1e-5, rtol=1e-5)
+    for session in (with_graphs, without):
+        session.close()
+
+
+def test_threads_get_what_one_gets(bundle: Bundle, flavor: Flavor) -> None:
+    session = TensorRTSession(bundle, "text", "fp32", flavor)
+    inputs = [{**batch, TOKEN_INDEX: np.arange(1 + i % 4)} for i, batch in enumerate(batches(bundle, "text"))]
+    expected = [session.run(given)["embeddings"] for given in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            for found, right in zip(pool.map(session.run, inputs), expected, strict=True):
+                np.testing.assert_allclose(found["embeddings"], right, atol=1e-5)
+    session.close()
+
+
+def test_closing_gives_the_memory_back(bundle: Bundle, flavor: Flavor) -> None:
+    inputs = {**next(iter(batches(bundle, "text"))), TOKEN_INDEX: np.arange(4)}
+
+    def load_and_run() -> int:
+        session = TensorRTSession(bundle, "text", "fp16", flavor)
+        for _ in range(3):
+            session.run(inputs)
+        session.close()
+        return int(torch.cuda.mem_get_info()[0])
+
+    load_and_run()
+    free = load_and_run()
+    for _ in range(5):
+        load_and_run()
+    assert load_and_run() >= free - 16e6
+
+
+def test_auto_takes_the_engines(made: Made, bundle: Bundle, flavor: Flavor) -> None:
+    # Of several flavors, the one whose engines are there first.
+    assert choose(bundle).backend in NATIVE
+    with load(bundle.folder, NAMES[flavor], verify=True) as embedder:
+        assert embedder.precision == "fp16"
+        assert embedder.embed("text", ["black chess queen"]).shape == (1, 48)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_onnxruntime_on_cuda_equals_eager(made: Made, bundle: Bundle, modality: str, precision: str) -> None:
+    provider("ort-cuda")
+    session = open_session(bundle, modality, "ort-cuda", precision)
+    require_parity(made, bundle, modality, session, TOLERANCES[precision])
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_onnxruntime_keeps_its_engines(made: Made, bundle: Bundle, modality: str) -> None:
+    """Its float32 engines multiply in TF32, and it has no option against that."""
+    provider("ort-tensorrt")
+    require_parity(made, bundle, modality, open_session(bundle, modality, "ort-tensorrt", "fp32"), TOLERANCES["tf32"])
+    folder = bundle.engines / "ort-tensorrt" / bundle.graph_hash(modality, "fp32")[:16]
+    written = modified(folder)
+    assert any(name.endswith(".engine") for name in written)
+    again = open_session(bundle, modality, "ort-tensorrt", "fp32")
+    again.run({**next(iter(batches(bundle, modality))), TOKEN_INDEX: np.arange(2)})
+    engines = {name for name in written if name.endswith(".engine")}
+    assert {name: time for name, time in modified(folder).items() if name in engines} == {
+        name: written[name] for name in engines
+    }
+
+
+def modified(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
