@@ -14,7 +14,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint bench bench-runtime bench-features bench-training bench-quality docs gpu clean
+.PHONY: help install demo test test-slow lint bench bench-runtime bench-export bench-features bench-training bench-quality docs gpu clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -48,10 +48,14 @@ lint: install ## Format, lint, types, and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: bench-runtime bench-features ## Every benchmark of minutes that runs without a GPU
+bench: bench-runtime bench-export bench-features ## Every benchmark of minutes that runs without a GPU
 
 bench-runtime: install ## Latency by k, and the runtime's overhead over a bare session
 	$(BIN)/python -m bench.runtime --bundle $(DEMO)/bundle
+
+bench-export: install ## Sizes, parity, quality and latency of every precision of the demo; the head's share (5 minutes)
+	$(BIN)/python -m bench.export --run $(DEMO)/run -o bench/results/export.json --docs docs/export.md
+	$(BIN)/python -m bench.head -o bench/results/head.json
 
 bench-features: install ## The feature cache: training speed, reading, sizes (4 minutes)
 	$(BIN)/python -m bench.features
@@ -69,7 +73,7 @@ docs: install ## Draw the pictures of the docs again
 	$(BIN)/python -m bench.contact_sheet --output docs/images/glyphs.png
 
 gpu: install ## Everything that needs a CUDA device; says what it could not do
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m bench.gpu
 
 clean: ## Remove what the demo wrote
 	rm -rf $(DEMO)

@@ -172,7 +172,8 @@ def _baseline(demo: Demo, inputs: list[Any]) -> None:
 
 def _export(demo: Demo, inputs: list[Any]) -> None:
     def make() -> None:
-        _command(["fluxtalk-export", "onnx", str(demo.run), "-o", str(demo.bundle)])
+        precisions = ["--precision", "fp32", "--precision", "fp16"]
+        _command(["fluxtalk-export", "onnx", str(demo.run), "-o", str(demo.bundle), *precisions, "--attention"])
         _command(["fluxtalk-export", "verify", str(demo.bundle)])
 
     demo.stage("export", inputs, [demo.bundle], make)

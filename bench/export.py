@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from bench.quality.report import markdown_table
-from fluxtalk.artifacts import git_revision, write_json
+from fluxtalk.artifacts import git_revision, write_atomically, write_json
 from fluxtalk.bundle import Bundle, read_bundle
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.datasets import default_cache_dir, load_dataset
@@ -30,6 +30,7 @@ from fluxtalk.export.write_bundle import QUALITY, write_bundle
 from fluxtalk.model.run import open_run
 
 _PACKAGES = ("fluxtalk", "torch", "onnx", "onnxruntime", "tensorrt_rtx")
+_MARK, _END = "<!-- measured by bench/export.py -->", "<!-- end -->"
 _KINDS = ("static", "weight-only", "dynamic")
 
 
@@ -38,9 +39,10 @@ _KINDS = ("static", "weight-only", "dynamic")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The .json to write.")
 @option("--compute_capability", default="8.9", show_default=True, help="Engines are compiled for it; empty for none.")
 @option("--cache_dir", help="For renderings; the run's where absent.")
+@click.option("--docs", type=click.Path(path_type=Path), help="A Markdown file to put the tables into, at its marks.")
 @debug_option
 @sentence_errors
-def main(run: Path, output: Path | None, compute_capability: str, cache_dir: str | None) -> None:
+def main(run: Path, output: Path | None, compute_capability: str, cache_dir: str | None, docs: Path | None) -> None:
     """Export RUN in every precision and measure the result."""
     results: dict[str, Any] = {
         "architecture": platform.machine(),
@@ -81,6 +83,23 @@ def main(run: Path, output: Path | None, compute_capability: str, cache_dir: str
         click.echo("\n" + table)
     if output is not None:
         write_json(output, results)
+    if docs is not None:
+        write_tables(docs, results)
+
+
+def write_tables(docs: Path, results: dict[str, Any]) -> None:
+    """Replace what stands between the marks of a Markdown file."""
+    before, _, rest = docs.read_text(encoding="utf-8").partition(_MARK)
+    after = rest.partition(_END)[2]
+    where = f"{results['architecture']}, {results['cores']} cores, no GPU, {results['date']}"
+    titles = (
+        f"Sizes, and milliseconds for one item (ONNX Runtime, {where}; encoders of 1.1 and 0.8 million parameters):",
+        "What each costs on held-out pairs, the worst direction and k; *rows apart*: an item alone and in a batch:",
+        "`verify`, k = 1 and all:",
+        "TensorRT-RTX, compiled without a GPU for compute capability 8.9:",
+    )
+    parts = [f"{title}\n\n{table}" for title, table in zip(titles, tables(results), strict=False)]
+    write_atomically(docs, "\n\n".join([before + _MARK, *parts, _END + after]))
 
 
 def tables(results: dict[str, Any]) -> list[str]:
@@ -115,7 +134,7 @@ def tables(results: dict[str, Any]) -> list[str]:
                 f"{entry['quality']['min_cosine']:.6f}",
                 f"{entry['quality']['max_abs']:.1e}",
                 f"{100 * entry['quality']['top1']:.1f} %",
-                f"{-100 * entry['quality']['recall_loss']:+.2f}",
+                f"{0.0 - 100 * entry['quality']['recall_loss']:+.2f}",
                 f"{max(entry['quality']['rows'].values()):.0e}",
                 "; ".join(entry["quality"]["gate"]) or "holds",
             ]

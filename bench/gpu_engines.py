@@ -14,6 +14,7 @@ from bench.gpu_models import Arrays, Subject
 from bench.gpu_report import Report
 from fluxtalk.bundle import TOKEN_INDEX
 from fluxtalk.engines import FLAVORS
+from fluxtalk.errors import BackendError, UsageError
 from fluxtalk.parity import TOLERANCES, Difference, embedding_difference, largest, token_difference
 from fluxtalk.runtime.backends import NATIVE, choose, open_session
 from fluxtalk.runtime.golden import verify_golden
@@ -43,7 +44,10 @@ def build(report: Report, subject: Subject, rehearse: bool) -> list[dict[str, An
 
         def target(flavor: Any = flavor) -> Any:
             api = load_tensorrt(flavor)
-            return api, target_of(api, ["8.9"] if rehearse and flavor == "rtx" else [])
+            try:
+                return api, target_of(api, ["8.9"] if rehearse and flavor == "rtx" else [])
+            except UsageError as error:  # a GPU that this flavor does not know
+                raise BackendError(str(error)) from None
 
         loaded = report.attempt(f"engines of {flavor}", target)
         if loaded is None:

@@ -152,13 +152,16 @@ def write_large_bundle(folder: Path, precisions: tuple[str, ...]) -> Subject:
         "text": [" ".join(map(str, rng.integers(1, 100, length))) for length in (64, 32, 16, 5)],
     }
     embedders = large_embedders()
-    # What `nn.TransformerEncoder` does in one call without gradients cannot be exported.
-    torch.backends.mha.set_fastpath_enabled(False)
     entries, inputs, outputs = {}, {}, {}
     for name, (embedder, preprocess) in embedders.items():
         inputs[name] = preprocess.collate([preprocess.prepare(item) for item in items[name]])
         outputs[name] = dict(zip(OUTPUTS, embedder.embed_arrays(inputs[name], 4), strict=True))
-        graph = export_onnx(embedder, preprocess, inputs[name])
+        # What `nn.TransformerEncoder` does in one call without gradients cannot be exported, and is not to be slowed.
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            graph = export_onnx(embedder, preprocess, inputs[name])
+        finally:
+            torch.backends.mha.set_fastpath_enabled(True)
         files = {precision: f"{name}.{precision}.onnx" for precision in precisions}
         for precision, file in files.items():
             graph_files(convert(graph, precision, "", ()), folder, file)

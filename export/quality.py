@@ -125,7 +125,7 @@ class Quality:
         """The report for people."""
         return (
             f"min cosine {self.min_cosine:.6f}, top-1 agreement {100 * self.top1:.1f} %, "
-            f"Recall@10 {-100 * self.recall_loss:+.2f} points at worst, rows apart {max(self.rows.values()):.0e}"
+            f"Recall@10 {0.0 - 100 * self.recall_loss:+.2f} points at worst, rows apart {max(self.rows.values()):.0e}"
         )
 
 

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,7 @@ def export_onnx(
         ) from error
     assert program is not None
     model = program.model_proto
+    _require_dynamic(model, shapes, embedder.modality)
     _strip_paths(model)
     named = [output for output in model.graph.output if output.name == FEATURES]
     model.graph.output.remove(named[0])
@@ -144,6 +145,18 @@ def _arguments(
     arguments.append(torch.arange(tokens))
     shapes.append({0: Dim("k", min=1, max=tokens)} if tokens > 1 else None)
     return tuple(arguments), tuple(shapes)
+
+
+def _require_dynamic(model: onnx.ModelProto, shapes: Sequence[Any], modality: str) -> None:
+    """The exporter falls back, without a word, to a graph of the example's sizes where code fixes them."""
+    for value, expected in zip(model.graph.input, shapes, strict=True):
+        dims = value.type.tensor_type.shape.dim
+        for place, dim in (expected or {}).items():
+            if dims[place].dim_param != dim.__name__:
+                raise UsageError(
+                    f"The {modality} encoder fixes the {dim.__name__} of {value.name} to the example's "
+                    f"{dims[place].dim_value}; write it with x.shape[0] and not len(x), and without sizes as numbers."
+                )
 
 
 def _strip_paths(model: onnx.ModelProto) -> None:

@@ -19,7 +19,7 @@ from fluxtalk.runtime.backends import choose, open_session
 from fluxtalk.runtime.batching import batches_by_length
 from fluxtalk.runtime.golden import verify_golden
 from fluxtalk.runtime.session import Session
-from fluxtalk.runtime.vectors import Vectors, quantise, stored_shape
+from fluxtalk.runtime.vectors import Vectors, quantise
 
 OUTPUT_KINDS = ("pooled", "concat", "tokens", "complementary")
 _WINDOW = 4096
@@ -103,7 +103,6 @@ class Embedder:
             InputError: an item cannot be preprocessed; its position is named.
         """
         count = self._check(modality, items, k, output, batch_size)
-        shape = stored_shape(dtype, self._shape(count, output))
         parts = [
             quantise(
                 self._window(
@@ -115,10 +114,12 @@ class Embedder:
         ]
         if len(parts) == 1:
             return parts[0]
-        return np.concatenate(parts) if parts else quantise(np.empty((0, *shape), dtype=np.float32), dtype)
+        return (
+            np.concatenate(parts) if parts else quantise(np.empty((0, *self._shape(count, output)), np.float32), dtype)
+        )
 
     def attention(self, modality: str, items: Sequence[Any], k: int | None = None) -> list[Floats]:
-        """Where each register looked: the mean of its first block's attention over the heads.
+        """Where each register looked: the attention of its last block, the mean over the heads.
 
         Args:
             k: how many register tokens, from the first; None takes all.
@@ -133,7 +134,8 @@ class Embedder:
         count = self._check(modality, items, k, "tokens", 1)
         if ATTENTION not in self.bundle.manifest.outputs:
             raise UsageError(
-                f"The bundle {self.bundle.folder} was exported without attention; export the run again with --attention."
+                f"The bundle {self.bundle.folder} was exported without attention; "
+                "export the run again with --attention."
             )
         preprocess, session = self._preprocess[modality], self._sessions[modality]
         found = []
@@ -144,7 +146,7 @@ class Embedder:
         return found
 
     def input_kind(self, modality: str) -> str:
-        """What a modality's raw items are: ``text``, ``image`` or ``features``.
+        """What a modality's raw items are: ``text``, ``image``, ``audio`` or ``features``.
 
         Raises:
             UsageError: the modality is unknown.

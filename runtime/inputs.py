@@ -9,6 +9,7 @@ from fluxtalk.errors import InputError, UsageError
 
 SUFFIXES = {
     "image": frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")),
+    "audio": frozenset((".wav", ".flac", ".ogg")),
     "features": frozenset((".npy",)),
 }
 
@@ -17,7 +18,7 @@ def gather_items(kind: str, arguments: Sequence[str], list_file: Path | None) ->
     """The items that a command was given.
 
     Args:
-        kind: of the modality's preprocessing: ``text``, ``image`` or ``features``.
+        kind: of the modality's preprocessing: ``text``, ``image``, ``audio`` or ``features``.
         arguments: texts, or paths; a folder stands for the files of that kind in it, by name.
         list_file: a UTF-8 file with one more item per line; blank lines are skipped.
 

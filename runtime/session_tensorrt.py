@@ -65,7 +65,8 @@ class TensorRTSession:
             bundle.graph_hash(modality, precision),
             self._library.cuda_major,
         )
-        self._engine = _deserialize(self._library, self._record, read_plan(bundle.engines, self._record))
+        plan = read_plan(bundle.engines, self._record)
+        self._runtime, self._engine = _deserialize(self._library, self._record, plan)
         inputs = {t.name: input_of(t.name, t.dtype, t.shape) for t in self._record.inputs}
         self._layout = Layout(modality, inputs, self._record.profiles)
         self._outputs = [tensor.name for tensor in self._record.outputs]
@@ -117,6 +118,7 @@ class TensorRTSession:
                 lane.close()
             self._lanes, self._idle = [], []
             self._engine = None
+            self._runtime = None
 
     @contextmanager
     def _lane(self) -> Iterator[Lane]:
@@ -139,10 +141,11 @@ class TensorRTSession:
                 self._changed.notify_all()
 
 
-def _deserialize(library: TensorRT, record: EngineRecord, plan: bytes) -> Any:
-    """The engine, which must be what its record says."""
+def _deserialize(library: TensorRT, record: EngineRecord, plan: bytes) -> tuple[Any, Any]:
+    """The runtime, which must outlive the engine, and the engine, which must be what its record says."""
     trt = library.trt
-    engine = trt.Runtime(library.logger).deserialize_cuda_engine(plan)
+    runtime = trt.Runtime(library.logger)
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise BackendError(
             f"{library.name} cannot load the engine {record.file} ({library.last_error()}); build it again on this "
@@ -155,4 +158,4 @@ def _deserialize(library: TensorRT, record: EngineRecord, plan: bytes) -> Any:
             f"The engine {record.file} has the tensors {', '.join(sorted(names))} and "
             f"{engine.num_optimization_profiles} profiles, and its record says otherwise; build it again."
         )
-    return engine
+    return runtime, engine

@@ -47,15 +47,10 @@ def quantise(vectors: NDArray[np.floating[Any]], dtype: str) -> Vectors:
         return half
     if dtype == "int8":
         largest = np.abs(vectors).max(axis=-1, keepdims=True, initial=0.0)
-        return np.rint(vectors * (127.0 / np.where(largest > 0, largest, 1.0))).astype(np.int8)
+        return np.rint(vectors / np.where(largest > 0, largest, 1) * 127).astype(np.int8)
     if dtype == "binary":
         return np.packbits(vectors > 0, axis=-1)
     raise UsageError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}.")
-
-
-def stored_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of `quantise`'s answer for vectors of a shape."""
-    return (*shape[:-1], -(-shape[-1] // 8)) if dtype == "binary" else shape
 
 
 def directions(vectors: Vectors, dim: int | None = None) -> NDArray[np.float32]:

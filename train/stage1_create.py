@@ -16,7 +16,14 @@ from fluxtalk.artifacts import Identity, git_revision
 from fluxtalk.errors import CheckpointError, UsageError, reason
 from fluxtalk.model.encoders import EncoderSpec, FrozenEncoder, build_encoder, to_tensors
 from fluxtalk.model.stage1 import Stage1, Stage1Modality
-from fluxtalk.preprocess import FeaturesPreprocessor, ImagePreprocessor, Preprocessor, TextPreprocessor, from_parts
+from fluxtalk.preprocess import (
+    AudioPreprocessor,
+    FeaturesPreprocessor,
+    ImagePreprocessor,
+    Preprocessor,
+    TextPreprocessor,
+    from_parts,
+)
 
 _KEYS = {"encoder", "options", "weights", "preprocess"}
 
@@ -123,6 +130,9 @@ def _probe(name: str, encoder: torch.nn.Module, preprocess: Preprocessor) -> int
         return preprocess.dim
     if isinstance(preprocess, ImagePreprocessor):
         sample: Any = np.zeros((preprocess.height, preprocess.width), dtype=np.uint8)
+    elif isinstance(preprocess, AudioPreprocessor):
+        # A second, or all that it takes: some encoders need a few hundred samples for a single feature.
+        sample = (np.zeros(preprocess.sample_rate, dtype=np.float32), preprocess.sample_rate)
     else:
         sample = "probe"
     batch = to_tensors(preprocess.collate([preprocess.prepare(sample)] * 2))

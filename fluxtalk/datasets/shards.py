@@ -6,8 +6,9 @@
 
 They are named as ``shards-{000000..000099}.tar?image=jpg;png&text=txt``: braces expand as in a shell, and the query
 gives each modality's extensions, of which a sample's first is taken. Without a query, ``image`` is
-``jpg;jpeg;png;webp``, ``text`` is ``txt`` and ``features`` is ``npy``, as far as they occur. A sample's key is its
-id; ids are divided by hash, as tables are. A sample need not have every modality, and a blank text is none.
+``jpg;jpeg;png;webp``, ``text`` is ``txt``, ``audio`` is ``wav;flac;ogg`` and ``features`` is ``npy``, as far as they
+occur. A sample's key is its id; ids are divided by hash, as tables are. A sample need not have every modality, and a
+blank text is none.
 """
 
 from __future__ import annotations
@@ -32,7 +33,12 @@ from fluxtalk.datasets.shard_values import ShardValues, decode
 from fluxtalk.datasets.splits import Column, divide, split_by_hash
 from fluxtalk.errors import BackendError, DataError, InputError, UsageError
 
-DEFAULT_EXTENSIONS = {"image": ("jpg", "jpeg", "png", "webp"), "text": ("txt",), "features": ("npy",)}
+DEFAULT_EXTENSIONS = {
+    "image": ("jpg", "jpeg", "png", "webp"),
+    "text": ("txt",),
+    "audio": ("wav", "flac", "ogg"),
+    "features": ("npy",),
+}
 
 
 def load(name: DataName) -> PairDataset:

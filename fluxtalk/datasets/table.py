@@ -9,8 +9,8 @@
 
 Columns other than ``id`` and ``split`` are modalities, unless the name of the data set says which column is what:
 ``pairs.parquet?image=photo_path&text=caption&id=photo_id&split=part``. A column all of whose cells end like a file
-(image or ``.npy``) holds paths relative to the table; any other holds text. An empty cell, or null, says that the
-row has no such modality. Without ``id``, rows that share a cell belong together. Without ``split``, ids are divided
+(image, sound or ``.npy``) holds paths relative to the table; any other holds text. An empty cell, or null, says that
+the row has no such modality. Without ``id``, rows that share a cell belong together. Without ``split``, ids are divided
 by hash: 80 % train, 10 % validation, 10 % test.
 """
 
@@ -33,7 +33,9 @@ from fluxtalk.datasets.splits import Column, divide, split_by_hash
 from fluxtalk.datasets.table_readers import READERS, RawTable
 from fluxtalk.errors import DataError, UsageError
 
-FILE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".npy"))
+FILE_SUFFIXES = frozenset(
+    (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".wav", ".flac", ".ogg", ".npy")
+)
 
 Cells = Sequence[str | None]
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fluxtalk.errors import ArtifactError
+from fluxtalk.preprocess.audio import AudioPreprocessor
 from fluxtalk.preprocess.base import Array, Preprocessor, pad_and_mask
 from fluxtalk.preprocess.features import FeaturesPreprocessor
 from fluxtalk.preprocess.image import ImagePreprocessor
@@ -13,6 +14,7 @@ from fluxtalk.preprocess.text import TextPreprocessor
 
 __all__ = [
     "Array",
+    "AudioPreprocessor",
     "FeaturesPreprocessor",
     "ImagePreprocessor",
     "Preprocessor",
@@ -28,7 +30,12 @@ def from_parts(config: Mapping[str, Any], files: Mapping[str, str]) -> Preproces
     Raises:
         ArtifactError: the kind is unknown, a setting is unknown or missing, or a file does not match.
     """
-    kinds = {"image": ImagePreprocessor, "text": TextPreprocessor, "features": FeaturesPreprocessor}
+    kinds = {
+        "image": ImagePreprocessor,
+        "text": TextPreprocessor,
+        "audio": AudioPreprocessor,
+        "features": FeaturesPreprocessor,
+    }
     kind = config.get("kind")
     if kind not in kinds:
         raise ArtifactError(f"Preprocessing is one of {', '.join(kinds)}; got {kind!r}.")

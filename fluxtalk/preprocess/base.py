@@ -22,7 +22,7 @@ class Preprocessor(Protocol):
 
     @property
     def kind(self) -> str:
-        """``image``, ``text`` or ``features``."""
+        """``image``, ``text``, ``audio`` or ``features``."""
 
     @property
     def input_names(self) -> tuple[str, ...]:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from safetensors.numpy import load_file, save_file
 
 from fluxtalk.artifacts import hash_file
 from fluxtalk.bundle import read_bundle, write_manifest
 from fluxtalk.datasets import PairDataset
-from fluxtalk.errors import ParityError
+from fluxtalk.errors import ParityError, UsageError
 from fluxtalk.export.cli import main
+from fluxtalk.export.to_onnx import export_onnx
 from fluxtalk.export.write_bundle import write_bundle
+from fluxtalk.model.embedder import Embedder
+from fluxtalk.model.encoders import FrozenEncoder
+from fluxtalk.model.registers import RegisterTokenModule
+from fluxtalk.preprocess import FeaturesPreprocessor
 from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
 from tests.conftest import Made
 
@@ -116,4 +124,36 @@ def test_a_graph_that_differs_leaves_nothing(
     monkeypatch.setattr(OnnxRuntimeSession, "run", shifted)
     with pytest.raises(ParityError, match=r"max_abs is 1\.\de-04 and not at most 1e-06"):
         write_bundle(made.run, table_data, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+class AsksForValues(torch.nn.Module):
+    """Control flow that depends on values, which no graph can hold."""
+
+    def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return features * 2 if float(features.sum()) > 0 else features
+
+
+def test_an_encoder_that_cannot_be_traced_is_one_sentence() -> None:
+    preprocess = FeaturesPreprocessor(6)
+    encoder = FrozenEncoder(AsksForValues(), preprocess, 6)
+    embedder = Embedder(encoder, RegisterTokenModule({"sound": 6}, dim=16, heads=2), "sound")
+    batch = preprocess.collate([np.ones((3, 6), np.float32), np.ones((2, 6), np.float32)])
+    with pytest.raises(UsageError, match=r"The sound encoder cannot be exported to ONNX .*control flow") as caught:
+        export_onnx(embedder, preprocess, batch)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_leaves_no_bundle(made: Made, tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    # No file may grow beyond 100 kB, in this process alone.
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
+        f"from fluxtalk.export.cli import main; main(['onnx', {str(made.run.root)!r}, '-o', {str(output)!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []

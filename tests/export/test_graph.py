@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
+from torch import nn
 
 from fluxtalk.bundle import TOKEN_INDEX
 from fluxtalk.errors import UsageError
 from fluxtalk.export.to_onnx import export_onnx, graph_files
 from fluxtalk.export.traced import sample_batch
 from fluxtalk.model.embedder import Embedder
+from fluxtalk.model.encoders import FrozenEncoder
 from fluxtalk.model.registers import RegisterTokenModule
 from fluxtalk.model.stage1 import Stage1
+from fluxtalk.preprocess import FeaturesPreprocessor
 from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
 from tests.conftest import Made
 
@@ -103,3 +107,19 @@ def test_every_kind_of_head_exports_with_every_k(stage1: Stage1, tmp_path: Path)
             np.testing.assert_allclose(got["embeddings"], embeddings, rtol=0, atol=1e-6)
             np.testing.assert_allclose(got["tokens"], tokens, rtol=0, atol=1e-5 * max(1, np.abs(tokens).max()))
         session.close()
+
+
+class FixesItsBatch(nn.Module):
+    """What the exporter would turn into a graph for two items, without a word."""
+
+    def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return features + torch.zeros(len(features), 1, 1)
+
+
+def test_an_encoder_that_fixes_a_size_is_refused() -> None:
+    preprocess = FeaturesPreprocessor(6)
+    encoder = FrozenEncoder(FixesItsBatch(), preprocess, 6)
+    embedder = Embedder(encoder, RegisterTokenModule({"sound": 6}, dim=16, heads=2), "sound")
+    batch = preprocess.collate([np.ones((3, 6), np.float32), np.ones((2, 6), np.float32)])
+    with pytest.raises(UsageError, match=r"fixes the batch of features.*x\.shape\[0\]"):
+        export_onnx(embedder, preprocess, batch)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -120,10 +118,14 @@ def test_embeddings_of_any_type_find_the_same_neighbours(made: Made, table_data:
 
 def test_a_space_is_named_by_head_and_output_alone(made: Made) -> None:
     manifest = made.bundle.manifest
-    other = dataclasses.replace(manifest, precisions={"fp16": manifest.precisions["fp32"]}, modalities={
-        name: dataclasses.replace(entry, graphs={"fp16": entry.graphs["fp32"]})
-        for name, entry in manifest.modalities.items()
-    })
+    other = dataclasses.replace(
+        manifest,
+        precisions={"fp16": manifest.precisions["fp32"]},
+        modalities={
+            name: dataclasses.replace(entry, graphs={"fp16": entry.graphs["fp32"]})
+            for name, entry in manifest.modalities.items()
+        },
+    )
     assert other.space_id("pooled") == manifest.space_id("pooled")
     assert len({manifest.space_id(output) for output in ("pooled", "concat", "tokens", "complementary")}) == 4
     assert dataclasses.replace(manifest, head_hash="another").space_id("pooled") != manifest.space_id("pooled")
@@ -175,8 +177,3 @@ def test_sessions_are_asked_for_no_more_than_is_needed(made: Made) -> None:
         listening.embed("text", TEXTS[:1])
         listening.embed("text", TEXTS[:1], output="tokens")
     assert asked == [("embeddings",), ("tokens",)]
-
-
-def test_vectors_of_a_single_item_do_not_pin_the_batch_they_came_from(made: Made, tmp_path: Path) -> None:
-    del tmp_path
-    assert onnx.load(made.bundle.graph("text")).graph.output[0].name == "tokens"

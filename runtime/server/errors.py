@@ -1,0 +1,99 @@
+"""Errors as a client sees them: a status, and a body in OpenAI's shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from fluxtalk.errors import FluxTalkError, InputError, UsageError
+
+
+class ApiError(Exception):
+    """An answer that is not the one asked for.
+
+    Args:
+        status: of HTTP.
+        message: one sentence for the client.
+        code: for programs; it stays the same when the sentence changes.
+        param: the field of the body that is at fault.
+        retry_after_s: when trying again makes sense.
+    """
+
+    def __init__(
+        self, status: int, message: str, code: str, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """``Retry-After`` in whole seconds, at least one; ``WWW-Authenticate`` where a key is missing."""
+        if self.status == 401:
+            return {"www-authenticate": "Bearer"}
+        return {} if self.retry_after_s is None else {"retry-after": str(max(1, math.ceil(self.retry_after_s)))}
+
+
+def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
+    """A request that cannot be meant: 400."""
+    return ApiError(400, message, code, param)
+
+
+def as_api_error(error: FluxTalkError) -> ApiError:
+    """An error of the library, as the client's (400, 422) or ours (500)."""
+    if isinstance(error, UsageError):
+        return bad_request(str(error))
+    if isinstance(error, InputError):
+        return ApiError(422, str(error), "invalid_input", "input")
+    return ApiError(500, "The server failed at this request; its log says more.", "internal_error")
+
+
+def error_body(status: int, message: str, code: str, param: str | None = None) -> dict[str, Any]:
+    """OpenAI's shape."""
+    kinds = {401: "authentication_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error_response(error: ApiError) -> Response:
+    """The answer to a client."""
+    return json_response(error_body(error.status, error.message, error.code, error.param), error.status, error.headers)
+
+
+def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A JSON answer; arrays of numpy are written as lists."""
+    return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status, headers, "application/json")
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own: no such route, or not with this method."""
+    assert isinstance(error, HTTPException)
+    sentences = {
+        404: (f"There is no route {request.url.path}; GET /info says what is served.", "not_found"),
+        405: (f"{request.url.path} does not take {request.method}.", "method_not_allowed"),
+    }
+    message, code = sentences.get(error.status_code, (str(error.detail), "http_error"))
+    response = error_response(ApiError(error.status_code, message, code))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def on_api_error(_request: Request, error: Exception) -> Response:
+    """Ours."""
+    assert isinstance(error, ApiError)
+    return error_response(error)
+
+
+async def on_fluxtalk_error(_request: Request, error: Exception) -> Response:
+    """The library's."""
+    assert isinstance(error, FluxTalkError)
+    return error_response(as_api_error(error))

@@ -1,0 +1,109 @@
+"""What Prometheus is told."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""The environment variable under which prometheus_client finds the files that several workers share."""
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_ITEMS = (1, 2, 4, 8, 16, 32, 64, 128)
+_RATIOS = (0, 0.025, 0.05, 0.075, 0.1, 0.125, 0.25, 0.5)
+
+
+class Metrics:
+    """One server's counters."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = Counter(
+            "fluxtalk_requests", "Answers, by route and status.", ["route", "status"], registry=self._registry
+        )
+        self.request_seconds = Histogram(
+            "fluxtalk_request_seconds",
+            "From a request's headers to its answer, by route.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self.stage_seconds = Histogram(
+            "fluxtalk_stage_seconds",
+            "Time in each stage: read (the body), prepare (decoding), run (one batch), answer (writing it).",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self.queue_seconds = Histogram(
+            "fluxtalk_queue_wait_seconds",
+            "How long an item waited for its batch.",
+            ["modality"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self.batch_items = Histogram(
+            "fluxtalk_batch_items", "Items of a batch.", ["modality"], buckets=_ITEMS, registry=self._registry
+        )
+        self.padding_ratio = Histogram(
+            "fluxtalk_padding_ratio",
+            "The share of a batch that is padding.",
+            ["modality"],
+            buckets=_RATIOS,
+            registry=self._registry,
+        )
+        self.rejections = Counter(
+            "fluxtalk_rejections",
+            "Requests that were refused or given up: queue_full, too_slow (the wait would exceed the deadline), "
+            "deadline, memory, hung_up, not_ready.",
+            ["reason"],
+            registry=self._registry,
+        )
+        self.non_finite = Counter(
+            "fluxtalk_non_finite_outputs",
+            "Items whose embedding was not finite, and which were refused.",
+            ["modality"],
+            registry=self._registry,
+        )
+        self.batch_retries = Counter(
+            "fluxtalk_batch_retries",
+            "Batches that failed and were run item by item.",
+            ["modality"],
+            registry=self._registry,
+        )
+        self.outstanding = Gauge(
+            "fluxtalk_outstanding_items",
+            "Items that were accepted and not answered yet.",
+            ["modality"],
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
+        self.ready = Gauge(
+            "fluxtalk_ready",
+            "How many workers are ready.",
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
+
+    def exposition(self) -> bytes:
+        """Everything in Prometheus's text format, over all workers."""
+        folder = os.environ.get(SHARED_FOLDER)
+        if not folder:
+            return generate_latest(self._registry)
+        _forget_the_dead(Path(folder))
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """Remove the gauges of workers that are gone."""
+    for file in folder.glob("gauge_live*.db"):
+        found = re.search(r"_(\d+)\.db$", file.name)
+        if found and not Path(f"/proc/{found[1]}").exists() and Path("/proc/self").exists():
+            mark_process_dead(int(found[1]), str(folder))  # type: ignore[no-untyped-call]

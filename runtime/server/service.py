@@ -1,0 +1,150 @@
+"""The state of one server process: loading, ready, draining or failed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from fluxtalk.errors import BundleError, FluxTalkError
+from fluxtalk.runtime.embedder import Embedder, load
+from fluxtalk.runtime.server.body import BodyReader
+from fluxtalk.runtime.server.engine import Engine
+from fluxtalk.runtime.server.errors import ApiError
+from fluxtalk.runtime.server.metrics import Metrics
+from fluxtalk.runtime.server.settings import ServerSettings
+from fluxtalk.runtime.threads import available_cores
+
+log = logging.getLogger("fluxtalk.server")
+
+START_FAILED = 3
+"""The exit code by which uvicorn's supervisor knows that another attempt would fail, too."""
+_NOTICE_S = 1.0
+"""Between SIGTERM and the end of listening: time for whoever reads `/readyz` to send requests elsewhere."""
+
+
+class Service:
+    """What the routes share.
+
+    Args:
+        settings: of the server.
+        open_embedder: gives the bundle, loaded and verified; called in a thread.
+    """
+
+    def __init__(
+        self, settings: ServerSettings, open_embedder: Callable[[ServerSettings], Embedder] | None = None
+    ) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.bodies = BodyReader(settings.max_body_bytes)
+        self.failure: FluxTalkError | None = None
+        self._open_embedder = open_embedder or open_verified
+        self._engine: Engine | None = None
+        self._draining = False
+        self._loading: asyncio.Task[None] | None = None
+
+    @property
+    def engine(self) -> Engine | None:
+        """The loaded bundle, once it is warm and verified."""
+        return self._engine
+
+    @property
+    def why_not_ready(self) -> str | None:
+        """A few words; None when requests should be sent here."""
+        if self._draining:
+            return "the server is shutting down"
+        if self._engine is None:
+            return "the bundle is being loaded and verified"
+        return self._engine.why_not_alive
+
+    def require_engine(self) -> Engine:
+        """The engine, for a request. A server that shuts down still answers what reaches it.
+
+        Raises:
+            ApiError: 503: it is not loaded yet.
+        """
+        if self._engine is None:
+            self.metrics.rejections.labels("not_ready").inc()
+            raise ApiError(503, "The bundle is being loaded and verified.", "not_ready", retry_after_s=1.0)
+        return self._engine
+
+    async def start(self) -> None:
+        """Begin to load, and return at once: liveness is answered meanwhile."""
+        self.metrics.ready.set(0)
+        self._handle_signals()
+        self._loading = asyncio.create_task(self._load())
+
+    async def stop(self) -> None:
+        """Finish what was accepted, and release everything."""
+        self.metrics.ready.set(0)
+        if self._loading is not None and not self._loading.done():
+            self._loading.cancel()
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.close)
+
+    def drain(self) -> None:
+        """Say that this server is not ready any more; it goes on answering."""
+        self._draining = True
+        self.metrics.ready.set(0)
+
+    async def _load(self) -> None:
+        try:
+            self._engine = await asyncio.to_thread(self._open)
+        except FluxTalkError as error:
+            self.failure = error
+            log.error("error: %s", error)
+            raise SystemExit(START_FAILED) from None
+        self.metrics.ready.set(1)
+        log.info("ready: %s", "; ".join(f"{m} on {how}" for m, how in self._engine.sessions().items()))
+
+    def _open(self) -> Engine:
+        engine = Engine(self._open_embedder(self.settings), self.settings, self.metrics)
+        engine.warm()
+        return engine
+
+    def _handle_signals(self) -> None:
+        """Wrap uvicorn's handler of SIGTERM: not ready first, then the end."""
+        try:
+            previous = signal.getsignal(signal.SIGTERM)
+            if not callable(previous):
+                return
+            loop = asyncio.get_running_loop()
+
+            def on_term(number: int, frame: FrameType | None) -> Any:
+                if self._draining:
+                    return previous(number, frame)
+                self.drain()
+                return loop.call_soon_threadsafe(loop.call_later, _NOTICE_S, previous, number, frame)
+
+            signal.signal(signal.SIGTERM, on_term)
+        except ValueError:
+            return  # not in the main thread: whoever runs this server ends it
+
+
+def open_verified(settings: ServerSettings) -> Embedder:
+    """The bundle of the settings, its hashes checked and its golden vectors replayed.
+
+    Raises:
+        FluxTalkError: see `load`; or a worker found another bundle than its siblings serve.
+    """
+    threads = settings.threads
+    if threads is None and settings.workers > 1:
+        threads = max(1, available_cores() // settings.workers)
+    embedder = load(
+        settings.bundle,
+        settings.backend,
+        threads,
+        verify=True,
+        precision=settings.precision,
+        spinning=settings.dedicated,
+    )
+    found = embedder.bundle.manifest.bundle_hash
+    if settings.revision not in (None, found):
+        embedder.close()
+        raise BundleError(
+            f"The bundle {settings.bundle} was changed while it is served; start the server again to serve the new one."
+        )
+    return embedder

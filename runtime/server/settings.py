@@ -1,0 +1,53 @@
+"""What a server is started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fluxtalk.errors import UsageError
+
+MAX_ITEMS = 2048
+"""Of one request, as OpenAI's service has it; fewer where the queue is shorter."""
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Options of `fluxtalk serve`."""
+
+    bundle: Path
+    backend: str = "auto"
+    precision: str | None = None
+    threads: int | None = None
+    """Of one operator on the CPU; None takes the available cores, divided by the workers."""
+    dedicated: bool = False
+    """The cores are ours alone: threads spin while they wait, which is faster and burns them."""
+    max_batch_items: int | None = None
+    """Items of ordinary size in one run of a graph; None takes 8 on a CPU and 64 on a GPU."""
+    queue: int = 2048
+    """Items of one modality that may wait or run, before more are refused."""
+    max_body_bytes: int = 32 << 20
+    timeout_s: float = 30.0
+    """The longest that a request may take, its body included."""
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    """Any of these opens every route; none: no key is asked for."""
+    workers: int = 1
+    """Processes that share the port."""
+    revision: str | None = None
+    """The bundle's hash that a worker must find, so that all serve the same; None: whatever is there."""
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "max_batch_items"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is at least 1; got {value}.")
+        for name in ("queue", "max_body_bytes", "workers"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is at least 1; got {getattr(self, name)}.")
+        if not 0 < self.timeout_s < float("inf"):
+            raise UsageError(f"timeout_s is a positive number of seconds; got {self.timeout_s}.")
+
+    @property
+    def max_items(self) -> int:
+        """Items of one request."""
+        return min(MAX_ITEMS, self.queue)
