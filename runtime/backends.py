@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,14 +16,18 @@ from fluxtalk.runtime.engine_shapes import Layout, input_of
 from fluxtalk.runtime.golden import read_golden
 from fluxtalk.runtime.session import Session
 from fluxtalk.runtime.session_onnxruntime import PROVIDERS, OnnxRuntimeSession, import_onnxruntime
+from fluxtalk.runtime.session_openvino import OpenVinoSession, computes_bf16, openvino_installed
 from fluxtalk.runtime.session_tensorrt import TensorRTSession
 from fluxtalk.trt_api import MODULES, load_tensorrt
 
 NATIVE: dict[str, Flavor] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
-BACKENDS = ("auto", *PROVIDERS, *NATIVE)
+OPENVINO = "openvino"
+BACKENDS = ("auto", *PROVIDERS, *NATIVE, OPENVINO)
 _BATCH = [1, 8, 64]
 _LENGTH = [1, 64, 512]
 """What ONNX Runtime's TensorRT provider compiles for; lengths are cut to the longest that the modality has."""
+_LARGE = 8_000_000
+"""Numbers in a graph from which on OpenVINO was faster (bench/backends.py)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,9 @@ def choose(
 
     Args:
         backend: what is named is taken, or refused. ``auto`` takes the first that is installed and fits: a native
-            engine for every modality, ONNX Runtime on CUDA, ONNX Runtime on the CPU.
+            engine for every modality, ONNX Runtime on CUDA, OpenVINO where it was measured to be faster than ONNX
+            Runtime on the CPU (large graphs, in a precision that it computes in) or alone runs what is asked, and ONNX
+            Runtime on the CPU.
         precision: what is named is taken, or refused. None takes on a GPU fp16, else bf16, else the bundle's first
             (bf16 last in ONNX Runtime, whose providers have only some operators for it); on the CPU the bundle's first
             that runs there.
@@ -60,6 +68,8 @@ def choose(
     if backend in NATIVE:
         chosen = _native_precision(bundle, NATIVE[backend], precision, wanted)
         return Choice(backend, chosen, "asked for by name")
+    if backend == OPENVINO:
+        return Choice(backend, bundle.precision(precision), "asked for by name")
     if backend != "auto":
         return Choice(backend, _onnxruntime_precision(bundle, backend, precision), "asked for by name")
     passed_over: list[str] = []
@@ -69,20 +79,24 @@ def choose(
             return Choice(name, chosen, f"chosen because {bundle.engines} has engines for this GPU")
         except BackendError as error:
             passed_over.append(f"{name} was passed over: {error}")
-    ort = import_onnxruntime()
-    cuda = PROVIDERS["ort-cuda"] in ort.get_available_providers()
-    taken = "ort-cuda" if cuda else "ort-cpu"
-    why = f"chosen because this ONNX Runtime has {'' if cuda else 'no '}CUDA"
-    return Choice(taken, _onnxruntime_precision(bundle, taken, precision), "; ".join([why, *passed_over]))
+    if PROVIDERS["ort-cuda"] in import_onnxruntime().get_available_providers():
+        taken = _onnxruntime_precision(bundle, "ort-cuda", precision)
+        choice = Choice("ort-cuda", taken, "chosen because this ONNX Runtime has CUDA")
+    else:
+        choice = _choose_on_cpu(bundle, precision, wanted)
+    return dataclasses.replace(choice, reason="; ".join([choice.reason, *passed_over]))
 
 
-def open_session(bundle: Bundle, modality: str, backend: str, precision: str, threads: int | None = None) -> Session:
+def open_session(
+    bundle: Bundle, modality: str, backend: str, precision: str, threads: int | None = None, spinning: bool = True
+) -> Session:
     """Open one modality's session on a back end by name.
 
     Args:
         backend: one of `BACKENDS`, and not ``auto``.
         precision: one that the bundle holds.
         threads: for one operator on the CPU; None takes the available cores.
+        spinning: of ONNX Runtime's threads, see `OnnxRuntimeSession`; those of OpenVINO sleep while they wait.
 
     Raises:
         BackendError: the back end is missing, or refuses the graph or engine.
@@ -91,10 +105,12 @@ def open_session(bundle: Bundle, modality: str, backend: str, precision: str, th
     if backend in NATIVE:
         return TensorRTSession(bundle, modality, precision, NATIVE[backend])
     graph = bundle.graph(modality, precision)
+    if backend == OPENVINO:
+        return OpenVinoSession(graph, threads, precision)
     if backend != "ort-tensorrt":
-        return OnnxRuntimeSession(graph, backend, threads, precision)
+        return OnnxRuntimeSession(graph, backend, threads, precision, spinning=spinning)
     engines = bundle.engines / "ort-tensorrt" / bundle.graph_hash(modality, precision)[:16]
-    return OnnxRuntimeSession(graph, backend, threads, precision, engines, compiled_layout(bundle, modality))
+    return OnnxRuntimeSession(graph, backend, threads, precision, engines, compiled_layout(bundle, modality), spinning)
 
 
 def compiled_layout(bundle: Bundle, modality: str) -> Layout:
@@ -118,6 +134,35 @@ def compiled_layout(bundle: Bundle, modality: str) -> Layout:
         profile["length"] = [min(size, longest) for size in _LENGTH]
     profile["k"] = [1, tokens, tokens]
     return Layout(modality, inputs, [profile])
+
+
+def _choose_on_cpu(bundle: Bundle, precision: str | None, modalities: Sequence[str]) -> Choice:
+    asked = set(bundle.manifest.precisions if precision is None else [precision])
+    if asked == {"bf16"} and openvino_installed():
+        return Choice(OPENVINO, "bf16", "chosen because ONNX Runtime does not run bf16 on the CPU")
+    if openvino_installed() and _openvino_is_faster(bundle, bundle.precision(precision), modalities):
+        why = "chosen because OpenVINO is installed, and faster on the CPU with encoders so large"
+        return Choice(OPENVINO, bundle.precision(precision), why)
+    taken = _onnxruntime_precision(bundle, "ort-cpu", precision)
+    return Choice("ort-cpu", taken, "chosen because this ONNX Runtime has no CUDA")
+
+
+def _openvino_is_faster(bundle: Bundle, precision: str, modalities: Sequence[str]) -> bool:
+    """Whether it was measured to be faster than ONNX Runtime on such graphs and such a processor."""
+    if platform.machine() not in ("x86_64", "AMD64") or (precision == "bf16" and not computes_bf16()):
+        return False
+    # Weights alone in int8 are not multiplied as such, and scales that are found on the way cost more than they gain.
+    if precision == "int8" and bundle.manifest.precisions[precision].method != "static":
+        return False
+    return any(_numbers(bundle, modality, precision) >= _LARGE for modality in modalities)
+
+
+def _numbers(bundle: Bundle, modality: str, precision: str) -> int:
+    """Roughly how many numbers a graph holds."""
+    graph = bundle.graph(modality, precision)
+    files = [graph, graph.with_name(f"{graph.name}.data")]
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    return size // {"fp32": 4, "int8": 1}.get(precision, 2)
 
 
 def _native_backends() -> Iterator[str]:
@@ -174,7 +219,7 @@ def _onnxruntime_precision(bundle: Bundle, backend: str, precision: str | None) 
         raise BackendError(
             "bf16 does not run on the CPU provider of ONNX Runtime; "
             + (f"ask for {' or '.join(runs)}, " if runs else "export the run again with --precision fp32, ")
-            + "or serve on a GPU."
+            + "ask for openvino (pip install 'fluxtalk[openvino]'), or serve on a GPU."
         )
     return precision or runs[0]
 

@@ -1,4 +1,4 @@
-"""`fluxtalk embed`: raw items in, an array of vectors out."""
+"""`fluxtalk embed`: raw items in, a file of vectors out; and the options of every command that loads a bundle."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
-from fluxtalk.artifacts import atomic_file
-from fluxtalk.console import debug_option, option, progress, sentence_errors
-from fluxtalk.errors import UsageError
+from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.parity import PRECISIONS
 from fluxtalk.runtime.backends import BACKENDS
-from fluxtalk.runtime.embedder import OUTPUT_KINDS, Embedder, load
-from fluxtalk.runtime.inputs import gather_items
+from fluxtalk.runtime.embedder import OUTPUT_KINDS, load
+from fluxtalk.runtime.inputs import open_input
+from fluxtalk.runtime.stream import Wanted, embed_to_file
+from fluxtalk.runtime.stream_output import check_output
+from fluxtalk.runtime.vectors import DTYPES
 
-_CHUNK = 256
 
-
-def serving_options(command: Any) -> Any:
+def backend_options(command: Any) -> Any:
     """The options of every command that loads a bundle."""
     for decorate in (
         click.option(
@@ -31,35 +29,48 @@ def serving_options(command: Any) -> Any:
             help="One that the bundle holds.  [default: what the backend is best at]",
         ),
         click.option("--threads", type=click.IntRange(1), help="Of one operator.  [default: the available cores]"),
-        option(
-            "--batch_size", default=32, show_default=True, type=click.IntRange(1), help="Items per run of the graph."
+    ):
+        command = decorate(command)
+    return command
+
+
+def serving_options(command: Any) -> Any:
+    """Those, and the size of batches."""
+    batch_size = option(
+        "--batch_size", default=32, show_default=True, type=click.IntRange(1), help="Items per run of the graph."
+    )
+    return batch_size(backend_options(command))
+
+
+def input_options(command: Any) -> Any:
+    """The options of every command that embeds many items."""
+    for decorate in (
+        click.option(
+            "--input",
+            "input_file",
+            type=click.Path(path_type=Path),
+            help="A table (.csv, .jsonl, .parquet), or a file with one more item per line.",
+        ),
+        click.option("--column", help="Of the table: what to embed.  [default: the one named as MODALITY]"),
+        option("--id_column", help="Of the table: what to call it.  [default: id, else the column itself]"),
+        click.option(
+            "--dtype",
+            default="float32",
+            show_default=True,
+            type=click.Choice(DTYPES),
+            help="How numbers are stored: int8 takes a quarter of the bytes, binary (signs) a thirty-second.",
         ),
     ):
         command = decorate(command)
     return command
 
 
-def embed_with_progress(
-    embedder: Embedder, modality: str, items: list[str], k: int | None, output: str, batch_size: int
-) -> Any:
-    """`Embedder.embed` in chunks, under a progress bar where there are several."""
-    if len(items) <= _CHUNK:
-        return embedder.embed(modality, items, k, output, batch_size)
-    parts = []
-    with progress(None, f"embedding {modality}", total=len(items), unit="item") as bar:
-        for start in range(0, len(items), _CHUNK):
-            chunk = items[start : start + _CHUNK]
-            parts.append(embedder.embed(modality, chunk, k, output, batch_size, first=start))
-            bar.update(len(chunk))
-    return np.concatenate(parts)
-
-
 @click.command(name="embed")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("modality")
 @click.argument("items", nargs=-1)
-@click.option("--input", "list_file", type=click.Path(path_type=Path), help="A file with one more item per line.")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .npy to write.")
+@input_options
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .npy or .parquet to write.")
 @click.option("-k", "--tokens", "k", type=int, help="Register tokens to compute.  [default: all]")
 @click.option(
     "--kind", default="pooled", show_default=True, type=click.Choice(OUTPUT_KINDS), help="What to write of each item."
@@ -71,7 +82,10 @@ def embed(
     bundle: Path,
     modality: str,
     items: tuple[str, ...],
-    list_file: Path | None,
+    input_file: Path | None,
+    column: str | None,
+    id_column: str | None,
+    dtype: str,
     output: Path,
     k: int | None,
     kind: str,
@@ -82,13 +96,16 @@ def embed(
 ) -> None:
     """Embed ITEMS (texts, or paths of files or folders) of MODALITY with BUNDLE.
 
+    However many they are: what was interrupted goes on where it stopped when the same command is given again.
+
     fluxtalk embed BUNDLE text "black chess queen" -k 2 -o queen.npy
+
+    fluxtalk embed BUNDLE image --input photos.csv --column path -o photos.parquet
     """
-    if output.suffix != ".npy":
-        raise UsageError(f"Vectors are written as .npy; got --output {output}.")
+    check_output(output)
     with load(bundle, backend, threads, precision=precision) as embedder:
-        gathered = gather_items(embedder.input_kind(modality), items, list_file)
-        vectors = embed_with_progress(embedder, modality, gathered, k, kind, batch_size)
-    with atomic_file(output) as temporary, temporary.open("wb") as file:
-        np.save(file, vectors)
-    click.echo(f"{output}: {' x '.join(map(str, vectors.shape))} {vectors.dtype}")
+        opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column)
+        wanted = Wanted(modality, k, kind, dtype, batch_size)
+        written = embed_to_file(embedder, opened, output, wanted, opened.count())
+    resumed = f", {written.resumed} items of an earlier call" if written.resumed else ""
+    click.echo(f"{output}: {' x '.join(map(str, written.shape))} {dtype}{resumed}")

@@ -267,6 +267,7 @@ def load(
     modalities: Sequence[str] | None = None,
     verify: bool = False,
     precision: str | None = None,
+    spinning: bool = True,
 ) -> Embedder:
     """Open a bundle for serving.
 
@@ -277,6 +278,7 @@ def load(
         modalities: load these alone; None takes all.
         verify: also replay the golden vectors before returning.
         precision: one that the bundle holds; None takes what the back end is best at (see `backends.choose`).
+        spinning: threads on the CPU burn their core while they wait; False where other programs need it.
 
     Raises:
         BundleError: the bundle is missing, foreign or was changed.
@@ -296,7 +298,7 @@ def load(
     with ExitStack() as opening:
         sessions: dict[str, Session] = {}
         for modality in wanted:
-            sessions[modality] = open_session(opened, modality, choice.backend, choice.precision, threads)
+            sessions[modality] = open_session(opened, modality, choice.backend, choice.precision, threads, spinning)
             opening.callback(sessions[modality].close)
         embedder = Embedder(opened, sessions, choice.reason, choice.precision)
         if verify:

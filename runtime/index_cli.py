@@ -7,27 +7,34 @@ from pathlib import Path
 import click
 
 from fluxtalk.console import debug_option, option, sentence_errors
-from fluxtalk.errors import IndexFileError
-from fluxtalk.runtime.cli import embed_with_progress, serving_options
+from fluxtalk.runtime.cli import backend_options, input_options, serving_options
 from fluxtalk.runtime.embedder import load
-from fluxtalk.runtime.index import SearchIndex, build_index
-from fluxtalk.runtime.inputs import gather_items
+from fluxtalk.runtime.index import INDEX_KINDS, IndexContent, SearchIndex, build_index
+from fluxtalk.runtime.inputs import open_input
+from fluxtalk.runtime.stream import Wanted, embedded
 
 
 @click.group(name="index")
 def main() -> None:
-    """Build and search an index of pooled embeddings."""
+    """Build and search an index of embeddings."""
 
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("modality")
 @click.argument("items", nargs=-1)
-@click.option("--input", "list_file", type=click.Path(path_type=Path), help="A file with one more item per line.")
+@input_options
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="The index's folder, new or empty."
 )
 @click.option("-k", "--tokens", "k", type=int, help="Register tokens to compute.  [default: all]")
+@click.option(
+    "--kind",
+    default="pooled",
+    show_default=True,
+    type=click.Choice(INDEX_KINDS),
+    help="What to keep of each item. tokens: the first finds candidates, all overlapping ones put them in order.",
+)
 @serving_options
 @debug_option
 @sentence_errors
@@ -35,9 +42,13 @@ def build(
     bundle: Path,
     modality: str,
     items: tuple[str, ...],
-    list_file: Path | None,
+    input_file: Path | None,
+    column: str | None,
+    id_column: str | None,
+    dtype: str,
     output: Path,
     k: int | None,
+    kind: str,
     backend: str,
     precision: str | None,
     threads: int | None,
@@ -48,13 +59,17 @@ def build(
     fluxtalk index build BUNDLE image photos/ -o photos.index
     """
     with load(bundle, backend, threads, precision=precision) as embedder:
-        gathered = gather_items(embedder.input_kind(modality), items, list_file)
-        vectors = embed_with_progress(embedder, modality, gathered, k, "pooled", batch_size)
-        count = k or embedder.num_tokens
-        manifest = build_index(
-            output, vectors, gathered, str(bundle), embedder.bundle.manifest.bundle_hash, modality, count
-        )
-    click.echo(f"{output}: {manifest.items} {modality} items, dimension {manifest.dim}, k = {manifest.k}")
+        opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column)
+        names = [item.id for item in opened]
+        content = IndexContent.of(embedder, modality, kind, k, dtype)
+        chunks = embedded(embedder, opened, Wanted(modality, k, kind, batch_size=batch_size), len(names))
+        if kind == "tokens":
+            chunks = (chunk[:, : embedder.num_overlapping] for chunk in chunks)
+        manifest = build_index(output, chunks, names, content)
+    click.echo(
+        f"{output}: {manifest.items} {modality} items, {kind}, k = {manifest.k}, dimension {manifest.dim}, "
+        f"{manifest.bytes_per_item} bytes each in {dtype}"
+    )
 
 
 @main.command()
@@ -63,8 +78,15 @@ def build(
 @click.argument("query")
 @click.option("-n", "--count", default=10, show_default=True, type=click.IntRange(1), help="Answers.")
 @click.option("-k", "--tokens", "k", type=int, help="Register tokens of the query.  [default: the index's]")
-@option("--bundle", type=click.Path(path_type=Path), help="Where the bundle lies, if it was moved.")
-@serving_options
+@click.option(
+    "--candidates",
+    type=click.IntRange(1),
+    help="Of an index of tokens: how many are put in order.  [default: ten for each answer, at least 100]",
+)
+@option(
+    "--bundle", type=click.Path(path_type=Path), help="Where the bundle lies, if it was moved; or another of its run."
+)
+@backend_options
 @debug_option
 @sentence_errors
 def search(
@@ -73,11 +95,11 @@ def search(
     query: str,
     count: int,
     k: int | None,
+    candidates: int | None,
     bundle: Path | None,
     backend: str,
     precision: str | None,
     threads: int | None,
-    batch_size: int,
 ) -> None:
     """Find what is most similar to QUERY, a text or a path, of MODALITY.
 
@@ -85,11 +107,6 @@ def search(
     """
     opened = SearchIndex(index)
     with load(bundle or opened.manifest.bundle, backend, threads, [modality], precision=precision) as embedder:
-        if embedder.bundle.manifest.bundle_hash != opened.manifest.bundle_hash:
-            raise IndexFileError(
-                f"{index} was built with another bundle than {embedder.bundle.folder}; "
-                "name that one with --bundle, or build again."
-            )
-        vectors = embedder.embed(modality, [query], opened.manifest.k if k is None else k, batch_size=batch_size)
-    for hit in opened.search(vectors, count)[0]:
+        found = opened.search_items(embedder, modality, [query], count, k, candidates)
+    for hit in found[0]:
         click.echo(f"{hit.similarity:7.4f}  {hit.item}")

@@ -1,45 +1,145 @@
-"""Raw items from a command line: texts and paths, a list in a file, or a folder."""
+"""Raw items from a command line: texts and paths, a folder, a list in a file, or a column of a table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from fluxtalk.errors import InputError, UsageError
+from fluxtalk.runtime.table_rows import is_table, iterate_rows, known_rows, table_columns
 
 SUFFIXES = {
     "image": frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")),
     "audio": frozenset((".wav", ".flac", ".ogg")),
     "features": frozenset((".npy",)),
 }
+_ID = "id"
 
 
-def gather_items(kind: str, arguments: Sequence[str], list_file: Path | None) -> list[str]:
-    """The items that a command was given.
+class Item(NamedTuple):
+    """One raw input."""
+
+    id: str
+    """What to call it: its id in a table; else the text or path as it is given, and its number where it is neither."""
+    value: Any
+    """As the modality's preprocessing takes it."""
+
+
+@dataclass(frozen=True)
+class TableInput:
+    """A column of a table.
+
+    Raises:
+        UsageError: the table has no such column, or it is not clear which.
+        InputError: the table cannot be read.
+        BackendError: a library that reads it is missing.
+    """
+
+    path: Path
+    kind: str
+    """Of the modality's preprocessing."""
+    column: str
+    id_column: str | None
+
+    @classmethod
+    def open(cls, path: Path, kind: str, modality: str, column: str | None, id_column: str | None) -> TableInput:
+        """Find the columns: named, or the modality's own, and ``id`` where there is one."""
+        columns = table_columns(path)
+        name = column if column is not None else modality
+        for wanted, spelling in ((name, "--column"), (id_column, "--id_column")):
+            if wanted is not None and wanted not in columns:
+                raise UsageError(
+                    f"The table {path} has the columns {', '.join(columns) or '(none)'} and no {wanted}; "
+                    f"name one with {spelling}."
+                )
+        return cls(path, kind, name, id_column or (_ID if _ID in columns and name != _ID else None))
+
+    def count(self) -> int:
+        """How many items there are."""
+        known = known_rows(self.path)
+        return sum(1 for _ in self) if known is None else known
+
+    def __iter__(self) -> Iterator[Item]:
+        wanted = [self.column, *([self.id_column] if self.id_column is not None else [])]
+        for number, cells in iterate_rows(self.path, wanted):
+            value = cells[0]
+            if value is None or (isinstance(value, str) and not value.strip()):
+                raise InputError(
+                    f"Row {number} of {self.path} has no {self.column}, and every vector belongs to a row; "
+                    "leave the row out."
+                )
+            name = cells[1] if len(cells) > 1 else value if isinstance(value, str) else number
+            if isinstance(value, str) and self.kind != "text":
+                value = str(self.path.parent / value)
+            yield Item(str(name), value)
+
+
+@dataclass(frozen=True)
+class NamedInput:
+    """Items that a command was given, and those of a list."""
+
+    kind: str
+    arguments: Sequence[str]
+    list_file: Path | None = None
+
+    def count(self) -> int:
+        """How many items there are."""
+        return sum(1 for _ in self)
+
+    def __iter__(self) -> Iterator[Item]:
+        for argument in self.arguments:
+            for value in [argument] if self.kind == "text" else _expand(self.kind, Path(argument)):
+                yield Item(value, value)
+        if self.list_file is None:
+            return
+        try:
+            with self.list_file.open(encoding="utf-8") as file:
+                for line in file:
+                    if line.strip():
+                        yield Item(line.strip(), line.strip())
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"The list {self.list_file} cannot be read ({error}); give a UTF-8 file with one item per line."
+            ) from None
+
+
+Input = TableInput | NamedInput
+
+
+def open_input(
+    kind: str,
+    modality: str,
+    arguments: Sequence[str],
+    input_file: Path | None = None,
+    column: str | None = None,
+    id_column: str | None = None,
+) -> Input:
+    """What a command is to embed. It can be iterated again, and reads items as they are asked for.
 
     Args:
         kind: of the modality's preprocessing: ``text``, ``image``, ``audio`` or ``features``.
         arguments: texts, or paths; a folder stands for the files of that kind in it, by name.
-        list_file: a UTF-8 file with one more item per line; blank lines are skipped.
+        input_file: a table (``.csv``, ``.jsonl``, ``.parquet``), whose paths are relative to it; or a UTF-8 file with
+            one more item per line, of which blank lines are skipped.
+        column: of the table; None is the one named as the modality.
+        id_column: of the table; None is ``id`` where there is one, else what is embedded.
 
     Raises:
-        UsageError: there is no item at all.
-        InputError: the list cannot be read, or a folder has no file of that kind.
+        UsageError: there is nothing to embed, items and a table, a column without a table, or no such column.
+        InputError: while it is read: a list, table or row cannot be read, or a folder has no file of that kind.
+        BackendError: a library that reads the table is missing.
     """
-    items: list[str] = []
-    for argument in arguments:
-        items += [argument] if kind == "text" else _expand(kind, Path(argument))
-    if list_file is not None:
-        try:
-            lines = list_file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"The list {list_file} cannot be read ({error}); give a UTF-8 file with one item per line."
-            ) from None
-        items += [line.strip() for line in lines if line.strip()]
-    if not items:
-        raise UsageError("There is nothing to embed: give items, or a list with --input.")
-    return items
+    if input_file is not None and is_table(input_file):
+        if arguments:
+            raise UsageError(f"Give items or the table {input_file}, not both.")
+        return TableInput.open(input_file, kind, modality, column, id_column)
+    if column is not None or id_column is not None:
+        raise UsageError("--column and --id_column are of a table: --input with a .csv, .jsonl or .parquet file.")
+    if not arguments and input_file is None:
+        raise UsageError("There is nothing to embed: give items, or a list or table with --input.")
+    return NamedInput(kind, arguments, input_file)
 
 
 def _expand(kind: str, path: Path) -> list[str]:

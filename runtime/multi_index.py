@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fluxtalk.errors import IndexFileError, reason
-from fluxtalk.runtime.near_vectors import NearVectors
+from fluxtalk.runtime.near_vectors import Floats, NearVectors, Numbers
 from fluxtalk.runtime.vectors import Vectors, directions, maxsim, quantise
 
-CANDIDATES = 10
-"""So many candidates for each answer, and..."""
 MIN_CANDIDATES = 100
-"""...never fewer than these: re-ranking a hundred items costs less than finding them."""
+"""To put a hundred items in order takes a fraction of a millisecond."""
+_PER_ANSWER = 10
 
 
 class MultiVectors:
-    """The overlapping tokens of every item, memory-mapped, behind an index of their k=1 pooled embeddings.
+    """The overlapping tokens of every item, memory-mapped, behind their k=1 pooled embeddings.
 
     Args:
-        coarse: of the first token of each item, which is what the pooled embedding at k=1 points at.
-        tokens: (items, tokens, dim); (items, tokens, bytes) in binary.
+        coarse: the first token of each item: what its pooled embedding at k=1 points at.
+        tokens: (items, tokens, dim) of any type of `fluxtalk.runtime.vectors`.
     """
 
     def __init__(self, coarse: NearVectors, tokens: Vectors) -> None:
@@ -43,27 +40,55 @@ class MultiVectors:
             raise IndexFileError(f"{path} cannot be read ({reason(error)}); build the index again.") from None
 
     def search(
-        self, query: NDArray[np.float32], count: int, candidates: int | None = None, coarse_dtype: str = "float32"
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The items whose tokens fit a query's best.
+        self, query: Floats, count: int, exact: bool | None = None, candidates: int | None = None
+    ) -> tuple[Numbers, Floats]:
+        """The items whose tokens are most similar to a query's by MaxSim.
 
         Args:
-            query: the overlapping tokens of one item, (tokens, dim), as many as there are or fewer.
+            query: the overlapping tokens of one item, or the first few of them, (tokens, dim).
             count: at most so many.
-            candidates: how many are re-ranked; None takes `CANDIDATES` times ``count``, and at least `MIN_CANDIDATES`.
-            coarse_dtype: of the coarse index.
+            exact: as for `NearVectors.search`, of the candidates.
+            candidates: how many are put in order; None takes ten for each answer, and at least `MIN_CANDIDATES`.
 
         Returns:
-            their numbers and MaxSim scores, best first.
+            their numbers and scores, best first.
         """
-        wanted = max(count, candidates or max(MIN_CANDIDATES, CANDIDATES * count))
-        found, _ = self._coarse.search(quantise(directions(query[0]), coarse_dtype), wanted)
-        # In the order of the file.
-        found = np.sort(found)
+        wanted = max(count, candidates or max(MIN_CANDIDATES, _PER_ANSWER * count))
+        # Sorted, because that is how they lie on disk.
+        found = np.sort(self._coarse.search(directions(query[0]), wanted, exact)[0])
         scores = maxsim(query, self._tokens[found])[0]
         order = np.argsort(-scores, kind="stable")[:count]
         return found[order], scores[order]
 
 
-def write_tokens(path: Path, items: int, chunks: Iterable[Vectors]) -> None:
-    """Write tokens (items, tokens, dim) chunk by chunk."""
+class TokensFile:
+    """Tokens on their way to disk.
+
+    Args:
+        path: the ``.npy`` to write.
+        items: how many there will be.
+        dtype: one of `fluxtalk.runtime.vectors.DTYPES`.
+    """
+
+    def __init__(self, path: Path, items: int, dtype: str) -> None:
+        self._path = path
+        self._items = items
+        self._dtype = dtype
+        self._file: Vectors | None = None
+        self._written = 0
+
+    def add(self, tokens: Floats) -> None:
+        """Append tokens (count, tokens, dim)."""
+        stored = quantise(tokens, self._dtype)
+        if self._file is None:
+            self._file = np.lib.format.open_memmap(
+                self._path, mode="w+", dtype=stored.dtype, shape=(self._items, *stored.shape[1:])
+            )
+        self._file[self._written : self._written + len(stored)] = stored
+        self._written += len(stored)
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+        if isinstance(self._file, np.memmap):
+            self._file.flush()
+        self._file = None

@@ -69,6 +69,8 @@ class OnnxRuntimeSession:
             missing; they do not know of each other's graphs, so every graph has its own.
         layout: for ``ort-tensorrt``, the inputs and the one profile that is compiled. Without these two, the provider
             compiles again for every shape beyond those it has met, and keeps nothing.
+        spinning: threads burn their core while they wait for work, which is faster where the cores are ours alone, and
+            slower where they are not.
 
     Raises:
         BackendError: ONNX Runtime or the provider is missing, does not start, or refuses the graph.
@@ -82,6 +84,7 @@ class OnnxRuntimeSession:
         precision: str = "fp32",
         engines: Path | None = None,
         layout: Layout | None = None,
+        spinning: bool = True,
     ) -> None:
         ort = import_onnxruntime()
         provider = PROVIDERS[backend]
@@ -95,6 +98,8 @@ class OnnxRuntimeSession:
         options.intra_op_num_threads = threads or available_cores()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        if not spinning:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if backend == "ort-cpu":
             # What one large batch needed would be kept for ever, and costs no time to ask for again.
             options.enable_cpu_mem_arena = False

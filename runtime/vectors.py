@@ -102,8 +102,8 @@ def hamming(a: Vectors, b: Vectors) -> NDArray[np.int64]:
             f"got {a.dtype} with {a.shape[-1]} and {b.dtype} with {b.shape[-1]} bytes."
         )
     left, right = np.unpackbits(a, axis=-1).astype(np.float32), np.unpackbits(b, axis=-1).astype(np.float32)
-    both = left @ right.T
-    return (left.sum(axis=1)[:, None] + right.sum(axis=1)[None] - 2 * both).astype(np.int64)
+    either: NDArray[np.float32] = left.sum(axis=1)[:, None] + right.sum(axis=1)[None]
+    return (either - 2 * (left @ right.T)).astype(np.int64)
 
 
 def maxsim(a: Vectors, b: Vectors) -> NDArray[np.float32]:

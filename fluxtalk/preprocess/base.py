@@ -52,8 +52,11 @@ def pad_and_mask(rows: Sequence[Array], dtype: type[np.generic]) -> tuple[Array,
         rows: arrays (length_i, ...) with equal trailing dimensions; at least one.
 
     Returns:
-        values (batch, max length, ...) and mask (batch, max length), True where a row has an entry.
+        values (batch, max length, ...) and mask (batch, max length), True where a row has an entry. The values of a
+        single row are the row's own memory.
     """
+    if len(rows) == 1:
+        return rows[0][None].astype(dtype, copy=False), np.ones((1, rows[0].shape[0]), dtype=bool)
     longest = max(row.shape[0] for row in rows)
     values = np.zeros((len(rows), longest, *rows[0].shape[1:]), dtype=dtype)
     mask = np.zeros((len(rows), longest), dtype=bool)

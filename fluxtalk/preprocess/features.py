@@ -25,6 +25,8 @@ class FeaturesPreprocessor:
     def prepare(self, item: Any) -> Array:
         """Read one feature sequence; a single vector (dim,) counts as a sequence of one.
 
+        A float32 array that was given is not copied.
+
         Raises:
             InputError: it is missing, no array of floats, of another dimension, empty, or not finite.
         """
@@ -36,7 +38,8 @@ class FeaturesPreprocessor:
         # bfloat16, as safetensors reads it, is a type of ml_dtypes that numpy takes for raw bytes.
         if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
             raise InputError(f"{name} must hold numbers; got {array.dtype}.")
-        array = array.astype(np.float32)
+        # Read-only memory is copied: PyTorch takes none.
+        array = array.astype(np.float32, copy=not array.flags.writeable)
         if not np.isfinite(array).all():
             raise InputError(f"{name} holds NaN or infinity; compute it again.")
         return array

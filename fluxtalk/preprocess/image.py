@@ -22,6 +22,7 @@ _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 MAX_PIXELS = 100_000_000
+MAX_SIDE = 50_000
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class ImagePreprocessor:
             item: a path, encoded bytes, a PIL image, or a uint8 array (height, width[, channels]).
 
         Raises:
-            InputError: it is missing, is no image, has 32 bits per channel, or is larger than 100 megapixels.
+            InputError: it is missing, is no image, has 32 bits per channel, is larger than 100 megapixels, or
+                longer than 50,000 pixels on a side.
         """
         image = _from_array(item) if isinstance(item, np.ndarray) else _open(item)
         wanted = (self.height, self.width)
@@ -128,10 +130,10 @@ def _open(item: Any) -> Image.Image:
             else:
                 image = Image.open(io.BytesIO(item))
             # The header alone tells the size: a decompression bomb is refused before it is decoded.
-            if image.width * image.height > MAX_PIXELS:
+            if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
                 raise InputError(
-                    f"The image {name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are taken: "
-                    "scale it down."
+                    f"The image {name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are taken, "
+                    f"and {MAX_SIDE:,} on a side: scale it down."
                 )
             image.load()
             return ImageOps.exif_transpose(image)

@@ -46,7 +46,8 @@ class Job:
     """Where they stand in the request, for errors."""
     k: int
     wants: str
-    """``embeddings``: the pooled vector of the first k, (items, dim); ``tokens``: the first k, (items, k, dim)."""
+    """``embeddings``: the pooled vector of the first k, (items, dim); ``tokens``: the first k, (items, k, dim);
+    ``attention``: theirs, (items, k, length), of items of one length."""
     deadline: float
     """On the clock of `time.monotonic`: work that has not begun by then is dropped."""
     future: Future[NDArray[np.float32]] = field(default_factory=Future)
@@ -194,12 +195,13 @@ class Batcher:
             self._changed.notify()
         return job.future
 
-    def close(self) -> None:
-        """Finish what is queued, then end the thread."""
+    def close(self, patience_s: float) -> bool:
+        """Finish what is queued, then end the thread; False where it does not end in that time."""
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(patience_s)
+        return not self._thread.is_alive()
 
     def _weight(self, array: Array, length: int) -> float:
         if self._preprocess.kind == "image":

@@ -67,6 +67,19 @@ class Catalogue:
             raise bad_request(f"modality is one of {', '.join(self.kinds)}; got {shown}.", "modality")
         return name
 
+    def require_count(self, count: int) -> None:
+        """Refuse more items than a request may have.
+
+        Raises:
+            ApiError: 400.
+        """
+        if count > self.max_items:
+            raise bad_request(
+                f"input holds {count:,} items, and one request takes at most {self.max_items:,}: send them in several.",
+                "input",
+                "too_many_items",
+            )
+
     def request(self, items: Sequence[Item], k: Any = None, output: Any = None) -> EmbedRequest:
         """Check what was asked for, and make it the typed request.
 
@@ -79,13 +92,7 @@ class Catalogue:
         """
         if not items:
             raise bad_request("input holds nothing to embed; give at least one item.", "input", "empty")
-        if len(items) > self.max_items:
-            raise bad_request(
-                f"input holds {len(items):,} items, and one request takes at most {self.max_items:,}: "
-                "send them in several.",
-                "input",
-                "too_many_items",
-            )
+        self.require_count(len(items))
         kind = "pooled" if output is None else output
         if not isinstance(kind, str) or kind not in OUTPUT_KINDS:
             shown = repr(kind[:80]) if isinstance(kind, str) else type(kind).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import warnings
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ def decode(preprocess: Preprocessor, value: Any) -> Array | Image.Image:
     """
     if isinstance(preprocess, TextPreprocessor):
         return decode_text(preprocess, value)
+    if isinstance(value, np.ndarray | tuple):
+        return preprocess.prepare(value)
     if preprocess.kind == "features":
         return preprocess.prepare(_features(value))
     data = media_bytes(value, preprocess.kind)
@@ -40,6 +43,11 @@ def decode(preprocess: Preprocessor, value: Any) -> Array | Image.Image:
         return preprocess.prepare(data)
     image = _opened(data)
     return image if image.width * image.height > LARGE_PIXELS else preprocess.prepare(image)
+
+
+def ignore_bomb_warnings() -> None:
+    """Keep Pillow from warning of large images in this process: their header is checked against our own limit."""
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def media_bytes(value: Any, kind: str) -> bytes:
@@ -53,7 +61,7 @@ def media_bytes(value: Any, kind: str) -> bytes:
     if not isinstance(value, str):
         raise InputError(f"An item of kind {kind} is a file in base64; got {type(value).__name__}.")
     if value[:8].lower().startswith(("http://", "https://", "file://")):
-        raise InputError("URLs are not fetched; send the file itself in base64.")
+        raise InputError("URLs are not fetched by this server (--allow_url); send the file itself in base64.")
     if value[:5].lower() == "data:":
         header, comma, value = value[5:].partition(",")
         if not comma or not header.lower().endswith(";base64"):

@@ -1,25 +1,25 @@
 """The bodies that are understood. A dialect is met in one small file of its own; behind it everything is typed.
 
 To add a way of writing `/v1/embeddings`, put a `Dialect` before the last; to add a route, add an `Endpoint`. A body
-that is no JSON gets a reader in `BODY_TYPES`, which makes of it what the JSON would have said.
+that is no JSON gets a reader in its `body_types`, which makes of it what the JSON would have said.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import orjson
 
-from fluxtalk.runtime.server import openai_embeddings
+from fluxtalk.runtime.server import chat, cohere, infinity, jina, multipart, openai_embeddings
 from fluxtalk.runtime.server.catalogue import Catalogue
 from fluxtalk.runtime.server.errors import bad_request
-from fluxtalk.runtime.server.requests import Answer, EmbedRequest
+from fluxtalk.runtime.server.named_items import Body as Body
+from fluxtalk.runtime.server.named_items import Writer as Writer
+from fluxtalk.runtime.server.requests import EmbedRequest
 
-Body = dict[str, Any]
-Writer = Callable[[Answer, Catalogue], dict[str, Any]]
-"""An answer to its JSON, with arrays of numpy where lists of numbers stand."""
+BodyReader = Callable[[bytes, str, Iterable[tuple[str, str]]], Body]
+"""A body, its whole ``Content-Type``, and the fields of the query. Raises `ApiError`."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,6 @@ class Dialect:
     """Whether a body is written in it."""
     read: Callable[[Body, Catalogue], tuple[EmbedRequest, Writer]]
     """The typed request, and what writes its answer. Raises `ApiError`. Decodes nothing: that is done in threads."""
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """A route that takes embedding requests by POST."""
-
-    path: str
-    dialects: tuple[Dialect, ...]
-    """The first that speaks a body reads it."""
 
 
 def _read_openai(body: Body, catalogue: Catalogue) -> tuple[EmbedRequest, Writer]:
@@ -62,7 +53,36 @@ def read_json(data: bytes, _content_type: str) -> Body:
     return body
 
 
+def _read_json_body(data: bytes, content_type: str, _query: Iterable[tuple[str, str]]) -> Body:
+    return read_json(data, content_type)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A route that takes embedding requests by POST."""
+
+    path: str
+    dialects: tuple[Dialect, ...]
+    """The first that speaks a body reads it."""
+    body_types: Mapping[str, BodyReader] = field(default_factory=lambda: {"application/json": _read_json_body})
+    """Media type to what reads it; a key may end in ``/*``."""
+
+
+CHAT = Dialect("chat", chat.speaks, chat.read)
+JINA = Dialect("jina", jina.speaks, jina.read)
+INFINITY = Dialect("infinity", infinity.speaks, infinity.read)
 OPENAI = Dialect("openai", lambda body: True, _read_openai)
-ENDPOINTS: tuple[Endpoint, ...] = (Endpoint("/v1/embeddings", (OPENAI,)),)
-BODY_TYPES: dict[str, Callable[[bytes, str], Body]] = {"application/json": read_json}
-"""Media type to what reads it, given the body and the whole ``Content-Type``; a key may end in ``/*``."""
+COHERE = Dialect("cohere", cohere.speaks, cohere.read)
+ENDPOINTS: tuple[Endpoint, ...] = (
+    Endpoint(
+        "/v1/embeddings",
+        (CHAT, JINA, INFINITY, OPENAI),
+        {
+            "application/json": _read_json_body,
+            "multipart/form-data": multipart.read_form,
+            "image/*": multipart.read_file,
+            "audio/*": multipart.read_file,
+        },
+    ),
+    Endpoint("/v2/embed", (COHERE,)),
+)

@@ -11,9 +11,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from fluxtalk.runtime.server.body import time_limit
-from fluxtalk.runtime.server.dialects import BODY_TYPES, Body, Dialect, Endpoint
+from fluxtalk.runtime.server.catalogue import Catalogue
+from fluxtalk.runtime.server.dialects import Body, BodyReader, Dialect, Endpoint
 from fluxtalk.runtime.server.engine import Engine
 from fluxtalk.runtime.server.errors import ApiError, bad_request, json_response
+from fluxtalk.runtime.server.requests import Answer, EmbedRequest
 from fluxtalk.runtime.server.service import Service
 
 _LARGE_BODY = 1 << 16
@@ -23,40 +25,61 @@ _LARGE_ANSWER = 1 << 15
 T = TypeVar("T")
 
 
+Respond = Callable[[Answer, Catalogue], Response]
+ReadRequest = Callable[[Request, bytes, Catalogue], tuple[EmbedRequest, Respond]]
+"""A body to the typed request and what answers it. Raises `ApiError`; large bodies are read in a thread."""
+
+
 def embedding_handler(endpoint: Endpoint, service: Service) -> Callable[[Request], Coroutine[Any, Any, Response]]:
     """What answers an endpoint's requests."""
 
+    def read(request: Request, data: bytes, catalogue: Catalogue) -> tuple[EmbedRequest, Respond]:
+        read_body = _body_reader(endpoint, request)
+        body = read_body(data, request.headers.get("content-type", ""), request.query_params.multi_items())
+        typed, write = _dialect(endpoint, body).read(body, catalogue)
+        return typed, lambda answer, of: json_response(write(answer, of))
+
     async def embed(request: Request) -> Response:
-        engine = service.require_engine()
-        deadline = time.monotonic() + time_limit(request, service.settings.timeout_s)
-        read_body = _body_reader(request)
-        begin = time.monotonic()
-        data = await service.bodies.read(request, deadline)
-        service.metrics.stage_seconds.labels("read").observe(time.monotonic() - begin)
-        try:
-            content_type = request.headers.get("content-type", "")
-            body = await _maybe_in_thread(engine, len(data) > _LARGE_BODY, lambda: read_body(data, content_type))
-            typed, write = _dialect(endpoint, body).read(body, engine.catalogue)
-            del body
-            answer = await _while_connected(request, service, engine.embed(typed, deadline))
-        finally:
-            service.bodies.release(data)
-        begin = time.monotonic()
-        response = await _maybe_in_thread(
-            engine, answer.vectors.size > _LARGE_ANSWER, lambda: json_response(write(answer, engine.catalogue))
-        )
-        service.metrics.stage_seconds.labels("answer").observe(time.monotonic() - begin)
-        return response
+        service.require_engine()
+        _body_reader(endpoint, request)  # refused before its body is read
+        return await answer_request(request, service, read)
 
     return embed
 
 
-def _body_reader(request: Request) -> Callable[[bytes, str], Body]:
+async def answer_request(request: Request, service: Service, read: ReadRequest) -> Response:
+    """Read a request's body, embed what it asks for, and answer.
+
+    Raises:
+        ApiError: the request cannot be answered.
+        ClientDisconnect: the client hung up.
+    """
+    engine = service.require_engine()
+    deadline = time.monotonic() + time_limit(request, service.settings.timeout_s)
+    begin = time.monotonic()
+    data = await service.bodies.read(request, deadline)
+    service.metrics.stage_seconds.labels("read").observe(time.monotonic() - begin)
+    try:
+        typed, respond = await _maybe_in_thread(
+            engine, len(data) > _LARGE_BODY, lambda: read(request, data, engine.catalogue)
+        )
+        answer = await while_connected(request, service, engine.embed(typed, deadline))
+    finally:
+        service.bodies.release(data)
+    begin = time.monotonic()
+    response = await _maybe_in_thread(
+        engine, answer.vectors.size > _LARGE_ANSWER, lambda: respond(answer, engine.catalogue)
+    )
+    service.metrics.stage_seconds.labels("answer").observe(time.monotonic() - begin)
+    return response
+
+
+def _body_reader(endpoint: Endpoint, request: Request) -> BodyReader:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     for key in (media_type, media_type.partition("/")[0] + "/*"):
-        if key in BODY_TYPES:
-            return BODY_TYPES[key]
-    raise ApiError(415, f"The Content-Type is one of {', '.join(BODY_TYPES)}.", "unsupported_media_type")
+        if key in endpoint.body_types:
+            return endpoint.body_types[key]
+    raise ApiError(415, f"The Content-Type is one of {', '.join(endpoint.body_types)}.", "unsupported_media_type")
 
 
 def _dialect(endpoint: Endpoint, body: Body) -> Dialect:
@@ -70,7 +93,7 @@ async def _maybe_in_thread(engine: Engine, large: bool, work: Callable[[], T]) -
     return await asyncio.get_running_loop().run_in_executor(engine.preparation.pool, work) if large else work()
 
 
-async def _while_connected(request: Request, service: Service, work: Coroutine[Any, Any, T]) -> T:
+async def while_connected(request: Request, service: Service, work: Coroutine[Any, Any, T]) -> T:
     """Await ``work``, and cancel it where the client hangs up first.
 
     Raises:

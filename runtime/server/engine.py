@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluxtalk import tokens as token_algebra
-from fluxtalk.bundle import TOKEN_INDEX
+from fluxtalk.bundle import ATTENTION, TOKEN_INDEX
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.embedder import Embedder
 from fluxtalk.runtime.golden import read_golden
 from fluxtalk.runtime.server.batcher import Batcher, Job
 from fluxtalk.runtime.server.catalogue import Catalogue
 from fluxtalk.runtime.server.errors import ApiError
+from fluxtalk.runtime.server.fetch import Fetcher
 from fluxtalk.runtime.server.metrics import Metrics
 from fluxtalk.runtime.server.preparation import Preparation
 from fluxtalk.runtime.server.requests import Answer, EmbedRequest
@@ -51,6 +52,7 @@ class Engine:
         manifest = embedder.bundle.manifest
         self._embedder = embedder
         self._metrics = metrics
+        self._patience_s = settings.timeout_s
         self._preprocess: dict[str, Preprocessor] = {m: embedder.bundle.preprocess(m) for m in embedder.modalities}
         self.catalogue = Catalogue(
             model=embedder.bundle.folder.resolve().name,
@@ -62,7 +64,7 @@ class Engine:
             max_items=settings.max_items,
         )
         self.max_batch_items = self._batch_items(settings)
-        self.preparation = Preparation(max(2, available_cores() // settings.workers))
+        self.preparation = Preparation(max(2, available_cores() // settings.workers), Fetcher(settings.allow_urls))
         self._batchers = {
             m: Batcher(m, embedder.session(m), preprocess, self.max_batch_items, settings.queue, metrics)
             for m, preprocess in self._preprocess.items()
@@ -77,6 +79,10 @@ class Engine:
             if batcher.seconds_in_batch > _STALLED_S:
                 return f"a batch of {modality} has been running for {batcher.seconds_in_batch:.0f} s"
         return None
+
+    def preprocess(self, modality: str) -> Preprocessor:
+        """Of a modality."""
+        return self._preprocess[modality]
 
     def sessions(self) -> dict[str, str]:
         """What runs each modality, for people."""
@@ -119,15 +125,15 @@ class Engine:
 
     def close(self) -> None:
         """Finish what was accepted, and release everything."""
-        for batcher in self._batchers.values():
-            batcher.close()
+        ended = [batcher.close(self._patience_s) for batcher in self._batchers.values()]
         self.preparation.close()
-        self._embedder.close()
+        if all(ended):  # a session must not be closed under a batch that hangs
+            self._embedder.close()
 
     async def _answer(self, request: EmbedRequest, parts: list[_Part], deadline: float) -> Answer:
         jobs = []
         begin = time.monotonic()
-        wants = "embeddings" if request.output == "pooled" else "tokens"
+        wants = {"pooled": "embeddings", ATTENTION: ATTENTION}.get(request.output, "tokens")
         units = 0
         for part in parts:
             preprocess = self._preprocess[part.modality]

@@ -65,7 +65,7 @@ def read_request(body: dict[str, Any], catalogue: Catalogue) -> tuple[EmbedReque
         raise bad_request("input is missing: a text, a list of texts, token ids, or lists of them.", "input", "missing")
     named = body.get("modality")
     modality = catalogue.default_modality() if named is None else catalogue.require_modality(named)
-    values = _items(body["input"], catalogue.kinds[modality])
+    values = _items(body["input"], catalogue.kinds[modality], catalogue.max_items)
     request = catalogue.request([Item(modality, value) for value in values], body.get("tokens"), body.get("output"))
     check_dimensions(body.get("dimensions"), request, catalogue)
     return request, read_form(body)
@@ -101,8 +101,11 @@ def read_form(body: dict[str, Any]) -> AnswerForm:
     return AnswerForm(encoding, list(dict.fromkeys(types)))
 
 
-def check_dimensions(asked: Any, request: EmbedRequest, catalogue: Catalogue) -> None:
+def check_dimensions(asked: Any, request: EmbedRequest, catalogue: Catalogue, field: str = "dimensions") -> None:
     """``dimensions`` cuts nothing: an embedding of another size was never trained.
+
+    Args:
+        field: what it is called in the body.
 
     Raises:
         ApiError: 400: it is not the size that the answer has.
@@ -113,14 +116,14 @@ def check_dimensions(asked: Any, request: EmbedRequest, catalogue: Catalogue) ->
     if asked is not None and (type(asked) is not int or asked != size):
         shown = asked if type(asked) is int and abs(asked) < 1 << 63 else type(asked).__name__
         raise bad_request(
-            f"dimensions is {size} for this output, and cannot be cut; got {shown}: ask for fewer tokens instead.",
-            "dimensions",
+            f"{field} is {size} for this output, and cannot be cut; got {shown}: ask for fewer tokens instead.",
+            field,
         )
 
 
 def write_answer(answer: Answer, form: AnswerForm, catalogue: Catalogue) -> dict[str, Any]:
     """The answer's JSON, with arrays of numpy where lists of numbers stand."""
-    request, vectors = answer.request, answer.vectors
+    vectors = answer.vectors
     several = vectors.ndim == 3
     written = {name: _written(vectors, name, form.encoding) for name in form.types or (form.encoding,)}
     data = []
@@ -153,7 +156,7 @@ def describe(answer: Answer, catalogue: Catalogue) -> dict[str, Any]:
     }
 
 
-def _items(value: Any, kind: str) -> list[Any]:
+def _items(value: Any, kind: str, max_items: int) -> list[Any]:
     """The items of an ``input``; what is in them is checked when they are decoded."""
     if isinstance(value, str):
         return [value]
@@ -164,7 +167,7 @@ def _items(value: Any, kind: str) -> list[Any]:
             "invalid_type",
         )
     if kind == "text":
-        if value and all(type(part) is int for part in value):
+        if value and type(value[0]) is int:
             return [value]
         wanted: tuple[type, ...] = (str, list)
         described = "strings or lists of token ids"
@@ -172,7 +175,7 @@ def _items(value: Any, kind: str) -> list[Any]:
         wanted, described = (str, list), "lists of vectors, or .npy files in base64"
     else:
         wanted, described = (str,), f"{kind} files in base64"
-    for position, part in enumerate(value):
+    for position, part in enumerate(value[:max_items]):
         if not isinstance(part, wanted):
             raise bad_request(
                 f"input is a list of {described}; item {position} is {_type_name(part)}.",
@@ -189,16 +192,17 @@ def _type_name(value: Any) -> str:
 
 def _written(vectors: NDArray[np.float32], name: str, encoding: str) -> Sequence[Any]:
     """Vectors of every item in one embedding type."""
-    rows = _typed(vectors, name)
+    rows = typed_vectors(vectors, name)
     if name == "base64" or encoding == "base64":
         little = rows.astype(rows.dtype.newbyteorder("<"), copy=False)
-        return [base64.b64encode(np.ascontiguousarray(row)).decode("ascii") for row in little]
+        return [base64.b64encode(row.tobytes()).decode("ascii") for row in little]
     if rows.dtype == np.float16:
         rows = rows.astype(np.float32)  # the same numbers
     return np.ascontiguousarray(rows)  # type: ignore[return-value]
 
 
-def _typed(vectors: NDArray[np.float32], name: str) -> NDArray[Any]:
+def typed_vectors(vectors: NDArray[np.float32], name: str) -> NDArray[Any]:
+    """Vectors in one of `EMBEDDING_TYPES`, as numbers."""
     if name in ("float", "base64"):
         return vectors
     if name == "binary":

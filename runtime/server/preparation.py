@@ -13,6 +13,7 @@ from fluxtalk.errors import FluxTalkError, InputError
 from fluxtalk.preprocess import Array, Preprocessor, TextPreprocessor
 from fluxtalk.runtime.server.decoding import decode, decode_text
 from fluxtalk.runtime.server.errors import ApiError, as_api_error
+from fluxtalk.runtime.server.fetch import Fetcher
 
 _TEXTS_PER_CHUNK = 64
 _SHORT_CHARACTERS = 2048
@@ -24,10 +25,12 @@ class Preparation:
 
     Args:
         threads: that decode at a time.
+        fetcher: of what is named by URL.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, fetcher: Fetcher) -> None:
         self._threads = threads
+        self._fetcher = fetcher
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fluxtalk-decode")
         # Its own thread, so that small images do not queue behind large ones.
         self._large = ThreadPoolExecutor(1, thread_name_prefix="fluxtalk-decode-large")
@@ -74,6 +77,13 @@ class Preparation:
         self._large.shutdown(cancel_futures=True)
 
     async def _chunk(self, preprocess: Preprocessor, values: Sequence[Any], positions: Sequence[int]) -> list[Array]:
+        try:
+            async with self._fetcher.fetched(preprocess.kind, values) as whole:
+                return await self._decoded(preprocess, whole, positions)
+        except InputError as error:  # of a URL: what is decoded says its own position
+            raise _at(positions[0], error) from None
+
+    async def _decoded(self, preprocess: Preprocessor, values: Sequence[Any], positions: Sequence[int]) -> list[Array]:
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._pool, _decode_chunk, preprocess, values, positions)
         return [

@@ -16,7 +16,8 @@ class Item:
 
     By the kind of its modality, ``value`` is: for text, a string or a list of token ids; for images and audio, the
     file's bytes, or a string that holds them in base64 or as a ``data:`` URL; for features, nested lists of numbers, or
-    the bytes (or base64) of a ``.npy`` file. A path or another URL is never opened.
+    the bytes (or base64) of a ``.npy`` file. What a program sent as a tensor is an array, for audio with its rate:
+    ``(array, rate)``. A path is never opened, and another URL only by `fetch.Fetcher`.
     """
 
     modality: str
@@ -31,7 +32,7 @@ class EmbedRequest:
     k: int
     """Register tokens, from the first."""
     output: str
-    """One of `OUTPUT_KINDS`."""
+    """One of `OUTPUT_KINDS`; or ``attention``, of images, where the bundle has it."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Answer:
 
     request: EmbedRequest
     vectors: NDArray[np.float32]
-    """(items, dim), or (items, tokens, dim) for ``tokens`` and ``complementary``; in the order of the items."""
+    """(items, dim); (items, tokens, dim) for ``tokens`` and ``complementary``; (items, k, length) for ``attention``; in
+    the order of the items."""
     num_input_tokens: int
     """Text tokens, feature vectors, and one for each image, of all items."""

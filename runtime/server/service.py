@@ -9,19 +9,18 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from fluxtalk.errors import BundleError, FluxTalkError
+from fluxtalk.errors import BundleError
 from fluxtalk.runtime.embedder import Embedder, load
 from fluxtalk.runtime.server.body import BodyReader
 from fluxtalk.runtime.server.engine import Engine
 from fluxtalk.runtime.server.errors import ApiError
+from fluxtalk.runtime.server.indexes import ServedIndex, open_indexes
 from fluxtalk.runtime.server.metrics import Metrics
 from fluxtalk.runtime.server.settings import ServerSettings
 from fluxtalk.runtime.threads import available_cores
 
 log = logging.getLogger("fluxtalk.server")
 
-START_FAILED = 3
-"""The exit code by which uvicorn's supervisor knows that another attempt would fail, too."""
 _NOTICE_S = 1.0
 """Between SIGTERM and the end of listening: time for whoever reads `/readyz` to send requests elsewhere."""
 
@@ -31,18 +30,27 @@ class Service:
 
     Args:
         settings: of the server.
-        open_embedder: gives the bundle, loaded and verified; called in a thread.
+        on_failure: called where the bundle cannot be loaded, and `failure` says why: a server that cannot become ready
+            must not stay.
+        open_embedder: gives the bundle, loaded and verified; called in a thread. None is `open_verified`.
     """
 
     def __init__(
-        self, settings: ServerSettings, open_embedder: Callable[[ServerSettings], Embedder] | None = None
+        self,
+        settings: ServerSettings,
+        on_failure: Callable[[], None],
+        open_embedder: Callable[[ServerSettings], Embedder] | None = None,
     ) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.bodies = BodyReader(settings.max_body_bytes)
-        self.failure: FluxTalkError | None = None
+        self.failure: Exception | None = None
+        """Why the bundle could not be loaded."""
+        self._on_failure = on_failure
         self._open_embedder = open_embedder or open_verified
         self._engine: Engine | None = None
+        self.indexes: dict[str, ServedIndex] = {}
+        """By name; there once the engine is."""
         self._draining = False
         self._loading: asyncio.Task[None] | None = None
 
@@ -72,10 +80,15 @@ class Service:
         return self._engine
 
     async def start(self) -> None:
-        """Begin to load, and return at once: liveness is answered meanwhile."""
+        """Begin to load, and return at once: liveness is answered meanwhile.
+
+        One of several workers returns when it is ready: before, it would take requests from those that are.
+        """
         self.metrics.ready.set(0)
         self._handle_signals()
         self._loading = asyncio.create_task(self._load())
+        if self.settings.workers > 1:
+            await self._loading
 
     async def stop(self) -> None:
         """Finish what was accepted, and release everything."""
@@ -93,16 +106,17 @@ class Service:
     async def _load(self) -> None:
         try:
             self._engine = await asyncio.to_thread(self._open)
-        except FluxTalkError as error:
+        except Exception as error:
             self.failure = error
-            log.error("error: %s", error)
-            raise SystemExit(START_FAILED) from None
+            self._on_failure()
+            return
         self.metrics.ready.set(1)
         log.info("ready: %s", "; ".join(f"{m} on {how}" for m, how in self._engine.sessions().items()))
 
     def _open(self) -> Engine:
         engine = Engine(self._open_embedder(self.settings), self.settings, self.metrics)
         engine.warm()
+        self.indexes = open_indexes(self.settings.indexes, engine.catalogue)
         return engine
 
     def _handle_signals(self) -> None:

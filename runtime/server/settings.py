@@ -31,8 +31,14 @@ class ServerSettings:
     """The longest that a request may take, its body included."""
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     """Any of these opens every route; none: no key is asked for."""
+    allow_urls: tuple[str, ...] = ()
+    """Hosts from which images and sounds may be fetched; none: a URL is refused."""
     workers: int = 1
     """Processes that share the port."""
+    indexes: tuple[Path, ...] = ()
+    """Folders of search indexes, each called like its folder."""
+    serve_items: bool = False
+    """Give out small pictures of the image files that the indexes list."""
     revision: str | None = None
     """The bundle's hash that a worker must find, so that all serve the same; None: whatever is there."""
 

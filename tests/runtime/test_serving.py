@@ -12,10 +12,9 @@ from click.testing import CliRunner, Result
 
 from fluxtalk.cli import main
 from fluxtalk.datasets import PairDataset
-from fluxtalk.errors import BackendError, IndexFileError, InputError, TokenCountError, UsageError
+from fluxtalk.errors import BackendError, InputError, TokenCountError, UsageError
 from fluxtalk.runtime import FakeSession, load, session_onnxruntime
 from fluxtalk.runtime.batching import batches_by_length
-from fluxtalk.runtime.index import SearchIndex, build_index
 from fluxtalk.runtime.threads import available_cores
 from tests.conftest import Made
 
@@ -119,24 +118,7 @@ def test_cores_respect_the_control_group(tmp_path: Path) -> None:
     assert available_cores(tmp_path) == available_cores(tmp_path / "none")
 
 
-def test_index_equals_brute_force_and_notices_changes(tmp_path: Path) -> None:
-    vectors = np.random.default_rng(0).standard_normal((200, 16)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    names = [f"item {i}" for i in range(200)]
-    build_index(tmp_path / "index", vectors, names, "bundle", "hash", "image", 3)
-    hits = SearchIndex(tmp_path / "index").search(vectors[:5], 4)
-    for query, found in zip(vectors[:5], hits, strict=True):
-        order = np.argsort(-(vectors @ query))[:4]
-        assert [hit.item for hit in found] == [names[i] for i in order]
-        np.testing.assert_allclose([hit.similarity for hit in found], (vectors @ query)[order], atol=1e-5)
-    with pytest.raises(IndexFileError, match="already exists"):
-        build_index(tmp_path / "index", vectors, names, "bundle", "hash", "image", 3)
-    (tmp_path / "index" / "items.json").write_text("[]")
-    with pytest.raises(IndexFileError, match=r"items\.json"):
-        SearchIndex(tmp_path / "index")
-
-
-def test_embed_and_index_commands(made: Made, table_path: Path, tmp_path: Path) -> None:
+def test_the_embed_command(made: Made, table_path: Path, tmp_path: Path) -> None:
     bundle = made.bundle.folder
     output = tmp_path / "v.npy"
     done = run("embed", bundle, "text", "black chess queen", "omega", "-k", 2, "-o", output)
@@ -144,13 +126,6 @@ def test_embed_and_index_commands(made: Made, table_path: Path, tmp_path: Path) 
     with load(bundle) as embedder:
         expected = embedder.embed("text", ["black chess queen", "omega"], 2)
     assert np.array_equal(np.load(output), expected)
-    lists = tmp_path / "texts.txt"
-    lists.write_text("alpha\n\nbeta\n")
-    assert run("index", "build", bundle, "text", "gamma", "--input", lists, "-o", tmp_path / "index").exit_code == 0
-    found = run("index", "search", tmp_path / "index", "text", "beta", "-n", 2)
-    assert found.exit_code == 0, found.output
-    assert found.output.splitlines()[0].endswith("beta")
-    assert len(found.output.splitlines()) == 2
     folder = run("embed", bundle, "image", table_path.parent, "-o", tmp_path / "images.npy")
     assert folder.exit_code == 0, folder.output
     assert len(np.load(tmp_path / "images.npy")) == len(list(table_path.parent.glob("*.png")))

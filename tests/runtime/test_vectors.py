@@ -44,7 +44,8 @@ def test_int8_is_127_times_the_vector_over_its_largest_number(vectors: np.ndarra
 @settings(max_examples=100, deadline=None)
 def test_binary_is_the_signs_and_its_cosine_counts_the_bits_that_differ(vectors: np.ndarray) -> None:
     found = quantise(vectors, "binary")
-    assert (found.dtype, found.shape) == (np.uint8, (5, 3))
+    assert found.dtype == np.uint8
+    assert found.shape == (5, 3)
     assert np.array_equal(np.unpackbits(found, axis=1)[:, :19], vectors > 0)
     assert not np.unpackbits(found, axis=1)[:, 19:].any()
     differing = ((vectors > 0)[:, None] != (vectors > 0)[None]).sum(axis=-1)

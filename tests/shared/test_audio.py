@@ -54,7 +54,8 @@ def test_every_way_to_give_a_sound_gives_the_same_samples(
     path = tmp_path / f"tone.{form.lower()}"
     path.write_bytes(data)
     found = preprocess.prepare(path)
-    assert (found.dtype, found.shape) == (np.float32, samples.shape)
+    assert found.dtype == np.float32
+    assert found.shape == samples.shape
     assert np.abs(found - samples).max() <= tolerance
     for item in (str(path), data):
         assert np.array_equal(preprocess.prepare(item), found)
@@ -93,7 +94,8 @@ def test_long_sounds_are_cut_and_no_more_is_read_than_that_needs(monkeypatch: py
 
     def listening(self: soundfile.SoundFile, frames: int = -1, **more: object) -> np.ndarray:
         asked.append(frames)
-        return read(self, frames, **more)
+        found: np.ndarray = read(self, frames, **more)
+        return found
 
     monkeypatch.setattr(soundfile.SoundFile, "read", listening)
     np.testing.assert_allclose(cut.prepare(encoded(long, 16000, subtype="FLOAT")), expected, atol=1e-4)

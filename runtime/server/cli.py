@@ -1,0 +1,131 @@
+"""`fluxtalk serve`: a bundle over HTTP."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+
+import click
+
+from fluxtalk.console import debug_option, option, sentence_errors
+from fluxtalk.errors import UsageError
+from fluxtalk.parity import PRECISIONS
+from fluxtalk.runtime.backends import BACKENDS
+
+API_KEY_VARIABLE = "FLUXTALK_API_KEY"
+_MIB = 1 << 20
+
+
+@click.command(name="serve")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--backend", default="auto", show_default=True, type=click.Choice(BACKENDS), help="What runs the graphs.")
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    help="One that the bundle holds.  [default: what the backend is best at]",
+)
+@click.option(
+    "--threads", type=click.IntRange(1), help="Of one operator.  [default: the available cores, over the workers]"
+)
+@click.option("--dedicated", is_flag=True, help="The cores are ours alone: threads spin while they wait.")
+@option(
+    "--max_batch_items",
+    type=click.IntRange(1),
+    help="Items of ordinary size (256 text tokens, 224 x 224 pixels) in a batch.  [default: 8 on a CPU, 64 on a GPU]",
+)
+@click.option(
+    "--queue", default=2048, show_default=True, type=click.IntRange(1), help="Items of a modality before 429."
+)
+@option("--max_body", default=32, show_default=True, type=click.IntRange(1), help="Mebibytes of a body.")
+@click.option(
+    "--timeout",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds that a request may take; it may ask for fewer with X-Request-Timeout.",
+)
+@option(
+    "--api_key_file",
+    type=click.Path(path_type=Path),
+    help=f"A file with one key per line; any opens every route.  [default: {API_KEY_VARIABLE}, else no key]",
+)
+@click.option(
+    "--index", "indexes", multiple=True, type=click.Path(path_type=Path), help="An index to search; repeatable."
+)
+@option("--serve_items", is_flag=True, help="Give out small pictures of the image files that the indexes list.")
+@option(
+    "--allow_url",
+    metavar="HOST",
+    multiple=True,
+    help="Fetch images and sounds from https URLs of this host; repeatable.  [default: URLs are refused]",
+)
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes that share the port.")
+@debug_option
+@sentence_errors
+def serve(
+    bundle: Path,
+    host: str,
+    port: int,
+    backend: str,
+    precision: str | None,
+    threads: int | None,
+    dedicated: bool,
+    max_batch_items: int | None,
+    queue: int,
+    max_body: int,
+    timeout: float,
+    api_key_file: Path | None,
+    allow_url: tuple[str, ...],
+    indexes: tuple[Path, ...],
+    serve_items: bool,
+    workers: int,
+) -> None:
+    """Serve BUNDLE: OpenAI's /v1/embeddings, a page at /, /v1/search, /info, /livez, /readyz, /metrics.
+
+    fluxtalk serve BUNDLE --port 8000 --index photos.index
+    """
+    try:
+        from fluxtalk.runtime.server.run import bind, run_server
+    except ImportError as error:
+        raise UsageError(f"The server needs {error.name}; pip install 'fluxtalk[serve]'.") from None
+    from fluxtalk.runtime.server.settings import ServerSettings
+
+    settings = ServerSettings(
+        bundle=bundle,
+        backend=backend,
+        precision=precision,
+        threads=threads,
+        dedicated=dedicated,
+        max_batch_items=max_batch_items,
+        queue=queue,
+        max_body_bytes=max_body * _MIB,
+        timeout_s=timeout,
+        api_keys=_api_keys(api_key_file),
+        allow_urls=allow_url,
+        workers=workers,
+        indexes=indexes,
+        serve_items=serve_items,
+    )
+    listening = bind(host, port)
+    address = listening.getsockname()[0]
+    shown = f"[{address}]" if ":" in address else address
+    click.echo(f"serving {bundle} on http://{shown}:{listening.getsockname()[1]}")
+    if not settings.api_keys and not ipaddress.ip_address(address).is_loopback:
+        click.echo(
+            "warning: other machines may reach this address, and no key is asked for (--api_key_file).", err=True
+        )
+    run_server(settings, listening)
+
+
+def _api_keys(file: Path | None) -> tuple[str, ...]:
+    """The keys of a file, or the one of the environment."""
+    if file is None:
+        key = os.environ.get(API_KEY_VARIABLE, "").strip()
+        return (key,) if key else ()
+    keys = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    if not keys:
+        raise UsageError(f"The file {file} of --api_key_file has no key; write one per line.")
+    return keys

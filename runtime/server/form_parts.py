@@ -1,0 +1,63 @@
+"""The parts of a ``multipart/form-data`` body."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import python_multipart
+from python_multipart.exceptions import FormParserError
+
+from fluxtalk.runtime.server.errors import bad_request
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part."""
+
+    name: str
+    value: bytes
+    is_file: bool
+
+
+def read_parts(data: bytes, content_type: str, at_most: int) -> list[Part]:
+    """The parts of a form, in their order.
+
+    Args:
+        data: the body.
+        content_type: its whole ``Content-Type``.
+        at_most: parts that are taken.
+
+    Raises:
+        ApiError: 400: it is no form, is cut off, or has more parts.
+    """
+    parts: list[Part] = []
+    ended: list[bool] = []
+
+    def take(name: bytes | None, value: bytes, is_file: bool) -> None:
+        if len(parts) == at_most:
+            raise bad_request(f"This form has at most {at_most:,} parts.", code="too_many_parts")
+        parts.append(Part((name or b"").decode("utf-8", "replace"), value, is_file))
+
+    def on_field(field: Any) -> None:
+        take(field.field_name, field.value or b"", False)
+
+    def on_file(file: Any) -> None:
+        take(file.field_name, file.file_object.getvalue(), True)
+
+    try:
+        # The body is in memory as it is; nothing of it goes to a disk.
+        parser = python_multipart.create_form_parser(
+            {"Content-Type": content_type.encode("latin-1", "replace")},
+            on_field,
+            on_file,
+            config={"MAX_MEMORY_FILE_SIZE": float("inf"), "MAX_BODY_SIZE": float("inf")},
+        )
+        parser.on_end = lambda: ended.append(True)
+        parser.write(data)
+        parser.finalize()
+    except (FormParserError, ValueError):
+        raise bad_request("The body is no form as its Content-Type says.", code="invalid_form") from None
+    if not ended:
+        raise bad_request("The form is cut off: its last boundary is missing.", code="invalid_form")
+    return parts

@@ -1,0 +1,112 @@
+"""Around every request: the key, the count, and one shape for what goes wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fluxtalk.runtime.server.errors import ApiError, error_response
+from fluxtalk.runtime.server.metrics import Metrics
+from fluxtalk.runtime.server.page_routes import PAGE_FILES
+
+log = logging.getLogger("fluxtalk.server")
+
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", *PAGE_FILES})
+"""Routes that need no key."""
+
+
+class Guard:
+    """ASGI middleware.
+
+    Args:
+        app: what it guards.
+        api_keys: any of them opens every route; none: no key is asked for.
+        metrics: told of every answer.
+        paths: the handler of each route to its path; metrics call everything else ``other``.
+    """
+
+    def __init__(self, app: ASGIApp, api_keys: Sequence[str], metrics: Metrics, paths: Mapping[object, str]) -> None:
+        self._app = app
+        self._digests = [_digest(key.encode()) for key in api_keys]
+        self._metrics = metrics
+        self._paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begin = time.monotonic()
+        exchange = _Exchange(scope, receive, send)
+        try:
+            if self._may_pass(scope):
+                await self._app(scope, exchange.receive, exchange.send)
+            else:
+                refused = ApiError(401, "Give a valid key: Authorization: Bearer KEY.", "invalid_api_key")
+                await error_response(refused)(scope, exchange.receive, exchange.send)
+        except ClientDisconnect:
+            exchange.status = 499
+        except Exception as error:
+            _log_failure(error)
+            if exchange.status:
+                raise
+            failed = ApiError(500, "The server failed at this request; its log says more.", "internal_error")
+            await error_response(failed)(scope, exchange.receive, exchange.send)
+        finally:
+            path = self._paths.get(scope.get("endpoint"), "other")
+            self._metrics.requests.labels(path, str(exchange.status)).inc()
+            self._metrics.request_seconds.labels(path).observe(time.monotonic() - begin)
+
+    def _may_pass(self, scope: Scope) -> bool:
+        if not self._digests or scope["path"] in OPEN_PATHS:
+            return True
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        given = _digest(key.strip().encode("latin-1"))  # as Starlette decoded the bytes
+        # Every key is compared, each in constant time.
+        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
+        return scheme.lower() == "bearer" and any(matches)
+
+
+class _Exchange:
+    """One request and its answer, as they pass by."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        self._unread = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        self._receive = receive
+        self._send = send
+        self.status = 0
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            self._unread = False
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self._unread:
+                # What is left of the body is not waited for.
+                message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
+        await self._send(message)
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _log_failure(error: Exception) -> None:
+    """Where it happened. An exception's text may hold a part of a body, and is for debugging alone."""
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    where = " <- ".join(f"{frame.name} ({frame.filename}:{frame.lineno})" for frame in reversed(frames))
+    log.error("A request failed with %s in %s.", type(error).__name__, where)
+    log.debug("The whole of it:", exc_info=error)

@@ -1,0 +1,92 @@
+"""uvicorn's HTTP protocol, with an end to what it would wait for: headers that never come, answers nobody reads."""
+
+from __future__ import annotations
+
+import asyncio
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from fluxtalk.runtime.server.errors import error_body
+
+HEADER_SECONDS = 10.0
+"""From a connection, or from a request's first byte, to the end of its headers."""
+MAX_HEADER_BYTES = 1 << 16
+_FLUSH_SECONDS = 30.0
+"""From the end of an answer to its last byte leaving."""
+
+
+class DeadlineProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    _header_timer: asyncio.TimerHandle | None = None
+    _flush_timer: asyncio.TimerHandle | None = None
+    _header_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for headers, for a while."""
+        super().connection_made(transport)
+        self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """There is nothing to wait for."""
+        self._cancel_timers()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what belongs to headers."""
+        if self._header_timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._expect_headers()
+        super().data_received(data)
+        if self._header_timer is not None:
+            self._header_bytes += len(data)
+            if self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+                self._end(431, f"A request has at most {MAX_HEADER_BYTES} bytes of headers.", "headers_too_large")
+
+    def on_headers_complete(self) -> None:
+        """The headers are here."""
+        self._header_bytes = 0
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """See that the answer leaves, or its memory is given back."""
+        super().on_response_complete()
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+        self._flush_timer = self.loop.call_later(_FLUSH_SECONDS, self._require_flushed)
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP, in the shape of every other error."""
+        self._end(400, msg, "invalid_http")
+
+    def _expect_headers(self) -> None:
+        self._header_bytes = 0
+        self._header_timer = self.loop.call_later(HEADER_SECONDS, self._headers_too_late)
+
+    def _headers_too_late(self) -> None:
+        self._header_timer = None
+        if not self.transport.is_closing():
+            self._end(408, "The headers did not arrive in time.", "headers_too_slow")
+
+    def _require_flushed(self) -> None:
+        self._flush_timer = None
+        if self.transport.is_closing() and self.transport.get_write_buffer_size():
+            self.transport.abort()
+
+    def _end(self, status: int, message: str, code: str) -> None:
+        content = orjson.dumps(error_body(status, message, code))
+        head = (
+            f"HTTP/1.1 {status} Error\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(content)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode("ascii") + content)
+        self.transport.close()
+
+    def _cancel_timers(self) -> None:
+        for timer in (self._header_timer, self._flush_timer):
+            if timer is not None:
+                timer.cancel()
+        self._header_timer = self._flush_timer = None

@@ -1,0 +1,135 @@
+"""A server's processes: one, or several that share a port."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import socket
+import tempfile
+from typing import Any
+
+from uvicorn import Config, Server
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
+
+from fluxtalk.bundle import read_bundle
+from fluxtalk.errors import BackendError, UsageError
+from fluxtalk.runtime.backends import choose
+from fluxtalk.runtime.server.app import AppFactory, build_app
+from fluxtalk.runtime.server.decoding import ignore_bomb_warnings
+from fluxtalk.runtime.server.metrics import SHARED_FOLDER
+from fluxtalk.runtime.server.protocol import DeadlineProtocol
+from fluxtalk.runtime.server.service import Service
+from fluxtalk.runtime.server.settings import ServerSettings
+
+_LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(process)d %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "loggers": {
+        "fluxtalk.server": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
+        "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
+    },
+}
+
+_WORKER_SILENCE_S = 30
+"""A worker that answers its supervisor nothing for so long is replaced."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket; port 0 takes a free one.
+
+    Raises:
+        UsageError: the address is not ours, or taken.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise UsageError(f"The server cannot listen on {host}: {error}; give an address of this machine.") from None
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise UsageError(
+            f"The server cannot listen on {host}:{port}: {error.strerror}; give another --host or --port."
+        ) from None
+    bound.set_inheritable(True)
+    return bound
+
+
+def uvicorn_config(settings: ServerSettings, app: Any, factory: bool = False) -> Config:
+    """How uvicorn runs the application."""
+    return Config(
+        app,
+        factory=factory,
+        http=DeadlineProtocol,
+        ws="none",
+        lifespan="on",
+        workers=settings.workers,
+        log_config=_LOGGING,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=int(settings.timeout_s) + 5,
+        timeout_worker_healthcheck=_WORKER_SILENCE_S,
+    )
+
+
+def run_server(settings: ServerSettings, listening: socket.socket) -> None:
+    """Serve until a signal ends it.
+
+    Args:
+        listening: see `bind`.
+
+    Raises:
+        FluxTalkError: the bundle cannot be loaded, or does not pass its verification.
+    """
+    ignore_bomb_warnings()
+    if settings.workers > 1:
+        _run_workers(settings, listening)
+        return
+
+    def end() -> None:
+        server.should_exit = True
+
+    service = Service(settings, end)
+    server = Server(uvicorn_config(settings, build_app(service)))
+    # uvicorn raises the signal again when everything is done; to have been asked to end is no failure.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: None)
+    server.run([listening])
+    if service.failure is not None:
+        raise service.failure
+
+
+class _Supervisor(Multiprocess):
+    """uvicorn's, which gives up the port with its workers: a connection that nobody accepts would hang."""
+
+    def terminate_all(self) -> None:
+        """End the workers."""
+        super().terminate_all()
+        for listening in self.sockets:
+            listening.close()
+
+
+def _run_workers(settings: ServerSettings, listening: socket.socket) -> None:
+    """Let uvicorn supervise the workers; one that dies is replaced.
+
+    Raises:
+        BackendError: a worker could not start; its message is above.
+    """
+    bundle = read_bundle(settings.bundle)
+    choose(bundle, settings.backend, settings.precision)
+    # A worker that starts later must not find another bundle.
+    settings = dataclasses.replace(settings, revision=bundle.manifest.bundle_hash)
+    with tempfile.TemporaryDirectory(prefix="fluxtalk-metrics-") as folder:
+        os.environ[SHARED_FOLDER] = folder
+        supervisor = _Supervisor(uvicorn_config(settings, AppFactory(settings), factory=True), [listening])
+        supervisor.run()
+        codes = [process.exitcode for process in supervisor.processes]
+    if STARTUP_FAILURE in codes:
+        raise BackendError("A worker could not start; its message is above.")

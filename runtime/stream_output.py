@@ -1,0 +1,84 @@
+"""The files that vectors are written to: ``.npy`` and Parquet, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fluxtalk.artifacts import atomic_file
+from fluxtalk.errors import BackendError, UsageError
+from fluxtalk.runtime.vectors import Vectors
+
+Parts = Iterator[tuple[list[str], Vectors]]
+
+
+def check_output(output: Path) -> None:
+    """Refuse an output that could not be written, before anything is computed.
+
+    Raises:
+        UsageError: it is named as neither format.
+        BackendError: Parquet was asked for without pyarrow.
+    """
+    if output.suffix not in (".npy", ".parquet"):
+        raise UsageError(f"Vectors are written as .npy or .parquet; got --output {output}.")
+    if output.suffix == ".parquet":
+        _pyarrow()
+
+
+def write_output(output: Path, parts: Parts, count: int) -> tuple[int, ...]:
+    """Write all vectors, atomically and in the memory of one part.
+
+    Args:
+        output: ``.npy``: an array (count, ...). ``.parquet``: columns ``id`` and ``vector``, a list of a vector's
+            numbers (of tokens: a list of lists); one row group for each part.
+        parts: ids and vectors; at least one.
+        count: how many vectors there are in all.
+
+    Returns:
+        the shape of the whole.
+    """
+    with atomic_file(output) as temporary:
+        return (_write_npy if output.suffix == ".npy" else _write_parquet)(temporary, parts, count)
+
+
+def _write_npy(path: Path, parts: Parts, count: int) -> tuple[int, ...]:
+    shape: tuple[int, ...] = ()
+    with path.open("wb") as file:
+        for _, vectors in parts:
+            if not shape:
+                shape = (count, *vectors.shape[1:])
+                header = {"descr": vectors.dtype.str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(vectors).data)
+    return shape
+
+
+def _write_parquet(path: Path, parts: Parts, count: int) -> tuple[int, ...]:
+    pyarrow = _pyarrow()
+    shape: tuple[int, ...] = ()
+    writer: Any = None
+    try:
+        for ids, vectors in parts:
+            shape = (count, *vectors.shape[1:])
+            column = pyarrow.array(vectors.reshape(-1))
+            for size in reversed(vectors.shape[1:]):
+                column = pyarrow.FixedSizeListArray.from_arrays(column, size)
+            table = pyarrow.table({"id": pyarrow.array(ids, pyarrow.string()), "vector": column})
+            writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
+            writer.write_table(table, row_group_size=len(ids))
+    finally:
+        if writer is not None:
+            writer.close()
+    return shape
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise BackendError("Parquet needs pyarrow: pip install 'fluxtalk[data]', or write .npy.") from None
+    return pyarrow

@@ -1,0 +1,308 @@
+"""Micro-batching: who shares a batch, who is dropped, who is told what."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fluxtalk.bundle import OUTPUTS
+from fluxtalk.preprocess import FeaturesPreprocessor, ImagePreprocessor
+from fluxtalk.runtime import FakeSession
+from fluxtalk.runtime.server.batcher import Batcher, Job
+from fluxtalk.runtime.server.errors import ApiError
+from fluxtalk.runtime.server.metrics import Metrics
+
+DIM = 4
+FEATURES = FeaturesPreprocessor(DIM)
+FAR = 1e12
+
+
+class Gate:
+    """A session that waits at each run until it is let through, and keeps what it ran."""
+
+    def __init__(self) -> None:
+        self.batches: list[dict[str, Any]] = []
+        self.outputs: list[tuple[str, ...]] = []
+        self.entered = threading.Semaphore(0)
+        self.let = threading.Semaphore(0)
+        self.fault: Callable[[Mapping[str, Any]], None] = lambda inputs: None
+        self.spoil: Callable[[Mapping[str, Any], dict[str, Any]], None] = lambda inputs, outputs: None
+        self._fake = FakeSession()
+
+    def run(self, inputs: Mapping[str, Any], outputs: Sequence[str] = OUTPUTS) -> dict[str, Any]:
+        self.batches.append(dict(inputs))
+        self.outputs.append(tuple(outputs))
+        self.entered.release()
+        assert self.let.acquire(timeout=30)
+        self.fault(inputs)
+        found = self._fake.run(inputs, outputs)
+        self.spoil(inputs, found)
+        return found
+
+    def describe(self) -> str:
+        return "gate"
+
+    def close(self) -> None:
+        return
+
+    def open(self, runs: int = 1000) -> None:
+        for _ in range(runs):
+            self.let.release()
+
+    @property
+    def lengths(self) -> list[list[int]]:
+        """Of the items of each batch."""
+        return [batch["mask"].sum(axis=1).tolist() for batch in self.batches]
+
+
+def ran_for(batcher: Batcher, gate: Gate, seconds: float) -> None:
+    """Have the rate measured: one item in so many seconds."""
+    future = batcher.submit(job(3))
+    assert gate.entered.acquire(timeout=30)
+    time.sleep(seconds)
+    gate.open(1)
+    future.result(30)
+    while batcher.estimated_wait_s < seconds:  # it is noted behind the result
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+@pytest.fixture
+def batcher(gate: Gate) -> Iterator[Batcher]:
+    made = Batcher("text", gate, FEATURES, max_weight=4, queue=20, metrics=Metrics())
+    yield made
+    gate.open()
+    assert made.close(30)
+
+
+def job(*lengths: int, k: int = 3, wants: str = "embeddings", deadline: float = FAR, seed: int = 0) -> Job:
+    random = np.random.default_rng(seed)
+    arrays = [random.standard_normal((length, DIM)).astype(np.float32) for length in lengths]
+    return Job(arrays, range(len(lengths)), k, wants, deadline)
+
+
+def alone(item: Job) -> np.ndarray:
+    """What a job's items give by themselves."""
+    session, rows = FakeSession(), []
+    for array in item.arrays:
+        found = session.run({**FEATURES.collate([array]), "token_index": np.arange(item.k)})
+        rows.append(found["embeddings"][0, item.k - 1] if item.wants == "embeddings" else found["tokens"][0])
+    return np.stack(rows)
+
+
+def busy(batcher: Batcher, gate: Gate) -> None:
+    """Have a batch running, so that what comes now queues."""
+    batcher.submit(job(3))
+    assert gate.entered.acquire(timeout=30)
+
+
+def test_a_batch_is_what_queued_while_the_previous_one_ran(batcher: Batcher, gate: Gate) -> None:
+    busy(batcher, gate)
+    jobs = [job(5, seed=seed) for seed in range(6)]
+    futures = [batcher.submit(item) for item in jobs]
+    gate.open()
+    for item, future in zip(jobs, futures, strict=True):
+        assert np.array_equal(future.result(30), alone(item))
+    assert [len(lengths) for lengths in gate.lengths] == [1, 4, 2]
+
+
+def test_different_k_and_outputs_share_a_batch_and_are_cut(batcher: Batcher, gate: Gate) -> None:
+    busy(batcher, gate)
+    jobs = [job(5, k=1), job(5, k=4, seed=1), job(5, k=2, wants="tokens", seed=2)]
+    futures = [batcher.submit(item) for item in jobs]
+    gate.open()
+    for item, future in zip(jobs, futures, strict=True):
+        assert np.allclose(future.result(30), alone(item), atol=1e-6)
+    assert futures[2].result().shape == (1, 2, 8)
+    assert len(gate.batches) == 2
+    assert len(gate.batches[1]["token_index"]) == 4
+    assert set(gate.outputs[1]) == {"embeddings", "tokens"}
+    assert gate.outputs[0] == ("embeddings",)
+
+
+def test_items_of_like_length_run_together_and_none_is_forgotten(batcher: Batcher, gate: Gate) -> None:
+    busy(batcher, gate)
+    long = batcher.submit(job(100))
+    mixed = job(10, 100, 10, 9, 100, 10)
+    future = batcher.submit(mixed)
+    gate.open()
+    assert np.array_equal(future.result(30), alone(mixed))
+    assert long.done()
+    for lengths in gate.lengths:
+        assert max(lengths) * len(lengths) - sum(lengths) <= max(lengths) * len(lengths) / 8
+    assert gate.lengths[1] == [100, 100, 100]
+
+
+def test_long_items_weigh_more(batcher: Batcher, gate: Gate) -> None:
+    busy(batcher, gate)
+    futures = [batcher.submit(job(512, seed=seed)) for seed in range(4)]
+    futures.append(batcher.submit(job(2000)))
+    gate.open()
+    for future in futures:
+        future.result(30)
+    assert [len(lengths) for lengths in gate.lengths] == [1, 2, 2, 1]
+
+
+def test_large_images_weigh_more() -> None:
+    gate = Gate()
+    batcher = Batcher("image", gate, ImagePreprocessor(448, 448), max_weight=8, queue=20, metrics=Metrics())
+    pixels = np.zeros((448, 448, 3), dtype=np.uint8)
+    batcher.submit(Job([pixels], [0], 1, "embeddings", FAR))
+    assert gate.entered.acquire(timeout=30)
+    future = batcher.submit(Job([pixels] * 3, range(3), 1, "embeddings", FAR))
+    gate.open()
+    future.result(30)
+    assert [len(batch["pixels"]) for batch in gate.batches] == [1, 2, 1]
+    assert batcher.close(30)
+
+
+def test_a_long_job_takes_turns_with_short_ones(batcher: Batcher, gate: Gate) -> None:
+    ran_for(batcher, gate, 0.2)
+    busy(batcher, gate)
+    order: list[str] = []
+    long = batcher.submit(job(*[5] * 12))
+    long.add_done_callback(lambda _: order.append("long"))
+    short = batcher.submit(job(5, seed=9))
+    short.add_done_callback(lambda _: order.append("short"))
+    gate.open()
+    long.result(30)
+    assert order == ["short", "long"]
+
+
+def test_what_is_too_late_is_never_run(batcher: Batcher, gate: Gate) -> None:
+    busy(batcher, gate)
+    late = batcher.submit(job(5, deadline=time.monotonic() + 0.02))
+    kept = batcher.submit(job(5))
+    time.sleep(0.05)
+    gate.open()
+    kept.result(30)
+    with pytest.raises(ApiError) as error:
+        late.result(30)
+    assert error.value.status == 504
+    assert [len(lengths) for lengths in gate.lengths] == [1, 1]
+
+
+def test_what_was_cancelled_is_never_run(batcher: Batcher, gate: Gate) -> None:
+    busy(batcher, gate)
+    gone = batcher.submit(job(5, 5, 5))
+    kept = batcher.submit(job(5))
+    assert gone.cancel()
+    gate.open()
+    kept.result(30)
+    with pytest.raises(CancelledError):
+        gone.result(30)
+    assert [len(lengths) for lengths in gate.lengths] == [1, 1]
+
+
+def test_a_failed_batch_is_run_item_by_item(batcher: Batcher, gate: Gate) -> None:
+    busy(batcher, gate)
+    jobs = [job(5, seed=seed) for seed in range(3)]
+    culprit = jobs[1].arrays[0]
+
+    def fault(inputs: Mapping[str, Any]) -> None:
+        if any(np.array_equal(row[:5], culprit) for row in inputs["features"]):
+            raise RuntimeError("the library says what was in the item")
+
+    gate.fault = fault
+    futures = [batcher.submit(item) for item in jobs]
+    gate.open()
+    for item, future in zip(jobs, futures, strict=True):
+        if item is jobs[1]:
+            with pytest.raises(ApiError, match="input 0: the engine failed") as error:
+                future.result(30)
+            assert error.value.status == 500
+        else:
+            assert np.array_equal(future.result(30), alone(item))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_an_error_of_its_request_alone(batcher: Batcher, gate: Gate, value: float) -> None:
+    busy(batcher, gate)
+    jobs = [job(5, seed=seed) for seed in range(3)]
+
+    def spoil(_inputs: Mapping[str, Any], outputs: dict[str, Any]) -> None:
+        if len(outputs["embeddings"]) == 3:
+            outputs["embeddings"][1, 2, 0] = value
+
+    gate.spoil = spoil
+    futures = [batcher.submit(item) for item in jobs]
+    gate.open()
+    assert np.array_equal(futures[0].result(30), alone(jobs[0]))
+    assert np.array_equal(futures[2].result(30), alone(jobs[2]))
+    with pytest.raises(ApiError, match="not finite"):
+        futures[1].result(30)
+
+
+def test_what_is_not_finite_behind_the_cut_is_nobodys(batcher: Batcher, gate: Gate) -> None:
+    busy(batcher, gate)
+    jobs = [job(5, k=1), job(5, k=4, seed=1)]
+    gate.spoil = lambda inputs, outputs: outputs["embeddings"][:, 3:].fill(np.nan)
+    futures = [batcher.submit(item) for item in jobs]
+    gate.open()
+    assert np.allclose(futures[0].result(30), alone(jobs[0]), atol=1e-6)
+    with pytest.raises(ApiError, match="not finite"):
+        futures[1].result(30)
+
+
+def test_a_full_queue_refuses_and_says_when(batcher: Batcher, gate: Gate) -> None:
+    gate.open(1)
+    batcher.submit(job(3)).result(30)
+    batcher.admit(15, FAR)
+    with pytest.raises(ApiError, match="15 of 20") as error:
+        batcher.admit(6, FAR)
+    assert error.value.status == 429
+    assert int(error.value.headers["retry-after"]) >= 1
+    batcher.admit(5, FAR)
+    batcher.release(15)
+    batcher.admit(6, FAR)
+
+
+def test_what_cannot_be_done_in_time_is_refused_at_once(batcher: Batcher, gate: Gate) -> None:
+    ran_for(batcher, gate, 0.3)
+    batcher.admit(10, FAR)
+    with pytest.raises(ApiError, match="longer than this request may take") as error:
+        batcher.admit(1, time.monotonic() + 1)
+    assert error.value.status == 429
+    assert int(error.value.headers["retry-after"]) >= 3
+    batcher.admit(1, time.monotonic() + 60)
+
+
+def test_a_dead_thread_is_noticed_and_nobody_waits_for_it(batcher: Batcher, gate: Gate) -> None:
+    def die(_inputs: Mapping[str, Any]) -> None:
+        raise SystemExit
+
+    running = job(3)
+    batcher.submit(running)
+    assert gate.entered.acquire(timeout=30)
+    waiting = batcher.submit(job(5))
+    gate.fault = die
+    gate.open()
+    for future in (running.future, waiting):
+        with pytest.raises(ApiError, match="stopped") as error:
+            future.result(30)
+        assert error.value.status == 503
+    assert not batcher.alive
+    with pytest.raises(ApiError, match="stopped"):
+        batcher.admit(1, FAR)
+    with pytest.raises(ApiError, match="stopped"):
+        batcher.submit(job(5)).result(30)
+
+
+def test_closing_finishes_what_was_accepted(gate: Gate) -> None:
+    batcher = Batcher("text", gate, FEATURES, max_weight=2, queue=20, metrics=Metrics())
+    busy(batcher, gate)
+    item = job(5, 5, 5, 5, 5)
+    future = batcher.submit(item)
+    gate.open()
+    assert batcher.close(30)
+    assert np.array_equal(future.result(0), alone(item))
