@@ -82,7 +82,7 @@ def main(bundle: Path, cache_dir: str | None, output: Path) -> None:
                     f"{row['index']:<28}{row['bytes_per_item']:>7}{row['ms_per_query']:>8.3f}{row['recall@1']:>7.3f}"
                     f"{row['recall@10']:>7.3f}{row['of_exact_pooled']:>10.3f}{row['of_its_own_exact']:>12.3f}"
                 )
-    write_json(output, results)
+            write_json(output, results)
     click.echo(f"{output}")
 
 

@@ -105,7 +105,7 @@ class Client:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        self._address = (parts.hostname, parts.port)
+        self._host, self._port = str(parts.hostname), parts.port or 80
         self._idle: list[_Connection] = []
         self._all: set[_Connection] = set()
 
@@ -116,10 +116,10 @@ class Client:
             due: when it should be sent, on the clock of `time.perf_counter`; None is now.
         """
         due = time.perf_counter() if due is None else due
-        connection = next((c for c in iter(lambda: self._idle.pop() if self._idle else None, None) if c.is_open), None)
+        connection = self._idle_connection()
         if connection is None:
             try:
-                _, connection = await asyncio.get_running_loop().create_connection(_Connection, *self._address)
+                _, connection = await asyncio.get_running_loop().create_connection(_Connection, self._host, self._port)
             except OSError:
                 return Reply(REFUSED, time.perf_counter() - due, b"")
             self._all.add(connection)
@@ -131,6 +131,14 @@ class Client:
             connection.close()
             self._all.discard(connection)
         return Reply(status, seconds, body)
+
+    def _idle_connection(self) -> _Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_open:
+                return connection
+            self._all.discard(connection)
+        return None
 
     async def __aenter__(self) -> Self:
         return self

@@ -17,9 +17,9 @@ from bench.server_client import post, post_json
 
 PATH = "/v1/embeddings"
 _WORDS = (
-    "greek cyrillic latin small capital letter digit black white chess queen rook circle square arrow "
-    "right left upwards heavy light box drawings with and above mathematical script bold sign"
-).split()
+    *("greek", "cyrillic", "latin", "small", "capital", "letter", "digit", "black", "white", "chess", "queen", "rook"),
+    *("circle", "square", "arrow", "right", "left", "upwards", "heavy", "light", "box", "drawings", "with", "sign"),
+)
 _IMAGE_SIDES = (32, 64, 224)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from fluxtalk.bundle import Bundle, read_bundle
 from fluxtalk.errors import BackendError, FluxTalkError
 from fluxtalk.gpu import compute_capability
-from fluxtalk.runtime.backends import BACKENDS, Choice, choose
-from fluxtalk.runtime.doctor_advice import Goal, Recommendation, faster, recommend
+from fluxtalk.runtime.backends import BACKENDS, OPENVINO, Choice, choose
+from fluxtalk.runtime.doctor_advice import Goal, Recommendation, faster, fastest, recommend
 from fluxtalk.runtime.doctor_trial import Trial, apart, attempt, refusals
 from fluxtalk.runtime.threads import available_cores
 
@@ -84,17 +84,17 @@ def examine(
             f"No back end runs {folder} here: " + " ".join(next(iter(whys.values())) for whys in refused.values())
         )
     recommendation, because = recommend(bundle, trials, goal)
+    auto = _auto(bundle)
+    one_thread = _on_one_thread(bundle, trials, threads)
     return Diagnosis(
         bundle,
         f"{platform.system()} {platform.machine()}, {available_cores()} of {os.cpu_count()} cores",
         trials,
         refused,
-        _auto(bundle),
+        auto,
         recommendation,
         because,
-        faster(
-            bundle, trials, refused, _on_one_thread(bundle, trials, threads), available_cores(), compute_capability()
-        ),
+        faster(bundle, trials, refused, one_thread, auto, available_cores(), compute_capability()),
     )
 
 
@@ -118,12 +118,11 @@ def _try(
 
 
 def _on_one_thread(bundle: Bundle, trials: Sequence[Trial], threads: int | None) -> Trial | None:
-    """The fastest trial on the CPU again, where it had more than one thread."""
-    on_cpu = [trial for trial in trials if trial.backend in ("ort-cpu", "openvino") and not trial.broken]
-    if not on_cpu or (threads or available_cores()) == 1:
+    """The fastest trial again, where it ran on more than one thread of the CPU."""
+    best = fastest(trials)
+    if best is None or best.backend not in ("ort-cpu", OPENVINO) or (threads or available_cores()) == 1:
         return None
-    fastest = min(on_cpu, key=lambda trial: max(cell.ms for cell in trial.latency))
-    return apart(attempt, bundle.folder, fastest.backend, fastest.precision, 1)
+    return apart(attempt, bundle.folder, best.backend, best.precision, 1)
 
 
 def _auto(bundle: Bundle) -> Choice | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fluxtalk.bundle import Bundle
+from fluxtalk.runtime.backends import Choice
 from fluxtalk.runtime.doctor_trial import Trial
 
 Curve = dict[int, float]
@@ -94,11 +95,17 @@ def recall_curves(bundle: Bundle) -> dict[str, Curve]:
     return curves
 
 
+def fastest(trials: Sequence[Trial]) -> Trial | None:
+    """Of those that keep their promises, with all tokens."""
+    return min((trial for trial in trials if not trial.broken), key=_whole, default=None)
+
+
 def faster(
     bundle: Bundle,
     trials: Sequence[Trial],
     refused: Mapping[str, Mapping[str, str]],
     one_thread: Trial | None,
+    auto: Choice | None,
     cores: int,
     gpu: str | None,
 ) -> list[str]:
@@ -107,13 +114,14 @@ def faster(
     Args:
         refused: back end to precision to why it does not run.
         one_thread: the fastest trial again, on one thread.
+        auto: what serving takes where nothing is named.
         gpu: its compute capability.
     """
-    sound = sorted((trial for trial in trials if not trial.broken), key=lambda trial: _whole(trial))
-    if not sound:
+    best = fastest(trials)
+    if best is None:
         return []
-    best = sound[0]
-    advice = [*_by_tokens(best), *_by_length(best), *_by_threads(best, one_thread, cores)]
+    advice = [*_by_name(best, trials, auto), *_by_tokens(best), *_by_length(best)]
+    advice += _by_threads(best, one_thread, cores)
     held = list(bundle.manifest.precisions)
     if "int8" not in held:
         advice.append(
@@ -139,6 +147,17 @@ def faster(
 
 def _whole(trial: Trial) -> float:
     return trial.ms(max(cell.k for cell in trial.latency))
+
+
+def _by_name(best: Trial, trials: Sequence[Trial], auto: Choice | None) -> list[str]:
+    unasked = (auto.backend, auto.precision) if auto is not None else None
+    taken = next((trial for trial in trials if (trial.backend, trial.precision) == unasked), best)
+    if _whole(best) > 0.9 * _whole(taken):
+        return []
+    return [
+        f"Name --backend {best.backend} --precision {best.precision}: {_whole(best):.2f} ms instead of "
+        f"{_whole(taken):.2f} ms with {taken.backend} in {taken.precision}, which is taken unasked."
+    ]
 
 
 def _by_tokens(trial: Trial) -> list[str]:

@@ -14,6 +14,8 @@ from fluxtalk.runtime.doctor import Diagnosis, examine
 from fluxtalk.runtime.doctor_advice import Goal
 from fluxtalk.runtime.doctor_trial import Trial
 
+_RECALL = 0.99
+
 
 @click.command(name="doctor")
 @click.argument("bundle", type=click.Path(path_type=Path))
@@ -49,8 +51,11 @@ def main(
     """Try BUNDLE on every back end that is installed here: is it right, how fast, how large, and what to serve with.
 
     Replays the golden vectors on each, times single items by k and length, and recommends a back end, a precision and
-    a k: the best recall, or what the options ask for. Exit code 1 where parity is broken.
+    a k. With --recall the fastest that reaches it, and within --budget_ms and --bytes alone the best recall. Exit code
+    1 where parity is broken.
     """
+    if recall is None and budget_ms is None and byte_limit is None:
+        recall = _RECALL
     found = examine(
         bundle,
         Goal(recall, budget_ms, byte_limit),
@@ -62,7 +67,7 @@ def main(
     if found.broken:
         first = found.broken[0]
         raise ParityError(
-            f"Parity is broken in {len(found.broken)} of {len(found.trials)} trials; do not serve this bundle with them. "
+            f"Parity is broken in {len(found.broken)} of {len(found.trials)} trials; do not serve the bundle so. "
             f"The first: {first.backend} in {first.precision}: {'; '.join(first.broken)}."
         )
 
@@ -100,10 +105,8 @@ def _latencies(trial: Trial) -> list[str]:
     rows: dict[tuple[str, int | None], list[str]] = {}
     for cell in trial.latency:
         rows.setdefault((cell.modality, cell.length), []).append(f"{cell.ms:.2f} (k={cell.k})")
-    return [
-        f"{trial.backend} {trial.precision}, {modality}{f' of length {length}' if length else ''}, ms: {'  '.join(times)}"
-        for (modality, length), times in rows.items()
-    ]
+    named = {key: key[0] + (f" of length {key[1]}" if key[1] else "") for key in rows}
+    return [f"{trial.backend} {trial.precision}, {named[key]}, ms: {'  '.join(times)}" for key, times in rows.items()]
 
 
 def _refusals(found: Diagnosis) -> list[str]:

@@ -135,9 +135,9 @@ def counts(bundle: Bundle) -> list[int]:
 
 def _latencies(bundle: Bundle, modality: str, session: Session) -> Iterator[Latency]:
     for length, item in _items(bundle, modality):
-        for k in counts(bundle):
-            inputs = {**item, TOKEN_INDEX: np.arange(k, dtype=np.int64)}
-            yield Latency(modality, length, k, round(_median_ms(lambda x=inputs: session.run(x, ("embeddings",))), 4))  # type: ignore[misc]
+        batches = {k: {**item, TOKEN_INDEX: np.arange(k, dtype=np.int64)} for k in counts(bundle)}
+        for k, ms in _medians(session, batches).items():
+            yield Latency(modality, length, k, round(ms, 4))
 
 
 def _items(bundle: Bundle, modality: str) -> Iterator[tuple[int | None, Arrays]]:
@@ -158,15 +158,20 @@ def _repeated(array: NDArray[Any], real: int, length: int) -> NDArray[Any]:
     return np.ascontiguousarray(np.concatenate([array[:, :real]] * -(-length // real), axis=1)[:, :length])
 
 
-def _median_ms(call: Callable[[], Mapping[str, Any]]) -> float:
-    call()
-    times: list[float] = []
-    ends = time.perf_counter() + _CELL_SECONDS
-    while len(times) < _FEWEST or (time.perf_counter() < ends and len(times) < _MOST):
-        started = time.perf_counter()
-        call()
-        times.append(1e3 * (time.perf_counter() - started))
-    return statistics.median(times)
+def _medians(session: Session, batches: Mapping[int, Arrays]) -> dict[int, float]:
+    """Milliseconds for each; they take turns, so that a change of the machine's speed meets all."""
+    times: dict[int, list[float]] = {k: [] for k in batches}
+    for inputs in batches.values():
+        session.run(inputs, ("embeddings",))
+    ends = time.perf_counter() + _CELL_SECONDS * len(batches)
+    for turn in range(_MOST):
+        if turn >= _FEWEST and time.perf_counter() > ends:
+            break
+        for k, inputs in batches.items():
+            started = time.perf_counter()
+            session.run(inputs, ("embeddings",))
+            times[k].append(1e3 * (time.perf_counter() - started))
+    return {k: statistics.median(found) for k, found in times.items()}
 
 
 def _resident_bytes() -> int | None:

@@ -24,6 +24,7 @@ from fluxtalk.errors import FluxTalkError, InputError
 from fluxtalk.preprocess import Array, Preprocessor
 from fluxtalk.runtime.server.errors import ApiError
 from fluxtalk.runtime.server.metrics import Metrics
+from fluxtalk.runtime.server.rate import ServiceRate
 from fluxtalk.runtime.session import Session
 
 log = logging.getLogger("fluxtalk.server")
@@ -120,7 +121,8 @@ class Batcher:
         self._closing = False
         self._cause_of_death: BaseException | None = None
         self._running_since: float | None = None
-        self._seconds_per_item = 0.0
+        self._seconds_per_item = 0.0  # of a batch alone
+        self._rate = ServiceRate()
         self._thread = threading.Thread(target=self._live, name=f"fluxtalk-{modality}", daemon=True)
         self._thread.start()
 
@@ -138,7 +140,7 @@ class Batcher:
     @property
     def estimated_wait_s(self) -> float:
         """Until an item accepted now would be done, at the rate measured lately."""
-        return (self._outstanding + 1) * self._seconds_per_item
+        return (self._outstanding + 1) * self._seconds_each()
 
     def admit(self, count: int, deadline: float) -> None:
         """Reserve places for items before anything is spent on them; `release` gives them back.
@@ -149,7 +151,8 @@ class Batcher:
         with self._changed:
             if not self.alive:
                 raise self._dead()
-            wait = (self._outstanding + count) * self._seconds_per_item
+            each = self._seconds_each()
+            wait = (self._outstanding + count) * each
             if self._outstanding + count > self._queue:
                 self._metrics.rejections.labels("queue_full").inc()
                 raise ApiError(
@@ -164,14 +167,17 @@ class Batcher:
                     429,
                     f"The wait would be about {wait:.1f} s, longer than this request may take; try again later.",
                     "too_slow",
-                    retry_after_s=self._outstanding * self._seconds_per_item,
+                    retry_after_s=self._outstanding * each,
                 )
+            if not self._outstanding:
+                self._rate.begin(time.monotonic())
             self._outstanding += count
             self._outstanding_gauge.set(self._outstanding)
 
     def release(self, count: int) -> None:
         """Give back what `admit` reserved."""
         with self._changed:
+            self._rate.answered(count, time.monotonic())
             self._outstanding -= count
             self._outstanding_gauge.set(self._outstanding)
 
@@ -202,6 +208,10 @@ class Batcher:
             self._changed.notify()
         self._thread.join(patience_s)
         return not self._thread.is_alive()
+
+    def _seconds_each(self) -> float:
+        """Where decoding is what takes the time, batches alone would promise too much."""
+        return max(self._seconds_per_item, self._rate.seconds_per_item)
 
     def _weight(self, array: Array, length: int) -> float:
         if self._preprocess.kind == "image":

@@ -53,7 +53,8 @@ def read_json(data: bytes, _content_type: str) -> Body:
     return body
 
 
-def _read_json_body(data: bytes, content_type: str, _query: Iterable[tuple[str, str]]) -> Body:
+def _read_json_body(data: bytes, content_type: str, query: Iterable[tuple[str, str]]) -> Body:
+    multipart.refuse_options(query)
     return read_json(data, content_type)
 
 

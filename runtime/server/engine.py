@@ -172,7 +172,7 @@ class Engine:
             return 1
         if settings.max_batch_items is not None:
             return settings.max_batch_items
-        on_cpu = all("ort-cpu" in description for description in self.sessions().values())
+        on_cpu = all(how.startswith(("ort-cpu", "openvino")) for how in self.sessions().values())
         return _ON_CPU if on_cpu else _ON_GPU
 
 

@@ -30,6 +30,7 @@ def fact_routes(service: Service) -> list[Route]:
         return json_response({"ready": False, **error_body(503, f"Not ready: {why_not}.", "not_ready")}, 503)
 
     async def metrics(_request: Request) -> Response:
+        service.metrics.ready.set(service.why_not_ready is None)
         return Response(service.metrics.exposition(), headers={"content-type": CONTENT_TYPE})
 
     async def info(_request: Request) -> Response:

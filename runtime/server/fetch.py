@@ -62,7 +62,7 @@ class Fetcher:
         seconds: float = SECONDS,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        self._hosts = frozenset(_host_name(host) for host in hosts)
+        self._hosts = frozenset(host_name(host) for host in hosts)
         self._network = CheckedNetwork(resolve or system_resolve, network)
         self._tls = tls if tls is not None or not hosts else ssl.create_default_context()
         self._seconds = seconds
@@ -234,7 +234,12 @@ def is_url(value: object) -> bool:
     return isinstance(value, str) and _URL.match(value[:32]) is not None
 
 
-def _host_name(host: str) -> str:
+def host_name(host: str) -> str:
+    """A host of `Fetcher`, as URLs are compared with it.
+
+    Raises:
+        UsageError: it is no host's name.
+    """
     name = host.lower().rstrip(".")
     if not re.fullmatch(r"[a-z0-9.-]+", name):
         raise UsageError(f"--allow_url takes a host's name, such as images.example.org; got {host!r}.")

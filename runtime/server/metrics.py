@@ -85,7 +85,7 @@ class Metrics:
         )
         self.ready = Gauge(
             "fluxtalk_ready",
-            "How many workers are ready.",
+            "How many workers are ready; each knows of itself when it was last asked for metrics.",
             registry=self._registry,
             multiprocess_mode="livesum",
         )

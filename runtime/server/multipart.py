@@ -31,7 +31,7 @@ def read_form(data: bytes, content_type: str, query: Iterable[tuple[str, str]]) 
         ApiError: 400: it is broken, or a part is not understood.
     """
     form = _Form()
-    _no_query(query)
+    refuse_options(query)
     try:
         # The body is in memory as it is; nothing of it goes to a disk.
         parser = python_multipart.create_form_parser(
@@ -57,6 +57,17 @@ def read_file(data: bytes, content_type: str, query: Iterable[tuple[str, str]]) 
     options = _options(query)
     kind = content_type.partition("/")[0].strip().lower()
     return {**options, "input": [{str(options.pop("modality", kind)): data}]}
+
+
+def refuse_options(query: Iterable[tuple[str, str]]) -> None:
+    """Refuse an option in the query of a body that has a place for it. What else a client puts there is its own.
+
+    Raises:
+        ApiError: 400.
+    """
+    for name, _ in query:
+        if name in OPTIONS:
+            raise bad_request(f"The option {name} belongs into the body, and not into the query.", name)
 
 
 class _Form:
@@ -143,8 +154,3 @@ def _options(pairs: Iterable[tuple[str, str]]) -> Body:
             number = name in _NUMBERS and text.isascii() and text.isdecimal() and len(text) < 19
             options[name] = int(text) if number else text
     return options
-
-
-def _no_query(query: Iterable[tuple[str, str]]) -> None:
-    for name, _ in query:
-        raise bad_request(f"A form has its options in parts, and not in the query; got {name[:80]!r}.", name[:80])

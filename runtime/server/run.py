@@ -34,6 +34,8 @@ _LOGGING: dict[str, Any] = {
     },
 }
 
+_IDLE_S = 75
+"""An idle connection is kept for longer than clients and balancers keep theirs, so that it is they who close it."""
 _WORKER_SILENCE_S = 30
 """A worker that answers its supervisor nothing for so long is replaced."""
 
@@ -74,6 +76,7 @@ def uvicorn_config(settings: ServerSettings, app: Any, factory: bool = False) ->
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        timeout_keep_alive=_IDLE_S,
         timeout_graceful_shutdown=int(settings.timeout_s) + 5,
         timeout_worker_healthcheck=_WORKER_SILENCE_S,
     )

@@ -38,7 +38,7 @@ class Service:
     def __init__(
         self,
         settings: ServerSettings,
-        on_failure: Callable[[], None],
+        on_failure: Callable[[], None] = lambda: None,
         open_embedder: Callable[[ServerSettings], Embedder] | None = None,
     ) -> None:
         self.settings = settings

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fluxtalk.errors import UsageError
+from fluxtalk.runtime.server.fetch import host_name
 
 MAX_ITEMS = 2048
 """Of one request, as OpenAI's service has it; fewer where the queue is shorter."""
@@ -50,6 +51,8 @@ class ServerSettings:
         for name in ("queue", "max_body_bytes", "workers"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is at least 1; got {getattr(self, name)}.")
+        for host in self.allow_urls:
+            host_name(host)
         if not 0 < self.timeout_s < float("inf"):
             raise UsageError(f"timeout_s is a positive number of seconds; got {self.timeout_s}.")
 

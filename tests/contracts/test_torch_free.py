@@ -30,6 +30,15 @@ print([name for name in {FORBIDDEN!r} if name in sys.modules])
     assert in_fresh_interpreter(code).strip() == "[]"
 
 
+def test_the_server_imports_no_torch() -> None:
+    code = f"""
+import sys
+import fluxtalk.runtime.server.run
+print([name for name in {FORBIDDEN!r} if name in sys.modules])
+"""
+    assert in_fresh_interpreter(code).strip() == "[]"
+
+
 def test_import_fluxtalk_is_cheap() -> None:
     code = "import fluxtalk, sys; print([n for n in ('torch', 'onnxruntime', 'numpy', 'PIL') if n in sys.modules])"
     assert in_fresh_interpreter(code).strip() == "[]"
@@ -45,7 +54,7 @@ def test_help_does_not_wait_for_torch() -> None:
 import sys
 from click.testing import CliRunner
 from fluxtalk.cli import main
-for parts in ("", "train", "export verify", "embed", "stage1"):
+for parts in ("", "train", "export verify", "embed", "serve", "stage1"):
     assert CliRunner().invoke(main, [*parts.split(), "--help"]).exit_code == 0
 print("torch" in sys.modules)
 """

@@ -151,7 +151,7 @@ function takeText() {
 }
 
 function takeImage(file) {
-  if (!file || at("image-query").hidden) return;
+  if (!file || at("main").hidden || at("image-query").hidden) return;
   at("text").value = "";
   setQuery({ modality: modalityOf("image"), image: file });
 }

@@ -306,3 +306,13 @@ def test_closing_finishes_what_was_accepted(gate: Gate) -> None:
     gate.open()
     assert batcher.close(30)
     assert np.array_equal(future.result(0), alone(item))
+
+
+def test_the_wait_is_estimated_from_what_was_answered_decoding_and_all(batcher: Batcher, gate: Gate) -> None:
+    gate.open()
+    for _ in range(3):
+        batcher.admit(2, FAR)
+        time.sleep(0.1)  # decoding
+        batcher.submit(job(3, 3)).result(30)
+        batcher.release(2)
+    assert 0.05 <= batcher.estimated_wait_s < 0.5

@@ -267,6 +267,9 @@ def test_broken_forms(client: httpx.Client) -> None:
         assert answer.status_code == 400, answer.text
     answer = client.post("/v1/embeddings?tokens=2", files={"image": ("a", picture(), "image/png")})
     assert answer.json()["error"]["param"] == "tokens"
+    answer = client.post("/v1/embeddings?tokens=2&api-version=1", json={"input": "a"})
+    assert answer.json()["error"]["param"] == "tokens"
+    assert client.post("/v1/embeddings?api-version=1", json={"input": "a"}).status_code == 200
     answer = client.post("/v1/embeddings?colour=red", content=picture(), headers={"content-type": "image/png"})
     assert answer.json()["error"]["code"] == "unknown_field"
 

@@ -24,8 +24,9 @@ from fluxtalk.errors import InputError, UsageError
 from fluxtalk.runtime import Embedder
 from fluxtalk.runtime.server import fetch
 from fluxtalk.runtime.server.fetch import Fetcher, is_public
+from fluxtalk.runtime.server.settings import ServerSettings
 from tests.conftest import Made
-from tests.runtime.server.conftest import in_thread
+from tests.runtime.server.conftest import in_thread, running
 
 HOST, OTHER = "pictures.example", "elsewhere.example"
 PUBLIC, PUBLIC_TOO = "93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"
@@ -278,6 +279,8 @@ def test_other_answers_are_a_sentence(given: bytes) -> None:
 def test_a_host_is_a_name(host: str) -> None:
     with pytest.raises(UsageError, match="allow_url"):
         Fetcher((host,))
+    with pytest.raises(UsageError, match="allow_url"):
+        ServerSettings(Path("bundle"), allow_urls=(host,))
 
 
 @pytest.fixture
@@ -375,6 +378,14 @@ def test_through_the_server(named: tuple[httpx.Client, Network], embedder: Embed
     assert len(network.asked) == 3
     # A text is a text.
     assert client.post("/v1/embeddings", json={"input": f"https://{HOST}/ omega"}).status_code == 200
+
+
+def test_a_named_host_that_is_this_machine(made: Made, tmp_path: Path) -> None:
+    with running(made.bundle.folder, tmp_path / "log", "--allow-url", "localhost") as up, up.client() as client:
+        refused = client.post("/v1/embeddings", json={"input": [{"image": f"{up.url.replace('http', 'https')}/a.png"}]})
+        assert "port 443" in refused.json()["error"]["message"]
+        refused = client.post("/v1/embeddings", json={"input": [{"image": "https://localhost/a.png"}]})
+        assert "not public" in refused.json()["error"]["message"]
 
 
 def test_urls_are_refused_by_default(client: httpx.Client) -> None:

@@ -83,6 +83,7 @@ def test_a_dead_engine_thread_ends_readiness(made: Made) -> None:
         assert answer.status_code == 503
         assert "the engine of text stopped" in answer.json()["error"]["message"]
         assert client.get("/livez").status_code == 200
+        assert values(client)["fluxtalk_ready{}"] == 0
 
 
 def test_a_key_opens_everything_but_health(made: Made, tmp_path: Path) -> None:
@@ -98,8 +99,8 @@ def test_a_key_opens_everything_but_health(made: Made, tmp_path: Path) -> None:
                 assert refused.json()["error"]["code"] == "invalid_api_key"
         assert client.post("/v1/embeddings", json={"input": "a"}).status_code == 401
         for key in ("first-key", "zweiter-schlüssel"):
-            headers = httpx.Headers({"authorization": f"Bearer {key}"}, encoding="utf-8")
-            assert client.post("/v1/embeddings", json={"input": "a"}, headers=headers).status_code == 200
+            bearer = httpx.Headers({"authorization": f"Bearer {key}"}, encoding="utf-8")
+            assert client.post("/v1/embeddings", json={"input": "a"}, headers=bearer).status_code == 200
         assert "schlüssel" not in up.log.read_text()
 
 

@@ -14,10 +14,16 @@ from PIL import Image
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
+from fluxtalk.errors import InputError
+from fluxtalk.preprocess import AudioPreprocessor, FeaturesPreprocessor, Preprocessor
 from fluxtalk.runtime import Embedder
+from fluxtalk.runtime.server.catalogue import Catalogue
+from fluxtalk.runtime.server.decoding import decode
 from fluxtalk.runtime.server.kserve import HEADER_LENGTH
+from fluxtalk.runtime.server.kserve_models import metadata, read_items
+from fluxtalk.runtime.server.kserve_tensors import Tensor
 from tests.conftest import Made
-from tests.runtime.server.conftest import Process, running
+from tests.runtime.server.conftest import Process, in_thread, running
 
 TEXTS = ["black chess queen", "omega"]
 
@@ -121,7 +127,7 @@ def test_only_the_outputs_that_were_asked_for(triton: InferenceServerClient, emb
 
 
 def test_errors_reach_the_client_as_a_sentence(triton: InferenceServerClient) -> None:
-    for model, inputs, options, words in [
+    cases: list[tuple[str, list[InferInput], dict[str, Any], str]] = [
         ("sound", [tensor("text", of_bytes("a"), "BYTES")], {}, "not served here"),
         ("text", [tensor("words", of_bytes("a"), "BYTES")], {}, "takes the tensor text, or input_ids and mask"),
         ("text", [tensor("text", of_bytes("a"), "BYTES")], {"parameters": {"k": 9}}, "from 1 to 4"),
@@ -132,7 +138,8 @@ def test_errors_reach_the_client_as_a_sentence(triton: InferenceServerClient) ->
         ("image", [tensor("pixels", np.zeros((1, 8, 8, 1), np.uint8), "UINT8")], {}, "[-1, 32, 32, 1]"),
         ("image", [tensor("pixels", np.zeros((1, 32, 32, 1), np.float32), "FP32")], {}, "UINT8"),
         ("text", [tensor("text", of_bytes("a"), "BYTES")], {"model_version": "2"}, "version"),
-    ]:
+    ]
+    for model, inputs, options, words in cases:
         with pytest.raises(InferenceServerException) as caught:
             triton.infer(model, inputs, **options)
         assert words in caught.value.message(), caught.value.message()
@@ -219,6 +226,43 @@ def test_metadata_of_what_is_not_there(client: httpx.Client) -> None:
         answer = client.get(path)
         assert answer.status_code == 404
         assert isinstance(answer.json()["error"], str)
+
+
+def test_ready_is_false_while_the_server_ends(made: Made) -> None:
+    with in_thread(made.bundle) as up:
+        client = InferenceServerClient(up.url.removeprefix("http://"))
+        assert client.is_server_ready()
+        up.service.drain()
+        assert client.is_server_live()
+        assert not client.is_server_ready()
+        assert not client.is_model_ready("text")
+        client.close()
+
+
+RATE, LENGTH, DIM = 16_000, 100, 3
+
+
+@pytest.mark.parametrize(
+    ("name", "preprocess", "trailing"),
+    [
+        ("samples", AudioPreprocessor(RATE, LENGTH), ()),
+        ("features", FeaturesPreprocessor(DIM), (DIM,)),
+    ],
+)
+def test_prepared_sounds_and_features(made: Made, name: str, preprocess: Preprocessor, trailing: tuple[int]) -> None:
+    manifest = made.bundle.manifest
+    catalogue = Catalogue("m", manifest.bundle_hash, 0, "fp32", {"other": preprocess.kind}, manifest, 10)
+    told = {entry["name"]: entry["shape"] for entry in metadata("other", preprocess, catalogue)["inputs"]}
+    assert told[name] == [-1, -1, *trailing]
+    values = np.random.default_rng(0).standard_normal((2, 7, *trailing)).astype(np.float32)
+    mask = np.arange(7) < np.array([[7], [4]])
+    tensors = [Tensor(name, "FP32", values.shape, values), Tensor("mask", "BOOL", mask.shape, mask)]
+    items = read_items(tensors, "other", preprocess, catalogue)
+    for item, expected_row in zip(items, (values[0], values[1, :4]), strict=True):
+        assert np.array_equal(np.asarray(decode(preprocess, item.value)), expected_row)
+    broken = [Tensor(name, "FP32", values.shape, values * np.nan)]
+    with pytest.raises(InputError, match="NaN"):
+        decode(preprocess, read_items(broken, "other", preprocess, catalogue)[0].value)
 
 
 def test_a_key_protects_models_but_not_health(made: Made, tmp_path_factory: pytest.TempPathFactory) -> None:

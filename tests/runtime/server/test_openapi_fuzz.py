@@ -17,6 +17,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
+    negative_data_rejection,
     response_schema_conformance,
     status_code_conformance,
 )
@@ -29,11 +30,17 @@ from fluxtalk.runtime.server.settings import ServerSettings
 from tests.conftest import Made
 from tests.runtime.server.conftest import Process
 
-SECONDS = 40
+SECONDS = 25
 """Of all that schemathesis sends, whatever the machine."""
-EXAMPLES = 40
+EXAMPLES = 25
 """Of a route with a body, in each mode."""
-CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    negative_data_rejection,
+]
 SILENT = settings(
     max_examples=EXAMPLES,
     deadline=None,
@@ -54,9 +61,9 @@ def document(server: Process) -> dict[str, Any]:
 def test_every_route_is_described_and_no_other(document: dict[str, Any], made: Made) -> None:
     served = {
         (re.sub(r":\w+}", "}", route.path), method.lower())
-        for route in routes(Service(ServerSettings(made.bundle.folder)))
+        for route in routes(Service(ServerSettings(made.bundle.folder), lambda: None))
         if route.path not in PAGE_FILES
-        for method in (route.methods or ()) - {"HEAD"}
+        for method in (route.methods or set()) - {"HEAD"}
     }
     described = {(path, method) for path, methods in document["paths"].items() for method in methods}
     assert described == served
@@ -117,8 +124,13 @@ def assert_is(document: dict[str, Any], name: str, value: Any) -> None:
     Draft202012Validator(schema).validate(value)
 
 
+def described(found: Any) -> Any:
+    """An operation that schemathesis understands."""
+    return found.ok()
+
+
 def test_schemathesis_finds_nothing(document: dict[str, Any], server: Process) -> None:
-    operations = [found.ok() for found in schemathesis.openapi.from_dict(document).get_all_operations()]
+    operations = [described(found) for found in schemathesis.openapi.from_dict(document).get_all_operations()]
     assert len(operations) == sum(len(methods) for methods in document["paths"].values())
     end = time.monotonic() + SECONDS
     sent = 0
@@ -133,12 +145,14 @@ def test_schemathesis_finds_nothing(document: dict[str, Any], server: Process) -
             def send(case: Any) -> None:
                 nonlocal sent
                 if time.monotonic() < end:
+                    # Of a request that may take no time, 504 is the answer.
+                    case.headers.pop("X-Request-Timeout", None)
                     response = case.call(base_url=server.url, timeout=20)
                     case.validate_response(response, checks=CHECKS)
                     sent += 1
 
             send()
-    assert sent > 100
+    assert sent >= 2 * EXAMPLES
     with server.client() as client:
         assert client.get("/readyz").status_code == 200
 
@@ -152,7 +166,7 @@ PARTS = st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url", "vi
 FIELDS = {
     "input": st.lists(PARTS, max_size=3) | VALUES,
     "messages": st.lists(st.fixed_dictionaries({"role": st.just("user"), "content": PARTS}), max_size=2) | VALUES,
-    **{name: VALUES for name in {*jina.FIELDS, *chat.FIELDS} - {"input", "messages"}},
+    **dict.fromkeys({*jina.FIELDS, *chat.FIELDS} - {"input", "messages"}, VALUES),
 }
 TENSOR = st.fixed_dictionaries(
     {
@@ -177,7 +191,7 @@ def test_any_values_in_known_fields(server: Process, body: Any) -> None:
 
 
 @SILENT
-@given(st.fixed_dictionaries({}, optional={name: VALUES for name in cohere.FIELDS}))
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(cohere.FIELDS, VALUES)))
 def test_any_values_in_coheres_fields(server: Process, body: Any) -> None:
     refused_or_answered(server, "/v2/embed", body)
 

@@ -172,6 +172,7 @@ def test_a_dropped_image_is_looked_for_and_into(tab: Tab, pictures: list[Path]) 
 @needs_browser
 def test_what_goes_wrong_is_said(chromium: Any, url: str, pictures: list[Path], tmp_path: Path) -> None:
     tab = Tab(chromium, url)
+    tab.page.locator("#main").wait_for()
     (tmp_path / "broken.png").write_bytes(pictures[0].read_bytes()[:80])
     tab.page.locator("#file").set_input_files(tmp_path / "broken.png")
     tab.page.locator("#answers-error").wait_for()

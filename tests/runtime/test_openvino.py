@@ -1,0 +1,229 @@
+"""OpenVINO runs what ONNX Runtime runs, as exactly as each precision promises, and sends nothing to anyone."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fluxtalk.bundle import Bundle, PrecisionEntry, read_bundle
+from fluxtalk.datasets import PairDataset
+from fluxtalk.errors import BackendError, InputError
+from fluxtalk.export.options import ExportOptions
+from fluxtalk.export.write_bundle import write_bundle
+from fluxtalk.parity import TOLERANCES
+from fluxtalk.runtime import backends, load, session_openvino
+from fluxtalk.runtime.backends import choose, open_session
+from fluxtalk.runtime.golden import read_golden, verify_golden
+from fluxtalk.runtime.session_openvino import OpenVinoSession
+from tests.conftest import Made
+
+pytest.importorskip("openvino", reason="openvino is not installed")
+
+METHODS = ("static", "weight-only", "dynamic")
+
+
+@pytest.fixture(scope="module")
+def exported(
+    made: Made, table_data: PairDataset, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Bundle]]:
+    """The shared run in every precision, and in every kind of int8; an encoder of one step passes no quality gate."""
+    folder = tmp_path_factory.mktemp("openvino")
+    wanted = {"all": ExportOptions(("fp32", "fp16", "bf16"), "auto", allow_quality_loss=True)}
+    wanted |= {method: ExportOptions(("int8",), method, allow_quality_loss=True) for method in METHODS}
+    yield {name: write_bundle(made.run, table_data, folder / name, options) for name, options in wanted.items()}
+    shutil.rmtree(folder)
+
+
+def held_to_the_tier(bundle: Bundle, precision: str) -> Bundle:
+    """With the promise of the precision itself, not what an allowed loss widened it to."""
+    entry = bundle.manifest.precisions[precision]
+    rows = None if entry.method == "dynamic" else TOLERANCES[precision].rows
+    tolerance = dataclasses.replace(TOLERANCES[precision], rows=rows)
+    held = {**bundle.manifest.precisions, precision: dataclasses.replace(entry, tolerance=tolerance)}
+    return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, precisions=held))
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("all", "fp32"), ("all", "fp16"), ("all", "bf16"), *((method, "int8") for method in METHODS)],
+)
+def test_every_precision_keeps_its_promise(exported: dict[str, Bundle], name: str, precision: str) -> None:
+    """Golden vectors of both modalities: every k, in batches, alone, and with more and less padding."""
+    bundle = held_to_the_tier(exported[name], precision)
+    sessions = {m: open_session(bundle, m, "openvino", precision, 1) for m in bundle.manifest.modalities}
+    reports = list(verify_golden(bundle, sessions.__getitem__, None, precision))
+    assert len(reports) == 8
+    assert [report.broken for report in reports] == [[]] * 8
+    assert all("openvino (OpenVINO 20" in report.session for report in reports)
+    for session in sessions.values():
+        session.close()
+
+
+def test_it_embeds_what_onnxruntime_embeds(made: Made, table_data: PairDataset) -> None:
+    items = {m: list(table_data.split("test").items[m].values)[:9] for m in ("image", "text")}
+    with load(made.bundle.folder, "openvino", threads=1, verify=True) as found, load(made.bundle.folder) as expected:
+        assert "1 threads, in float32); asked for by name" in found.describe()
+        for modality, values in items.items():
+            for k in (1, 3, 4):
+                for output in ("pooled", "tokens"):
+                    np.testing.assert_allclose(
+                        found.embed(modality, values, k, output), expected.embed(modality, values, k, output), atol=1e-5
+                    )
+
+
+def test_many_threads_share_a_session(made: Made) -> None:
+    """Each gets its own rows, and keeps them when others run."""
+    session = OpenVinoSession(made.bundle.graph("text"), 1)
+    golden, expected = read_golden(made.bundle, "text")
+
+    def run(number: int) -> float:
+        row, k = number % 40, 1 + number % 4
+        one = {name: array[row : row + 1 + number % 3] for name, array in golden.items()}
+        found = session.run({**one, "token_index": np.arange(k)})["embeddings"]
+        return float(np.abs(found - expected["embeddings"][row : row + 1 + number % 3, :k]).max())
+
+    with ThreadPoolExecutor(8) as pool:
+        assert max(pool.map(run, range(400))) < 1e-5
+    first = session.run({**golden, "token_index": np.arange(4)})["tokens"]
+    kept = first.copy()
+    session.run({**{name: np.roll(array, 1, axis=0) for name, array in golden.items()}, "token_index": np.arange(4)})
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_arrays_that_are_views_or_read_only_are_taken(made: Made) -> None:
+    session = OpenVinoSession(made.bundle.graph("image"), 1)
+    golden, expected = read_golden(made.bundle, "image")
+    pixels = np.concatenate([golden["pixels"]] * 2)[::2]
+    pixels.setflags(write=False)
+    found = session.run({"pixels": pixels, "token_index": np.arange(4)})["embeddings"]
+    np.testing.assert_allclose(found, np.concatenate([expected["embeddings"]] * 2)[::2], atol=1e-5)
+
+
+def test_wrong_inputs_are_refused(made: Made) -> None:
+    """OpenVINO itself takes what is missing from the run before, and casts what has another type."""
+    session = OpenVinoSession(made.bundle.graph("image"), 1)
+    pixels, index = np.zeros((1, 32, 32, 1), np.uint8), np.arange(4)
+    session.run({"pixels": pixels, "token_index": index})
+    with pytest.raises(InputError, match=r"takes pixels \(uint8\), token_index \(int64\); got pixels \(uint8\)\."):
+        session.run({"pixels": pixels})
+    with pytest.raises(InputError, match=r"got pixels \(float32\), token_index \(int64\)\."):
+        session.run({"pixels": pixels.astype(np.float32), "token_index": index})
+    with pytest.raises(InputError, match=r"OpenVINO could not run the graph: .*shape=\[\?,32,32,1\].*incompatible\."):
+        session.run({"pixels": pixels[:, :30], "token_index": index})
+    # And none of them spoils the next.
+    assert session.run({"pixels": pixels, "token_index": index})["tokens"].shape == (1, 4, 48)
+
+
+def test_a_graph_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"OpenVINO cannot load .*text.onnx: .*Could not open the file"):
+        OpenVinoSession(tmp_path / "text.onnx")
+
+
+def test_where_it_is_missing_the_error_says_how_to_get_it(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_openvino, "openvino_installed", lambda: False)
+    with pytest.raises(
+        BackendError, match=r"needs OpenVINO, which is not installed; pip install 'fluxtalk\[openvino\]'"
+    ):
+        load(made.bundle.folder, "openvino")
+
+
+def test_what_auto_takes(exported: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "compute_capability", lambda: None)
+    monkeypatch.setattr(backends.platform, "machine", lambda: "x86_64")
+    bundle = exported["all"]
+
+    def taken(bundle: Bundle, precision: str | None = None) -> tuple[str, str]:
+        choice = choose(bundle, "auto", precision)
+        return choice.backend, choice.precision
+
+    # Small encoders are faster in ONNX Runtime, which has no bf16 on the CPU.
+    assert taken(bundle) == ("ort-cpu", "fp32")
+    assert taken(bundle, "bf16") == ("openvino", "bf16")
+    only = dataclasses.replace(bundle.manifest, precisions={"bf16": PrecisionEntry(TOLERANCES["bf16"])})
+    only = dataclasses.replace(
+        only,
+        modalities={m: dataclasses.replace(e, graphs={"bf16": e.graphs["bf16"]}) for m, e in only.modalities.items()},
+    )
+    assert taken(dataclasses.replace(bundle, manifest=only)) == ("openvino", "bf16")
+    monkeypatch.setattr(backends, "_LARGE", 1)
+    assert taken(bundle) == taken(bundle, "fp32") == ("openvino", "fp32")
+    assert "OpenVINO is installed, and faster" in choose(bundle).reason
+    assert [taken(exported[m])[0] for m in METHODS] == ["openvino", "ort-cpu", "ort-cpu"]
+    monkeypatch.setattr(backends.platform, "machine", lambda: "aarch64")
+    assert taken(bundle) == ("ort-cpu", "fp32")
+    monkeypatch.setattr(backends, "openvino_installed", lambda: False)
+    with pytest.raises(BackendError, match=r"ask for fp32 or fp16, ask for openvino \(pip install 'fluxtalk\[openvino"):
+        choose(bundle, "auto", "bf16")
+
+
+_QUIET = """
+import socket, sys
+from pathlib import Path
+from fluxtalk.runtime import load
+
+def refuse(*_):
+    raise AssertionError("something is sent")
+
+socket.socket.connect = socket.getaddrinfo = refuse
+with load(Path(sys.argv[1]), "openvino", threads=1) as embedder:
+    assert embedder.embed("text", ["black chess queen"], k=2).shape == (1, 48)
+print([name for name in sys.modules if name.split(".")[0] in ("openvino_telemetry", "torch", "onnx")])
+"""
+
+
+def test_it_reports_to_nobody(made: Made, tmp_path: Path) -> None:
+    """`import openvino` alone sends an event, and leaves a number for this user in the home folder."""
+    done = subprocess.run(
+        [sys.executable, "-c", _QUIET, str(made.bundle.folder)],
+        capture_output=True,
+        text=True,
+        env={"HOME": str(tmp_path), "PATH": ""},
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+_GROWTH = """
+import sys
+from pathlib import Path
+import numpy as np
+from fluxtalk.runtime.session_openvino import OpenVinoSession
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+session = OpenVinoSession(Path(sys.argv[1]), threads=1)
+small, large = ({"pixels": np.zeros((n, 32, 32, 1), np.uint8), "token_index": np.arange(4)} for n in (1, 2048))
+session.run(small)
+before = resident()
+session.run(large)
+session.run(small)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="there is no /proc here")
+def test_memory_is_given_back(made: Made) -> None:
+    """A batch of 2,048 needs some 350 MB, and leaves 30."""
+    command = [sys.executable, "-c", _GROWTH, str(made.bundle.graph("image"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 150e6
+
+
+def test_the_file_may_change_while_it_serves(made: Made, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(made.bundle.folder, folder)
+    bundle = read_bundle(folder)
+    session = OpenVinoSession(bundle.graph("text"), 1)
+    golden, expected = read_golden(bundle, "text")
+    bundle.graph("text").write_bytes(b"other")
+    found = session.run({**golden, "token_index": np.arange(4)})["embeddings"]
+    np.testing.assert_allclose(found, expected["embeddings"], atol=1e-5)
