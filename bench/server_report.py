@@ -34,7 +34,7 @@ def promises(results: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
         yield f"{name}: under twice the capacity every request is answered with 200 or 429", not others, shown
         share = row["goodput_of_capacity"]
         yield (
-            f"{name}: goodput under it at least {MIN_GOODPUT:.0%} of capacity",
+            f"{name}: goodput under it at least {100 * MIN_GOODPUT:.0f} % of capacity",
             share >= MIN_GOODPUT,
             f"{100 * share:.0f} %",
         )

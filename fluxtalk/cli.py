@@ -17,9 +17,10 @@ _COMMANDS = {
     "compare": ("fluxtalk.train.compare_cli:main", "Compare runs, those of other implementations too."),
     "baseline": ("fluxtalk.train.baseline_cli:main", "Train mean-pool + linear on a run's features, to compare."),
     "export": ("fluxtalk.export.cli:main", "Turn a run into a bundle, and verify bundles (fluxtalk-export)."),
-    "serve": ("fluxtalk.runtime.server.cli:serve", "Serve a bundle over HTTP: OpenAI's /v1/embeddings, search, a page."),
+    "serve": ("fluxtalk.runtime.server.cli:serve", "Serve a bundle over HTTP: OpenAI's API, search, a page."),
     "embed": ("fluxtalk.runtime.cli:embed", "Embed texts, images or features with a bundle."),
     "index": ("fluxtalk.runtime.index_cli:main", "Build and search an index of embeddings."),
+    "doctor": ("fluxtalk.runtime.doctor_cli:doctor", "Say which back ends fit this machine, how fast, and which k."),
     "inspect": ("fluxtalk.inspect_cli:main", "Say what a checkpoint, run, bundle or index is."),
 }
 

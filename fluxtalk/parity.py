@@ -53,7 +53,8 @@ TOLERANCES = {
 }
 """By precision, on any machine; ``tf32`` is float32 on a device that rounds factors to 10 bits, if it was asked to.
 
-In float32 another processor, or TensorRT, sums in another order. In int8 the head stays float32, so prefixes and rows are as exact.
+In float32 another processor, or TensorRT, sums in another order. In int8 the head stays float32, so prefixes and rows
+are as exact.
 How many neighbours stay the same in a lower precision is for the quality gate, over the held-out items; here are only a
 few dozen, some of them hardly an item at all.
 """

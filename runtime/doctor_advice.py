@@ -197,7 +197,7 @@ def _by_threads(trial: Trial, one_thread: Trial | None, cores: int) -> list[str]
 
 def _reaches(one: Recommendation, goal: Goal) -> bool:
     return (
-        (goal.recall is None or (one.recall_share is not None and one.recall_share >= goal.recall))
+        (goal.recall is None or (one.recall_share is not None and one.recall_share >= goal.recall - 1e-9))
         and (goal.budget_ms is None or one.ms <= goal.budget_ms)
         and (goal.bytes is None or one.bytes <= goal.bytes)
     )

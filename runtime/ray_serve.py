@@ -2,7 +2,10 @@
 
 ::
 
+    from pathlib import Path
+
     from ray import serve
+
     from fluxtalk.runtime.ray_serve import BundleReplica
     from fluxtalk.runtime.server.settings import ServerSettings
 
@@ -46,10 +49,8 @@ _GRACE_S = 35.0
 """To finish what was accepted: the longest that a request may take, and a little."""
 
 
-@serve.deployment(name="fluxtalk", max_ongoing_requests=_REQUESTS_AT_A_TIME, graceful_shutdown_timeout_s=_GRACE_S)
-@serve.ingress()
-class BundleReplica:
-    """A loaded bundle. Change what Ray decides (replicas, resources, autoscaling) by `options`.
+class Replica:
+    """A loaded bundle, as `BundleReplica` deploys it.
 
     Args:
         settings: of the server. Without ``threads``, an operator takes the CPUs that Ray gave to the replica.
@@ -126,6 +127,12 @@ class BundleReplica:
 
     def _opened(self, _settings: ServerSettings) -> Embedder:
         return self._embedder
+
+
+BundleReplica = serve.deployment(
+    name="fluxtalk", max_ongoing_requests=_REQUESTS_AT_A_TIME, graceful_shutdown_timeout_s=_GRACE_S
+)(serve.ingress()(Replica))
+"""The deployment: `options` changes what Ray decides (replicas, resources, autoscaling), `bind` takes the settings."""
 
 
 def _of_the_library(error: ApiError) -> FluxTalkError:

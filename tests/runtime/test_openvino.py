@@ -80,15 +80,16 @@ def test_it_embeds_what_onnxruntime_embeds(made: Made, table_data: PairDataset) 
 
 
 def test_many_threads_share_a_session(made: Made) -> None:
-    """Each gets its own rows, and keeps them when others run."""
+    """Each gets its own rows, and keeps them when others run; some batches are so large that memory is given back."""
     session = OpenVinoSession(made.bundle.graph("text"), 1)
     golden, expected = read_golden(made.bundle, "text")
 
     def run(number: int) -> float:
-        row, k = number % 40, 1 + number % 4
-        one = {name: array[row : row + 1 + number % 3] for name, array in golden.items()}
-        found = session.run({**one, "token_index": np.arange(k)})["embeddings"]
-        return float(np.abs(found - expected["embeddings"][row : row + 1 + number % 3, :k]).max())
+        row, k = number % 30, 1 + number % 4
+        rows = slice(None) if number % 7 == 0 else slice(row, row + 1 + number % 3)
+        part = {name: array[rows] for name, array in golden.items()}
+        found = session.run({**part, "token_index": np.arange(k)})["embeddings"]
+        return float(np.abs(found - expected["embeddings"][rows, :k]).max())
 
     with ThreadPoolExecutor(8) as pool:
         assert max(pool.map(run, range(400))) < 1e-5
@@ -147,10 +148,9 @@ def test_what_auto_takes(exported: dict[str, Bundle], monkeypatch: pytest.Monkey
     # Small encoders are faster in ONNX Runtime, which has no bf16 on the CPU.
     assert taken(bundle) == ("ort-cpu", "fp32")
     assert taken(bundle, "bf16") == ("openvino", "bf16")
-    only = dataclasses.replace(bundle.manifest, precisions={"bf16": PrecisionEntry(TOLERANCES["bf16"])})
+    half = {m: dataclasses.replace(e, graphs={"bf16": e.graphs["bf16"]}) for m, e in bundle.manifest.modalities.items()}
     only = dataclasses.replace(
-        only,
-        modalities={m: dataclasses.replace(e, graphs={"bf16": e.graphs["bf16"]}) for m, e in only.modalities.items()},
+        bundle.manifest, precisions={"bf16": PrecisionEntry(TOLERANCES["bf16"])}, modalities=half
     )
     assert taken(dataclasses.replace(bundle, manifest=only)) == ("openvino", "bf16")
     monkeypatch.setattr(backends, "_LARGE", 1)
@@ -212,10 +212,10 @@ print(resident() - before)
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="there is no /proc here")
 def test_memory_is_given_back(made: Made) -> None:
-    """A batch of 2,048 needs some 350 MB, and leaves 30."""
+    """Of the 280 MB that a batch of 2,048 needs, all but some 10."""
     command = [sys.executable, "-c", _GROWTH, str(made.bundle.graph("image"))]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 150e6
+    assert int(done.stdout) < 100e6
 
 
 def test_the_file_may_change_while_it_serves(made: Made, tmp_path: Path) -> None:

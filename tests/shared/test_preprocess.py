@@ -437,8 +437,8 @@ def test_unknown_and_missing_settings_are_refused(number: int) -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(ArtifactError, match="got 'audio'"):
-        from_parts({"kind": "audio"}, {})
+    with pytest.raises(ArtifactError, match="got 'video'"):
+        from_parts({"kind": "video"}, {})
 
 
 def test_a_changed_or_missing_tokenizer_is_refused() -> None:

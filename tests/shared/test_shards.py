@@ -189,7 +189,7 @@ def test_without_a_query_the_usual_extensions_are_taken(tmp_path: Path) -> None:
     write_shard(tmp_path / "s.tar", [("a.txt", b"one"), ("a.npy", npy_bytes(np.ones(3)))])
     data = _load(tmp_path, "s.tar", "")
     assert data.modalities == ("text", "features")
-    write_shard(tmp_path / "s.tar", [("a.txt", b"one"), ("a.flac", b"x")])
+    write_shard(tmp_path / "s.tar", [("a.txt", b"one"), ("a.mp4", b"x")])
     assert "have text of the usual modalities, image (jpg, jpeg, png, webp)" in _refused(tmp_path, "s.tar", "")
 
 

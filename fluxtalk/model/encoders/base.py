@@ -39,7 +39,8 @@ class FrozenEncoder(nn.Module):
 
     Args:
         encoder: image: takes normalised floats (B, channels, height, width); text: ``(input_ids, mask)``;
-            features: ``(features, mask)``. Returns features (B, L, D), or those and a bool mask (B, L).
+            features: ``(features, mask)``; audio: ``(samples, mask)``. Returns features (B, L, D), or those and a bool
+            mask (B, L).
         preprocess: its preprocessing, which names the inputs.
         dim: D.
     """

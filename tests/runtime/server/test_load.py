@@ -12,11 +12,11 @@ import httpx
 import numpy as np
 import pytest
 
-from bench.server_client import Client, Reply
+from bench.server_client import Client, Reply, post_json
 from bench.server_load import closed_loop, open_loop
 from bench.server_phases import drain_phase, memory_phase, neighbours_phase, vectors_of
 from bench.server_process import serving
-from bench.server_requests import PATH, harmful, mixed, one_text, post_json
+from bench.server_requests import PATH, harmful, mixed, one_text
 from fluxtalk.runtime import Embedder
 from tests.conftest import Made
 from tests.runtime.server.conftest import Process, Threaded, in_thread
@@ -65,9 +65,10 @@ def test_twice_the_capacity_is_answered_at_the_full_rate(slow: Threaded) -> None
     assert set(alone.statuses) == {200}
     assert set(flood.statuses) == {200, 429}
     assert flood.in_time / flood.sent_for_s >= 0.9 * alone.in_time / alone.sent_for_s
-    # What was accepted did not wait for more than the queue holds: 64 items, and the batch that was running.
-    assert flood.percentile_ms(99) < 1e3 * 2 * BATCH_S * (64 / 8 + 1)
-    assert slow.client().get("/readyz").status_code == 200
+    # What was accepted waited for what the queue holds (64, and the batch that was running) and not for all the rest.
+    assert flood.percentile_ms(99) < 3e3 * (64 + 8) / (alone.in_time / alone.sent_for_s)
+    with slow.client() as client:
+        assert client.get("/readyz").status_code == 200
 
 
 def test_the_largest_request_takes_the_room_of_no_other(slow: Threaded) -> None:
@@ -79,14 +80,13 @@ def test_the_largest_request_takes_the_room_of_no_other(slow: Threaded) -> None:
         async with Client(slow.url) as client, Client(slow.url) as other:
             huge = asyncio.create_task(other.ask(post_json(PATH, {"input": ["omega"] * largest})))
             await asyncio.sleep(BATCH_S)
-            beside = await closed_loop(client, requests, 4, 0.3)
-            assert not huge.done()
+            beside = await closed_loop(client, requests, 4, 3 * BATCH_S)
             return await huge, beside
 
     huge, beside = asyncio.run(load())
     assert huge.status == 200
     assert set(beside.statuses) == {200}
-    assert beside.percentile_ms(50) < 1e3 * 4 * BATCH_S
+    assert beside.percentile_ms(50) < 1e3 * 4 * BATCH_S  # and did not stand behind it
 
 
 def test_harm_changes_nobody_elses_answers(server: Process) -> None:
