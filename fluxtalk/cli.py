@@ -20,7 +20,7 @@ _COMMANDS = {
     "serve": ("fluxtalk.runtime.server.cli:serve", "Serve a bundle over HTTP: OpenAI's API, search, a page."),
     "embed": ("fluxtalk.runtime.cli:embed", "Embed texts, images or features with a bundle."),
     "index": ("fluxtalk.runtime.index_cli:main", "Build and search an index of embeddings."),
-    "doctor": ("fluxtalk.runtime.doctor_cli:doctor", "Say which back ends fit this machine, how fast, and which k."),
+    "doctor": ("fluxtalk.runtime.doctor_cli:main", "Say which back ends fit this machine, how fast, and which k."),
     "inspect": ("fluxtalk.inspect_cli:main", "Say what a checkpoint, run, bundle or index is."),
 }
 

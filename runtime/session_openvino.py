@@ -102,6 +102,7 @@ class OpenVinoSession:
         self._version = openvino.__version__.split("-")[0]
         self._types = {port.get_any_name(): port.get_element_type().to_dtype() for port in self._model.inputs}
         self._idle: list[Any] = []
+        self._swollen = False
 
     def run(self, inputs: Arrays, outputs: Sequence[str] = OUTPUTS) -> dict[str, NDArray[np.float32]]:
         """See `Session.run`.
@@ -125,8 +126,8 @@ class OpenVinoSession:
         except Exception as error:  # as above
             raise InputError(f"OpenVINO could not run the graph: {_last_line(error)}.") from error
         self._idle.append(request)
-        if len(next(iter(inputs.values()))) > _KEPT_ROWS:
-            self._model.release_memory()
+        if self._swollen or len(next(iter(inputs.values()))) > _KEPT_ROWS:
+            self._give_memory_back()
         return values
 
     def describe(self) -> str:
@@ -138,6 +139,14 @@ class OpenVinoSession:
         """See `Session.close`."""
         self._idle.clear()
         self._model = None
+
+    def _give_memory_back(self) -> None:
+        try:
+            self._model.release_memory()
+            self._swollen = False
+        except RuntimeError:
+            # While another caller runs, OpenVINO refuses: so behind the next run.
+            self._swollen = True
 
 
 def _listed(types: Mapping[str, Any]) -> str:
