@@ -125,8 +125,8 @@ def faster(
     held = list(bundle.manifest.precisions)
     if "int8" not in held:
         advice.append(
-            "Export the run again with --precision int8: on the CPU, encoders of the size of ViT-S/16 are twice as fast "
-            "in it as in fp32, small ones less; the export's gate says what it costs."
+            "Export the run again with --precision int8: on the CPU, encoders of the size of ViT-S/16 are twice as "
+            "fast in it as in fp32, small ones less; the export's gate says what it costs."
         )
     if any("is not installed" in why for why in refused.get("openvino", {}).values()):
         advice.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from starlette.applications import Starlette
@@ -25,6 +25,7 @@ from fluxtalk.runtime.server.guard import Guard
 from fluxtalk.runtime.server.kserve import kserve_routes
 from fluxtalk.runtime.server.openapi import openapi_routes
 from fluxtalk.runtime.server.page_routes import page_routes
+from fluxtalk.runtime.server.protocol import OVERLOADED
 from fluxtalk.runtime.server.search import search_routes
 from fluxtalk.runtime.server.service import Service
 from fluxtalk.runtime.server.settings import ServerSettings
@@ -51,10 +52,11 @@ def build_app(service: Service) -> Starlette:
     served = routes(service)
 
     @contextlib.asynccontextmanager
-    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, Callable[[], None]]]:
         await service.start()
         try:
-            yield
+            # The protocol, which refuses before there is an application, counts here.
+            yield {OVERLOADED: service.metrics.rejections.labels(OVERLOADED).inc}
         finally:
             await service.stop()
 
@@ -63,6 +65,7 @@ def build_app(service: Service) -> Starlette:
         api_keys=service.settings.api_keys,
         metrics=service.metrics,
         paths={route.endpoint: route.path for route in served},
+        draining=lambda: service.draining,
     )
     return Starlette(
         routes=served,

@@ -153,11 +153,13 @@ class Batcher:
                 raise self._dead()
             each = self._seconds_each()
             wait = (self._outstanding + count) * each
-            if self._outstanding + count > self._queue:
+            # A request of more than a batch may not take the places of all the small ones.
+            room = self._queue if count <= self._max_weight else max(self._queue // 2, self._max_weight)
+            if self._outstanding + count > room:
                 self._metrics.rejections.labels("queue_full").inc()
                 raise ApiError(
                     429,
-                    f"The queue of {self.modality} has {self._outstanding} of {self._queue} items; try again later.",
+                    f"The queue of {self.modality} has {self._outstanding} of {room} items; try again later.",
                     "queue_full",
                     retry_after_s=wait,
                 )

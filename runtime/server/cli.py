@@ -37,7 +37,7 @@ _MIB = 1 << 20
     help="Items of ordinary size (256 text tokens, 224 x 224 pixels) in a batch.  [default: 8 on a CPU, 64 on a GPU]",
 )
 @click.option(
-    "--queue", default=2048, show_default=True, type=click.IntRange(1), help="Items of a modality before 429."
+    "--queue", default=4096, show_default=True, type=click.IntRange(1), help="Items of a modality before 429."
 )
 @option("--max_body", default=32, show_default=True, type=click.IntRange(1), help="Mebibytes of a body.")
 @click.option(

@@ -7,7 +7,7 @@ import hmac
 import logging
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
@@ -29,12 +29,22 @@ class Guard:
     Args:
         app: what it guards.
         api_keys: any of them opens every route; none: no key is asked for.
+        draining: whether the server is about to end: then every answer ends its connection, so that no client sends
+            the next request into one that is being closed.
         metrics: told of every answer.
         paths: the handler of each route to its path; metrics call everything else ``other``.
     """
 
-    def __init__(self, app: ASGIApp, api_keys: Sequence[str], metrics: Metrics, paths: Mapping[object, str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        api_keys: Sequence[str],
+        metrics: Metrics,
+        paths: Mapping[object, str],
+        draining: Callable[[], bool],
+    ) -> None:
         self._app = app
+        self._draining = draining
         self._digests = [_digest(key.encode()) for key in api_keys]
         self._metrics = metrics
         self._paths = paths
@@ -45,7 +55,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         begin = time.monotonic()
-        exchange = _Exchange(scope, receive, send)
+        exchange = _Exchange(scope, receive, send, self._draining)
         try:
             if self._may_pass(scope):
                 await self._app(scope, exchange.receive, exchange.send)
@@ -78,7 +88,8 @@ class Guard:
 class _Exchange:
     """One request and its answer, as they pass by."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, draining: Callable[[], bool]) -> None:
+        self._draining = draining
         headers = Headers(scope=scope)
         self._unread = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
         self._receive = receive
@@ -94,7 +105,7 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            if self._unread:
+            if self._unread or self._draining():
                 # What is left of the body is not waited for.
                 message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
         await self._send(message)

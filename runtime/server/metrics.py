@@ -60,7 +60,7 @@ class Metrics:
         self.rejections = Counter(
             "fluxtalk_rejections",
             "Requests that were refused or given up: queue_full, too_slow (the wait would exceed the deadline), "
-            "deadline, memory, hung_up, not_ready.",
+            "deadline, memory, hung_up, not_ready, overloaded.",
             ["reason"],
             registry=self._registry,
         )

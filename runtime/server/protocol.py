@@ -1,4 +1,8 @@
-"""uvicorn's HTTP protocol, with an end to what it would wait for: headers that never come, answers nobody reads."""
+"""uvicorn's HTTP protocol, with an end to what it would wait for: headers that never come, answers nobody reads.
+
+And with a limit to the requests in flight: where HTTP costs more than the session, overload shows here and not in the
+queue, and a refusal has to be much cheaper than a request.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,31 @@ from fluxtalk.runtime.server.errors import error_body
 HEADER_SECONDS = 10.0
 """From a connection, or from a request's first byte, to the end of its headers."""
 MAX_HEADER_BYTES = 1 << 16
+REQUESTS_AT_A_TIME = 256
+"""Of the whole process. One more is answered with 429 before anything is done for it."""
+OVERLOADED = "overloaded"
+"""What the application's state calls the function that is told of such a request."""
+_NEVER_REFUSED = (b"/livez", b"/readyz", b"/metrics", b"/v2/health/")
 _FLUSH_SECONDS = 30.0
 """From the end of an answer to its last byte leaving."""
+
+
+def _refusal() -> bytes:
+    content = orjson.dumps(error_body(429, "Too many requests at a time; try again later.", OVERLOADED))
+    head = (
+        "HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
+        f"content-length: {len(content)}\r\n\r\n"
+    )
+    return head.encode("ascii") + content
+
+
+_REFUSAL = _refusal()
 
 
 class DeadlineProtocol(HttpToolsProtocol):
     """One connection."""
 
+    _refused = False
     _header_timer: asyncio.TimerHandle | None = None
     _flush_timer: asyncio.TimerHandle | None = None
     _header_bytes = 0
@@ -38,7 +60,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         if self._header_timer is None and (self.cycle is None or self.cycle.response_complete):
             self._expect_headers()
         super().data_received(data)
-        if self._header_timer is not None:
+        if self._header_timer is not None and not self._refused:
             self._header_bytes += len(data)
             if self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
                 self._end(431, f"A request has at most {MAX_HEADER_BYTES} bytes of headers.", "headers_too_large")
@@ -46,10 +68,32 @@ class DeadlineProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The headers are here."""
         self._header_bytes = 0
+        # `tasks` are the process's requests. One behind another on a connection waits for that one's answer.
+        between_requests = self.cycle is None or self.cycle.response_complete
+        if len(self.tasks) >= REQUESTS_AT_A_TIME and between_requests and not self.url.startswith(_NEVER_REFUSED):
+            # The timer goes on: the body, which nobody reads, must end in that time.
+            self._refused = True
+            if self.expect_100_continue or not self.parser.should_keep_alive():
+                self._refuse(keep=False)
+            return
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body."""
+        if not self._refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is here."""
+        if self._refused:
+            self._refused = False
+            if not self.transport.is_closing():
+                self._refuse(keep=True)
+            return
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """See that the answer leaves, or its memory is given back."""
@@ -61,6 +105,19 @@ class DeadlineProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP, in the shape of every other error."""
         self._end(400, msg, "invalid_http")
+
+    def _refuse(self, keep: bool) -> None:
+        told = self.app_state.get(OVERLOADED)
+        if told is not None:
+            told()
+        self._cancel_timers()
+        self._header_bytes = 0
+        self.transport.write(_REFUSAL)
+        if not keep:
+            self.transport.close()
+            return
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def _expect_headers(self) -> None:
         self._header_bytes = 0

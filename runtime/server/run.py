@@ -68,6 +68,8 @@ def uvicorn_config(settings: ServerSettings, app: Any, factory: bool = False) ->
     return Config(
         app,
         factory=factory,
+        # uvloop saves nothing here, and accepts one connection per turn: a flood of new ones is lost in the kernel.
+        loop="asyncio",
         http=DeadlineProtocol,
         ws="none",
         lifespan="on",
@@ -91,6 +93,7 @@ def run_server(settings: ServerSettings, listening: socket.socket) -> None:
     Raises:
         FluxTalkError: the bundle cannot be loaded, or does not pass its verification.
     """
+    _allow_connections()
     ignore_bomb_warnings()
     if settings.workers > 1:
         _run_workers(settings, listening)
@@ -107,6 +110,16 @@ def run_server(settings: ServerSettings, listening: socket.socket) -> None:
     server.run([listening])
     if service.failure is not None:
         raise service.failure
+
+
+def _allow_connections() -> None:
+    """As many open files as this process may have: a connection beyond them is closed without an answer."""
+    try:
+        import resource
+    except ImportError:  # not on this system
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class _Supervisor(Multiprocess):

@@ -98,6 +98,11 @@ class Service:
         if self._engine is not None:
             await asyncio.to_thread(self._engine.close)
 
+    @property
+    def draining(self) -> bool:
+        """Whether the server is about to end."""
+        return self._draining
+
     def drain(self) -> None:
         """Say that this server is not ready any more; it goes on answering."""
         self._draining = True

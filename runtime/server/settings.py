@@ -25,7 +25,7 @@ class ServerSettings:
     """The cores are ours alone: threads spin while they wait, which is faster and burns them."""
     max_batch_items: int | None = None
     """Items of ordinary size in one run of a graph; None takes 8 on a CPU and 64 on a GPU."""
-    queue: int = 2048
+    queue: int = 4096
     """Items of one modality that may wait or run, before more are refused."""
     max_body_bytes: int = 32 << 20
     timeout_s: float = 30.0
@@ -58,5 +58,5 @@ class ServerSettings:
 
     @property
     def max_items(self) -> int:
-        """Items of one request."""
-        return min(MAX_ITEMS, self.queue)
+        """Items of one request; none may fill more than half of the queue."""
+        return max(1, min(MAX_ITEMS, self.queue // 2))

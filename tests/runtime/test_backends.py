@@ -62,8 +62,9 @@ def providers(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 
 
 def test_on_the_cpu_it_is_onnxruntime_in_the_first_precision_that_runs(
-    made: Made, tmp_path: Path, no_gpu: None
+    made: Made, tmp_path: Path, no_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(backends, "openvino_installed", lambda: False)
     choice = choose(made.bundle)
     assert (choice.backend, choice.precision) == ("ort-cpu", "fp32")
     assert choice.reason == "chosen because this ONNX Runtime has no CUDA"

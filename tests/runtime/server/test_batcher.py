@@ -257,14 +257,28 @@ def test_what_is_not_finite_behind_the_cut_is_nobodys(batcher: Batcher, gate: Ga
 def test_a_full_queue_refuses_and_says_when(batcher: Batcher, gate: Gate) -> None:
     gate.open(1)
     batcher.submit(job(3)).result(30)
-    batcher.admit(15, FAR)
-    with pytest.raises(ApiError, match="15 of 20") as error:
-        batcher.admit(6, FAR)
+    for _ in range(4):
+        batcher.admit(4, FAR)
+    batcher.admit(3, FAR)
+    with pytest.raises(ApiError, match="19 of 20") as error:
+        batcher.admit(2, FAR)
     assert error.value.status == 429
     assert int(error.value.headers["retry-after"]) >= 1
-    batcher.admit(5, FAR)
-    batcher.release(15)
-    batcher.admit(6, FAR)
+    batcher.admit(1, FAR)
+    batcher.release(16)
+    batcher.admit(4, FAR)
+
+
+def test_what_is_more_than_a_batch_fills_half_of_the_queue(batcher: Batcher, gate: Gate) -> None:
+    gate.open(1)
+    batcher.submit(job(3)).result(30)
+    with pytest.raises(ApiError, match="0 of 10"):
+        batcher.admit(11, FAR)
+    batcher.admit(10, FAR)
+    with pytest.raises(ApiError, match="10 of 10"):
+        batcher.admit(5, FAR)
+    batcher.admit(4, FAR)
+    batcher.admit(4, FAR)
 
 
 def test_what_cannot_be_done_in_time_is_refused_at_once(batcher: Batcher, gate: Gate) -> None:

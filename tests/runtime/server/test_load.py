@@ -75,6 +75,8 @@ def test_the_largest_request_takes_the_room_of_no_other(slow: Threaded) -> None:
     requests = [ask.encoded() for ask in one_text("text", 4, count=8)]
     with slow.client() as client:
         largest = client.get("/info").json()["limits"]["items"]
+        # From here on the server knows how long an item takes.
+        assert slow.embed(client, "first").status_code == 200
 
     async def load() -> Any:
         async with Client(slow.url) as client, Client(slow.url) as other:
