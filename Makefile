@@ -64,10 +64,10 @@ bench-training: install ## Memory of a batch of 32,768; recall by kind of featur
 	$(BIN)/python -m bench.large_batch
 	$(BIN)/python -m bench.feature_options
 
-bench-quality: install ## The proof of docs/quality.md: synthetic truth and glyphs, 3 seeds (an hour; goes on where it stopped)
+bench-quality: install ## The proof of docs/quality.md: synthetic truth and glyphs, 3 seeds (3 hours; goes on where it stopped)
 	$(BIN)/python -m bench.quality.synthetic --draw
 	$(BIN)/python -m bench.quality.glyphs --no-ablations --draw
-	$(BIN)/python -m bench.quality.glyphs --seeds 1 -o bench/results/quality/glyphs-ablations.json
+	$(BIN)/python -m bench.quality.glyphs --steps 300 --seeds 1 -o bench/results/quality/glyphs-ablations.json
 
 docs: install ## Draw the pictures of the docs again
 	$(BIN)/python -m bench.contact_sheet --output docs/images/glyphs.png

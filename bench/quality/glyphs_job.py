@@ -47,7 +47,7 @@ _VALIDATIONS = 8
 class Budget:
     """What every variant gets."""
 
-    steps: int = 300
+    steps: int = 1000
     """Rounded to whole epochs."""
     batch_size: int = 256
     dim: int = 192
