@@ -14,7 +14,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint bench bench-runtime bench-export bench-features bench-training bench-quality docs gpu clean
+.PHONY: help install demo test test-slow lint bench bench-runtime bench-export bench-server bench-backends bench-features bench-training bench-quality docs gpu clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -56,6 +56,12 @@ bench-runtime: install ## Latency by k, and the runtime's overhead over a bare s
 bench-export: install ## Sizes, parity, quality and latency of every precision of the demo; the head's share (5 minutes)
 	$(BIN)/python -m bench.export --run $(DEMO)/run -o bench/results/export.json --docs docs/export.md
 	$(BIN)/python -m bench.head -o bench/results/head.json
+
+bench-server: install ## Load, overload and faults of a running server (15 minutes)
+	$(BIN)/python -m bench.server --bundle $(DEMO)/bundle -o bench/results/server.json --docs docs/serving.md
+
+bench-backends: install ## ONNX Runtime against OpenVINO, by size, precision and length (5 minutes)
+	$(BIN)/python -m bench.backends -o bench/results/backends.json
 
 bench-features: install ## The feature cache: training speed, reading, sizes (4 minutes)
 	$(BIN)/python -m bench.features
