@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 
 from fluxtalk.bundle import TOKEN_INDEX
 from fluxtalk.errors import DataError, UsageError
-from fluxtalk.export.to_onnx import export_onnx
+from fluxtalk.export.to_onnx import export_onnx, graph_files
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import Features, FrozenEncoder, GivenFeatures
 from fluxtalk.model.reduction import FeatureReduction, ReductionConfig, principal_components
@@ -133,9 +133,8 @@ def test_the_exported_graph_reduces_as_eager(tmp_path: Path, pool: int, pca: int
     module, preprocess = embedder(pool, pca), FeaturesPreprocessor(DIM)
     values, mask = ragged([sample, sample - 1])
     graph = export_onnx(module, preprocess, {"features": values.numpy(), "mask": mask.numpy()})
-    path = tmp_path / "sound.onnx"
-    path.write_bytes(graph)
-    session = OnnxRuntimeSession(path)
+    graph_files(graph, tmp_path, "sound.onnx")
+    session = OnnxRuntimeSession(tmp_path / "sound.onnx")
     for lengths, extra in (([1], 0), ([2, 1], 0), ([7, 3, 4, 6, 5], 0), ([8, 0, 3], 3), ([33] * 3, 0)):
         features = ragged(lengths, padding=9.0, extra=extra, seed=len(lengths))
         batch = {"features": features.features_BLD.numpy(), "mask": features.mask_BL.numpy()}
