@@ -50,6 +50,7 @@ class _Connection(asyncio.Protocol):
         self._wanted = -1
         self._status = 0
         self._begin = 0
+        self._answered = False
         self._answer: asyncio.Future[tuple[int, bytes]] | None = None
         self._transport: asyncio.Transport
         self.is_open = False
@@ -59,9 +60,11 @@ class _Connection(asyncio.Protocol):
         self._transport = transport
         self.is_open = True
 
-    def connection_lost(self, _error: Exception | None) -> None:
+    def connection_lost(self, error: Exception | None) -> None:
         self.is_open = False
-        self._finish(LOST, b"")
+        # The kernel resets connections that wait to be accepted when the port closes: the server never had them.
+        never_accepted = isinstance(error, ConnectionResetError) and not self._answered and not self._received
+        self._finish(REFUSED if never_accepted else LOST, b"")
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -79,6 +82,7 @@ class _Connection(asyncio.Protocol):
             body = bytes(self._received[self._begin : self._wanted])
             self._received.clear()
             self._wanted = -1
+            self._answered = True
             self._finish(self._status, body)
 
     def ask(self, request: bytes) -> asyncio.Future[tuple[int, bytes]]:
