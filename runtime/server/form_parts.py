@@ -18,6 +18,7 @@ class Part:
     name: str
     value: bytes
     is_file: bool
+    content_type: str | None = None
 
 
 def read_parts(data: bytes, content_type: str, at_most: int) -> list[Part]:
@@ -34,16 +35,17 @@ def read_parts(data: bytes, content_type: str, at_most: int) -> list[Part]:
     parts: list[Part] = []
     ended: list[bool] = []
 
-    def take(name: bytes | None, value: bytes, is_file: bool) -> None:
+    def take(part: Any, value: bytes, is_file: bool) -> None:
         if len(parts) == at_most:
-            raise bad_request(f"This form has at most {at_most:,} parts.", code="too_many_parts")
-        parts.append(Part((name or b"").decode("utf-8", "replace"), value, is_file))
+            raise bad_request(f"This form has at most {at_most:,} parts.", code="too_many_items")
+        name = (part.field_name or b"").decode("utf-8", "replace")
+        parts.append(Part(name, value, is_file, part.content_type))
 
     def on_field(field: Any) -> None:
-        take(field.field_name, field.value or b"", False)
+        take(field, field.value or b"", False)
 
     def on_file(file: Any) -> None:
-        take(file.field_name, file.file_object.getvalue(), True)
+        take(file, file.file_object.getvalue(), True)
 
     try:
         # The body is in memory as it is; nothing of it goes to a disk.

@@ -8,12 +8,9 @@ option. A file alone (``image/*``, ``audio/*``) has its options in the query: ``
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-import python_multipart
-from python_multipart.exceptions import FormParserError
-
-from fluxtalk.runtime.server.errors import ApiError, bad_request
+from fluxtalk.runtime.server.errors import bad_request
+from fluxtalk.runtime.server.form_parts import Part, read_parts
 from fluxtalk.runtime.server.named_items import Body
 from fluxtalk.runtime.server.settings import MAX_ITEMS
 
@@ -30,22 +27,21 @@ def read_form(data: bytes, content_type: str, query: Iterable[tuple[str, str]]) 
     Raises:
         ApiError: 400: it is broken, or a part is not understood.
     """
-    form = _Form()
     refuse_options(query)
-    try:
-        # The body is in memory as it is; nothing of it goes to a disk.
-        parser = python_multipart.create_form_parser(
-            {"Content-Type": content_type.encode("latin-1", "replace")},
-            form.on_field,
-            form.on_file,
-            config={"MAX_MEMORY_FILE_SIZE": float("inf"), "MAX_BODY_SIZE": float("inf")},
-        )
-        parser.on_end = form.on_end
-        parser.write(data)
-        parser.finalize()
-    except (FormParserError, ValueError):
-        raise bad_request("The body is no form as its Content-Type says.", code="invalid_form") from None
-    return form.body()
+    options: list[tuple[str, str]] = []
+    items: list[tuple[str, str | None, str | bytes]] = []
+    for part in read_parts(data, content_type, _MAX_PARTS):
+        value = part.value if _holds_bytes(part) else _text(part)
+        if isinstance(value, bytes):
+            items.append((part.name, part.content_type, value))
+        elif part.name in OPTIONS:
+            options.append((part.name, value))
+        else:
+            items.append((part.name, "text/plain", value))
+    body = _options(options)
+    modality = body.pop("modality", None)
+    body["input"] = [{_called(name, kind, modality): value} for name, kind, value in items]
+    return body
 
 
 def read_file(data: bytes, content_type: str, query: Iterable[tuple[str, str]]) -> Body:
@@ -70,56 +66,15 @@ def refuse_options(query: Iterable[tuple[str, str]]) -> None:
             raise bad_request(f"The option {name} belongs into the body, and not into the query.", name)
 
 
-class _Form:
-    """What a parser found in a form."""
+def _holds_bytes(part: Part) -> bool:
+    return part.is_file or bool(part.content_type and not part.content_type.lower().startswith("text/"))
 
-    def __init__(self) -> None:
-        self._items: list[tuple[str, str | None, str | bytes]] = []
-        self._fields: list[tuple[str, str]] = []
-        self._parts = 0
-        self._complete = False
 
-    def on_field(self, field: Any) -> None:
-        """A part without a file name."""
-        name, value = self._name(field), field.value or b""
-        if field.content_type and not field.content_type.lower().startswith("text/"):
-            self._items.append((name, field.content_type, value))
-            return
-        try:
-            text = value.decode("utf-8")
-        except UnicodeDecodeError:
-            raise bad_request(f"The part {name[:80]!r} of the form is no UTF-8.", name[:80]) from None
-        if name in OPTIONS:
-            self._fields.append((name, text))
-        else:
-            self._items.append((name, "text/plain", text))
-
-    def on_file(self, file: Any) -> None:
-        """A part with one."""
-        self._items.append((self._name(file), file.content_type, file.file_object.getvalue()))
-
-    def on_end(self) -> None:
-        """The last boundary."""
-        self._complete = True
-
-    def body(self) -> Body:
-        """The form as JSON would have said it.
-
-        Raises:
-            ApiError: 400: it is cut off, or does not say what a file is.
-        """
-        if not self._complete:
-            raise bad_request("The form is cut off: its last boundary is missing.", code="invalid_form")
-        body = _options(self._fields)
-        modality = body.pop("modality", None)
-        body["input"] = [{_called(name, kind, modality): value} for name, kind, value in self._items]
-        return body
-
-    def _name(self, part: Any) -> str:
-        self._parts += 1
-        if self._parts > _MAX_PARTS:
-            raise ApiError(400, f"A form has at most {_MAX_PARTS:,} parts.", "too_many_items", "input")
-        return str((part.field_name or b"").decode("utf-8", "replace"))
+def _text(part: Part) -> str:
+    try:
+        return part.value.decode("utf-8")
+    except UnicodeDecodeError:
+        raise bad_request(f"The part {part.name[:80]!r} of the form is no UTF-8.", part.name[:80]) from None
 
 
 def _called(name: str, content_type: str | None, modality: str | None) -> str:

@@ -21,6 +21,8 @@ REQUESTS_AT_A_TIME = 256
 OVERLOADED = "overloaded"
 """What the application's state calls the function that is told of such a request."""
 _NEVER_REFUSED = (b"/livez", b"/readyz", b"/metrics", b"/v2/health/")
+_ON_ITS_WAY_SECONDS = 0.5
+"""How long a connection without a request stays when the server ends: its next one may lie in the socket already."""
 _FLUSH_SECONDS = 30.0
 """From the end of an answer to its last byte leaving."""
 
@@ -101,6 +103,13 @@ class DeadlineProtocol(HttpToolsProtocol):
         if self._flush_timer is not None:
             self._flush_timer.cancel()
         self._flush_timer = self.loop.call_later(_FLUSH_SECONDS, self._require_flushed)
+
+    def shutdown(self) -> None:
+        """The server ends: answer what is here or on its way, then close."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(_ON_ITS_WAY_SECONDS, super().shutdown)
+        else:
+            super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP, in the shape of every other error."""

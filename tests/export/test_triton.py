@@ -21,7 +21,10 @@ from fluxtalk.runtime.golden import read_golden
 from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
 from tests.conftest import Made
 
-model_config_pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2")
+model_config_pb2 = pytest.importorskip(
+    "tritonclient.grpc.model_config_pb2",
+    reason="tritonclient, which reads the configuration, is not installed",
+)
 NUMPY = {"TYPE_INT64": np.int64, "TYPE_BOOL": np.bool_, "TYPE_UINT8": np.uint8, "TYPE_FP32": np.float32}
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
 from fluxtalk.runtime.session_tensorrt import TensorRTSession
 from tests.conftest import Made
 from tests.runtime.fake_gpu import FakeGpu, fake_gpu
+from tests.runtime.memory import growth, needs_proc
 
 PROFILES: dict[str, Profile] = {
     "image": {"batch": [1, 4, 64], "k": [1, 4, 4]},
@@ -226,31 +225,10 @@ def test_batches_beyond_the_compiled_profile(made: Made, tmp_path: Path, monkeyp
     assert compiled_layout(bundle, "image").profiles[0] == {"batch": [1, 8, 64], "k": [1, 4, 4]}
 
 
-_GROWTH = """
-import sys
-from pathlib import Path
-import numpy as np
-from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
-
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-session = OnnxRuntimeSession(Path(sys.argv[1]), threads=1)
-small, large = ({"pixels": np.zeros((n, 32, 32, 1), np.uint8), "token_index": np.arange(4)} for n in (1, 2048))
-session.run(small)
-before = resident()
-session.run(large)
-session.run(small)
-print(resident() - before)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="there is no /proc here")
+@needs_proc
 def test_the_cpu_gives_memory_back(made: Made) -> None:
     """With ONNX Runtime's own settings the large batch leaves 548 MB behind, and with these 130 to 190 MB."""
-    command = [sys.executable, "-c", _GROWTH, str(made.bundle.graph("image"))]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 300e6
+    assert growth(OnnxRuntimeSession, made.bundle.graph("image")) < 300e6
 
 
 def test_every_command_that_serves_takes_backend_and_precision(made: Made, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from fluxtalk.runtime.backends import choose, open_session
 from fluxtalk.runtime.golden import read_golden, verify_golden
 from fluxtalk.runtime.session_openvino import OpenVinoSession
 from tests.conftest import Made
+from tests.runtime.memory import growth, needs_proc
 
 # Not `importorskip`: that would import it with its telemetry.
 pytestmark = pytest.mark.skipif(not session_openvino.openvino_installed(), reason="openvino is not installed")
@@ -195,31 +196,10 @@ def test_it_reports_to_nobody(made: Made, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-_GROWTH = """
-import sys
-from pathlib import Path
-import numpy as np
-from fluxtalk.runtime.session_openvino import OpenVinoSession
-
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-session = OpenVinoSession(Path(sys.argv[1]), threads=1)
-small, large = ({"pixels": np.zeros((n, 32, 32, 1), np.uint8), "token_index": np.arange(4)} for n in (1, 2048))
-session.run(small)
-before = resident()
-session.run(large)
-session.run(small)
-print(resident() - before)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="there is no /proc here")
+@needs_proc
 def test_memory_is_given_back(made: Made) -> None:
     """Of the 280 MB that a batch of 2,048 needs, all but some 10."""
-    command = [sys.executable, "-c", _GROWTH, str(made.bundle.graph("image"))]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 100e6
+    assert growth(session_openvino.OpenVinoSession, made.bundle.graph("image")) < 100e6
 
 
 def test_the_file_may_change_while_it_serves(made: Made, tmp_path: Path) -> None:

@@ -53,7 +53,6 @@ def test_every_client_gets_its_own_answer(server: Process, embedder: Embedder, c
     assert max(apart) <= 1e-5
 
 
-@pytest.mark.slow  # it measures times, which a busy machine stretches
 def test_twice_the_capacity_is_answered_at_the_full_rate(slow: Threaded) -> None:
     requests = [ask.encoded() for ask in one_text("text", 4, count=8)]
 
@@ -72,7 +71,6 @@ def test_twice_the_capacity_is_answered_at_the_full_rate(slow: Threaded) -> None
         assert client.get("/readyz").status_code == 200
 
 
-@pytest.mark.slow  # it measures times, which a busy machine stretches
 def test_the_largest_request_takes_the_room_of_no_other(slow: Threaded) -> None:
     requests = [ask.encoded() for ask in one_text("text", 4, count=8)]
     with slow.client() as client:
@@ -107,7 +105,6 @@ def test_harm_changes_nobody_elses_answers(server: Process) -> None:
     assert httpx.get(server.url + "/readyz", trust_env=False).status_code == 200
 
 
-@pytest.mark.slow  # it measures times, which a busy machine stretches
 def test_memory_stays_and_sigterm_answers_what_was_accepted(made: Made) -> None:
     async def load() -> Any:
         async with Client(up.url) as client:
