@@ -91,9 +91,16 @@ def test_an_index_is_searched_from_many_threads(tmp_path: Path) -> None:
     vectors = clustered((300, 16))
     build_index(tmp_path / "index", [vectors], NAMES, content())
     index = SearchIndex(tmp_path / "index")
+
+    def nearest(i: int) -> str:
+        return index.search(vectors[i][None], 2, exact=i % 2 == 0)[0][0].item
+
+    alone = [nearest(i) for i in range(300)]
+    assert alone[::2] == NAMES[::2]
+    # The graph may miss an item, and then does so in every thread.
+    assert sum(a == b for a, b in zip(alone, NAMES, strict=True)) >= 290
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda i: index.search(vectors[i][None], 2, exact=i % 2 == 0)[0][0].item, range(300)))
-    assert found == NAMES
+        assert list(pool.map(nearest, range(300))) == alone
 
 
 @pytest.mark.parametrize("output", ["pooled", "tokens"])
