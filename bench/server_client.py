@@ -32,7 +32,12 @@ class Reply:
 
 def post(path: str, body: bytes, content_type: str = "application/json", **headers: str) -> bytes:
     """The bytes of a request."""
-    lines = [f"POST {path} HTTP/1.1", "host: bench", f"content-type: {content_type}", f"content-length: {len(body)}"]
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "host: localhost",
+        f"content-type: {content_type}",
+        f"content-length: {len(body)}",
+    ]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode("ascii") + body
 

@@ -62,6 +62,7 @@ def build_app(service: Service) -> Starlette:
 
     guard = Middleware(
         Guard,
+        hosts=service.settings.allow_hosts,
         api_keys=service.settings.api_keys,
         metrics=service.metrics,
         paths={route.endpoint: route.path for route in served},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import os
 from pathlib import Path
@@ -52,6 +53,13 @@ _MIB = 1 << 20
     type=click.Path(path_type=Path),
     help=f"A file with one key per line; any opens every route.  [default: {API_KEY_VARIABLE}, else no key]",
 )
+@option(
+    "--allow_host",
+    metavar="NAME",
+    multiple=True,
+    help="Answer requests to this host name, beside localhost; repeatable.  [default: any name where a key is asked "
+    "for or other machines reach the address, else localhost alone]",
+)
 @click.option(
     "--index", "indexes", multiple=True, type=click.Path(path_type=Path), help="An index to search; repeatable."
 )
@@ -78,6 +86,7 @@ def serve(
     max_body: int,
     timeout: float,
     api_key_file: Path | None,
+    allow_host: tuple[str, ...],
     allow_url: tuple[str, ...],
     indexes: tuple[Path, ...],
     serve_items: bool,
@@ -91,6 +100,7 @@ def serve(
         from fluxtalk.runtime.server.run import bind, run_server
     except ImportError as error:
         raise UsageError(f"The server needs {error.name}; pip install 'fluxtalk[serve]'.") from None
+    from fluxtalk.runtime.server.guard import LOOPBACK_NAMES
     from fluxtalk.runtime.server.settings import ServerSettings
 
     settings = ServerSettings(
@@ -104,6 +114,7 @@ def serve(
         max_body_bytes=max_body * _MIB,
         timeout_s=timeout,
         api_keys=_api_keys(api_key_file),
+        allow_hosts=allow_host,
         allow_urls=allow_url,
         workers=workers,
         indexes=indexes,
@@ -112,8 +123,11 @@ def serve(
     listening = bind(host, port)
     address = listening.getsockname()[0]
     shown = f"[{address}]" if ":" in address else address
+    is_private = ipaddress.ip_address(address).is_loopback
+    if allow_host or (is_private and not settings.api_keys):
+        settings = dataclasses.replace(settings, allow_hosts=(*LOOPBACK_NAMES, shown, *allow_host))
     click.echo(f"serving {bundle} on http://{shown}:{listening.getsockname()[1]}")
-    if not settings.api_keys and not ipaddress.ip_address(address).is_loopback:
+    if not settings.api_keys and not is_private:
         click.echo(
             "warning: other machines may reach this address, and no key is asked for (--api_key_file).", err=True
         )

@@ -1,4 +1,4 @@
-"""Around every request: the key, the count, and one shape for what goes wrong."""
+"""Around every request: the name it came by, the key, the count, and one shape for what goes wrong."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from fluxtalk.runtime.server.page_routes import PAGE_FILES
 log = logging.getLogger("fluxtalk.server")
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", *PAGE_FILES})
-"""Routes that need no key."""
+"""Routes that need no key, and may be called by any name."""
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
 class Guard:
@@ -28,6 +29,8 @@ class Guard:
 
     Args:
         app: what it guards.
+        hosts: names, without a port, one of which the Host header bears; none: it may bear any. A web page can give its
+            own name the address of this machine, and so have a browser call us as if we were a part of it.
         api_keys: any of them opens every route; none: no key is asked for.
         draining: whether the server is about to end: then every answer ends its connection, so that no client sends
             the next request into one that is being closed.
@@ -38,6 +41,7 @@ class Guard:
     def __init__(
         self,
         app: ASGIApp,
+        hosts: Sequence[str],
         api_keys: Sequence[str],
         metrics: Metrics,
         paths: Mapping[object, str],
@@ -45,6 +49,7 @@ class Guard:
     ) -> None:
         self._app = app
         self._draining = draining
+        self._hosts = frozenset(host.lower() for host in hosts)
         self._digests = [_digest(key.encode()) for key in api_keys]
         self._metrics = metrics
         self._paths = paths
@@ -57,10 +62,10 @@ class Guard:
         begin = time.monotonic()
         exchange = _Exchange(scope, receive, send, self._draining)
         try:
-            if self._may_pass(scope):
+            refused = self._refusal(scope)
+            if refused is None:
                 await self._app(scope, exchange.receive, exchange.send)
             else:
-                refused = ApiError(401, "Give a valid key: Authorization: Bearer KEY.", "invalid_api_key")
                 await error_response(refused)(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             exchange.status = 499
@@ -75,10 +80,23 @@ class Guard:
             self._metrics.requests.labels(path, str(exchange.status)).inc()
             self._metrics.request_seconds.labels(path).observe(time.monotonic() - begin)
 
-    def _may_pass(self, scope: Scope) -> bool:
-        if not self._digests or scope["path"] in OPEN_PATHS:
-            return True
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        if scope["path"] in OPEN_PATHS:
+            return None
+        headers = Headers(scope=scope)
+        host = _without_port(headers.get("host", ""))
+        if self._hosts and host not in self._hosts:
+            wanted = ", ".join(sorted(self._hosts))
+            sentence = (
+                f"This server answers as {wanted}, and was called {host!r}; start it with --allow_host for others."
+            )
+            return ApiError(421, sentence, "host_not_allowed")
+        if self._digests and not self._has_key(headers):
+            return ApiError(401, "Give a valid key: Authorization: Bearer KEY.", "invalid_api_key")
+        return None
+
+    def _has_key(self, headers: Headers) -> bool:
+        scheme, _, key = headers.get("authorization", "").partition(" ")
         given = _digest(key.strip().encode("latin-1"))  # as Starlette decoded the bytes
         # Every key is compared, each in constant time.
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
@@ -109,6 +127,11 @@ class _Exchange:
                 # What is left of the body is not waited for.
                 message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
         await self._send(message)
+
+
+def _without_port(host: str) -> str:
+    name, _, port = host.lower().rpartition(":")
+    return name if name and port.isdecimal() else host.lower()
 
 
 def _digest(key: bytes) -> bytes:

@@ -17,6 +17,7 @@ from fluxtalk.runtime.server.openapi_kserve import kserve_paths, kserve_schemas
 from fluxtalk.runtime.server.openapi_parts import (
     ALWAYS,
     COUNT,
+    OF_GUARD,
     TEXT,
     Paths,
     Schema,
@@ -92,7 +93,7 @@ def _fact_paths(catalogue: Catalogue) -> Paths:
         "/info": {"get": operation("Modalities, tokens, spaces, limits.", json_content(anything))},
         "/livez": {"get": operation("Whether the process answers.", json_content(anything), ())},
         "/readyz": {"get": operation("Whether requests should be sent here.", json_content(anything), (503,))},
-        "/metrics": {"get": operation("For Prometheus.", text, (401,))},
+        "/metrics": {"get": operation("For Prometheus.", text, OF_GUARD)},
         PATH: {"get": operation("This document.", json_content(anything))},
     }
 

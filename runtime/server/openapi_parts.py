@@ -19,13 +19,16 @@ _REASONS = {
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is of a type that is not taken, or compressed.",
+    421: "The request came for a host name as which this server does not answer.",
     422: "An item cannot be embedded; the message says which and why.",
     429: "There is no room; try again after `Retry-After` seconds.",
     500: "The server failed at this request.",
     503: "The server is not ready, or will not be again.",
     504: "The time that the request may take is over.",
 }
-ALWAYS = (401, 503)
+OF_GUARD = (401, 421)
+"""Answers that every route may give which needs a key."""
+ALWAYS = (*OF_GUARD, 503)
 """Answers that every route may give which needs a key and a bundle."""
 OF_BODY = (400, *ALWAYS, 408, 413, 415, 422, 429, 500, 504)
 """Answers to a body with items."""
@@ -94,7 +97,7 @@ def operation(
             **{
                 str(status): {
                     "description": _REASONS[status],
-                    "content": json_content(ref("Error" if status == 401 else error)),
+                    "content": json_content(ref("Error" if status in OF_GUARD else error)),
                 }
                 for status in sorted(errors)
             },

@@ -32,6 +32,8 @@ class ServerSettings:
     """The longest that a request may take, its body included."""
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     """Any of these opens every route; none: no key is asked for."""
+    allow_hosts: tuple[str, ...] = ()
+    """Names of this server, without a port, that the Host header of a request may bear; none: any."""
     allow_urls: tuple[str, ...] = ()
     """Hosts from which images and sounds may be fetched; none: a URL is refused."""
     workers: int = 1

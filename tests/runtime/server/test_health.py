@@ -104,6 +104,29 @@ def test_a_key_opens_everything_but_health(made: Made, tmp_path: Path) -> None:
         assert "schlüssel" not in up.log.read_text()
 
 
+def test_a_foreign_host_name_is_refused(server: Process, client: httpx.Client) -> None:
+    port = server.url.rpartition(":")[2]
+    for host in (f"evil.example:{port}", "evil.example", "localhost.evil.example", "[::2]:80", "evil.example:", ":80"):
+        refused = client.post("/v1/embeddings", json={"input": "a"}, headers={"host": host})
+        assert refused.status_code == 421, host
+        assert refused.json()["error"]["code"] == "host_not_allowed"
+        assert client.get("/livez", headers={"host": host}).status_code == 200
+    for host in (f"LOCALHOST:{port}", "localhost", f"127.0.0.1:{port}", f"[::1]:{port}", "[::1]"):
+        assert client.get("/info", headers={"host": host}).status_code == 200, host
+
+
+def test_host_names_that_are_allowed(made: Made, tmp_path: Path) -> None:
+    with running(made.bundle.folder, tmp_path / "log", "--allow_host", "Search.example") as up, up.client() as client:
+        for host, status in (("search.example", 200), ("localhost:1", 200), ("other.example", 421)):
+            assert client.get("/info", headers={"host": host}).status_code == status, host
+
+
+def test_a_key_opens_the_server_by_any_name(made: Made, tmp_path: Path) -> None:
+    with running(made.bundle.folder, tmp_path / "log", FLUXTALK_API_KEY="secret") as up, up.client() as client:
+        headers = {"host": "any.example", "authorization": "Bearer secret"}
+        assert client.get("/info", headers=headers).status_code == 200
+
+
 def test_a_key_of_the_environment(made: Made, tmp_path: Path) -> None:
     with running(made.bundle.folder, tmp_path / "log", FLUXTALK_API_KEY="secret") as up, up.client() as client:
         assert client.get("/info").status_code == 401

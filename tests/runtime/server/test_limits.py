@@ -42,7 +42,7 @@ def everything(connection: socket.socket) -> bytes:
 
 
 def head(length: object, *more: str) -> bytes:
-    lines = ["POST /v1/embeddings HTTP/1.1", "Host: x", "Content-Type: application/json", *more]
+    lines = ["POST /v1/embeddings HTTP/1.1", "Host: localhost", "Content-Type: application/json", *more]
     return "\r\n".join([*lines, f"Content-Length: {length}", "", ""]).encode()
 
 
@@ -142,7 +142,7 @@ def impatient(made: Made) -> Iterator[str]:
             yield up.url
 
 
-@pytest.mark.parametrize("sent", [b"", b"\r\n", b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\n"])
+@pytest.mark.parametrize("sent", [b"", b"\r\n", b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\n"])
 def test_slow_headers_end_at_the_deadline(impatient: str, sent: bytes) -> None:
     begin = time.monotonic()
     with connect(impatient) as connection:
@@ -155,7 +155,7 @@ def test_slow_headers_end_at_the_deadline(impatient: str, sent: bytes) -> None:
 
 def test_slow_headers_of_a_later_request_end_at_the_deadline(impatient: str) -> None:
     with connect(impatient) as connection:
-        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         received = b""
         while not received.endswith(b"}"):  # head and body come in one piece or in two
             received += connection.recv(1 << 16)

@@ -11,7 +11,10 @@ from fluxtalk.runtime.server import protocol
 from tests.conftest import Made
 from tests.runtime.server.conftest import Threaded, in_thread
 
-HEAD = "POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{}content-length: {}\r\n\r\n{}"
+HEAD = (
+    "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\n"
+    "content-type: application/json\r\n{}content-length: {}\r\n\r\n{}"
+)
 BODY = '{"input": "snowman", "encoding_format": "base64"}'
 
 
@@ -50,7 +53,7 @@ def test_requests_beyond_the_limit_are_refused_and_counted(up: Threaded, monkeyp
         monkeypatch.setattr(protocol, "REQUESTS_AT_A_TIME", 256)
         writer.write(request())
         assert (await answer(reader))[0] == 200
-        writer.write(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")
+        writer.write(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n")
         status, _, content = await answer(reader)
         assert status == 200
         assert b'fluxtalk_rejections_total{reason="overloaded"} 3.0' in content
@@ -64,7 +67,7 @@ def test_health_is_never_refused_and_a_closing_client_is_closed(up: Threaded, mo
 
     async def talk() -> None:
         reader, writer = await connect(up)
-        writer.write(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+        writer.write(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")
         assert (await answer(reader))[0] == 200
         # A client that asks first is answered without its body.
         writer.write(HEAD.format("expect: 100-continue\r\n", len(BODY), "").encode())
