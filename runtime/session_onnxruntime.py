@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-from collections.abc import Sequence
+import mmap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,24 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
+def _data(graph: Path) -> Path:
+    return graph.with_name(f"{graph.name}.data")
+
+
+@contextlib.contextmanager
+def _weights_beside(graph: Path) -> Iterator[mmap.mmap | None]:
+    """The file of a large graph's weights, for the session to copy.
+
+    By itself ONNX Runtime maps the file for as long as it runs, and a file that is written over then changes every
+    answer, or ends the process.
+    """
+    if not _data(graph).is_file():
+        yield None
+        return
+    with _data(graph).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as weights:
+        yield weights
+
+
 class OnnxRuntimeSession:
     """One graph on one execution provider of ONNX Runtime.
 
@@ -108,12 +128,17 @@ class OnnxRuntimeSession:
             # CUDA, cuDNN and their kind from their Python packages, where they are installed.
             ort.preload_dlls()
         try:
-            self._session = ort.InferenceSession(
-                str(graph),
-                options,
-                providers=_providers(backend, precision, engines, layout),
-                enable_fallback=0,
-            )
+            with _weights_beside(graph) as weights:
+                if weights is not None and backend != "ort-tensorrt":  # which reads by the path, into its engine
+                    options.add_external_initializers_from_files_in_memory(
+                        [_data(graph).name], [weights], [len(weights)]
+                    )
+                self._session = ort.InferenceSession(
+                    str(graph),
+                    options,
+                    providers=_providers(backend, precision, engines, layout),
+                    enable_fallback=0,
+                )
         except Exception as error:  # ONNX Runtime's exceptions have no public base
             raise BackendError(f"ONNX Runtime cannot load {graph} on {backend}: {reason(error)}.") from None
         # A provider that cannot start is left out with a mere warning. (To forbid the CPU altogether would refuse

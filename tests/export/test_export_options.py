@@ -120,6 +120,12 @@ def test_large_weights_lie_beside_the_graph_and_are_hashed(made: Made, tmp_path:
     for k in (1, 4):
         inputs = {**batch, TOKEN_INDEX: np.arange(k)}
         np.testing.assert_array_equal(inside.run(inputs)["embeddings"], beside.run(inputs)["embeddings"])
+    # Nor does a loaded graph notice what becomes of them.
+    with (tmp_path / "text.onnx.data").open("r+b") as file:
+        file.write(bytes((tmp_path / "text.onnx.data").stat().st_size))
+        np.testing.assert_array_equal(inside.run(inputs)["embeddings"], beside.run(inputs)["embeddings"])
+        file.truncate(0)
+        np.testing.assert_array_equal(inside.run(inputs)["embeddings"], beside.run(inputs)["embeddings"])
 
 
 def test_every_byte_of_a_bundle_counts(made: Made, tmp_path: Path) -> None:
