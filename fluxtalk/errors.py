@@ -11,7 +11,7 @@
     │   ├── CheckpointError                      stage 1, stage 2
     │   ├── BundleError                          an exported bundle
     │   └── IndexFileError                       a search index
-    ├── BackendError               exit code 1   a library or device that was asked for is missing
+    ├── BackendError               exit code 1   a library or device is missing, does not fit, or failed
     ├── ParityError                exit code 1   two implementations disagree
     ├── QualityError               exit code 1   a precision costs more than it may
     └── TrainingError              exit code 1   training cannot go on (NaN loss)
@@ -66,7 +66,7 @@ class IndexFileError(ArtifactError):
 
 
 class BackendError(FluxTalkError):
-    """A library, device or execution provider that is missing or does not fit."""
+    """A library, device or execution provider that is missing, does not fit, or failed at its work."""
 
 
 class ParityError(FluxTalkError):

@@ -109,6 +109,7 @@ class OpenVinoSession:
 
         Raises:
             InputError: the graph does not take the inputs.
+            BackendError: OpenVINO failed.
         """
         # OpenVINO takes what is missing from the run before, and casts whatever comes.
         came = {name: array.dtype for name, array in inputs.items()}
@@ -124,7 +125,9 @@ class OpenVinoSession:
             # The request writes into the same memory again.
             values = {name: np.array(found[name]) for name in outputs}
         except Exception as error:  # as above
-            raise InputError(f"OpenVINO could not run the graph: {_last_line(error)}.") from error
+            # It has no type of its own for what does not fit, but says so.
+            kind = InputError if "incompatible" in str(error) else BackendError
+            raise kind(f"OpenVINO could not run the graph: {_last_line(error)}.") from error
         self._idle.append(request)
         if self._swollen or len(next(iter(inputs.values()))) > _KEPT_ROWS:
             self._give_memory_back()

@@ -12,15 +12,16 @@ import heapq
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fluxtalk.bundle import TOKEN_INDEX
-from fluxtalk.errors import FluxTalkError, InputError
+from fluxtalk.errors import InputError
 from fluxtalk.preprocess import Array, Preprocessor
 from fluxtalk.runtime.server.errors import ApiError
 from fluxtalk.runtime.server.metrics import Metrics
@@ -99,10 +100,19 @@ class Batcher:
         max_weight: of a batch, padding included: as many items of ordinary size.
         queue: items that may be accepted and unanswered at a time.
         metrics: told of every batch.
+        known_good: inputs that the session must be able to run; where it fails at an item it is asked again with
+            these, and the thread ends where it fails at them, too. None: it is not asked.
     """
 
     def __init__(
-        self, modality: str, session: Session, preprocess: Preprocessor, max_weight: int, queue: int, metrics: Metrics
+        self,
+        modality: str,
+        session: Session,
+        preprocess: Preprocessor,
+        max_weight: int,
+        queue: int,
+        metrics: Metrics,
+        known_good: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
         self.modality = modality
         self._session = session
@@ -110,6 +120,7 @@ class Batcher:
         self._max_weight = max_weight
         self._queue = queue
         self._metrics = metrics
+        self._known_good = known_good
         self._queue_seconds = metrics.queue_seconds.labels(modality)
         self._run_seconds = metrics.stage_seconds.labels("run")
         self._outstanding_gauge = metrics.outstanding.labels(modality)
@@ -179,7 +190,6 @@ class Batcher:
     def release(self, count: int) -> None:
         """Give back what `admit` reserved."""
         with self._changed:
-            self._rate.answered(count, time.monotonic())
             self._outstanding -= count
             self._outstanding_gauge.set(self._outstanding)
 
@@ -282,6 +292,9 @@ class Batcher:
         except Exception as error:
             if len(batch) == 1:
                 batch[0].job.fail(self._item_error(batch[0], error))
+                if not isinstance(error, InputError) and self._known_good is not None:
+                    # Was it the item? Else nobody gets an answer here any more, and that ends this thread.
+                    self._session.run(self._known_good)
                 return
             log.warning("A batch of %d %s items failed; they are run one by one.", len(batch), self.modality)
             self._metrics.batch_retries.labels(self.modality).inc()
@@ -316,14 +329,14 @@ class Batcher:
         # A library's message may hold a part of the input.
         log.error("An item of %s failed with %s.", self.modality, type(error).__name__)
         log.debug("The whole of it:", exc_info=error)
-        if isinstance(error, FluxTalkError):
-            return error
         return ApiError(500, f"input {position}: the engine failed at this item.", "engine_failed")
 
     def _observe(self, batch: list[_Entry], begin: float, elapsed: float) -> None:
         count = len(batch)
         rate = elapsed / count
         self._seconds_per_item = 0.8 * self._seconds_per_item + 0.2 * rate if self._seconds_per_item else rate
+        with self._changed:
+            self._rate.done(count, time.monotonic())
         padded = count * max(entry.length for entry in batch)
         self._run_seconds.observe(elapsed)
         self._metrics.batch_items.labels(self.modality).observe(count)

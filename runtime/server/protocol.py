@@ -24,7 +24,8 @@ _NEVER_REFUSED = (b"/livez", b"/readyz", b"/metrics", b"/v2/health/")
 _ON_ITS_WAY_SECONDS = 0.5
 """How long a connection without a request stays when the server ends: its next one may lie in the socket already."""
 _FLUSH_SECONDS = 30.0
-"""From the end of an answer to its last byte leaving."""
+_FLUSH_BYTES = 1 << 18
+"""An answer of which less than so much leaves in so many seconds is given up, and its memory given back."""
 
 
 def _refusal() -> bytes:
@@ -46,6 +47,9 @@ class DeadlineProtocol(HttpToolsProtocol):
     _header_timer: asyncio.TimerHandle | None = None
     _flush_timer: asyncio.TimerHandle | None = None
     _header_bytes = 0
+    """Came since headers are expected; where they come in many pieces."""
+    _field_bytes = 0
+    """Of the fields of this request; where they come in one piece, or with a body."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for headers, for a while."""
@@ -64,12 +68,32 @@ class DeadlineProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._header_timer is not None and not self._refused:
             self._header_bytes += len(data)
-            if self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
-                self._end(431, f"A request has at most {MAX_HEADER_BYTES} bytes of headers.", "headers_too_large")
+            if self._header_bytes > MAX_HEADER_BYTES:
+                self._end_of_headers_too_large()
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._field_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the path."""
+        self._field_bytes += len(url)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; beyond the limit it is not kept."""
+        self._field_bytes += len(name) + len(value) + len(b": \r\n")
+        if self._field_bytes <= MAX_HEADER_BYTES:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The headers are here."""
         self._header_bytes = 0
+        if self._field_bytes > MAX_HEADER_BYTES:
+            self._refused = True
+            self._end_of_headers_too_large()
+            return
         # `tasks` are the process's requests. One behind another on a connection waits for that one's answer.
         between_requests = self.cycle is None or self.cycle.response_complete
         if len(self.tasks) >= REQUESTS_AT_A_TIME and between_requests and not self.url.startswith(_NEVER_REFUSED):
@@ -102,7 +126,8 @@ class DeadlineProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self._flush_timer is not None:
             self._flush_timer.cancel()
-        self._flush_timer = self.loop.call_later(_FLUSH_SECONDS, self._require_flushed)
+            self._flush_timer = None
+        self._expect_flushed()
 
     def shutdown(self) -> None:
         """The server ends: answer what is here or on its way, then close."""
@@ -137,10 +162,22 @@ class DeadlineProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self._end(408, "The headers did not arrive in time.", "headers_too_slow")
 
-    def _require_flushed(self) -> None:
+    def _expect_flushed(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        if left:
+            self._flush_timer = self.loop.call_later(_FLUSH_SECONDS, self._require_flushed, left)
+
+    def _require_flushed(self, before: int) -> None:
         self._flush_timer = None
-        if self.transport.is_closing() and self.transport.get_write_buffer_size():
+        left = self.transport.get_write_buffer_size()
+        if left > max(0, before - _FLUSH_BYTES):
             self.transport.abort()
+        else:
+            self._expect_flushed()
+
+    def _end_of_headers_too_large(self) -> None:
+        if not self.transport.is_closing():
+            self._end(431, f"A request has at most {MAX_HEADER_BYTES} bytes of headers.", "headers_too_large")
 
     def _end(self, status: int, message: str, code: str) -> None:
         content = orjson.dumps(error_body(status, message, code))

@@ -1,9 +1,11 @@
-"""How long an item takes here, decoding and all, from what was answered lately."""
+"""How long an item takes here, decoding and all, from what was done lately."""
 
 from __future__ import annotations
 
 _KEPT = 0.95
-"""Of what is known, at each answer: a machine that got slower is noticed after some twenty of them."""
+"""Of what is known, at each batch: a machine that got slower is noticed after some twenty of them."""
+_ENOUGH = 8
+"""Items before anything is promised: the first batch of a request comes late, behind all of its decoding."""
 
 
 class ServiceRate:
@@ -16,15 +18,15 @@ class ServiceRate:
 
     @property
     def seconds_per_item(self) -> float:
-        """0 until something was answered."""
-        return self._seconds / self._items if self._items else 0.0
+        """0 until a few were done."""
+        return self._seconds / self._items if self._items >= _ENOUGH else 0.0
 
     def begin(self, now: float) -> None:
         """There is work again after none."""
         self._since = now
 
-    def answered(self, count: int, now: float) -> None:
-        """So many items left, since the last that did."""
+    def done(self, count: int, now: float) -> None:
+        """So many items were done, since the last that were."""
         self._seconds = _KEPT * self._seconds + (now - self._since)
         self._items = _KEPT * self._items + count
         self._since = now

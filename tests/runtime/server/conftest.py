@@ -149,12 +149,21 @@ class Threaded:
     url: str
     service: Service
     sessions: dict[str, Faulty]
+    connections: set[Any]
+    """That are open."""
 
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False)
 
     def embed(self, client: httpx.Client, *texts: str, **headers: str) -> httpx.Response:
         return client.post("/v1/embeddings", json={"input": list(texts)}, headers=headers)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 @contextlib.contextmanager
@@ -186,7 +195,7 @@ def in_thread(bundle: Bundle, **settings: Any) -> Iterator[Threaded]:
             time.sleep(0.01)
         for session in sessions.values():
             session.sizes.clear()
-        yield Threaded(url, service, sessions)
+        yield Threaded(url, service, sessions, uvicorn.server_state.connections)
     finally:
         uvicorn.should_exit = True
         thread.join(PATIENCE_S)

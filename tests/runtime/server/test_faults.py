@@ -16,9 +16,10 @@ import httpx
 import numpy as np
 import pytest
 
+from fluxtalk.errors import BackendError
 from fluxtalk.runtime import Embedder
 from tests.conftest import Made
-from tests.runtime.server.conftest import PATIENCE_S, Threaded, in_thread, running
+from tests.runtime.server.conftest import PATIENCE_S, Threaded, in_thread, running, wait_for
 from tests.runtime.server.test_limits import connect, everything, head
 
 CULPRIT = "omega omega omega"
@@ -64,13 +65,6 @@ def held(up: Threaded) -> Iterator[Callable[[], None]]:
             assert first.result(PATIENCE_S).status_code == 200
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
 def outstanding(up: Threaded) -> float:
     value: float = up.service.metrics.outstanding.labels("text")._value.get()
     return value
@@ -107,10 +101,28 @@ def test_only_the_culprit_of_a_failed_batch_gets_an_error(up: Threaded, made: Ma
     assert [answer.status_code for answer in answers] == [200, 500, 200]
     assert answers[1].json()["error"]["code"] == "engine_failed"
     assert CULPRIT not in answers[1].text
-    assert up.sessions["text"].sizes == [1, 3, 1, 1, 1]
+    # One more run: what is known to be good, which the session still answers.
+    assert up.sessions["text"].sizes == [1, 3, 1, 1, 1, 1]
+    assert up.service.why_not_ready is None
     for answer, text in zip(answers[::2], texts[::2], strict=True):
         found = np.array([answer.json()["data"][0]["embedding"]])
         assert np.abs(found - embedder.embed("text", [text])).max() <= 1e-6
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no memory"), BackendError("CUDA failure 2")], ids=["plain", "ours"])
+def test_an_engine_that_fails_at_everything_is_not_ready_any_more(made: Made, error: Exception) -> None:
+    def fail(_inputs: Mapping[str, Any]) -> None:
+        raise error
+
+    with in_thread(made.bundle) as up, up.client() as client:
+        up.sessions["text"].before = fail
+        answer = up.embed(client, "black chess queen")
+        assert answer.status_code == 500
+        assert answer.json()["error"]["code"] == "engine_failed"
+        assert str(error) not in answer.text
+        wait_for(lambda: up.service.why_not_ready == "the engine of text stopped")
+        assert client.get("/readyz").status_code == 503
+        assert up.embed(client, "black chess queen").status_code == 503
 
 
 def test_what_is_not_finite_is_an_error_and_never_an_answer(up: Threaded) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import orjson
 import pytest
 from PIL import Image
 
@@ -23,7 +24,7 @@ from fluxtalk.runtime import Embedder
 from fluxtalk.runtime.server import protocol
 from fluxtalk.runtime.server.decoding import decode_text
 from tests.conftest import Made
-from tests.runtime.server.conftest import Process, in_thread
+from tests.runtime.server.conftest import Process, in_thread, wait_for
 
 MIB = 1 << 20
 
@@ -177,6 +178,30 @@ def test_endless_headers_are_refused(server: Process) -> None:
         except ConnectionError:
             return  # closed before we had read it
     assert answer.startswith(b"HTTP/1.1 431")
+
+
+@pytest.mark.parametrize(
+    "headers", [b"X: " + b"x" * 66_000 + b"\r\n", b"a: b\r\n" * 11_000, b""], ids=["one", "many", "url"]
+)
+def test_large_headers_in_one_piece_are_refused(server: Process, headers: bytes) -> None:
+    path = b"/livez" if headers else b"/livez?" + b"x" * 66_000
+    with connect(server.url) as connection:
+        connection.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\n" + headers + b"\r\n")
+        answer = everything(connection)
+    assert answer.startswith(b"HTTP/1.1 431")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "headers_too_large"
+
+
+@pytest.mark.parametrize("keep", ["keep-alive", "close"])
+def test_an_answer_that_nobody_reads_is_given_up(made: Made, monkeypatch: pytest.MonkeyPatch, keep: str) -> None:
+    monkeypatch.setattr(protocol, "_FLUSH_SECONDS", 0.5)
+    body = orjson.dumps({"input": ["a"] * 2048, "output": "tokens"})
+    with in_thread(made.bundle) as up, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", int(up.url.rpartition(":")[2])))
+        connection.sendall(head(len(body), f"Connection: {keep}") + body)
+        wait_for(lambda: len(up.connections) == 1)
+        wait_for(lambda: not up.connections)
 
 
 def test_what_is_no_http_is_answered_like_everything_else(server: Process) -> None:
