@@ -1,6 +1,6 @@
 # FluxTalk. `make help` lists the targets; each makes the virtual environment it needs.
 #
-#   PYTHON=python3.12           the interpreter that makes .venv (3.11 or newer)
+#   PYTHON=python3.12           the interpreter that makes .venv and .venv-gpu (3.11 or newer)
 #   TORCH_INDEX=URL             where pip takes torch from, for CPU-only machines:
 #                               make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #   STAGE1=train                `make demo` trains its own encoders instead of taking the committed ones
@@ -12,6 +12,8 @@ STAGE1 ?= committed
 DEMO ?= runs/demo
 BIN := .venv/bin
 STAMP := .venv/.installed
+GPU_BIN := .venv-gpu/bin
+GPU_STAMP := .venv-gpu/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow lint bench bench-runtime bench-export bench-server bench-backends bench-features bench-training bench-quality docs gpu clean
@@ -80,8 +82,19 @@ bench-quality: install ## The proof of docs/quality.md: synthetic truth and glyp
 docs: install ## Draw the pictures of the docs again
 	$(BIN)/python -m bench.contact_sheet --output docs/images/glyphs.png
 
-gpu: install ## Everything that needs a CUDA device; says what it could not do
-	$(BIN)/python -m bench.gpu
+$(GPU_STAMP): pyproject.toml constraints.txt
+	@echo "installing into .venv-gpu (PyTorch, CUDA, cuDNN and TensorRT: several gigabytes)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: FluxTalk needs Python 3.11 or newer; $(PYTHON) is older: make gpu PYTHON=python3.12"; exit 2; }
+	test -x $(GPU_BIN)/python || $(PYTHON) -m venv .venv-gpu
+	$(GPU_BIN)/python -m pip install --quiet --upgrade "pip>=25"
+	$(GPU_BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --constraint constraints.txt torch
+	@# TensorRT 10, because ONNX Runtime's provider is linked with it. No tools of `dev`: they bring the onnxruntime without CUDA.
+	$(GPU_BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[gpu,train,export,rtx,tensorrt]' 'tensorrt<11' matplotlib pytest pytest-timeout
+	@touch $@
+
+gpu: $(GPU_STAMP) ## Everything that needs a CUDA device, in an environment of its own; says what it could not do
+	@# ONNX Runtime leaves it to the linker to find TensorRT, and the linker does not look into Python's packages.
+	LD_LIBRARY_PATH="$$($(GPU_BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')/tensorrt_libs$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}" $(GPU_BIN)/python -m bench.gpu
 
 clean: ## Remove what the demo wrote
 	rm -rf $(DEMO)

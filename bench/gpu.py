@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     report.write()
     missing, failed = (len(report.results[name]) for name in ("could_not", "failed"))
     report.say(f"{options.output}: {missing} things could not be done, {failed} went wrong")
-    measured = {"training", "parity"} & set(report.results)
+    # A part that could do nothing leaves an empty list.
+    measured = any(report.results.get(name) for name in ("training", "parity"))
     return int(report.failed or not measured)
 
 
@@ -61,7 +63,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="Fewer pairs, shapes and calls.")
     parser.add_argument("--cpu", action="store_true", help="Rehearse without a GPU; implies --quick.")
     parser.add_argument("--limit", type=float, default=1500, help="Seconds after which nothing new begins.  [1500]")
-    parser.add_argument("--no-tests", dest="tests", action="store_false", help="Do not run `pytest -m gpu`.")
+    parser.add_argument("--no-tests", dest="tests", action="store_false", help="Do not run the tests that need a GPU.")
     parsed = parser.parse_args(arguments)
     parsed.quick |= parsed.cpu
     return parsed
@@ -96,49 +98,73 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
 
 def _measure(report: Report, options: argparse.Namespace, work: Path) -> None:
     """The parts in order of their worth."""
-    from bench.gpu_engines import backends, build, parity
-    from bench.gpu_latency import latency
-    from bench.gpu_models import Subject, write_large_bundle
+    from bench.gpu_models import write_large_bundle
 
     device = "cpu" if options.cpu else "cuda"
-    results, quick = report.results, options.quick
-
-    def keep(name: str, rows: Any) -> None:
-        if isinstance(rows, list):
-            results.setdefault(name, []).extend(rows)
-        else:
-            results[name] = rows
-
-    def examine(subject: Subject) -> None:
-        name = subject.name
-        report.part(f"engines of {name}", 60, lambda: keep("engines", build(report, subject, options.cpu)))
-        report.part(
-            f"parity of {name}", 20, lambda: keep("parity", parity(report, subject, backends(options.cpu), quick))
-        )
-        report.part(f"latency of {name}", 20, lambda: keep("latency", latency(report, subject, device, quick)))
-
     training: Any = None
-    demo: Subject | None = None
     if options.bundle is not None:
         demo = report.part("bundle", 0, lambda: _given(options.bundle))
     else:
-        training = _training(work, device, quick)
-        report.part("training", 60, lambda: keep("training", _train(report, training)))
+        training = _training(work, device, options.quick)
+        report.part("training", 60, lambda: _keep(report, "training", _train(report, training)))
         demo = report.part("export", 60, lambda: _export(report, training, work / "bundle"))
     if demo is not None:
-        examine(demo)
-    if training is not None and "training" in results:
-        from bench.gpu_training import kill_and_resume, process_group
+        _examine(report, options, demo)
+    if training is not None and "training" in report.results:
+        report.part("killed and resumed", 60, lambda: _resume(report, training))
+        report.part("process group", 60, lambda: _group(report, training))
+    if options.cpu:
+        return
+    if options.tests:
+        from bench.gpu_tests import run_tests
 
-        report.part("killed and resumed", 60, lambda: keep("killed_and_resumed", kill_and_resume(training)))
-        report.part("process group", 60, lambda: keep("process_group", process_group(training)))
-    if not options.cpu:
-        if options.tests:
-            report.part("tests", 120, lambda: keep("tests", _tests(report)))
-        precisions = PRECISIONS[:2] if quick else PRECISIONS
-        large = report.part("large models", 120, lambda: write_large_bundle(work / "large", precisions))
-        if large is not None:
-            examine(large)
+        report.part("tests", 120, lambda: _keep(report, "tests", run_tests(report)))
+    precisions = PRECISIONS[:2] if options.quick else PRECISIONS
+    large = report.part("large models", 120, lambda: write_large_bundle(work / "large", precisions))
+    if large is not None:
+        _examine(report, options, large)
+
+
+def _keep(report: Report, name: str, found: Any) -> None:
+    """Add rows to those of other subjects; anything else is there once."""
+    if isinstance(found, list):
+        report.results.setdefault(name, []).extend(found)
+    else:
+        report.results[name] = found
+
+
+def _examine(report: Report, options: argparse.Namespace, subject: Any) -> None:
+    """Engines, parity and latency of a subject."""
+    from bench.gpu_engines import backends, build, parity
+    from bench.gpu_latency import latency
+
+    cpu, quick, name = options.cpu, options.quick, subject.name
+    device = "cpu" if cpu else "cuda"
+
+    def part(what: str, needs: float, work: Callable[[], list[dict[str, Any]]]) -> None:
+        report.part(f"{what} of {name}", needs, lambda: _keep(report, what, work()))
+
+    part("engines", 60, lambda: build(report, subject, cpu))
+    part("parity", 20, lambda: parity(report, subject, backends(cpu), quick))
+    part("latency", 20, lambda: latency(report, subject, device, quick))
+
+
+def _resume(report: Report, training: Any) -> None:
+    from bench.gpu_judge import judge_resumed
+    from bench.gpu_training import kill_and_resume
+
+    found = kill_and_resume(training)
+    _keep(report, "killed_and_resumed", found)
+    judge_resumed(report, found, training.device)
+
+
+def _group(report: Report, training: Any) -> None:
+    from bench.gpu_judge import judge_group
+    from bench.gpu_training import process_group
+
+    found = process_group(training)
+    _keep(report, "process_group", found)
+    judge_group(report, found, training.device)
 
 
 def _training(work: Path, device: str, small: bool) -> Any:
@@ -150,9 +176,15 @@ def _training(work: Path, device: str, small: bool) -> Any:
 def _train(report: Report, training: Any) -> dict[str, Any]:
     from bench.gpu_training import train
 
+    _need_type_faces()
     found = train(training)
     report.say(f"   {found['steps']} steps in {found['seconds']} s, {found['pairs_per_s']:,.0f} pairs/s")
     return found
+
+
+def _need_type_faces() -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("matplotlib is not installed, with whose type faces the data set glyphs is drawn")
 
 
 def _given(folder: Path) -> Any:
@@ -170,6 +202,7 @@ def _export(report: Report, training: Any, folder: Path) -> Any:
     from fluxtalk.export.write_bundle import write_bundle
     from fluxtalk.model.run import open_run
 
+    _need_type_faces()
     run = open_run(training.folder(training.config).root)
     data = load_dataset(training.config.data, default_cache_dir(training.config.cache_dir))
     precisions = PRECISIONS[:2] if training.device == "cpu" else PRECISIONS
@@ -177,29 +210,6 @@ def _export(report: Report, training: Any, folder: Path) -> Any:
     options = ExportOptions(precisions, eval_items=200, allow_quality_loss=True)
     bundle = write_bundle(run, data, folder, options, lambda line: report.say(f"   {line}"))
     return Subject("demo", bundle, {name: run.embedder(name) for name in bundle.manifest.modalities})
-
-
-def _tests(report: Report) -> dict[str, Any]:
-    if importlib.util.find_spec("pytest") is None:
-        raise ImportError("pytest is not installed")
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rs", "tests"]
-    if importlib.util.find_spec("pytest_timeout") is None:
-        # The project's settings name its options.
-        command += ["-c", os.devnull, "--rootdir", str(ROOT)]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": path},
-        timeout=max(60.0, report.left),
-    )  # fmt: skip
-    lines = done.stdout.strip().splitlines()
-    report.say("   " + (lines[-1] if lines else done.stderr[-300:]))
-    if done.returncode not in (0, 5):
-        report.fail("tests", lines[-1] if lines else "pytest did not run", done.stdout[-5000:] + done.stderr[-1000:])
-    return {"exit_code": done.returncode, "summary": lines[-1] if lines else "", "skipped": _skips(lines)}
-
-
-def _skips(lines: list[str]) -> list[str]:
-    return [line for line in lines if line.startswith("SKIPPED")]
 
 
 def _has_cuda() -> bool:

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.gpu_compiler import missing_compiler
 from bench.gpu_engines import backends
 from bench.gpu_models import Arrays, Subject
 from bench.gpu_report import Report
 from fluxtalk.bundle import TOKEN_INDEX, Bundle
+from fluxtalk.errors import BackendError
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import to_tensors
 from fluxtalk.runtime.backends import NATIVE, choose, open_session
@@ -96,7 +98,7 @@ def _candidates(report: Report, subject: Subject, modality: str, device: str, qu
     if not cpu and not quick:
         compiled = torch.compile(module, dynamic=False)
         for precision, dtype in list(precisions.items())[:2]:
-            run = partial(_run_eager, compiled, device, dtype)
+            run = partial(_run_compiled, compiled, device, dtype)
             # Half a minute for each shape.
             yield Candidate("torch.compile", precision, run, torch.compiler.reset, every_k=False, needs=60)
 
@@ -119,6 +121,23 @@ def _run_eager(module: Any, device: str, dtype: torch.dtype | None, arrays: Arra
             result = module(*to_tensors(arrays, device), torch.arange(k, device=device))
         return result.tokens.cpu().numpy(), result.embeddings.cpu().numpy()
 
+    return call
+
+
+def _run_compiled(module: Any, device: str, dtype: torch.dtype | None, arrays: Arrays, k: int) -> Call:
+    """The same, compiled by a first call.
+
+    Raises:
+        BackendError: what compiles it is missing.
+    """
+    call = _run_eager(module, device, dtype, arrays, k)
+    try:
+        call()
+    except Exception as error:  # the compiler's own wrap each other
+        missing = missing_compiler(error)
+        if missing is None:
+            raise
+        raise BackendError(f"torch.compile has nothing to compile with: {missing}.") from error
     return call
 
 

@@ -1,6 +1,7 @@
 """Run by torchrun in `bench.gpu`: training steps in a process group of one, against steps without a group.
 
-With one process the sums and gathers of NCCL move nothing, but they run; so the numbers must be equal.
+With one process the sums and gathers of NCCL move nothing, but they run; so the numbers must be equal, up to what
+``bench.gpu_judge`` allows.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from bench.gpu_training import largest_difference
 from fluxtalk.artifacts import Identity, write_json
 from fluxtalk.model.world import OneProcess, World
 from fluxtalk.train.config import TrainConfig
@@ -24,7 +26,11 @@ _STEPS = 20
 
 
 def main(config_file: Path, output: Path) -> None:
-    """Write the largest difference of a parameter after the steps, and how long they took."""
+    """Write the largest difference of a parameter after the steps, and how long they took.
+
+    Raises:
+        RuntimeError: the parameters are not finite.
+    """
     config = TrainConfig.from_dict(json.loads(config_file.read_text()))
     device = torch.device("cuda", 0) if config.device == "cuda" else torch.device("cpu")
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -39,8 +45,7 @@ def main(config_file: Path, output: Path) -> None:
                 trainer.step()
             parameters[name] = [p.detach().float().cpu() for p in trainer.step_module.parameters()]
             seconds[name] = time.perf_counter() - started
-        pairs = zip(parameters["group"], parameters["alone"], strict=True)
-        largest = max(float((first - second).abs().max()) for first, second in pairs)
+        largest = largest_difference(zip(parameters["group"], parameters["alone"], strict=True))
     finally:
         dist.destroy_process_group()
     write_json(output, {"backend": backend, "steps": _STEPS, "largest_difference": largest, "seconds": seconds})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 import traceback
 from collections.abc import Callable
@@ -59,6 +60,8 @@ class Report:
             return work()
         except (BackendError, ImportError) as error:
             self.could_not(what, str(error))
+        except subprocess.TimeoutExpired as error:
+            self.could_not(what, f"it was not done after {error.timeout:.0f} s, which is what --limit left")
         except Exception as error:
             self.fail(what, f"{type(error).__name__}: {reason(error)}", traceback.format_exc())
         return None

@@ -88,8 +88,8 @@ def onnx(
     )
     opened = open_run(run, stage1_checkpoint)
     cache = default_cache_dir(cache_dir or opened.config["options"]["cache_dir"])
-    dataset = load_dataset(data or opened.config["facts"]["data"], cache)
-    held_out = load_dataset(eval_data, cache) if eval_data is not None else None
+    dataset = load_dataset(data or opened.data, cache, opened.stage1.kinds)
+    held_out = load_dataset(eval_data, cache, opened.stage1.kinds) if eval_data is not None else None
     bundle = write_bundle(opened, dataset, output, options, click.echo, held_out)
     size = sum(file.stat().st_size for file in output.iterdir())
     click.echo(
@@ -107,14 +107,15 @@ def onnx(
     multiple=True,
     help="Which to verify; repeatable.  [default: all that the back end runs]",
 )
+@option("--allow_host_code", is_flag=True, help="Run version-compatible engines, and the code that they bring.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @debug_option
 @sentence_errors
-def verify(bundle: Path, backend: str, precisions: tuple[str, ...], as_json: bool) -> None:
+def verify(bundle: Path, backend: str, precisions: tuple[str, ...], allow_host_code: bool, as_json: bool) -> None:
     """Check BUNDLE's hashes and replay its golden vectors, in every precision; needs no PyTorch."""
     from fluxtalk.export.verify import verify_bundle
 
-    verification = verify_bundle(bundle, backend, precisions)
+    verification = verify_bundle(bundle, backend, precisions, allow_host_code)
     click.echo(verification.json() if as_json else verification.table())
     verification.require()
 

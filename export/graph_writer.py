@@ -26,6 +26,7 @@ from fluxtalk.parity import EXPORT_TOLERANCE, Difference, Tolerance
 from fluxtalk.runtime.golden import ParityReport, replay
 from fluxtalk.runtime.session import Session
 from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
+from fluxtalk.runtime.worst import AttentionDifference, attention_tolerance
 
 Say = Callable[[str], None]
 
@@ -148,7 +149,7 @@ class GraphWriter:
         problems = sorted({f"golden vectors of {r.modality}: {phrase}" for r in reports for phrase in r.broken})
         if problems and self._options.allow_quality_loss:
             for report in reports:
-                tolerance = widened(tolerance, report.difference)
+                tolerance = widened(tolerance, report.difference, report.attention)
         return problems, tolerance
 
     def _measure(
@@ -173,7 +174,7 @@ class GraphWriter:
         return serving, report.to_dict()
 
 
-def widened(tolerance: Tolerance, difference: Difference) -> Tolerance:
+def widened(tolerance: Tolerance, difference: Difference, attention: AttentionDifference | None) -> Tolerance:
     """The tolerance, where a difference breaks it replaced by one and a half times what was measured."""
     changes: dict[str, float] = {}
     for name in ("max_abs", "mean_abs", "tokens", "prefix", "rows"):
@@ -184,4 +185,6 @@ def widened(tolerance: Tolerance, difference: Difference) -> Tolerance:
             changes[name] = 1.5 * value
     if not difference.min_cosine >= tolerance.min_cosine:
         changes["min_cosine"] = max(0.0, 1 - 1.5 * (1 - difference.min_cosine))
+    if attention is not None and not attention.max_abs <= attention_tolerance(tolerance):
+        changes["attention"] = 1.5 * attention.max_abs
     return dataclasses.replace(tolerance, **changes)

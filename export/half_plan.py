@@ -12,7 +12,7 @@ import onnx
 
 from fluxtalk.bundle import OUTPUTS
 from fluxtalk.errors import UsageError
-from fluxtalk.export.graph_tools import constants, consumers, inputs_of
+from fluxtalk.export.graph_tools import constants, consumers, inputs_of, producers
 
 HALF_TYPES: dict[str, int] = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 
@@ -74,6 +74,7 @@ class _Planner:
         self._kind = kind
         self._constants = constants(model)
         self._consumers = consumers(model)
+        self._producers = producers(model)
         self._outputs = {value.name for value in model.graph.output}
         self._opset = next(part.version for part in model.opset_import if part.domain in ("", "ai.onnx"))
         self._after_tokens = self._downstream(OUTPUTS[0])
@@ -114,6 +115,9 @@ class _Planner:
         if self._is_float(node):
             self._given.update(node.output if node.op_type == "Cast" else ())
             return False
+        if self._guards_softmax(node):
+            # Rounded in front of the guard: behind it, TensorRT's fusion of attention fails on its own check.
+            return True
         if node.op_type in _MOVEMENT or node.op_type == "Cast":
             return all_half if known else None
         if node.op_type in _ARITHMETIC:
@@ -143,6 +147,21 @@ class _Planner:
         if any(self._is_lost(name) for name in node.input):
             return True
         return self._leads_to(node, lambda reader: reader.op_type in _SOFTMAX)
+
+    def _guards_softmax(self, node: onnx.NodeProto) -> bool:
+        """Whether a node is the ``Where(IsNaN(softmax), 0, softmax)`` of rows that see no key, read by products alone.
+
+        PyTorch's attention has it wherever its mask is boolean. It only selects, so that rounding in front of it gives
+        the same numbers.
+        """
+        if node.op_type != "Where":
+            return False
+        test, made = (self._producers.get(node.input[place]) for place in (0, 2))
+        if test is None or made is None or test.op_type != "IsNaN" or made.op_type not in _SOFTMAX:
+            return False
+        readers = self._consumers.get(node.output[0], [])
+        products = readers and all(part.op_type in _PRODUCTS and not self._is_float(part) for part in readers)
+        return bool(products) and test.input[0] == node.input[2] and node.output[0] not in self._outputs
 
     def _leads_to(self, node: onnx.NodeProto, target: Callable[[onnx.NodeProto], bool]) -> bool:
         """Whether all that is made of a node goes into certain nodes, at most moved, scaled or added to before."""

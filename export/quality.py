@@ -240,9 +240,10 @@ def _broken(found: Quality, tolerance: Tolerance, max_moved: float) -> list[str]
             f"{moved} of {found.queries} queries find another nearest item, and not at most {100 * max_moved:.0f} %"
         )
     if not _beyond(found.recall_loss, found.recall_queries) <= 1e-9:
+        lost, asked = round(found.recall_loss * found.recall_queries), found.recall_queries
         phrases.append(
-            f"Recall@10 falls by {100 * found.recall_loss:.2f} points ({round(found.recall_loss * found.recall_queries)} "
-            f"of {found.recall_queries} queries) and not by at most {100 * MAX_RECALL_LOSS:.0f}, or one query"
+            f"Recall@10 falls by {100 * found.recall_loss:.2f} points ({lost} of {asked} queries) and not by at most "
+            f"{100 * MAX_RECALL_LOSS:.0f}, or one query"
         )
     return phrases
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,9 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim
 
+import fluxtalk
 from fluxtalk.artifacts import write_atomically
 from fluxtalk.bundle import ATTENTION, FEATURES, OUTPUTS, TOKEN_INDEX
-from fluxtalk.errors import UsageError
+from fluxtalk.errors import UsageError, reason
 from fluxtalk.export.graph_tools import fold_constants
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.preprocess import Preprocessor
@@ -73,7 +76,7 @@ def export_onnx(
     arguments, shapes = _arguments(embedder, preprocess, sample)
     outputs = [*OUTPUTS, *[ATTENTION] * attention, FEATURES]
     try:
-        with _quiet():
+        with _quiet() as report:
             program = torch.onnx.export(
                 _Traced(embedder, attention).eval(),
                 arguments,
@@ -85,11 +88,9 @@ def export_onnx(
                 verbose=False,
             )
     except (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException) as error:
-        reason = next((line for line in reversed(str(error.__cause__ or error).splitlines()) if line.strip()), "")
-        raise UsageError(
-            f"The {embedder.modality} encoder cannot be exported to ONNX ({reason.strip()[:300]}); write it without "
-            "data-dependent control flow, or run with --debug for the exporter's report."
-        ) from error
+        # Tracebacks show notes, and --debug shows the traceback.
+        error.add_note(report.getvalue().strip() or "The exporter printed nothing.")
+        raise UsageError(_refusal(embedder.modality, error)) from error
     assert program is not None
     model = program.model_proto
     _require_dynamic(model, shapes, embedder.modality)
@@ -147,6 +148,21 @@ def _arguments(
     return tuple(arguments), tuple(shapes)
 
 
+def _refusal(modality: str, error: BaseException) -> str:
+    """What the exporter refuses, and the encoder's line that asks for it where its traceback has one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    # Up to the encoder's call all is ours, and from its tensors' calls on all is PyTorch's.
+    foreign = (*(f"{Path(str(package.__file__)).parent}{os.sep}" for package in (fluxtalk, torch)), "<")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(foreign)]
+    where = f" at {frames[-1].filename}, line {frames[-1].lineno}, `{frames[-1].line}`" if frames else ""
+    why = " ".join(reason(error).split())[:300]
+    return (
+        f"The {modality} encoder cannot be exported to ONNX{where} ({why}); write it without control flow that depends "
+        "on values and with standard operators, or run with --debug for the exporter's report."
+    )
+
+
 def _require_dynamic(model: onnx.ModelProto, shapes: Sequence[Any], modality: str) -> None:
     """The exporter falls back, without a word, to a graph of the example's sizes where code fixes them."""
     for value, expected in zip(model.graph.input, shapes, strict=True):
@@ -181,16 +197,18 @@ def _strip_paths(model: onnx.ModelProto) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's own progress lines and version warnings away from our output."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+def _quiet() -> Iterator[io.StringIO]:
+    """Keep what the exporter prints, graphs, progress and warnings of versions, away from our output, and give it."""
+    printed = io.StringIO()
+    names = ("torch.onnx", "torch.fx.experimental.symbolic_shapes", "onnxscript")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             warnings.simplefilter("ignore")
-            yield
+            yield printed
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -16,6 +16,7 @@ same k; and clients that pad texts to a few lengths are batched more often.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,19 @@ from onnx import TensorProto, helper
 
 from fluxtalk.artifacts import write_atomically
 from fluxtalk.bundle import TOKEN_INDEX, Bundle
+from fluxtalk.engines import Profile
 from fluxtalk.errors import UsageError
 from fluxtalk.export.to_onnx import graph_files
 from fluxtalk.runtime.golden import read_golden
+
+Arrays = dict[str, NDArray[Any]]
 
 PLATFORMS = {"onnx": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
 KINDS = {"auto": "KIND_AUTO", "gpu": "KIND_GPU", "cpu": "KIND_CPU"}
 _FILES = {"onnx": "model.onnx", "tensorrt": "model.plan"}
 _ROW = "token_index_row"
+_BATCH = 64
+"""Rows of a batch where none are asked for."""
 _TYPES = {
     TensorProto.INT64: "TYPE_INT64",
     TensorProto.BOOL: "TYPE_BOOL",
@@ -53,14 +59,13 @@ class TritonOptions:
 
     platform: str = "onnx"
     """``onnx`` (ONNX Runtime back end) or ``tensorrt`` (a compiled plan)."""
-    max_batch_size: int = 64
+    max_batch_size: int | None = None
+    """Rows that Triton puts into one batch; None takes 64, or what every profile of a plan takes."""
     instances: int = 1
     device: str = "auto"
     """Where instances run: ``gpu``, ``cpu``, or ``auto``."""
     queue_delay: int = 0
     """Microseconds that a request may wait for company."""
-    profiles: int = 1
-    """Optimisation profiles of a plan; every instance uses all of them."""
     prefix: str = "fluxtalk"
 
     def __post_init__(self) -> None:
@@ -72,7 +77,7 @@ class TritonOptions:
             ("--instances", self.instances, 1),
             ("--queue_delay", self.queue_delay, 0),
         ):
-            if number < least:
+            if number is not None and number < least:
                 raise UsageError(f"{name} is at least {least}; got {number}.")
         if not self.prefix.isidentifier():
             raise UsageError(
@@ -80,6 +85,26 @@ class TritonOptions:
             )
         if self.platform == "tensorrt" and self.device == "cpu":
             raise UsageError("A TensorRT plan runs on a GPU; got --device cpu.")
+
+    def batch_size(self, modality: str, profiles: Sequence[Profile]) -> int:
+        """The ``max_batch_size`` of a modality's model.
+
+        Args:
+            profiles: of its plan; none for a graph.
+
+        Raises:
+            UsageError: no profile takes as many rows as were asked for, so Triton would refuse the model.
+        """
+        largest = [profile["batch"][2] for profile in profiles]
+        if self.max_batch_size is None:
+            # Rows of any size may meet in a batch, so every profile has to take as many.
+            return min(_BATCH, *largest) if largest else _BATCH
+        if largest and self.max_batch_size > max(largest):
+            raise UsageError(
+                f"--max_batch_size {self.max_batch_size} is more than the {max(largest)} rows that the profiles of "
+                f"{modality} take; ask for fewer, or give a --profile {modality}:batch=MIN,OPT,MAX of as many."
+            )
+        return self.max_batch_size
 
 
 def with_batched_index(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -101,16 +126,26 @@ def with_batched_index(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def write_model(
-    folder: Path, bundle: Bundle, modality: str, model: onnx.ModelProto, options: TritonOptions, plan: bytes | None
+    folder: Path,
+    bundle: Bundle,
+    modality: str,
+    model: onnx.ModelProto,
+    options: TritonOptions,
+    plan: bytes | None,
+    profiles: Sequence[Profile] = (),
 ) -> str:
     """Write one model into a repository.
 
     Args:
         model: of `with_batched_index`; with ``plan``, it only says what inputs and outputs there are.
         plan: the compiled engine, for the platform ``tensorrt``.
+        profiles: of the plan, in its order; every instance uses all of them.
 
     Returns:
         The model's name.
+
+    Raises:
+        UsageError: the options ask for larger batches than the plan takes.
     """
     name = f"{options.prefix}_{modality}"
     version = folder / name / "1"
@@ -119,21 +154,22 @@ def write_model(
         write_atomically(version / _FILES["tensorrt"], plan)
     else:
         graph_files(model, version, _FILES["onnx"])
-    config = _config(name, model, options) + _warmups(folder / name, bundle, modality, model)
+    config = _config(name, model, options, options.batch_size(modality, profiles), len(profiles))
+    config += _warmups(folder / name, bundle, modality, model, profiles)
     write_atomically(folder / name / "config.pbtxt", config)
     return name
 
 
-def _config(name: str, model: onnx.ModelProto, options: TritonOptions) -> str:
+def _config(name: str, model: onnx.ModelProto, options: TritonOptions, batch_size: int, profiles: int) -> str:
     group = f"    count: {options.instances}\n    kind: {KINDS[options.device]}\n"
     if options.platform == "tensorrt":
         group = f"    count: {options.instances}\n    kind: KIND_GPU\n" + "".join(
-            f'    profile: "{number}"\n' for number in range(options.profiles)
+            f'    profile: "{number}"\n' for number in range(profiles)
         )
     return (
         f"name: {json.dumps(name)}\n"
         f"platform: {json.dumps(PLATFORMS[options.platform])}\n"
-        f"max_batch_size: {options.max_batch_size}\n"
+        f"max_batch_size: {batch_size}\n"
         + "".join(_tensor("input", value) for value in model.graph.input)
         + "".join(_tensor("output", value) for value in model.graph.output)
         + f"dynamic_batching {{\n  max_queue_delay_microseconds: {options.queue_delay}\n}}\n"
@@ -158,24 +194,45 @@ def _dims(value: onnx.ValueInfoProto) -> list[int]:
     return [-1 if dim.dim_param else dim.dim_value for dim in value.type.tensor_type.shape.dim][1:]
 
 
-def _warmups(folder: Path, bundle: Bundle, modality: str, model: onnx.ModelProto) -> str:
-    """A request for the smallest and the largest k, of the first golden item, with its inputs in files."""
+def _warmups(folder: Path, bundle: Bundle, modality: str, model: onnx.ModelProto, profiles: Sequence[Profile]) -> str:
+    """Requests of the first golden item for the smallest and the largest k, of each profile where there are any."""
     inputs, _ = read_golden(bundle, modality)
     rows = {name: np.ascontiguousarray(array[:1]) for name, array in inputs.items()}
     if "mask" in rows:
-        length = max(1, int(rows["mask"].sum()))
-        rows = {name: np.ascontiguousarray(array[:, :length]) for name, array in rows.items()}
+        rows = _of_length(rows, max(1, int(rows["mask"].sum())))
+    tokens = bundle.manifest.num_register_tokens
     text = ""
-    for k in sorted({1, bundle.manifest.num_register_tokens}):
-        arrays = {**rows, TOKEN_INDEX: np.arange(k, dtype=np.int64)[None]}
+    for name, arrays, batch_size in _requests(rows, tokens, profiles):
         values = [value for value in model.graph.input if value.name in arrays]
-        parts = "".join(_warmup_input(folder, value, arrays[value.name], k) for value in values)
-        text += f'model_warmup [\n  {{\n    name: "k={k}"\n    batch_size: 1\n{parts}  }}\n]\n'
+        parts = "".join(_warmup_input(folder, value, arrays[value.name], name) for value in values)
+        text += f'model_warmup [\n  {{\n    name: "{name}"\n    batch_size: {batch_size}\n{parts}  }}\n]\n'
     return text
 
 
-def _warmup_input(folder: Path, value: onnx.ValueInfoProto, array: NDArray[Any], k: int) -> str:
-    file = f"{value.name}.k{k}"
+def _requests(rows: Arrays, tokens: int, profiles: Sequence[Profile]) -> Iterator[tuple[str, Arrays, int]]:
+    """Name, inputs of one row, and how often Triton is to repeat the row, of each warm-up request."""
+    for number, profile in enumerate(profiles or [None]):
+        prefix = f"profile{number}." if len(profiles) > 1 else ""
+        fitting, batch_size, counts = rows, 1, {1, tokens}
+        if profile is not None:
+            batch_size, counts = profile["batch"][0], {profile["k"][0], profile["k"][2]}
+            if "mask" in rows:
+                low, _, high = profile["length"]
+                fitting = _of_length(rows, min(max(rows["mask"].shape[1], low), high))
+        for k in sorted(counts):
+            yield f"{prefix}k={k}", {**fitting, TOKEN_INDEX: np.arange(k, dtype=np.int64)[None]}, batch_size
+
+
+def _of_length(rows: Arrays, length: int) -> Arrays:
+    """Rows (1, L, ...) cut, or padded as their mask tells, to a length."""
+    return {
+        name: np.pad(array[:, :length], [(0, 0), (0, max(0, length - array.shape[1]))] + [(0, 0)] * (array.ndim - 2))
+        for name, array in rows.items()
+    }
+
+
+def _warmup_input(folder: Path, value: onnx.ValueInfoProto, array: NDArray[Any], request: str) -> str:
+    file = f"{value.name}.{request.replace('=', '')}"
     write_atomically(folder / "warmup" / file, array.tobytes())
     dims = ", ".join(map(str, array.shape[1:]))
     return (

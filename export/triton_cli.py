@@ -20,7 +20,11 @@ from fluxtalk.console import debug_option, option, sentence_errors
 )
 @click.option("--precision", help="One of the bundle's.  [default: its first]")
 @click.option("--profile", "profiles", multiple=True, metavar="SIZES", help="tensorrt: as of `fluxtalk-export trt`.")
-@option("--max_batch_size", default=64, show_default=True, help="Rows that Triton puts into one batch.")
+@option(
+    "--max_batch_size",
+    type=int,
+    help="Rows that Triton puts into one batch.  [default: 64, or what all profiles of a plan take]",
+)
 @click.option("--instances", default=1, show_default=True, help="Copies of each model per device.")
 @click.option("--device", default="auto", show_default=True, help="auto, gpu or cpu.")
 @option("--queue_delay", default=0, show_default=True, help="Microseconds that a request may wait for company.")
@@ -33,7 +37,7 @@ def triton(
     platform: str,
     precision: str | None,
     profiles: tuple[str, ...],
-    max_batch_size: int,
+    max_batch_size: int | None,
     instances: int,
     device: str,
     queue_delay: int,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ def write_repository(
 
     Raises:
         BundleError: the folder is in the way.
-        UsageError: the bundle does not hold the precision, or profiles do not fit.
+        UsageError: the bundle does not hold the precision, or profiles do not fit it or the batch size.
         BackendError: plans were asked for, and TensorRT or the GPU is missing.
     """
     name = bundle.precision(precision)
@@ -43,16 +42,19 @@ def write_repository(
     if profiles and options.platform != "tensorrt":
         raise UsageError("--profile is of compiled plans; add --platform tensorrt, or leave it out.")
     sizes = profiles_of(bundle, modalities, profiles)
+    if options.platform == "tensorrt":
+        for modality in modalities:
+            options.batch_size(modality, sizes[modality])  # Before minutes are spent on compiling.
     with atomic_folder(output, BundleError) as folder, tempfile.TemporaryDirectory() as scratch:
         names = []
         for modality in modalities:
             model = with_batched_index(onnx.load(bundle.graph(modality, name)))
-            plan = None
+            plan, compiled = None, []
             if options.platform == "tensorrt":
                 graph_files(model, Path(scratch), f"{modality}.onnx")
                 plan = _plan(bundle, modality, name, Path(scratch), sizes[modality])
-                options = dataclasses.replace(options, profiles=len(sizes[modality]))
-            names.append(write_model(folder, bundle, modality, model, options, plan))
+                compiled = sizes[modality]
+            names.append(write_model(folder, bundle, modality, model, options, plan, compiled))
     return names
 
 

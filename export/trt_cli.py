@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from fluxtalk.console import debug_option, option, sentence_errors
+
+if TYPE_CHECKING:
+    from fluxtalk.export.to_tensorrt import Source, Target
+    from fluxtalk.trt_api import TensorRT
 
 
 @click.command()
@@ -67,12 +73,15 @@ def trt(
     timing_cache: Path | None,
     version_compatible: bool,
 ) -> None:
-    """Compile the graphs of BUNDLE with TensorRT, into its folder `engines`; what is up to date is left alone."""
+    """Compile the graphs of BUNDLE with TensorRT, into its folder `engines`; what is up to date is left alone.
+
+    A graph that cannot be compiled keeps none of the others from it; which failed, and why, is said at the end.
+    """
     # Only here: `--help` must not wait for onnx.
     from fluxtalk.bundle import read_bundle
     from fluxtalk.errors import UsageError
-    from fluxtalk.export.profiles import profiles_of, spelled
-    from fluxtalk.export.to_tensorrt import build_engine, held, name_of, source_of, target_of
+    from fluxtalk.export.profiles import profiles_of
+    from fluxtalk.export.to_tensorrt import held, source_of, target_of
     from fluxtalk.trt_api import choose_flavor, load_tensorrt
 
     opened = read_bundle(bundle)
@@ -88,12 +97,42 @@ def trt(
     api = load_tensorrt(choose_flavor(flavor, bool(compute_capabilities)))
     target = target_of(api, compute_capabilities, version_compatible, timing_cache)
     sources = [source_of(opened, modality, precision, sizes[modality]) for modality in chosen for precision in wanted]
+    _build_all(api, sources, target, opened.engines)
+
+
+def _build_all(api: TensorRT, sources: Sequence[Source], target: Target, folder: Path) -> None:
+    """Build every engine that can be built.
+
+    Raises:
+        BackendError: some cannot; it names each with its reason.
+    """
+    from fluxtalk.errors import BackendError
+
+    failures = []
     for source in sources:
-        start = time.perf_counter()
-        record = build_engine(api, source, target, opened.engines, click.echo)
-        name = name_of(api, source, target)
-        if record is None:
-            click.echo(f"{name}: up to date")
-            continue
-        shapes = " and ".join(spelled(profile) for profile in record.profiles)
-        click.echo(f"{name}: {record.engine_bytes / 1e6:.1f} MB, {time.perf_counter() - start:.1f} s, {shapes}")
+        try:
+            _build(api, source, target, folder)
+        except BackendError as error:
+            click.echo(f"{source.label}: failed")
+            failures.append(error)
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        # What is wrong with all of them alike is said once.
+        told = "".join(f"\n  {sentence}" for sentence in dict.fromkeys(map(str, failures)))
+        summary = f"{len(failures)} of {len(sources)} engines could not be built, so they are not in {folder}:"
+        raise BackendError(f"{summary}{told}") from ExceptionGroup(summary, failures)
+
+
+def _build(api: TensorRT, source: Source, target: Target, folder: Path) -> None:
+    from fluxtalk.export.profiles import spelled
+    from fluxtalk.export.to_tensorrt import build_engine, name_of
+
+    start = time.perf_counter()
+    record = build_engine(api, source, target, folder, click.echo)
+    name = name_of(api, source, target)
+    if record is None:
+        click.echo(f"{name}: up to date")
+        return
+    shapes = " and ".join(spelled(profile) for profile in record.profiles)
+    click.echo(f"{name}: {record.engine_bytes / 1e6:.1f} MB, {time.perf_counter() - start:.1f} s, {shapes}")

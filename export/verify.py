@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluxtalk.bundle import Bundle, read_bundle
+from fluxtalk.engines import read_engines, read_plan
 from fluxtalk.errors import BackendError, ParityError
 from fluxtalk.runtime import load
 from fluxtalk.runtime.golden import ParityReport, verify_golden
@@ -23,6 +24,8 @@ class Verification:
     reports: list[ParityReport]
     not_run: dict[str, str]
     """Precision to why the back end does not run it."""
+    engines: list[str]
+    """The compiled engines beside the bundle: those with a record, each with the bytes that it was built with."""
 
     @property
     def broken(self) -> list[ParityReport]:
@@ -43,9 +46,10 @@ class Verification:
         sessions = sorted({f"{report.precision} on {report.session}" for report in self.reports})
         lines += ["; ".join(sessions)]
         if not self.broken:
+            runs = sum(report.cases for report in self.reports)
             lines.append(
-                f"{self.bundle.folder}: {len(self.bundle.manifest.files)} files unchanged, "
-                f"parity holds in {sum(report.cases for report in self.reports)} runs"
+                f"{self.bundle.folder}: {len(self.bundle.manifest.files)} files and {len(self.engines)} engines "
+                f"unchanged, parity holds in {runs} runs"
             )
         return "\n".join(lines)
 
@@ -57,6 +61,7 @@ class Verification:
             "tolerances": {n: e.tolerance.to_dict() for n, e in self.bundle.manifest.precisions.items()},
             "reports": [report.to_dict() for report in self.reports],
             "not_run": self.not_run,
+            "engines": self.engines,
         }
         return json.dumps(content, indent=2)
 
@@ -75,26 +80,38 @@ class Verification:
             )
 
 
-def verify_bundle(folder: Path, backend: str = "auto", precisions: Sequence[str] = ()) -> Verification:
-    """Check every file's hash and replay the golden vectors.
+def verify_bundle(
+    folder: Path, backend: str = "auto", precisions: Sequence[str] = (), allow_host_code: bool = False
+) -> Verification:
+    """Check the hash of every file and every engine, and replay the golden vectors.
 
     Args:
         precisions: those alone, and each has to run; without any, all of the bundle that the back end runs.
+        allow_host_code: see `fluxtalk.runtime.load`.
 
     Raises:
         BundleError: a file is missing, foreign or was changed.
+        ArtifactError: an engine or its record was changed.
+        ParityError: a session does not run an input of the longest length.
         BackendError: the back end is missing, does not run a precision that was named, or runs none of them.
         UsageError: the bundle does not hold a precision that was named.
     """
     bundle = read_bundle(folder)
+    # All of them, also those of other machines, which nothing here would load.
+    records = read_engines(bundle.engines)
+    for record in records:
+        read_plan(bundle.engines, record)
     reports: list[ParityReport] = []
     not_run: dict[str, str] = {}
     for name in precisions or bundle.manifest.precisions:
         try:
-            with load(folder, backend, precision=name) as embedder:
-                reports += verify_golden(bundle, embedder.session, precision=name)
+            embedder = load(folder, backend, precision=name, allow_host_code=allow_host_code)
         except BackendError as error:
             if precisions or len(not_run) + 1 == len(bundle.manifest.precisions):
                 raise
             not_run[name] = str(error)
-    return Verification(bundle, reports, not_run)
+            continue
+        # What starts and then fails is no precision that the back end does not run.
+        with embedder:
+            reports += verify_golden(bundle, embedder.session, precision=name)
+    return Verification(bundle, reports, not_run, [record.file for record in records])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,12 +22,13 @@ from fluxtalk.bundle import (
 )
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BundleError, check_token_count
+from fluxtalk.export.golden_cases import eager_outputs, longest_case, prove_longest
 from fluxtalk.export.graph_writer import GraphWriter, graph_name
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.traced import TracedModality, trace
 from fluxtalk.model.run import TrainedRun
 from fluxtalk.preprocess import Preprocessor
-from fluxtalk.runtime.golden import golden_bytes
+from fluxtalk.runtime.golden import Golden, golden_bytes
 
 GOLDEN = "golden.safetensors"
 QUALITY = "quality.json"
@@ -64,20 +66,32 @@ def write_bundle(
     tokens = check_token_count(options.tokens, run.head.config.num_register_tokens, "this run")
     with atomic_folder(output, BundleError) as folder, tempfile.TemporaryDirectory() as scratch:
         traced: dict[str, TracedModality] = {}
+        longest: dict[str, Golden] = {}
         for modality, part in run.stage1.modalities.items():
             say(f"exporting {modality} ({part.spec.source})")
-            traced[modality] = trace(run, dataset, modality, tokens, options)
+            traced[modality], case = _trace(run, dataset, modality, tokens, options)
+            if case is not None:
+                longest[modality] = case
         writer = GraphWriter(folder, Path(scratch), traced, options, tokens, say)
         reference = writer.float32_scores(run, eval_data or dataset)
         precisions = {name: writer.precision(name, reference) for name in options.precisions}
-        write_atomically(
-            folder / GOLDEN,
-            golden_bytes({m: e.inputs for m, e in traced.items()}, {m: e.outputs for m, e in traced.items()}),
-        )
-        write_json(folder / QUALITY, {"data": (eval_data or dataset).name, "precisions": writer.reports})
+        precisions = prove_longest(folder, longest, precisions, options.allow_quality_loss)
+        inputs, outputs = {m: e.inputs for m, e in traced.items()}, {m: e.outputs for m, e in traced.items()}
+        write_atomically(folder / GOLDEN, golden_bytes(inputs, outputs, longest))
+        write_json(folder / QUALITY, {"data": (eval_data or dataset).public_name, "precisions": writer.reports})
         entries = {m: _entry(folder, m, part.preprocess, options.precisions) for m, part in traced.items()}
-        write_manifest(folder, _manifest(run, folder, entries, precisions, options, tokens))
+        write_manifest(folder, _manifest(run, dataset.public_name, folder, entries, precisions, options, tokens))
     return read_bundle(output)
+
+
+def _trace(
+    run: TrainedRun, dataset: PairDataset, modality: str, tokens: int, options: ExportOptions
+) -> tuple[TracedModality, Golden | None]:
+    """A modality with golden vectors of every output, and its longest input where there is one."""
+    traced, embedder = trace(run, dataset, modality, tokens, options), run.embedder(modality, tokens)
+    if options.attention:
+        traced = dataclasses.replace(traced, outputs=eager_outputs(embedder, traced.inputs, attention=True))
+    return traced, longest_case(embedder, traced.preprocess.to_parts()[0], traced.inputs, options.attention)
 
 
 def _entry(folder: Path, modality: str, preprocess: Preprocessor, precisions: Sequence[str]) -> ModalityEntry:
@@ -91,6 +105,7 @@ def _entry(folder: Path, modality: str, preprocess: Preprocessor, precisions: Se
 
 def _manifest(
     run: TrainedRun,
+    data: str,
     folder: Path,
     entries: dict[str, ModalityEntry],
     precisions: dict[str, PrecisionEntry],
@@ -100,7 +115,7 @@ def _manifest(
     config = run.head.config
     overlapping = min(tokens, config.num_overlapping_tokens)
     training: dict[str, Any] = {
-        "data": run.config["facts"]["data"],
+        "data": data,
         "aggregation": config.aggregation,
         **run.head.progress,
     }

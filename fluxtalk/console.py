@@ -17,6 +17,10 @@ T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+_EXTRAS = {"torch": "train", "onnx": "export", "onnxscript": "export", "ml_dtypes": "export"}
+"""What training and export import, and the extra that brings it."""
+
+
 def option(name: str, *more: str, **settings: Any) -> Callable[[Command], Command]:
     """A click option that takes ``--snake_case`` and ``--kebab-case`` alike.
 
@@ -57,6 +61,13 @@ def sentence_errors(command: Command) -> Command:
                 raise
             click.echo(f"error: {error}", err=True)
             sys.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            if _debugging() or error.name not in _EXTRAS:
+                raise
+            extra = "export" if command.__module__.startswith("fluxtalk.export") else _EXTRAS[error.name]
+            sentence = f"This command needs {error.name}, which is not installed; pip install 'fluxtalk[{extra}]'."
+            click.echo(f"error: {sentence}", err=True)
+            sys.exit(FluxTalkError.exit_code)
         except BrokenPipeError:
             # The reader of our output went away (`| head`): not an error of ours.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

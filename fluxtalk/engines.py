@@ -121,7 +121,7 @@ class EngineRecord(StrictConfig):
         if self.flavor != flavor:
             return f"of flavor {self.flavor}"
         if self.version_compatible and not allow_host_code:
-            return "version-compatible, and so with code of its own that must be allowed"
+            return "version-compatible, and so with code of its own that must be allowed (allow_host_code)"
         if self.version != version and not (self.version_compatible and _follows(version, self.version)):
             return f"of version {self.version}"
         if cuda_major is not None and self.cuda_major not in (None, cuda_major):

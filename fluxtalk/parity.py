@@ -35,6 +35,8 @@ class Tolerance(StrictConfig):
     """Largest difference of an embedding between an item alone and in a batch, padded or not."""
     top1: float | None
     """Smallest share of items whose nearest other item is the same one."""
+    attention: float | None = None
+    """Largest difference of an attention weight, where it is not to follow from the rest."""
 
     def __post_init__(self) -> None:
         for name, value in self.to_dict().items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fluxtalk.bundle import TOKEN_INDEX, Bundle
@@ -42,19 +42,26 @@ class Choice:
 
 
 def choose(
-    bundle: Bundle, backend: str = "auto", precision: str | None = None, modalities: Sequence[str] | None = None
+    bundle: Bundle,
+    backend: str = "auto",
+    precision: str | None = None,
+    modalities: Sequence[str] | None = None,
+    allow_host_code: bool = False,
+    failed: Mapping[str, str] | None = None,
 ) -> Choice:
     """Choose what runs a bundle on this machine.
 
     Args:
         backend: what is named is taken, or refused. ``auto`` takes the first that is installed and fits: a native
-            engine for every modality, ONNX Runtime on CUDA, OpenVINO where it was measured to be faster than ONNX
-            Runtime on the CPU (large graphs, in a precision that it computes in) or alone runs what is asked, and ONNX
-            Runtime on the CPU.
+            engine for every modality, ONNX Runtime on CUDA where there is a GPU, OpenVINO where it was measured to be
+            faster than ONNX Runtime on the CPU (large graphs, in a precision that it computes in) or alone runs what is
+            asked, and ONNX Runtime on the CPU.
         precision: what is named is taken, or refused. None takes on a GPU fp16, else bf16, else the bundle's first
             (bf16 last in ONNX Runtime, whose providers have only some operators for it); on the CPU the bundle's first
             that runs there.
         modalities: that will be loaded; None takes all.
+        allow_host_code: see `TensorRTSession`.
+        failed: back end to why it did not start, of those that ``auto`` tried already.
 
     Raises:
         UsageError: the backend or the precision is unknown.
@@ -66,29 +73,23 @@ def choose(
     bundle.precision(precision)
     wanted = list(modalities) if modalities is not None else list(bundle.manifest.modalities)
     if backend in NATIVE:
-        chosen = _native_precision(bundle, NATIVE[backend], precision, wanted)
+        chosen = _native_precision(bundle, NATIVE[backend], precision, wanted, allow_host_code)
         return Choice(backend, chosen, "asked for by name")
     if backend == OPENVINO:
         return Choice(backend, bundle.precision(precision), "asked for by name")
     if backend != "auto":
         return Choice(backend, _onnxruntime_precision(bundle, backend, precision), "asked for by name")
-    passed_over: list[str] = []
-    for name in _native_backends():
-        try:
-            chosen = _native_precision(bundle, NATIVE[name], precision, wanted)
-            return Choice(name, chosen, f"chosen because {bundle.engines} has engines for this GPU")
-        except BackendError as error:
-            passed_over.append(f"{name} was passed over: {error}")
-    if PROVIDERS["ort-cuda"] in import_onnxruntime().get_available_providers():
-        taken = _onnxruntime_precision(bundle, "ort-cuda", precision)
-        choice = Choice("ort-cuda", taken, "chosen because this ONNX Runtime has CUDA")
-    else:
-        choice = _choose_on_cpu(bundle, precision, wanted)
-    return dataclasses.replace(choice, reason="; ".join([choice.reason, *passed_over]))
+    return _choose_automatically(bundle, precision, wanted, allow_host_code, failed or {})
 
 
 def open_session(
-    bundle: Bundle, modality: str, backend: str, precision: str, threads: int | None = None, spinning: bool = True
+    bundle: Bundle,
+    modality: str,
+    backend: str,
+    precision: str,
+    threads: int | None = None,
+    spinning: bool = True,
+    allow_host_code: bool = False,
 ) -> Session:
     """Open one modality's session on a back end by name.
 
@@ -97,13 +98,14 @@ def open_session(
         precision: one that the bundle holds.
         threads: for one operator on the CPU; None takes the available cores.
         spinning: of ONNX Runtime's threads, see `OnnxRuntimeSession`; those of OpenVINO sleep while they wait.
+        allow_host_code: see `TensorRTSession`.
 
     Raises:
         BackendError: the back end is missing, or refuses the graph or engine.
         ArtifactError: the engine or its record was changed.
     """
     if backend in NATIVE:
-        return TensorRTSession(bundle, modality, precision, NATIVE[backend])
+        return TensorRTSession(bundle, modality, precision, NATIVE[backend], allow_host_code=allow_host_code)
     graph = bundle.graph(modality, precision)
     if backend == OPENVINO:
         return OpenVinoSession(graph, threads, precision)
@@ -136,7 +138,36 @@ def compiled_layout(bundle: Bundle, modality: str) -> Layout:
     return Layout(modality, inputs, [profile])
 
 
-def _choose_on_cpu(bundle: Bundle, precision: str | None, modalities: Sequence[str]) -> Choice:
+def _choose_automatically(
+    bundle: Bundle,
+    precision: str | None,
+    modalities: Sequence[str],
+    allow_host_code: bool,
+    failed: Mapping[str, str],
+) -> Choice:
+    passed_over = [f"{name} was passed over: {why}" for name, why in failed.items()]
+    for name in _native_backends():
+        if name in failed:
+            continue
+        try:
+            chosen = _native_precision(bundle, NATIVE[name], precision, modalities, allow_host_code)
+            reason = f"chosen because {bundle.engines} has engines for this GPU"
+            return Choice(name, chosen, "; ".join([reason, *passed_over]))
+        except BackendError as error:
+            passed_over.append(f"{name} was passed over: {error}")
+    # What onnxruntime lists is what it was built with; a package for GPUs is installed on machines without one too.
+    has_cuda = PROVIDERS["ort-cuda"] in import_onnxruntime().get_available_providers()
+    has_gpu = has_cuda and compute_capability() is not None
+    if has_gpu and "ort-cuda" not in failed:
+        taken = _onnxruntime_precision(bundle, "ort-cuda", precision)
+        choice = Choice("ort-cuda", taken, "chosen because this ONNX Runtime has CUDA")
+    else:
+        lacks = "CUDA does not start" if has_gpu else "there is no NVIDIA GPU here" if has_cuda else ""
+        choice = _choose_on_cpu(bundle, precision, modalities, lacks or "this ONNX Runtime has no CUDA")
+    return dataclasses.replace(choice, reason="; ".join([choice.reason, *passed_over]))
+
+
+def _choose_on_cpu(bundle: Bundle, precision: str | None, modalities: Sequence[str], why: str) -> Choice:
     asked = set(bundle.manifest.precisions if precision is None else [precision])
     if asked == {"bf16"} and openvino_installed():
         return Choice(OPENVINO, "bf16", "chosen because ONNX Runtime does not run bf16 on the CPU")
@@ -144,7 +175,7 @@ def _choose_on_cpu(bundle: Bundle, precision: str | None, modalities: Sequence[s
         why = "chosen because OpenVINO is installed, and faster on the CPU with encoders so large"
         return Choice(OPENVINO, bundle.precision(precision), why)
     taken = _onnxruntime_precision(bundle, "ort-cpu", precision)
-    return Choice("ort-cpu", taken, "chosen because this ONNX Runtime has no CUDA")
+    return Choice("ort-cpu", taken, f"chosen because {why}")
 
 
 def _openvino_is_faster(bundle: Bundle, precision: str, modalities: Sequence[str]) -> bool:
@@ -181,7 +212,9 @@ def _importable(module: str) -> bool:
         return False
 
 
-def _native_precision(bundle: Bundle, flavor: Flavor, precision: str | None, modalities: Sequence[str]) -> str:
+def _native_precision(
+    bundle: Bundle, flavor: Flavor, precision: str | None, modalities: Sequence[str], allow_host_code: bool
+) -> str:
     """The first precision, of those that may be taken, in which every modality has an engine that fits."""
     library = load_tensorrt(flavor)
     capability = compute_capability()
@@ -202,6 +235,7 @@ def _native_precision(bundle: Bundle, flavor: Flavor, precision: str | None, mod
                     capability,
                     bundle.graph_hash(modality, candidate),
                     library.cuda_major,
+                    allow_host_code,
                 )
             return candidate
         except BackendError as error:

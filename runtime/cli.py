@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from fluxtalk.console import debug_option, option, sentence_errors
+from fluxtalk.errors import UsageError
 from fluxtalk.parity import PRECISIONS
 from fluxtalk.runtime.backends import BACKENDS
 from fluxtalk.runtime.embedder import OUTPUT_KINDS, load
@@ -53,6 +54,7 @@ def input_options(command: Any) -> Any:
         ),
         click.option("--column", help="Of the table: what to embed.  [default: the one named as MODALITY]"),
         option("--id_column", help="Of the table: what to call it.  [default: id, else the column itself]"),
+        option("--skip_empty", is_flag=True, help="Of the table: leave out rows without the item."),
         click.option(
             "--dtype",
             default="float32",
@@ -85,6 +87,7 @@ def embed(
     input_file: Path | None,
     column: str | None,
     id_column: str | None,
+    skip_empty: bool,
     dtype: str,
     output: Path,
     k: int | None,
@@ -103,8 +106,12 @@ def embed(
     fluxtalk embed BUNDLE image --input photos.csv --column path -o photos.parquet
     """
     check_output(output)
+    if skip_empty and output.suffix.lower() == ".npy":
+        raise UsageError(
+            f"{output} would not say which rows were left out; with --skip_empty write .parquet, with ids."
+        )
     with load(bundle, backend, threads, precision=precision) as embedder:
-        opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column)
+        opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column, skip_empty)
         wanted = Wanted(modality, k, kind, dtype, batch_size)
         written = embed_to_file(embedder, opened, output, wanted, opened.count())
     resumed = f", {written.resumed} items of an earlier call" if written.resumed else ""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fluxtalk.bundle import Bundle
+from fluxtalk.parity import PRECISIONS
 from fluxtalk.runtime.backends import Choice
 from fluxtalk.runtime.doctor_trial import Trial
 
@@ -19,7 +20,7 @@ class Goal:
     """What k has to satisfy; what is None does not count."""
 
     recall: float | None = None
-    """The smallest share of the full recall."""
+    """The smallest share of the full recall, that of all tokens in the most exact precision."""
     budget_ms: float | None = None
     """The longest that an item may take in the session, at the longest input that was timed."""
     bytes: int | None = None
@@ -79,17 +80,21 @@ def recommend(bundle: Bundle, trials: Sequence[Trial], goal: Goal) -> tuple[Reco
 
 
 def recall_curves(bundle: Bundle) -> dict[str, Curve]:
-    """Precision to its curve: Recall@10 (or the largest that was measured) against the best of the bundle at all k."""
+    """Precision to its curve: Recall@10 (or the largest that was measured) as a share of the full recall.
+
+    That is what the most exact precision has with all tokens. Fewer may have more, by chance or where later tokens do
+    not help, and are then as good as all.
+    """
     measured = {name: entry.serving["recall"] for name, entry in bundle.manifest.precisions.items() if entry.serving}
     full: dict[str, float] = {}
-    for by_direction in measured.values():
-        for direction, by_k in by_direction.items():
-            full[direction] = max([full.get(direction, 0.0), *(_last(at) for at in by_k.values())])
+    for name in (name for name in PRECISIONS if name in measured):
+        for direction, by_k in measured[name].items():
+            full.setdefault(direction, _last(by_k[max(by_k, key=int)]))
     curves: dict[str, Curve] = {}
     for name, by_direction in measured.items():
         for direction, by_k in by_direction.items():
             for k, at in by_k.items():
-                share = _last(at) / full[direction] if full[direction] else 1.0
+                share = min(1.0, _last(at) / full[direction]) if full[direction] else 1.0
                 curve = curves.setdefault(name, {})
                 curve[int(k)] = min(curve.get(int(k), share), share)
     return curves

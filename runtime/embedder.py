@@ -15,10 +15,12 @@ from fluxtalk import tokens as token_algebra
 from fluxtalk.bundle import ATTENTION, TOKEN_INDEX, Bundle, read_bundle
 from fluxtalk.errors import UsageError, check_token_count
 from fluxtalk.preprocess import Preprocessor
-from fluxtalk.runtime.backends import choose, open_session
+from fluxtalk.runtime.arguments import check_integer, check_items
 from fluxtalk.runtime.batching import batches_by_length
 from fluxtalk.runtime.golden import verify_golden
 from fluxtalk.runtime.session import Session
+from fluxtalk.runtime.sessions import open_sessions
+from fluxtalk.runtime.threads import check_threads
 from fluxtalk.runtime.vectors import Vectors, quantise
 
 OUTPUT_KINDS = ("pooled", "concat", "tokens", "complementary")
@@ -98,8 +100,8 @@ class Embedder:
 
         Raises:
             TokenCountError: ``k`` is not in ``1..num_tokens``.
-            UsageError: the modality, output or dtype is unknown, ``items`` is a single string, or ``complementary``
-                was asked for with fewer than all tokens, or of a bundle without such tokens.
+            UsageError: the modality, output or dtype is unknown, ``items`` is no sequence, ``batch_size`` no integer
+                from 1, or ``complementary`` was asked for with fewer than all tokens, or of a bundle without such.
             InputError: an item cannot be preprocessed; its position is named.
         """
         count = self._check(modality, items, k, output, batch_size)
@@ -201,17 +203,15 @@ class Embedder:
         self.close()
 
     def _require_modality(self, modality: str) -> None:
-        if modality not in self._sessions:
+        if not isinstance(modality, str) or modality not in self._sessions:
             raise UsageError(f"This bundle embeds {', '.join(self._sessions)}; got modality {modality!r}.")
 
     def _check(self, modality: str, items: Sequence[Any], k: int | None, output: str, batch_size: int) -> int:
         self._require_modality(modality)
         if output not in OUTPUT_KINDS:
             raise UsageError(f"output is one of {', '.join(OUTPUT_KINDS)}; got {output!r}.")
-        if isinstance(items, str | bytes):
-            raise UsageError("items is a list of raw inputs; put a single one into a list.")
-        if batch_size < 1:
-            raise UsageError(f"batch_size is at least 1; got {batch_size}.")
+        check_items(items)
+        check_integer("batch_size", batch_size, 1)
         count = check_token_count(k, self.num_tokens, "this bundle")
         if output == "complementary":
             if self.num_overlapping == self.num_tokens:
@@ -268,38 +268,38 @@ def load(
     verify: bool = False,
     precision: str | None = None,
     spinning: bool = True,
+    allow_host_code: bool = False,
 ) -> Embedder:
     """Open a bundle for serving.
 
     Args:
         bundle: folder that `fluxtalk-export onnx` wrote; its files are checked against their hashes.
         backend: ``auto`` or another of `BACKENDS`. What is asked for by name is used, or refused; never replaced.
-        threads: for one operator on the CPU; None takes the available cores.
+        threads: for one operator on the CPU, at most 64 or the machine's cores; None takes the available cores.
         modalities: load these alone; None takes all.
         verify: also replay the golden vectors before returning.
         precision: one that the bundle holds; None takes what the back end is best at (see `backends.choose`).
         spinning: threads on the CPU burn their core while they wait; False where other programs need it.
+        allow_host_code: whether version-compatible TensorRT engines may be taken, which bring code that runs in this
+            process: only for a bundle whose builder you trust.
 
     Raises:
         BundleError: the bundle is missing, foreign or was changed.
         BackendError: the back end is missing, or does not run the bundle in that precision.
         ArtifactError: an engine was changed.
-        UsageError: the backend, a modality or the precision is unknown.
+        UsageError: the backend, a modality or the precision is unknown, or ``threads`` is no such number.
         ParityError: with ``verify``, the golden vectors are not reproduced.
     """
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads is at least 1; got {threads}.")
+    threads = check_threads(threads)
     opened = read_bundle(Path(bundle))
     wanted = list(modalities) if modalities is not None else list(opened.manifest.modalities)
     unknown = [name for name in wanted if name not in opened.manifest.modalities]
     if unknown:
         raise UsageError(f"This bundle embeds {', '.join(opened.manifest.modalities)}; got {', '.join(unknown)}.")
-    choice = choose(opened, backend, precision, wanted)
+    choice, sessions = open_sessions(opened, wanted, backend, precision, threads, spinning, allow_host_code)
     with ExitStack() as opening:
-        sessions: dict[str, Session] = {}
-        for modality in wanted:
-            sessions[modality] = open_session(opened, modality, choice.backend, choice.precision, threads, spinning)
-            opening.callback(sessions[modality].close)
+        for session in sessions.values():
+            opening.callback(session.close)
         embedder = Embedder(opened, sessions, choice.reason, choice.precision)
         if verify:
             for report in verify_golden(opened, embedder.session, wanted, choice.precision):

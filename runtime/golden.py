@@ -2,7 +2,8 @@
 
 The file holds, per modality, one padded batch of preprocessed inputs and the float32 outputs of eager PyTorch at
 k = N, named ``<modality>.<array>``. The last rows are hard cases: a single feature, at the beginning and behind
-padding, and none at all; or a black image.
+padding, and none at all; or a black image. Where preprocessing has a longest input, one row of that length lies apart,
+as ``<modality>.longest.<array>``: padded to it, the whole batch would be large.
 """
 
 from __future__ import annotations
@@ -17,16 +18,21 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from fluxtalk.bundle import OUTPUTS, TOKEN_INDEX, Bundle
-from fluxtalk.errors import BundleError, ParityError
-from fluxtalk.parity import Difference, Tolerance, embedding_difference, largest, token_difference, top1_agreement
+from fluxtalk.bundle import ATTENTION, OUTPUTS, TOKEN_INDEX, Bundle
+from fluxtalk.errors import BackendError, BundleError, InputError, ParityError, reason
+from fluxtalk.parity import Difference, Tolerance, largest, top1_agreement
 from fluxtalk.runtime.session import Session
+from fluxtalk.runtime.worst import AttentionDifference, Worst
 
 _MORE_PADDING = 7
 _ALONE = 12
 """Rows that are also run one at a time."""
 
+_LONGEST = "longest"
+
 Arrays = dict[str, NDArray[Any]]
+Golden = tuple[Arrays, Arrays]
+"""Inputs by name, and the expected outputs at k = N."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +46,14 @@ class ParityReport:
     cases: int
     difference: Difference
     tolerance: Tolerance
+    attention: AttentionDifference | None = None
+    """None where the golden vectors hold no attention."""
 
     @property
     def broken(self) -> list[str]:
         """One phrase for each promise that does not hold."""
-        return self.difference.broken(self.tolerance)
+        phrases = self.difference.broken(self.tolerance)
+        return phrases + (self.attention.broken(self.tolerance) if self.attention is not None else [])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, for JSON."""
@@ -63,19 +72,19 @@ class ParityReport:
             )
 
 
-def golden_bytes(inputs: Mapping[str, Arrays], outputs: Mapping[str, Arrays]) -> bytes:
+def golden_bytes(
+    inputs: Mapping[str, Arrays], outputs: Mapping[str, Arrays], longest: Mapping[str, Golden] | None = None
+) -> bytes:
     """The content of a golden file, the same for the same arrays.
 
     Args:
         inputs: modality to input name to array.
-        outputs: modality to output name to array (batch, N, dim).
+        outputs: modality to output name to array: (batch, N, dim), and of attention (batch, N, length).
+        longest: modality to its row of the longest input, where there is one.
     """
-    arrays = {
-        f"{m}.{name}": np.ascontiguousarray(a)
-        for part in (inputs, outputs)
-        for m, group in part.items()
-        for name, a in group.items()
-    }
+    named = [(m, part[m]) for part in (inputs, outputs) for m in part]
+    named += [(f"{m}.{_LONGEST}", group) for m, golden in (longest or {}).items() for group in golden]
+    arrays = {f"{prefix}.{name}": np.ascontiguousarray(a) for prefix, group in named for name, a in group.items()}
     return bytes(save(dict(sorted(arrays.items()))))
 
 
@@ -102,26 +111,46 @@ def hard_cases(batch: Arrays) -> Arrays:
     return {name: np.concatenate([part[name] for part in rows]) for name in batch}
 
 
-def read_golden(bundle: Bundle, modality: str) -> tuple[Arrays, Arrays]:
-    """The golden inputs and eager outputs of a modality.
+def read_golden(bundle: Bundle, modality: str) -> Golden:
+    """The golden inputs and eager outputs of a modality: `OUTPUTS`, and attention where the file has it.
 
     Raises:
         BundleError: the file cannot be read, or lacks an array.
     """
+    return _golden(bundle, _read(bundle), modality, modality)
+
+
+def read_longest(bundle: Bundle, modality: str) -> Golden | None:
+    """The same of one row of the longest input that a modality's preprocessing gives; None where the file has none.
+
+    Raises:
+        BundleError: as for `read_golden`.
+    """
+    arrays, prefix = _read(bundle), f"{modality}.{_LONGEST}"
+    if not any(name.startswith(f"{prefix}.") for name in arrays):
+        return None
+    return _golden(bundle, arrays, modality, prefix)
+
+
+def _read(bundle: Bundle) -> Arrays:
     path = bundle.folder / bundle.manifest.golden
     try:
-        arrays = load_file(path)
+        arrays: Arrays = load_file(path)
     except (SafetensorError, OSError) as error:
         raise BundleError(f"The golden vectors {path} cannot be read ({error}); export the bundle again.") from None
+    return arrays
+
+
+def _golden(bundle: Bundle, arrays: Arrays, modality: str, prefix: str) -> Golden:
+    names = [name for name in bundle.manifest.modalities[modality].inputs if name != TOKEN_INDEX]
+    # Bundles with attention were written before golden vectors held it.
+    outputs = [*OUTPUTS, *[ATTENTION] * (f"{prefix}.{ATTENTION}" in arrays)]
     try:
-        inputs = {
-            name: arrays[f"{modality}.{name}"]
-            for name in bundle.manifest.modalities[modality].inputs
-            if name != TOKEN_INDEX
-        }
-        return inputs, {name: arrays[f"{modality}.{name}"] for name in OUTPUTS}
+        inputs, expected = ({name: arrays[f"{prefix}.{name}"] for name in group} for group in (names, outputs))
     except KeyError as error:
+        path = bundle.folder / bundle.manifest.golden
         raise BundleError(f"The golden vectors {path} lack {error}; export the bundle again.") from None
+    return inputs, expected
 
 
 def verify_golden(
@@ -145,7 +174,8 @@ def verify_golden(
     for modality in modalities if modalities is not None else bundle.manifest.modalities:
         inputs, expected = read_golden(bundle, modality)
         room = padding_room(bundle.manifest.modalities[modality].preprocess, inputs)
-        yield from replay(modality, name, session_of(modality), inputs, expected, tolerance, room)
+        longest = read_longest(bundle, modality)
+        yield from replay(modality, name, session_of(modality), inputs, expected, tolerance, room, longest)
 
 
 def padding_room(preprocess: Mapping[str, Any], inputs: Arrays) -> int:
@@ -164,45 +194,82 @@ def replay(
     expected: Arrays,
     tolerance: Tolerance,
     room: int = 0,
+    longest: Golden | None = None,
 ) -> Iterator[ParityReport]:
     """Run a session on batches cut and padded from ``inputs``, for every k, against ``expected`` at k = N.
 
     Args:
         room: by how much a batch may be padded further.
+        longest: a row of the longest input; a session that was compiled for shorter ones is not asked for it.
 
     Yields:
         one report for each k.
+
+    Raises:
+        ParityError: the session does not run the longest input.
     """
-    whole = _run(session, inputs, expected["tokens"].shape[1])
-    for k in range(1, expected["tokens"].shape[1] + 1):
-        found = _run(session, inputs, k)
-        difference = embedding_difference(found["embeddings"], expected["embeddings"][:, :k])
-        tokens = token_difference(found["tokens"], expected["tokens"][:, :k])
-        rows, cases = 0.0, 1
+    outputs, total = tuple(expected), expected["tokens"].shape[1]
+    whole = _run(session, inputs, total, outputs)
+    for k in range(1, total + 1):
+        worst, rows = Worst(), 0.0
+        found = _run(session, inputs, k, outputs)
+        worst.add(inputs, found, _first(expected, k))
         for chosen, batch in _variations(inputs, room):
-            varied = _run(session, batch, k)
-            other = embedding_difference(varied["embeddings"], expected["embeddings"][chosen, :k])
-            difference = dataclasses.replace(
-                difference,
-                max_abs=max(difference.max_abs, other.max_abs),
-                mean_abs=max(difference.mean_abs, other.mean_abs),
-                min_cosine=min(difference.min_cosine, other.min_cosine),
-            )
-            tokens = max(tokens, token_difference(varied["tokens"], expected["tokens"][chosen, :k]))
+            varied = _run(session, batch, k, outputs)
+            worst.add(batch, varied, _first(expected, k, chosen))
             rows = max(rows, largest(varied["embeddings"] - found["embeddings"][chosen]))
-            cases += 1
+        if longest is not None and _takes(session, longest[0]):
+            worst.add(longest[0], _run_longest(modality, precision, session, longest, k), _first(longest[1], k))
         difference = dataclasses.replace(
-            difference,
-            tokens=tokens,
+            worst.difference,
             rows=rows,
             prefix=largest(found["embeddings"] - whole["embeddings"][:, :k]),
             top1=top1_agreement(found["embeddings"][:, k - 1], expected["embeddings"][:, k - 1]),
         )
-        yield ParityReport(modality, precision, session.describe(), k, cases, difference, tolerance)
+        described = session.describe()
+        yield ParityReport(modality, precision, described, k, worst.cases, difference, tolerance, worst.attention)
 
 
-def _run(session: Session, batch: Arrays, k: int) -> dict[str, NDArray[np.float32]]:
-    return session.run({**batch, TOKEN_INDEX: np.arange(k, dtype=np.int64)})
+def replay_longest(
+    modality: str, precision: str, session: Session, longest: Golden, tolerance: Tolerance
+) -> Iterator[ParityReport]:
+    """As `replay`, of the longest input alone: rows, prefixes and neighbours are not looked at.
+
+    Raises:
+        ParityError: the session does not run it.
+    """
+    for k in range(1, longest[1]["tokens"].shape[1] + 1):
+        worst = Worst()
+        worst.add(longest[0], _run_longest(modality, precision, session, longest, k), _first(longest[1], k))
+        described = session.describe()
+        yield ParityReport(modality, precision, described, k, worst.cases, worst.difference, tolerance, worst.attention)
+
+
+def _run(session: Session, batch: Arrays, k: int, outputs: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    return session.run({**batch, TOKEN_INDEX: np.arange(k, dtype=np.int64)}, outputs)
+
+
+def _run_longest(
+    modality: str, precision: str, session: Session, longest: Golden, k: int
+) -> dict[str, NDArray[np.float32]]:
+    try:
+        return _run(session, longest[0], k, tuple(longest[1]))
+    except (InputError, BackendError) as error:
+        raise ParityError(
+            f"{modality} in {precision} does not run the longest input that its preprocessing gives, of length "
+            f"{longest[0]['mask'].shape[1]}, on {session.describe()} ({reason(error)}); export the run again with an "
+            "encoder or a max_length that fit each other."
+        ) from None
+
+
+def _takes(session: Session, inputs: Arrays) -> bool:
+    """Whether a session was compiled for inputs of that length; one that was not says so to whoever sends one."""
+    compiled: int | None = getattr(session, "max_length", None)
+    return compiled is None or int(inputs["mask"].shape[1]) <= compiled
+
+
+def _first(expected: Arrays, k: int, rows: slice = slice(None)) -> Arrays:
+    return {name: array[rows, :k] for name, array in expected.items()}
 
 
 def _variations(inputs: Arrays, room: int) -> Iterator[tuple[slice, Arrays]]:

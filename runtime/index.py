@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluxtalk.artifacts import atomic_folder, hash_file, write_json
+from fluxtalk.bundle import MANIFEST as BUNDLE_MANIFEST
 from fluxtalk.config import StrictConfig
 from fluxtalk.errors import IndexFileError, UsageError, reason
 from fluxtalk.runtime.embedder import Embedder
@@ -39,7 +41,7 @@ class IndexContent(StrictConfig):
     """What the vectors of an index are."""
 
     bundle: str
-    """Folder of the bundle that embedded them, as it was named: a hint, which `space_id` makes sure of."""
+    """Folder of the bundle that embedded them: a hint, which `space_id` makes sure of."""
     space_id: str
     """See `Manifest.space_id`."""
     modality: str
@@ -63,7 +65,12 @@ class IndexContent(StrictConfig):
         """What an index of a loaded bundle holds."""
         bundle = embedder.bundle
         return cls(
-            str(bundle.folder), bundle.manifest.space_id(output), modality, output, k or embedder.num_tokens, dtype
+            str(bundle.folder.resolve()),
+            bundle.manifest.space_id(output),
+            modality,
+            output,
+            k or embedder.num_tokens,
+            dtype,
         )
 
 
@@ -84,6 +91,12 @@ class IndexManifest(StrictConfig):
     """Of its vectors; the graph of near neighbours comes on top."""
     files: dict[str, str]
     """File name to SHA-256."""
+    bundle_from_index: str = ""
+    """The bundle's folder from the index's, for where both were moved together."""
+    items_folder: str = ""
+    """What paths among the names are relative to."""
+    items_from_index: str = ""
+    """The same, from the index's folder."""
     format: str = FORMAT
     schema_version: int = SCHEMA_VERSION
 
@@ -138,6 +151,9 @@ def build_index(
             dim=shape[-1],
             items=len(items),
             bytes_per_item=_bytes_per_item(shape, content.dtype),
+            bundle_from_index=_from(output, content.bundle),
+            items_folder=str(Path.cwd()),
+            items_from_index=_from(output, Path.cwd()),
             files={path.name: hash_file(path) for path in sorted(folder.iterdir())},
         )
         write_json(folder / _MANIFEST, manifest.to_dict())
@@ -163,6 +179,37 @@ class SearchIndex:
         self._items: list[str] = json.loads((folder / _ITEMS).read_text(encoding="utf-8"))
         self._near = NearVectors.view(folder / _VECTORS, self.manifest.dtype)
         self._multi = MultiVectors.view(self._near, folder / _TOKENS) if self.manifest.output == "tokens" else None
+
+    @property
+    def bundle(self) -> Path:
+        """The folder of the bundle that built it.
+
+        Raises:
+            IndexFileError: it is no longer there.
+        """
+        tried = self._places(self.manifest.bundle, self.manifest.bundle_from_index)
+        for place in tried:
+            if (place / BUNDLE_MANIFEST).is_file():
+                return place
+        raise IndexFileError(
+            f"The bundle that the index {self.folder} was built with is not at {' nor at '.join(map(str, tried))}; "
+            "name it with --bundle, or another of the same run."
+        )
+
+    def item_path(self, row: int) -> Path:
+        """The file of an item whose name is a path, wherever this process runs."""
+        tried = [
+            place / self._items[row]
+            for place in self._places(self.manifest.items_folder, self.manifest.items_from_index)
+        ]
+        return next((path for path in tried if path.is_file()), tried[0])
+
+    def _places(self, absolute: str, relative: str) -> list[Path]:
+        """Where something was, and where it is if it was moved with the index."""
+        places = [Path(absolute)]
+        if relative and (moved := (self.folder / relative).resolve()) != places[0]:
+            places.append(moved)
+        return places
 
     def require_space(self, space_id: str, what: str) -> None:
         """Refuse vectors that do not compare with those of the index.
@@ -275,6 +322,13 @@ def read_index_manifest(folder: Path) -> IndexManifest:
         raise IndexFileError(
             f"{folder} is no index that this FluxTalk reads ({reason(error)}); make one with `fluxtalk index build`."
         ) from None
+
+
+def _from(index: Path, target: str | Path) -> str:
+    try:
+        return os.path.relpath(target, index.resolve())
+    except ValueError:  # on another drive
+        return ""
 
 
 def _bytes_per_item(shape: tuple[int, ...], dtype: str) -> int:

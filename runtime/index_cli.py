@@ -45,6 +45,7 @@ def build(
     input_file: Path | None,
     column: str | None,
     id_column: str | None,
+    skip_empty: bool,
     dtype: str,
     output: Path,
     k: int | None,
@@ -59,7 +60,7 @@ def build(
     fluxtalk index build BUNDLE image photos/ -o photos.index
     """
     with load(bundle, backend, threads, precision=precision) as embedder:
-        opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column)
+        opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column, skip_empty)
         names = [item.id for item in opened]
         content = IndexContent.of(embedder, modality, kind, k, dtype)
         chunks = embedded(embedder, opened, Wanted(modality, k, kind, batch_size=batch_size), len(names))
@@ -106,7 +107,7 @@ def search(
     fluxtalk index search photos.index text "a dog on a beach"
     """
     opened = SearchIndex(index)
-    with load(bundle or opened.manifest.bundle, backend, threads, [modality], precision=precision) as embedder:
+    with load(bundle or opened.bundle, backend, threads, [modality], precision=precision) as embedder:
         found = opened.search_items(embedder, modality, [query], count, k, candidates)
     for hit in found[0]:
         click.echo(f"{hit.similarity:7.4f}  {hit.item}")

@@ -42,9 +42,19 @@ class TableInput:
     """Of the modality's preprocessing."""
     column: str
     id_column: str | None
+    skip_empty: bool = False
+    """Leave out rows whose cell is empty; else the first of them is an error."""
 
     @classmethod
-    def open(cls, path: Path, kind: str, modality: str, column: str | None, id_column: str | None) -> TableInput:
+    def open(
+        cls,
+        path: Path,
+        kind: str,
+        modality: str,
+        column: str | None,
+        id_column: str | None,
+        skip_empty: bool = False,
+    ) -> TableInput:
         """Find the columns: named, or the modality's own, and ``id`` where there is one."""
         columns = table_columns(path)
         name = column if column is not None else modality
@@ -54,11 +64,11 @@ class TableInput:
                     f"The table {path} has the columns {', '.join(columns) or '(none)'} and no {wanted}; "
                     f"name one with {spelling}."
                 )
-        return cls(path, kind, name, id_column or (_ID if _ID in columns and name != _ID else None))
+        return cls(path, kind, name, id_column or (_ID if _ID in columns and name != _ID else None), skip_empty)
 
     def count(self) -> int:
         """How many items there are."""
-        known = known_rows(self.path)
+        known = None if self.skip_empty else known_rows(self.path)
         return sum(1 for _ in self) if known is None else known
 
     def __iter__(self) -> Iterator[Item]:
@@ -66,9 +76,11 @@ class TableInput:
         for number, cells in iterate_rows(self.path, wanted):
             value = cells[0]
             if value is None or (isinstance(value, str) and not value.strip()):
+                if self.skip_empty:
+                    continue
                 raise InputError(
                     f"Row {number} of {self.path} has no {self.column}, and every vector belongs to a row; "
-                    "leave the row out."
+                    "leave the row out, or such rows with --skip_empty."
                 )
             name = cells[1] if len(cells) > 1 else value if isinstance(value, str) else number
             if isinstance(value, str) and self.kind != "text":
@@ -115,6 +127,7 @@ def open_input(
     input_file: Path | None = None,
     column: str | None = None,
     id_column: str | None = None,
+    skip_empty: bool = False,
 ) -> Input:
     """What a command is to embed. It can be iterated again, and reads items as they are asked for.
 
@@ -124,6 +137,7 @@ def open_input(
         input_file: a table (``.csv``, ``.jsonl``, ``.parquet``), whose paths are relative to it; or a UTF-8 file with
             one more item per line, of which blank lines are skipped.
         column: of the table; None is the one named as the modality.
+        skip_empty: leave out the table's rows that have nothing in the column.
         id_column: of the table; None is ``id`` where there is one, else what is embedded.
 
     Raises:
@@ -134,9 +148,11 @@ def open_input(
     if input_file is not None and is_table(input_file):
         if arguments:
             raise UsageError(f"Give items or the table {input_file}, not both.")
-        return TableInput.open(input_file, kind, modality, column, id_column)
-    if column is not None or id_column is not None:
-        raise UsageError("--column and --id_column are of a table: --input with a .csv, .jsonl or .parquet file.")
+        return TableInput.open(input_file, kind, modality, column, id_column, skip_empty)
+    if column is not None or id_column is not None or skip_empty:
+        raise UsageError(
+            "--column, --id_column and --skip_empty are of a table: --input with a .csv, .jsonl or .parquet file."
+        )
     if not arguments and input_file is None:
         raise UsageError("There is nothing to embed: give items, or a list or table with --input.")
     return NamedInput(kind, arguments, input_file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import mmap
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,10 @@ class OnnxRuntimeSession:
             options.enable_cpu_mem_arena = False
             options.enable_mem_pattern = False
         elif hasattr(ort, "preload_dlls"):
-            # CUDA, cuDNN and their kind from their Python packages, where they are installed.
-            ort.preload_dlls()
+            # CUDA, cuDNN and their kind from their Python packages, where they are installed. What is missing is
+            # printed, and standard output is for answers.
+            with contextlib.redirect_stdout(sys.stderr):
+                ort.preload_dlls()
         try:
             with _weights_beside(graph) as weights:
                 if weights is not None and backend != "ort-tensorrt":  # which reads by the path, into its engine
@@ -159,6 +162,7 @@ class OnnxRuntimeSession:
 
         Raises:
             InputError: the graph does not take the inputs.
+            BackendError: ONNX Runtime or its device failed, or the session was closed.
         """
         if self._layout is None:
             return self._run(inputs, outputs)
@@ -166,6 +170,12 @@ class OnnxRuntimeSession:
         for rows in self._layout.parts(self._layout.sizes(inputs)):
             parts.append(self._run({n: a if n == TOKEN_INDEX else a[rows] for n, a in inputs.items()}, outputs))
         return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest input that it was compiled for; None where nothing is compiled, or inputs have no length."""
+        profiles = self._layout.profiles if self._layout is not None else ()
+        return max((p["length"][2] for p in profiles if "length" in p), default=None)
 
     def describe(self) -> str:
         """See `Session.describe`."""
@@ -179,7 +189,11 @@ class OnnxRuntimeSession:
         try:
             values = self._session.run(outputs, inputs)
         except Exception as error:  # as above
-            raise InputError(f"ONNX Runtime could not run the graph: {reason(error)}.") from error
+            if self._session is None:
+                raise BackendError("This session was closed; load the bundle again.") from None
+            if type(error).__name__ == "InvalidArgument":
+                raise InputError(f"ONNX Runtime cannot run the graph with these inputs: {reason(error)}.") from error
+            raise BackendError(f"ONNX Runtime failed while it ran the graph: {reason(error)}.") from error
         return dict(zip(outputs, values, strict=True))
 
 

@@ -35,6 +35,8 @@ class TensorRTSession:
         flavor: the library that runs it, ``tensorrt`` or ``rtx``.
         cuda_graphs: whether repeated shapes are recorded; batches and lengths are then padded to one of few sizes.
         lanes: how many threads run at the same time; others wait.
+        allow_host_code: whether a version-compatible engine may be taken, and the code that it brings run in this
+            process; for engines of a builder you trust.
 
     Raises:
         BackendError: the library, `cuda-bindings`, a driver or a GPU is missing, or no engine fits or loads.
@@ -49,6 +51,7 @@ class TensorRTSession:
         flavor: Flavor,
         cuda_graphs: bool = True,
         lanes: int = LANES,
+        allow_host_code: bool = False,
     ) -> None:
         self._library = load_tensorrt(flavor)
         self._cuda = Cuda()
@@ -64,6 +67,7 @@ class TensorRTSession:
             capability,
             bundle.graph_hash(modality, precision),
             self._library.cuda_major,
+            allow_host_code,
         )
         plan = read_plan(bundle.engines, self._record)
         self._runtime, self._engine = _deserialize(self._library, self._record, plan)
@@ -99,6 +103,11 @@ class TensorRTSession:
         if len(parts) == 1:
             return parts[0]
         return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest input that a profile takes; None where inputs have no length."""
+        return max((p["length"][2] for p in self._record.profiles if "length" in p), default=None)
 
     def describe(self) -> str:
         """See `Session.describe`."""
@@ -145,6 +154,8 @@ def _deserialize(library: TensorRT, record: EngineRecord, plan: bytes) -> tuple[
     """The runtime, which must outlive the engine, and the engine, which must be what its record says."""
     trt = library.trt
     runtime = trt.Runtime(library.logger)
+    if record.version_compatible:  # which `find_engine` gives only where it is allowed
+        runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise BackendError(

@@ -10,6 +10,9 @@ from typing import Any
 
 from fluxtalk.errors import BackendError, InputError, reason
 
+# A cell may hold a whole document; text is cut to what the encoder takes, wherever it comes from.
+csv.field_size_limit((1 << 31) - 1)
+
 Rows = Iterator[tuple[int, list[Any]]]
 """Where a row stands in the file, from 1, and its cells."""
 
@@ -65,7 +68,8 @@ def _csv_columns(path: Path) -> list[str]:
 def _csv_rows(path: Path, columns: Sequence[str]) -> Rows:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
+            # A quotation mark that is never closed would swallow the rest of the table.
+            reader = csv.reader(file, strict=True)
             header = next(reader, [])
             places = [header.index(column) for column in columns]
             for row in reader:

@@ -1,10 +1,24 @@
-"""How many cores this process may really use."""
+"""How many cores this process may really use, and how many threads are worth having."""
 
 from __future__ import annotations
 
 import math
 import os
 from pathlib import Path
+
+from fluxtalk.runtime.arguments import check_integer
+
+_MOST = 64
+"""Threads that may be asked for on any machine. Beyond its cores they gain nothing, and to start them takes minutes."""
+
+
+def check_threads(threads: int | None) -> int | None:
+    """The same, as Python's integer; None stays None.
+
+    Raises:
+        UsageError: it is no integer (Python's or numpy's) from 1 to 64, or to this machine's cores where it has more.
+    """
+    return None if threads is None else check_integer("threads", threads, 1, max(_MOST, os.cpu_count() or 1))
 
 
 def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -20,6 +20,7 @@ from fluxtalk.train.evaluate import counted_embeddings
 from fluxtalk.train.inputs import Inputs, build_sampler
 from fluxtalk.train.logs import RunLog
 from fluxtalk.train.run_folder import RunFolder
+from fluxtalk.train.run_lock import only_writer
 
 
 def train_baseline(config: TrainConfig, inputs: Inputs, folder: RunFolder, projection: str) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def train_head(head: TokenHead, config: TrainConfig, inputs: Inputs, folder: Run
     trainer = Trainer(config, head.to(inputs.device), inputs.sources("train"), sampler, world, stage1_hash, identity)
     validation = inputs.dataset.split("validation")
     sources = inputs.sources("validation")
-    with closing(RunLog(identity, folder)) as log:
+    with only_writer(folder), closing(RunLog(identity, folder)) as log:
         trainer.run(folder, log, lambda tried: retrieval(counted_embeddings(tried, sources, validation), validation))
     head.load_state_dict(dict(load_head(folder.best).weights))
     test = inputs.dataset.split("test")

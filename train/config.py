@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
 from fluxtalk.artifacts import Identity
 from fluxtalk.config import StrictConfig, require
+from fluxtalk.train.option_types import plain
 
 ENCODE = ("cache", "online")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -36,6 +37,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "feature_dtype": FEATURE_DTYPES,
     "recipe": tuple(RECIPES),
 }
+LARGEST_RATE = 100.0
+"""Of AdamW, whose steps are about as long as its rate, on parameters of about 1."""
+LARGEST = 1e30
+"""Of any number: its product with the rate is still one in float32."""
+SEEDS = 2**63
+"""What PyTorch's generators take."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,12 @@ class TrainConfig(StrictConfig):
     implementation: str = Identity.implementation
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            object.__setattr__(self, name, plain(name, getattr(self, name), hint))
+        self._check_numbers()
+        self._check_words()
+
+    def _check_numbers(self) -> None:
         for name in ("batch_size", "accum_steps", "items_per_id", "epochs", "eval_every", "feature_pool"):
             require(getattr(self, name) >= 1, f"--{name} is at least 1; got {getattr(self, name)}.")
         for name in (
@@ -127,10 +140,21 @@ class TrainConfig(StrictConfig):
             "feature_pca",
         ):
             require(getattr(self, name) >= 0, f"--{name} is at least 0; got {getattr(self, name)}.")
-        require(self.learning_rate > 0, f"--learning_rate is positive; got {self.learning_rate}.")
+        require(
+            0 < self.learning_rate <= LARGEST_RATE,
+            f"--learning_rate is above 0 and at most {LARGEST_RATE:g}; got {self.learning_rate}.",
+        )
         require(0 <= self.warmup_fraction <= 1, f"--warmup_fraction lies in [0, 1]; got {self.warmup_fraction}.")
         require(self.gradient_clip > 0, f"--gradient_clip is positive; got {self.gradient_clip}.")
         require(0 <= self.ema_decay < 1, f"--ema_decay lies in [0, 1); got {self.ema_decay}.")
+        require(0 <= self.view_dropout < 1, f"--view_dropout lies in [0, 1); got {self.view_dropout}.")
+        require(-SEEDS <= self.seed < SEEDS, f"--seed has 64 bits, from -2^63 to 2^63 - 1; got {self.seed}.")
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if hint is float:
+                require(abs(value) <= LARGEST, f"--{name} is at most {LARGEST:g}, for float32; got {value}.")
+
+    def _check_words(self) -> None:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             require(value in choices, f"--{name} is one of {', '.join(choices)}; got {value!r}.")
@@ -138,7 +162,6 @@ class TrainConfig(StrictConfig):
             not self.freeze_registers or self.init_from is not None,
             "--freeze_registers keeps what another run trained; name it with --init_from.",
         )
-        require(0 <= self.view_dropout < 1, f"--view_dropout lies in [0, 1); got {self.view_dropout}.")
         require(
             self.complementary_objective != "contrast" or self.token_dropout + self.view_dropout > 0,
             "--complementary_objective contrast compares two token-dropout views; "

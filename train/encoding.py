@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fluxtalk.datasets.pairs import Items, Split
 from fluxtalk.errors import DataError, InputError
-from fluxtalk.model.encoders import Features, FrozenEncoder, to_tensors
+from fluxtalk.model.encoders import Features, FrozenEncoder, described, to_tensors
 from fluxtalk.model.reduction import FeatureReduction, ReductionConfig
 from fluxtalk.model.stage1 import Stage1
 from fluxtalk.preprocess import Preprocessor
@@ -27,6 +27,8 @@ class Encoding:
     encoder: FrozenEncoder
     reduction: FeatureReduction
     device: torch.device
+    source: str
+    """What the encoder was built from, as errors name it."""
 
     @classmethod
     def of(
@@ -49,7 +51,8 @@ class Encoding:
             )
         part = stage1.modalities[modality]
         reduction = reduction or FeatureReduction(ReductionConfig(part.spec.dim))
-        return cls(split, modality, part.preprocess, part.build().to(device), reduction.to(device), device)
+        encoder = part.build().to(device)
+        return cls(split, modality, part.preprocess, encoder, reduction.to(device), device, part.spec.source)
 
     @property
     def items(self) -> Items:
@@ -65,13 +68,40 @@ class Encoding:
         try:
             return self.preprocess.prepare(self.items.values[row])
         except InputError as error:
-            id_ = self.split.ids[int(self.items.groups[row])]
-            raise DataError(
-                f"Item {row} of {self.modality} in the {self.split.name} split (id {id_!r}) cannot be encoded: {error}"
-            ) from None
+            raise DataError(f"{self._named(row)} cannot be encoded: {error}") from None
 
-    def encode(self, prepared: Sequence[NDArray[Any]]) -> Features:
-        """Reduced features of decoded items, float32, without gradients."""
+    def encode(self, prepared: Sequence[NDArray[Any]], rows: Sequence[int]) -> Features:
+        """Reduced features of decoded items, float32, without gradients.
+
+        Args:
+            rows: which items they are.
+
+        Raises:
+            DataError: the encoder fails; the sentence names the item and what the encoder raised.
+        """
+        try:
+            return self._encode(prepared)
+        except Exception as error:  # a user's code may raise anything
+            raise DataError(
+                f"{self._culprit(prepared, rows)} cannot be encoded: the encoder {self.source} fails: "
+                f"{described(error)}; correct it or leave the item out; --debug shows where."
+            ) from error
+
+    def _culprit(self, prepared: Sequence[NDArray[Any]], rows: Sequence[int]) -> str:
+        """The first item on which the encoder fails alone; where there is none, the batch."""
+        # A GPU that failed once fails on everything after.
+        for array, row in zip(prepared, rows, strict=True) if self.device.type == "cpu" else ():
+            try:
+                self._encode([array])
+            except Exception:
+                return self._named(row)
+        return f"Some of {len(rows)} items, the first of which is: {self._named(rows[0])},"
+
+    def _named(self, row: int) -> str:
+        id_ = self.split.ids[int(self.items.groups[row])]
+        return f"Item {row} of {self.modality} in the {self.split.name} split (id {id_!r})"
+
+    def _encode(self, prepared: Sequence[NDArray[Any]]) -> Features:
         with torch.no_grad():
             features, mask = self.encoder(*to_tensors(self.preprocess.collate(prepared), self.device))
             reduced: Features = self.reduction(Features(features.float(), mask))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import signal
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,38 +14,38 @@ from torch import Tensor
 from fluxtalk.artifacts import Identity
 from fluxtalk.console import progress
 from fluxtalk.errors import TrainingError
-from fluxtalk.model.complementary import build_objective
 from fluxtalk.model.head_checkpoint import HeadCheckpoint, save_head
-from fluxtalk.model.losses import LossTerms, RegisterTokenLoss
+from fluxtalk.model.losses import LossTerms
 from fluxtalk.model.token_head import TokenHead
 from fluxtalk.model.world import World
+from fluxtalk.train.bad_steps import report_bad_step, ways_on
 from fluxtalk.train.callbacks import Callback, Callbacks
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.features import FeatureSource
 from fluxtalk.train.loader import BatchLoader, read_batch
 from fluxtalk.train.logs import RunLog
+from fluxtalk.train.position import Position
+from fluxtalk.train.rates import Rates
 from fluxtalk.train.run_folder import RunFolder
 from fluxtalk.train.sampler import PairRows, PairSampler
 from fluxtalk.train.signals import StopSignal
 from fluxtalk.train.step import NextBatch, TrainingStep
+from fluxtalk.train.training_loss import build_loss
 from fluxtalk.train.update import MakeOptimiser, Update, adamw
 
 Validate = Callable[[TokenHead], Mapping[str, Any]]
-BAD_STEPS = 3
-"""Steps in a row without a usable loss or gradient that end a run."""
 
 
-@dataclass
-class Position:
-    """Where training stands."""
+@dataclass(frozen=True)
+class _Surroundings:
+    """What a run reports to."""
 
-    step: int = 0
-    """Steps done, skipped ones included."""
-    best_score: float = -1.0
-    best_epoch: int = 0
-    skipped_steps: int = 0
-    """Steps without an update, because the loss or its gradient was NaN or infinite."""
-    bad_in_a_row: int = 0
+    folder: RunFolder
+    log: RunLog
+    validate: Validate
+    rates: Rates
+    bar: Any
+    """A progress bar; None in all processes but the first."""
 
 
 class Trainer:
@@ -143,8 +142,8 @@ class Trainer:
             Whether training reached its end; False after SIGTERM or SIGUSR1, with the checkpoint written.
 
         Raises:
-            TrainingError: the loss or its gradient was NaN or infinite in three steps in a row; the last checkpoint
-                is named.
+            TrainingError: the loss or its gradient was NaN or infinite in three steps in a row, or after the last one;
+                the last good checkpoint is named.
         """
         self.step_module.train()
         main = self.world.rank == 0
@@ -153,31 +152,38 @@ class Trainer:
             bar.update(self.position.step)
         try:
             with self.stop, BatchLoader(self.sources, self._plan(), self.device) as loader:
-                return self._run(folder, log, validate, loader, bar)
+                rates = Rates(loader, self.position.step)
+                return self._run(loader, _Surroundings(folder, log, validate, rates, bar))
         finally:
             if bar is not None:
                 bar.close()
 
-    def _run(self, folder: RunFolder, log: RunLog, validate: Validate, loader: BatchLoader, bar: Any) -> bool:
-        clock = _Clock(loader, self.position.step)
+    def _run(self, loader: BatchLoader, around: _Surroundings) -> bool:
+        main, every = self.world.rank == 0, self.config.checkpoint_every
         while self.position.step < self.steps:
             terms, bad = self.step(loader.next)
             if bad is not None:
-                self._report_bad(bad, folder, log)
-            if bar is not None:
-                bar.update()
-            if self._callbacks and self.world.rank == 0:
+                report_bad_step(bad, self.position.step, self.position.bad_in_a_row, around.folder, around.log)
+            if around.bar is not None:
+                around.bar.update()
+            if self._callbacks and main:
                 self._callbacks.on_step(self.position.step, {n: v.item() for n, v in terms.items().items()})
             epoch, into = divmod(self.position.step, self.sampler.steps_per_epoch)
-            if into == 0:
-                self._after_epoch(epoch, terms, folder, log, validate, bar, clock)
-            elif self.config.checkpoint_every and self.position.step % self.config.checkpoint_every == 0:
-                self.save(folder)
+            if into == 0 and main:
+                self._record_epoch(epoch, terms, around)
+            validated = into == 0 and (epoch % self.config.eval_every == 0 or epoch == self.config.epochs)
+            if validated:
+                self._validate(epoch, terms, around)
+            elif every and self.position.step % every == 0:
+                self._keep(around, self.is_sound())
             if self._stop_requested():
-                self.save(folder)
+                if not validated:
+                    self._keep(around, self.is_sound())
                 name = signal.Signals(self.stop.number or signal.SIGTERM).name
-                log.line(f"stopped by {name} after step {self.position.step}; continue with --resume")
+                around.log.line(f"stopped by {name} after step {self.position.step}; continue with --resume")
                 return False
+        if main and not around.folder.best.is_file():
+            raise TrainingError(f"No head that was validated had a finite loss and gradient; {ways_on(around.folder)}")
         return True
 
     def _passes(self, step: int) -> list[PairRows]:
@@ -189,32 +195,20 @@ class Trainer:
         for step in range(self.position.step, self.steps):
             yield from self._passes(step)
 
-    def _report_bad(self, bad: str, folder: RunFolder, log: RunLog) -> None:
-        if self.position.bad_in_a_row < BAD_STEPS:
-            log.line(f"step {self.position.step} skipped: the {bad}")
-            return
-        kept = (
-            f"the last good checkpoint is {folder.last}" if folder.last.is_file() else "no checkpoint was written yet"
-        )
-        raise TrainingError(
-            f"The {bad} at step {self.position.step}, the third such step in a row; "
-            f"{kept}. Lower --learning_rate, or check the features."
-        )
+    def is_sound(self) -> bool:
+        """Whether loss and gradient of the head as it is now are finite, on the next step's batch (the last one's).
 
-    def _after_epoch(
-        self,
-        epoch: int,
-        terms: LossTerms,
-        folder: RunFolder,
-        log: RunLog,
-        validate: Validate,
-        bar: Any,
-        clock: _Clock,
-    ) -> None:
-        if self.world.rank != 0:
-            return
+        Those of a step are of the head before its update, so they do not tell. All processes must call this.
+        """
+        terms = self.gradients(min(self.position.step, self.steps - 1))
+        norm = self.update.combine() if not self.update.scaler.is_enabled() else torch.zeros(())
+        bad = self._unusable(terms, norm)
+        self.update.clear()
+        return bad is None
+
+    def _record_epoch(self, epoch: int, terms: LossTerms, around: _Surroundings) -> None:
         values = {name: _number(value) for name, value in terms.items().items()}
-        log.record(
+        around.log.record(
             "train",
             {
                 "epoch": epoch,
@@ -223,23 +217,35 @@ class Trainer:
                 "temperature": round(1 / self.loss.log_scale.exp().item(), 5),
                 "learning_rate": self.update.learning_rate(self.position.step),
                 "skipped_steps": self.position.skipped_steps,
-                **clock.rates(self.position.step, self.sampler.global_batch),
+                **around.rates.record(self.position.step, self.sampler.global_batch),
             },
         )
-        bar.set_postfix(loss=values["total"], refresh=False)
-        if epoch % self.config.eval_every and epoch != self.config.epochs:
+        around.bar.set_postfix(loss=values["total"], refresh=False)
+
+    def _validate(self, epoch: int, terms: LossTerms, around: _Surroundings) -> None:
+        sound = self.is_sound()
+        if self.world.rank != 0:
             return
         head = self.evaluated_head()
-        scores = validate(head)
-        log.record("validation", {"epoch": epoch, "step": self.position.step, **scores})
-        log.line(f"epoch {epoch}/{self.config.epochs} loss {values['total']} validation score {scores['score']:.4f}")
-        if scores["score"] > self.position.best_score:
+        scores, loss = around.validate(head), _number(terms.total)
+        around.log.record("validation", {"epoch": epoch, "step": self.position.step, **scores})
+        around.log.line(f"epoch {epoch}/{self.config.epochs} loss {loss} validation score {scores['score']:.4f}")
+        if sound and scores["score"] > self.position.best_score:
             self.position.best_score = float(scores["score"])
             self.position.best_epoch = epoch
-            save_head(self._checkpoint(head.state_dict(), {}), folder.best)
-        self.save(folder)
+            save_head(self._checkpoint(head.state_dict(), {}), around.folder.best)
+        self._keep(around, sound)
         self._callbacks.on_validation(self.position.step, scores, head)
-        clock.restart(self.position.step)
+        around.rates.restart(self.position.step)
+
+    def _keep(self, around: _Surroundings, sound: bool) -> None:
+        """Write the last checkpoint, unless it would replace a good one by one that is not."""
+        if sound and not self.position.bad_in_a_row:
+            self.save(around.folder)
+            return
+        around.log.line(
+            f"no checkpoint of step {self.position.step}, whose loss or gradient is not finite; the one before is kept"
+        )
 
     def evaluated_head(self) -> TokenHead:
         """The head that is validated and kept: the average where there is one."""
@@ -258,13 +264,13 @@ class Trainer:
         """Take up the training state of a last checkpoint.
 
         Raises:
-            TrainingError: it has none, or belongs to another batch size.
+            TrainingError: it has none, or belongs to a run of another number of steps.
         """
         state, progress_ = checkpoint.training_state, checkpoint.progress
         if not state or progress_.get("steps") != self.steps:
             raise TrainingError(
                 "The checkpoint cannot be resumed: its training state is missing, "
-                "or the number of processes or pairs "
+                "or the number of pairs in a step "
                 f"changed (it planned {progress_.get('steps')} steps, this run {self.steps})."
             )
         self.head.load_state_dict(dict(checkpoint.weights))
@@ -280,52 +286,6 @@ class Trainer:
     def _stop_requested(self) -> bool:
         flag = torch.tensor(float(self.stop.number or 0), device=self.device)
         return bool(self.world.total(flag).item())
-
-
-class _Clock:
-    """Steps per second, and the share of the time that they waited for features."""
-
-    def __init__(self, loader: BatchLoader, step: int) -> None:
-        self._loader = loader
-        self._started = time.perf_counter()
-        self._step = step
-
-    def restart(self, step: int) -> None:
-        """Begin anew, so that validations do not count."""
-        self._loader.waited_s = 0.0
-        self._started = time.perf_counter()
-        self._step = step
-
-    def rates(self, step: int, batch: int) -> dict[str, float]:
-        """For a record: what the steps since `restart` took."""
-        seconds = max(time.perf_counter() - self._started, 1e-9)
-        done = step - self._step
-        return {
-            "steps_per_s": round(done / seconds, 3),
-            "pairs_per_s": round(done * batch / seconds, 1),
-            "wait_share": round(self._loader.waited_s / seconds, 4),
-        }
-
-
-def build_loss(config: TrainConfig, head: TokenHead, world: World, global_batch: int) -> RegisterTokenLoss:
-    """The loss that the options ask for."""
-    sizes = head.config
-    complementary = sizes.num_register_tokens - sizes.num_overlapping_tokens
-    return RegisterTokenLoss(
-        config.complementary_reg_weight,
-        world,
-        contrastive=config.contrastive,
-        aggregation=sizes.aggregation,
-        batch_size=global_batch,
-        objective=build_objective(
-            config.complementary_objective,
-            sizes.dims,
-            sizes.dim,
-            complementary,
-            config.complementary_correlation_weight,
-        ),
-        objective_weight=config.complementary_objective_weight,
-    )
 
 
 def _number(value: Tensor) -> float | None:

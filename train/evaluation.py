@@ -15,7 +15,7 @@ from fluxtalk.retrieval import retrieval
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import process_world
 from fluxtalk.train.evaluate import counted_embeddings
-from fluxtalk.train.inputs import Inputs, read_inputs
+from fluxtalk.train.inputs import Inputs, config_of_run, read_inputs
 
 _AVERAGE = "average."
 """What a moving average's tensors are called in the training state."""
@@ -62,14 +62,14 @@ def evaluate(asked: Evaluation, say: Callable[[str], None] = lambda _: None) -> 
         DataError: the data set cannot be used, or has no such split.
     """
     content = read_run_config(asked.run)
-    changes = {"data": asked.data, "stage1_checkpoint": asked.stage1_checkpoint, "cache_dir": asked.cache_dir}
-    options = content["options"] | {name: str(value) for name, value in changes.items() if value is not None}
-    config = TrainConfig.from_dict(options)
+    config = config_of_run(asked.run, content, asked.stage1_checkpoint, asked.data, asked.cache_dir)
     checkpoint = load_head(asked.path)
     # A run of a machine with a GPU can be looked at on one without.
     with process_world("cpu" if config.device == "cpu" else "auto") as (world, device):
         inputs = read_inputs(config, world, device, checkpoint.reductions)
         _require_same_encoders(checkpoint, asked.path, inputs, config)
+        for note in inputs.dataset.notes:
+            say(f"warning: {note}")
         scores = _scores(checkpoint, inputs, asked.split, say)
     if inputs.dataset.content_hash != content["facts"]["data_hash"]:
         # What the head has seen in training is known of its own data only.

@@ -127,7 +127,7 @@ def _encode(
     vectors: list[NDArray[Any]] = [np.empty(0)] * len(prepared)
     scales: list[NDArray[Any]] = [np.empty(0)] * len(prepared)
     for chunk in np.array_split(order, -(-len(order) // _ENCODE_BATCH)):
-        features, mask = encoding.encode([prepared[i] for i in chunk])
+        features, mask = encoding.encode([prepared[i] for i in chunk], [rows[int(i)] for i in chunk])
         counts = mask.sum(dim=1).cpu().numpy()
         if not counts.all():
             raise DataError(
@@ -179,8 +179,9 @@ def _items_per_shard(encoding: Encoding) -> int:
     count = len(encoding.items)
     if not count:
         return _MOST_ITEMS
-    sample = [encoding.prepare(row) for row in sorted(set(np.linspace(0, count - 1, 16).astype(int).tolist()))]
-    features = encoding.encode(sample)
+    rows = sorted(set(np.linspace(0, count - 1, 16).astype(int).tolist()))
+    sample = [encoding.prepare(row) for row in rows]
+    features = encoding.encode(sample, rows)
     per_item = max(sum(array.nbytes for array in sample), 2 * int(features.mask_BL.sum()) * encoding.reduction.dim)
     fitting = _SHARD_BYTES * len(sample) / max(1, per_item)
     return min(_MOST_ITEMS, 1 << max(0, int(math.log2(max(1, fitting)))))

@@ -72,7 +72,8 @@ class OnlineFeatures:
             return Features(
                 torch.zeros(*shape, self.dim, device=device), torch.zeros(shape, dtype=torch.bool, device=device)
             )
-        features, mask = self._encoding.encode([self._encoding.prepare(int(row)) for row in rows[present]])
+        wanted = rows[present].tolist()
+        features, mask = self._encoding.encode([self._encoding.prepare(row) for row in wanted], wanted)
         features = features.masked_fill(~mask[..., None], 0.0)
         if len(present) == len(rows):
             return Features(features, mask)

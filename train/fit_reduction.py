@@ -95,7 +95,8 @@ def _sampled_vectors(encoding: Encoding) -> Iterator[Tensor]:
     rows = np.sort(np.random.default_rng(0).permutation(count)[:_SAMPLE_ITEMS])
     starts = range(0, len(rows), _BATCH)
     for start in progress(starts, f"fitting PCA of {encoding.modality}", unit="batch"):
-        features: Features = encoding.encode([encoding.prepare(int(row)) for row in rows[start : start + _BATCH]])
+        batch = rows[start : start + _BATCH].tolist()
+        features: Features = encoding.encode([encoding.prepare(row) for row in batch], batch)
         yield features.features_BLD[features.mask_BL]
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fluxtalk.config import HeadConfig
 from fluxtalk.datasets import PairDataset, default_cache_dir, load_dataset
-from fluxtalk.errors import CheckpointError, UsageError
+from fluxtalk.datasets.places import first_there
+from fluxtalk.errors import CheckpointError, DataError, UsageError
 from fluxtalk.model.reduction import FeatureReduction
-from fluxtalk.model.run import read_run_config
+from fluxtalk.model.run import find_data, find_stage1, read_run_config
 from fluxtalk.model.stage1 import Stage1, load_stage1
 from fluxtalk.model.world import World
 from fluxtalk.train.config import TrainConfig
@@ -101,8 +103,13 @@ def read_encoders_and_data(
     name = data or stage1.data
     if name is None:
         raise UsageError(f"{stage1_checkpoint} names no data set; say which with --data.")
+    if data is None and first_there([name]) is None:
+        raise DataError(
+            f"The data set {name}, which is `data` of {stage1_checkpoint}, does not exist; "
+            "put it there, or say with --data where it is."
+        )
     with wait_for_first(world):
-        dataset = load_dataset(name, cache_dir)
+        dataset = load_dataset(name, cache_dir, stage1.kinds)
     missing = sorted(set(stage1.modalities) - set(dataset.modalities))
     if missing:
         raise UsageError(
@@ -111,6 +118,28 @@ def read_encoders_and_data(
             "rename the columns or choose other --data."
         )
     return stage1, dataset
+
+
+def config_of_run(
+    root: Path, content: dict[str, Any], stage1_checkpoint: Path | None, data: str | None, cache_dir: str | None
+) -> TrainConfig:
+    """The options of a finished run, with stage 1 and the data set where they lie now.
+
+    Args:
+        content: of its run.json.
+        stage1_checkpoint: where stage 1 lies, if the run does not know.
+        data: another data set than the run's.
+        cache_dir: another cache folder than the run's.
+
+    Raises:
+        CheckpointError: stage 1 is not to be found.
+        DataError: the data set is not to be found.
+    """
+    options = dict(content["options"])
+    options["stage1_checkpoint"] = str(stage1_checkpoint or find_stage1(root, content))
+    options["data"] = data or find_data(root, content)
+    options["cache_dir"] = cache_dir or options["cache_dir"]
+    return TrainConfig.from_dict(options)
 
 
 def inputs_of_run(
@@ -123,15 +152,11 @@ def inputs_of_run(
         cache_dir: another cache folder than the run's.
 
     Raises:
-        ArtifactError: the folder is no run, or stage 1 is not the one it was trained on.
+        ArtifactError: the folder is no run, or stage 1 is not to be found or not the one it was trained on.
+        DataError: its data set is not to be found, or cannot be used.
     """
     content = read_run_config(root)
-    options = dict(content["options"])
-    if stage1_checkpoint is not None:
-        options["stage1_checkpoint"] = str(stage1_checkpoint)
-    if cache_dir is not None:
-        options["cache_dir"] = cache_dir
-    config = TrainConfig.from_dict(options)
+    config = config_of_run(root, content, stage1_checkpoint, None, cache_dir)
     inputs = read_inputs(config, world, device)
     if inputs.stage1.content_hash() != content["facts"]["stage1_hash"]:
         raise CheckpointError(

@@ -37,6 +37,8 @@ def prebuild(
         DataError: the data set cannot be used, or has no such split.
     """
     stage1, dataset = read_encoders_and_data(stage1_checkpoint, data, cache_dir, world)
+    for note in dataset.notes:
+        say(f"warning: {note}")
     chosen = [dataset.split(split).name for split in splits] if splits is not None else _splits_with_items(dataset)
     reductions = fitted_reductions(stage1, dataset, options, cache_dir, device, world)
     for split in chosen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def read_records(path: Path) -> RecordFile:
 
 def _record(path: Path, number: int, line: str) -> Record:
     try:
-        values = json.loads(line, parse_constant=_refuse_constant)
+        values = strict_json(line)
     except ValueError as error:
         raise ArtifactError(f"{path} line {number} is no JSON ({reason(error)}); mend or remove the line.") from None
     if not isinstance(values, dict) or not isinstance(values.get("kind"), str):
@@ -66,5 +67,26 @@ def _record(path: Path, number: int, line: str) -> Record:
     return Record(line, number, values)
 
 
+def strict_json(text: str) -> Any:
+    """Decode JSON whose numbers all are finite ones: not NaN, nor 1e999, which is beyond what a float holds.
+
+    Raises:
+        ValueError: it is no JSON, or has another number.
+    """
+    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float, parse_int=_finite_int)
+
+
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _finite_float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits} is too large a number")
+    return value
+
+
+def _finite_int(digits: str) -> int:
+    _finite_float(digits)
+    return int(digits)

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fluxtalk.artifacts import Identity, git_revision, write_json
+from fluxtalk.datasets.places import absolute_name, relative_name
 from fluxtalk.errors import CheckpointError
 from fluxtalk.model.head_checkpoint import load_head
 from fluxtalk.model.registers import RegisterTokenModule
@@ -27,7 +28,9 @@ from fluxtalk.train.evaluate import counted_embeddings
 from fluxtalk.train.init_from import begin_with, old_head
 from fluxtalk.train.inputs import Inputs, build_sampler, read_inputs
 from fluxtalk.train.logs import RunLog
+from fluxtalk.train.resume import record_resumption, require_same_run
 from fluxtalk.train.run_folder import RunFolder, open_run, write_description
+from fluxtalk.train.run_lock import only_writer
 
 
 @dataclass(frozen=True)
@@ -61,21 +64,24 @@ def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback]
     """
     folder = open_run(config, resume)
     identity = Identity(config.experiment_id, config.implementation, git_revision=git_revision())
-    with process_world(config.device) as (world, device):
+    with process_world(config.device) as (world, device), ExitStack() as held:
+        main = world.rank == 0
+        if resume and main:
+            held.enter_context(only_writer(folder))
         begun = old_head(Path(config.init_from)) if config.init_from is not None else None
         inputs = read_inputs(config, world, device, begun.reductions if begun is not None else None)
+        if resume:
+            _require_same_run(folder, config, inputs, world)
         started = time.monotonic()
         # Before there is a folder to write to: what goes wrong here leaves nothing.
-        say = RunLog(identity, None, active=world.rank == 0).line
+        say = RunLog(identity, None, active=main).line
         trainer = build_trainer(config, inputs, world, identity, say, callbacks=callbacks)
         validation_sources = inputs.sources("validation", world, say)
-        with closing(RunLog(identity, folder, active=world.rank == 0)) as log:
-            if resume:
-                _resume(trainer, folder, log)
-            elif world.rank == 0:
-                write_description(folder, config, identity, _facts(inputs, trainer))
-                trainer.save(folder)
-            _announce(log, trainer, inputs)
+        if main and not resume:
+            held.enter_context(only_writer(folder))
+            open_run(config, resume)  # again: another training may have begun here since
+        with closing(RunLog(identity, folder, active=main)) as log:
+            _begin(trainer, inputs, folder, log, resume)
             validation = inputs.dataset.split("validation")
             finished = trainer.run(
                 folder,
@@ -84,11 +90,23 @@ def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback]
             )
             if not finished:
                 return FitResult(folder, False, 128 + (trainer.stop.number or 15))
-            if world.rank == 0:
+            if main:
                 _score_test(folder, inputs, identity, log, round(time.monotonic() - started, 1))
             # A process that left early would tear down the group under the first one.
             world.total(torch.zeros(1))
     return FitResult(folder, True, 0)
+
+
+def _begin(trainer: Trainer, inputs: Inputs, folder: RunFolder, log: RunLog, resume: bool) -> None:
+    facts, main = _facts(inputs, trainer), trainer.world.rank == 0
+    if resume:
+        _resume(trainer, folder, log)
+        if main:
+            record_resumption(folder, trainer.config, facts, trainer.position.step)
+    elif main:
+        write_description(folder, trainer.config, trainer.identity, facts)
+        trainer.save(folder)
+    _announce(log, trainer, inputs)
 
 
 def _announce(log: RunLog, trainer: Trainer, inputs: Inputs) -> None:
@@ -98,6 +116,8 @@ def _announce(log: RunLog, trainer: Trainer, inputs: Inputs) -> None:
         f"training {trained:,} parameters on {inputs.dataset.name}: "
         f"{trainer.steps} steps of {sampler.global_batch} pairs, {trainer.world.size} process(es) on {inputs.device}"
     )
+    for note in inputs.dataset.notes:
+        log.line(f"warning: {note}")
     if sampler.global_batch < sampler.asked:
         log.line(
             f"warning: a step of {sampler.asked} rows was asked for, but the training split fills no more than "
@@ -134,6 +154,17 @@ def build_trainer(
     )
 
 
+def _require_same_run(folder: RunFolder, config: TrainConfig, inputs: Inputs, world: World) -> None:
+    """Before anything is encoded for what would be refused."""
+    found = {
+        "data_hash": inputs.dataset.content_hash,
+        "encoder_hashes": _encoder_hashes(inputs),
+        "global_batch": build_sampler(config, inputs, world).global_batch,
+        "processes": world.size,
+    }
+    require_same_run(folder, inputs.dataset.name, found)
+
+
 def _resume(trainer: Trainer, folder: RunFolder, log: RunLog) -> None:
     checkpoint = load_head(folder.last)
     if checkpoint.stage1_hash != trainer.stage1_hash:
@@ -145,16 +176,21 @@ def _resume(trainer: Trainer, folder: RunFolder, log: RunLog) -> None:
     log.line(f"resumed after step {trainer.position.step} of {trainer.steps}")
 
 
+def _encoder_hashes(inputs: Inputs) -> dict[str, str]:
+    return {name: part.content_hash() for name, part in inputs.stage1.modalities.items()}
+
+
 def _facts(inputs: Inputs, trainer: Trainer) -> dict[str, Any]:
+    root = Path(trainer.config.output_dir) / trainer.config.log_name
     return {
         "data": inputs.dataset.name,
+        "data_absolute": absolute_name(inputs.dataset.name),
+        "data_relative": relative_name(inputs.dataset.name, root),
         "data_hash": inputs.dataset.content_hash,
         "stage1_hash": trainer.stage1_hash,
-        "encoder_hashes": {name: part.content_hash() for name, part in inputs.stage1.modalities.items()},
+        "encoder_hashes": _encoder_hashes(inputs),
         "stage1_checkpoint": str(Path(trainer.config.stage1_checkpoint).resolve()),
-        "stage1_relative": os.path.relpath(
-            trainer.config.stage1_checkpoint, Path(trainer.config.output_dir) / trainer.config.log_name
-        ),
+        "stage1_relative": os.path.relpath(trainer.config.stage1_checkpoint, root),
         "training_ids": len(inputs.dataset.split("train").ids),
         "processes": trainer.world.size,
         "global_batch": trainer.sampler.global_batch,

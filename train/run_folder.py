@@ -32,6 +32,12 @@ from fluxtalk.model.run import FORMAT, read_run_config
 from fluxtalk.train.config import TrainConfig
 
 SCHEMA_VERSION = 1
+_RESUMED_ANYWHERE = {
+    "accum_steps", "batch_size", "cache_dir", "data", "device", "output_dir", "log_name", "stage1_checkpoint"
+}  # fmt: skip
+"""Options that a run may change on its way, as far as `fluxtalk.train.resume` finds the data, the encoders and the
+global batch that it began with."""
+_BEFORE_TRAINING = {"METADATA.txt", "checkpoints", "run.json", "tensorboard", "train.log"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,10 @@ class RunFolder:
     @property
     def description(self) -> Path:
         return self.root / "run.json"
+
+    @property
+    def metadata(self) -> Path:
+        return self.root / "METADATA.txt"
 
     @property
     def log(self) -> Path:
@@ -68,30 +78,45 @@ class RunFolder:
 def open_run(config: TrainConfig, resume: bool) -> RunFolder:
     """The run's folder, checked but not yet written.
 
+    A run that ended before its first checkpoint left nothing to resume: its folder counts as empty.
+
     Raises:
         UsageError: it is not empty and ``resume`` is off, or holds a run with other options.
         CheckpointError: ``resume`` is on and there is nothing to resume from.
     """
     folder = RunFolder(Path(config.output_dir) / config.log_name)
-    occupied = folder.root.exists() and (not folder.root.is_dir() or any(folder.root.iterdir()))
     if not resume:
-        if occupied:
-            raise UsageError(
-                f"{folder.root} is not empty; continue it with --resume, or choose another --output_dir or --log_name."
-            )
+        if not _is_free(folder):
+            going_on = "continue it with --resume, or choose" if folder.last.is_file() else "choose"
+            raise UsageError(f"{folder.root} is not empty; {going_on} another --output_dir or --log_name.")
         return folder
     if not folder.last.is_file():
+        otherwise = "run without --resume" if _is_free(folder) else "name the run's --output_dir and --log_name"
         raise CheckpointError(
-            f"There is nothing to resume in {folder.root}: {folder.last} does not exist; run without --resume."
+            f"There is nothing to resume in {folder.root}: {folder.last} does not exist; {otherwise}."
         )
     before = read_run_config(folder.root)["options"]
     now = config.to_dict()
-    free = {"cache_dir", "device", "output_dir", "log_name", "stage1_checkpoint"}
-    changed = sorted(name for name in now if name not in free and before.get(name) != now[name])
+    changed = sorted(name for name in now if name not in _RESUMED_ANYWHERE and before.get(name) != now[name])
     if changed:
         listed = ", ".join(f"--{name} {before.get(name)} became {now[name]}" for name in changed)
         raise UsageError(f"--resume continues {folder.root} with the options it began with; here {listed}.")
     return folder
+
+
+def _is_free(folder: RunFolder) -> bool:
+    """Whether a new run may begin here: there is nothing but what a run writes before its first checkpoint."""
+    if not folder.root.is_dir():
+        return not folder.root.exists()
+    found = {path.name for path in folder.root.iterdir() if not _is_unfinished(path)}
+    checkpoints = folder.last.parent
+    kept = checkpoints.is_dir() and not all(map(_is_unfinished, checkpoints.iterdir()))
+    return found <= _BEFORE_TRAINING and not kept
+
+
+def _is_unfinished(path: Path) -> bool:
+    """Whether a file was being written when its process was killed."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
 
 
 def write_description(folder: RunFolder, config: TrainConfig, identity: Identity, facts: Mapping[str, Any]) -> None:
@@ -120,7 +145,7 @@ def write_description(folder: RunFolder, config: TrainConfig, identity: Identity
         "Started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **{name.replace("_", " ").capitalize(): value for name, value in facts.items()},
     }
-    write_atomically(folder.root / "METADATA.txt", "".join(f"{name}: {value}\n" for name, value in lines.items()))
+    write_atomically(folder.metadata, "".join(f"{name}: {value}\n" for name, value in lines.items()))
 
 
 def environment() -> dict[str, Any]:

@@ -5,18 +5,20 @@ docs/runs.md is the schema; nothing here guesses at other names.
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fluxtalk.errors import ArtifactError, reason
-from fluxtalk.train.record_file import Record, RecordFile, read_records
+from fluxtalk.train.record_file import Record, RecordFile, read_records, strict_json
 
 RUN_FORMAT = "fluxtalk.run"
 _SCALED_FACTS = ("processes", "global_batch")
 """Found rather than asked, but as decisive as an option: ``batch_size`` is per process."""
+# One spelling of each number, or one k would stand in several rows.
+_COUNT = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,9 @@ def _read_folder(root: Path) -> RunRecords:
     scores = _read_json(results, "") if results.is_file() else {}
     if scores:
         _check_scores(str(results), scores)
+        if "step" in scores:
+            _check_step(str(results), scores)
+    _check_run(f"facts in {root / 'run.json'}", facts)
     return RunRecords(
         path=root,
         experiment_id=str(content.get("experiment_id")),
@@ -159,10 +164,14 @@ def _check_records(path: Path, records: Sequence[Record]) -> None:
             _check_run(where, values)
         if values["kind"] not in ("train", "validation", "test"):
             continue
-        step = values.get("step")
-        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-            raise ArtifactError(f"{where} needs step, the number of optimiser steps done; got {step!r}.")
+        _check_step(where, values)
         _check_scores(where, values)
+
+
+def _check_step(where: str, values: Mapping[str, Any]) -> None:
+    step = values.get("step")
+    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        raise ArtifactError(f"{where} needs step, the number of optimiser steps done; got {step!r}.")
 
 
 def _check_run(where: str, values: Mapping[str, Any]) -> None:
@@ -188,22 +197,24 @@ def _check_scores(where: str, values: Mapping[str, Any]) -> None:
 
 
 def _check_recall(where: str, values: Mapping[str, Any]) -> None:
-    expected = "recall[direction][k][cut-off], a share from 0 to 1, with k and cut-off as strings of digits"
+    expected = (
+        'recall[direction][k][cut-off], a share from 0 to 1, with k and cut-off as strings of digits such as "10"'
+    )
     recall = values.get("recall", {})
     if not isinstance(recall, dict) or not all(isinstance(by_k, dict) for by_k in recall.values()):
         raise ArtifactError(f"{where} needs {expected}; got {recall!r}.")
     for direction, by_k in recall.items():
         for k, by_cutoff in by_k.items():
-            if not k.isdecimal() or not isinstance(by_cutoff, dict):
+            if not _COUNT.fullmatch(k) or not isinstance(by_cutoff, dict):
                 raise ArtifactError(f"{where} needs {expected}; got {k!r}: {by_cutoff!r} in {direction}.")
             for cutoff, value in by_cutoff.items():
-                if not cutoff.isdecimal() or not _is_number(value) or not 0 <= value <= 1:
+                if not _COUNT.fullmatch(cutoff) or not _is_number(value) or not 0 <= value <= 1:
                     raise ArtifactError(f"{where} needs {expected}; got {cutoff!r}: {value!r} in {direction}, k={k}.")
 
 
 def _read_json(path: Path, missing: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = strict_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(missing) from None
     except ValueError as error:

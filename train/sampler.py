@@ -104,7 +104,9 @@ class PairSampler:
         return [batch.part(slice(start, start + size)) for start in range(0, len(batch.ids), size)]
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        if self._epoch_and_order is None or self._epoch_and_order[0] != epoch:
+        # Read once: another thread may be asking for another epoch's.
+        known = self._epoch_and_order
+        if known is None or known[0] != epoch:
             generator = np.random.default_rng(derive_seed(self._seed, "order", epoch))
-            self._epoch_and_order = (epoch, generator.permutation(self._ids))
-        return self._epoch_and_order[1]
+            known = self._epoch_and_order = (epoch, generator.permutation(self._ids))
+        return known[1]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import signal
+import threading
 from types import FrameType
 from typing import Any
 
 
 class StopSignal:
-    """While entered, remembers the last of SIGTERM and SIGUSR1 instead of dying of it."""
+    """While entered, remembers the last of SIGTERM and SIGUSR1 instead of dying of it.
+
+    In another thread than the main one signals stay what they were, because Python lets only that one handle them;
+    `request` works in every thread.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -20,6 +25,8 @@ class StopSignal:
         self.number = number
 
     def __enter__(self) -> StopSignal:
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for number in (signal.SIGTERM, signal.SIGUSR1):
             self._before[number] = signal.signal(number, self.request)
         return self

@@ -8,30 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fluxtalk.artifacts import Identity, git_revision
+from fluxtalk.datasets.places import absolute_name
 from fluxtalk.errors import CheckpointError, UsageError, reason
-from fluxtalk.model.encoders import EncoderSpec, FrozenEncoder, build_encoder, to_tensors
+from fluxtalk.model.encoders import EncoderSpec, build_encoder
 from fluxtalk.model.stage1 import Stage1, Stage1Modality
-from fluxtalk.preprocess import (
-    AudioPreprocessor,
-    FeaturesPreprocessor,
-    ImagePreprocessor,
-    Preprocessor,
-    TextPreprocessor,
-    from_parts,
-)
+from fluxtalk.preprocess import FeaturesPreprocessor, Preprocessor, TextPreprocessor, from_parts
+from fluxtalk.train.stage1_probe import probe
 
 _KEYS = {"encoder", "options", "weights", "preprocess"}
 
 
 def stage1_from_specification(path: Path) -> Stage1:
-    """Build every encoder that a JSON specification names, and try each on one input.
+    """Build every encoder that a JSON specification names, and try each on what it will be given.
 
-    Paths in the specification are relative to it.
+    Paths in the specification are relative to it, that of its data set too.
 
     Raises:
         UsageError: the specification is malformed, or an encoder does not do what it must.
@@ -46,9 +40,12 @@ def stage1_from_specification(path: Path) -> Stage1:
     modalities = content.get("modalities") if isinstance(content, dict) else None
     if not isinstance(modalities, dict) or not modalities or set(content) - {"data", "modalities"}:
         raise UsageError(f"The specification {path} has the keys modalities (at least one) and, optionally, data.")
+    data = content.get("data")
+    if data is not None and (not isinstance(data, str) or not data):
+        raise UsageError(f"The data of the specification {path} is a string, as --data takes it; got {data!r}.")
     return Stage1(
         modalities={name: _modality(path.parent, name, part) for name, part in modalities.items()},
-        data=content.get("data"),
+        data=None if data is None else absolute_name(data, path.parent),
         figures={"specification": content},
         identity=Identity(git_revision=git_revision()),
     )
@@ -73,7 +70,7 @@ def _modality(folder: Path, name: str, part: Mapping[str, Any]) -> Stage1Modalit
                 f"The weights {part['weights']} do not fit {source}: {' '.join(str(error).split())[:200]}."
             ) from None
     weights = {key: value.detach().clone() for key, value in encoder.state_dict().items()}
-    dim = _probe(name, encoder, preprocess)
+    dim = probe(name, source, encoder, preprocess)
     return Stage1Modality(EncoderSpec(source, options, dim), weights, preprocess)
 
 
@@ -122,27 +119,3 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(f"The weights {path} must be a state_dict: names to tensors.")
     return weights
-
-
-def _probe(name: str, encoder: torch.nn.Module, preprocess: Preprocessor) -> int:
-    """Run one input through, to learn the feature dimension and that the encoder takes what it will be given."""
-    if isinstance(preprocess, FeaturesPreprocessor):
-        return preprocess.dim
-    if isinstance(preprocess, ImagePreprocessor):
-        sample: Any = np.zeros((preprocess.height, preprocess.width), dtype=np.uint8)
-    elif isinstance(preprocess, AudioPreprocessor):
-        # A second, or all that it takes: some encoders need a few hundred samples for a single feature.
-        sample = (np.zeros(preprocess.sample_rate, dtype=np.float32), preprocess.sample_rate)
-    else:
-        sample = "probe"
-    batch = to_tensors(preprocess.collate([preprocess.prepare(sample)] * 2))
-    dim = int(getattr(encoder, "dim", 0))
-    with torch.no_grad():
-        try:
-            if not dim:
-                result = FrozenEncoder(encoder, preprocess, 0).run(*batch)
-                dim = int((result[0] if isinstance(result, tuple) else result).shape[-1])
-            FrozenEncoder(encoder, preprocess, dim)(*batch)
-        except (RuntimeError, TypeError, AttributeError) as error:
-            raise UsageError(f"The encoder of {name} fails on one {preprocess.kind} input: {reason(error)}.") from None
-    return dim

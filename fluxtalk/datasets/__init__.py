@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from fluxtalk.datasets import features_folder, glyphs, shards, table
-from fluxtalk.datasets.names import parse_name
+from fluxtalk.datasets.names import GLYPHS, parse_name
 from fluxtalk.datasets.pairs import SPLIT_NAMES, Items, PairDataset, Split
 from fluxtalk.errors import UsageError
 
 __all__ = ["SPLIT_NAMES", "Items", "PairDataset", "Split", "default_cache_dir", "load_dataset"]
 
 
-def load_dataset(name: str, cache_dir: Path) -> PairDataset:
+def load_dataset(name: str, cache_dir: Path, kinds: Mapping[str, str] | None = None) -> PairDataset:
     """Read the data set that ``--data`` names.
 
     Args:
         name: ``glyphs``; a table of pairs (``.csv``, ``.jsonl``, ``.parquet``) or WebDataset shards (``.tar``, with
             braces for several), each with or without a query that maps modalities; or a folder of features.
         cache_dir: where renderings are kept.
+        kinds: modalities that are used, to the kind of their preprocessing (`Stage1.kinds`). In a table, these alone
+            link rows, and anything but ``text`` holds paths. None takes every column as used, and as paths what looks
+            like them: give the same to every reader of one table, for ids and splits depend on it.
 
     Raises:
         UsageError: the name is none of these, or its query is malformed.
         BackendError: a library that reads the format is missing.
         DataError: the data set cannot be used.
     """
-    if name == "glyphs":
+    if name == GLYPHS:
         return glyphs.load(cache_dir)
     parsed = parse_name(name)
     if parsed is not None:
-        return shards.load(parsed) if parsed.suffix == ".tar" else table.load(parsed)
+        return shards.load(parsed) if parsed.suffix == ".tar" else table.load(parsed, kinds)
     if name and Path(name).is_dir():
         return features_folder.load(name)
     raise UsageError(

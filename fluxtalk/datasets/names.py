@@ -11,6 +11,9 @@ from urllib.parse import parse_qsl
 from fluxtalk.config import require_modality_name
 from fluxtalk.errors import UsageError
 
+GLYPHS = "glyphs"
+"""The built-in data set, the one name that holds no path."""
+
 # The first suffix that ends the name or stands before a question mark: paths and columns may hold suffixes too.
 _FORM = re.compile(r"(?P<path>.+?(?P<suffix>\.csv|\.jsonl|\.parquet|\.tar))(?:\?(?P<query>.*))?", re.IGNORECASE)
 

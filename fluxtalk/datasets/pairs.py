@@ -86,6 +86,14 @@ class PairDataset:
     splits: Mapping[str, Split]
     content_hash: str
     """SHA-256 over the raw content and the split; it keys the feature cache."""
+    notes: tuple[str, ...] = ()
+    """What looks wrong but may be meant, a sentence each, for whoever reads the data set to say."""
+
+    @property
+    def public_name(self) -> str:
+        """The name without the folders that it lies in, for what goes to strangers."""
+        path, mark, columns = self.name.partition("?")
+        return path.rpartition("/")[2] + mark + columns
 
     def split(self, name: str) -> Split:
         """The split of that name.

@@ -123,17 +123,27 @@ def stream(text: str, rank: int = 0, world_size: int = 1, worker: int = 0, worke
 
 def shard_paths(name: DataName) -> list[Path]:
     """The shards that a name stands for, in its order; see `load` for what is raised."""
+    shown = shard_names(name)
+    paths = [Path(path) for path in shown]
+    require_files(f"{name.text!r}", paths, shown, "check the path and the numbers in braces")
+    return paths
+
+
+def shard_names(name: DataName) -> list[str]:
+    """The paths that a name's braces stand for, whether or not there are such files.
+
+    Raises:
+        UsageError: the braces do not match.
+        BackendError: a library is missing.
+    """
     try:
         from braceexpand import braceexpand
     except ImportError:
         raise BackendError(f"The shards {name.path} need braceexpand: pip install 'fluxtalk[data]'.") from None
     try:
-        shown = list(braceexpand(name.path))
+        return list(braceexpand(name.path))
     except ValueError:
         raise UsageError(f"The braces in {name.path!r} do not match; write {{000000..000099}}.") from None
-    paths = [Path(path) for path in shown]
-    require_files(f"{name.text!r}", paths, shown, "check the path and the numbers in braces")
-    return paths
 
 
 def modality_extensions(name: DataName) -> dict[str, tuple[str, ...]]:

@@ -8,10 +8,11 @@
     photos/2.jpg,two cups of tea,tea-2,test
 
 Columns other than ``id`` and ``split`` are modalities, unless the name of the data set says which column is what:
-``pairs.parquet?image=photo_path&text=caption&id=photo_id&split=part``. A column all of whose cells end like a file
-(image, sound or ``.npy``) holds paths relative to the table; any other holds text. An empty cell, or null, says that
-the row has no such modality. Without ``id``, rows that share a cell belong together. Without ``split``, ids are divided
-by hash: 80 % train, 10 % validation, 10 % test.
+``pairs.parquet?image=photo_path&text=caption&id=photo_id&split=part``. A column whose modality is preprocessed as text
+holds text, and one that is preprocessed as anything else holds paths relative to the table; where nothing says so, a
+column all of whose cells end like a file (image, sound or ``.npy``) holds paths. An empty cell, or null, says that the
+row has no such modality. Without ``id``, rows that share a cell of a modality that is used belong together. Without
+``split``, ids are divided by hash: 80 % train, 10 % validation, 10 % test.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from fluxtalk.artifacts import hash_file, hash_json
 from fluxtalk.config import require_modality_name
+from fluxtalk.datasets.links import Cells, link_notes, linked_ids
 from fluxtalk.datasets.names import DataName
 from fluxtalk.datasets.pairs import SPLIT_NAMES, PairDataset
 from fluxtalk.datasets.report import listed, require_files, with_progress
@@ -36,8 +38,6 @@ from fluxtalk.errors import DataError, UsageError
 FILE_SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".wav", ".flac", ".ogg", ".npy")
 )
-
-Cells = Sequence[str | None]
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,11 @@ class _Table:
     """Where each row stands: ``line 3``."""
 
 
-def load(name: DataName) -> PairDataset:
+def load(name: DataName, kinds: Mapping[str, str] | None = None) -> PairDataset:
     """Read a table of pairs.
+
+    Args:
+        kinds: see `fluxtalk.datasets.load_dataset`.
 
     Raises:
         BackendError: the library that reads the format is missing.
@@ -62,9 +65,10 @@ def load(name: DataName) -> PairDataset:
             splits or has items in fewer than two modalities. Rows and files are all counted, the first 20 listed.
     """
     table = _read(name)
-    files = frozenset(m for m, cells in table.cells.items() if _is_file_column(cells))
+    files = frozenset(m for m, cells in table.cells.items() if _holds_files(cells, (kinds or {}).get(m)))
     _require_cells_files(table, files)
-    row_ids = table.ids if table.ids is not None else _linked_ids(table.cells)
+    linking = {m: cells for m, cells in table.cells.items() if kinds is None or m in kinds}
+    row_ids = table.ids if table.ids is not None else linked_ids(linking, len(table.places))
     homes = _homes(table, row_ids)
     _require_pairs(table, row_ids)
     content = _content(table, files)
@@ -78,13 +82,14 @@ def load(name: DataName) -> PairDataset:
         modalities=tuple(table.cells),
         splits=divide(tuple(homes), tuple(homes.values()), columns),
         content_hash=hash_json({"table": key, "modalities": tuple(table.cells)}),
+        notes=link_notes(linking, len(table.places)) if table.ids is None else (),
     )
 
 
 def _read(name: DataName) -> _Table:
     path = Path(name.path)
     if not path.exists():
-        raise DataError(f"The table {path} does not exist; check --data.")
+        raise DataError(f"The table {path.absolute()} does not exist; check --data.")
     raw = READERS[name.suffix](path, None if name.query is None else set(name.query.values()))
     if not raw.numbers:
         # Without a row there may be no column: what is wrong with the rows comes first.
@@ -174,8 +179,10 @@ def _cell_problem(key: str, cell: Any) -> str:
     return ""
 
 
-def _is_file_column(cells: Cells) -> bool:
-    """Whether a column holds paths: it has cells, and each of them ends like a file."""
+def _holds_files(cells: Cells, kind: str | None) -> bool:
+    """Whether a column holds paths: as its preprocessing says, else where it has cells and each ends like a file."""
+    if kind is not None:
+        return kind != "text"
     present = {cell for cell in cells if cell is not None}
     return bool(present) and all(Path(cell).suffix.lower() in FILE_SUFFIXES for cell in present)
 
@@ -184,26 +191,6 @@ def _require_cells_files(table: _Table, files: frozenset[str]) -> None:
     wanted = list(dict.fromkeys(cell for m in sorted(files) for cell in table.cells[m] if cell is not None))
     paths = [table.path.parent / cell for cell in wanted]
     require_files(f"The table {table.path}", paths, wanted, "paths are relative to the table")
-
-
-def _linked_ids(columns: Mapping[str, Cells]) -> list[str]:
-    """One id for all rows that share a cell, directly or through other rows (union-find)."""
-    rows = len(next(iter(columns.values())))
-    parent = list(range(rows))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    first: dict[tuple[str, str], int] = {}
-    for modality, cells in columns.items():
-        for i, cell in enumerate(cells):
-            if cell is not None:
-                a, b = root(first.setdefault((modality, cell), i)), root(i)
-                parent[max(a, b)] = min(a, b)
-    return [str(root(i)) for i in range(rows)]
 
 
 def _homes(table: _Table, row_ids: Sequence[str]) -> dict[str, str]:

@@ -38,7 +38,8 @@ def read_csv(path: Path, wanted: Collection[str] | None) -> RawTable:
     problems: list[tuple[int, str]] = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
+            # A quotation mark that is never closed would swallow the rest of the table.
+            reader = csv.reader(file, strict=True)
             header = next(reader, [])
             for row in reader:
                 if len(row) == len(header):
@@ -46,7 +47,12 @@ def read_csv(path: Path, wanted: Collection[str] | None) -> RawTable:
                     numbers.append(reader.line_num)
                 elif row:
                     problems.append((reader.line_num, f"{len(row)} cells for {len(header)} columns"))
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
+    except csv.Error as error:
+        raise DataError(
+            f"The table {path} is no valid CSV: {error}, in the row that ends at line {reader.line_num}; a quotation "
+            'mark inside a quoted cell is written twice ("").'
+        ) from None
+    except (UnicodeDecodeError, OSError) as error:
         raise DataError(
             f"The table {path} cannot be read ({reason(error)}); it must be a UTF-8 CSV file with a header."
         ) from None

@@ -84,8 +84,10 @@ def save_head(checkpoint: HeadCheckpoint, path: Path) -> None:
             save_file(tensors, temporary, metadata=metadata)
     except (SafetensorError, OSError) as error:
         kept = "the checkpoint before is untouched" if path.is_file() else "none was written before"
+        # Of a run, its last checkpoint alone can be resumed.
+        again = "--resume" if path.with_name("last.safetensors").is_file() else "run again without --resume"
         raise CheckpointError(
-            f"The checkpoint {path} cannot be written ({reason(error)}); {kept}. Free some space, then --resume."
+            f"The checkpoint {path} cannot be written ({reason(error)}); {kept}. Free some space, then {again}."
         ) from None
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fluxtalk.errors import ArtifactError, CheckpointError, UsageError
+from fluxtalk.datasets.places import absolute_name, first_there
+from fluxtalk.errors import ArtifactError, CheckpointError, DataError, UsageError
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.head_checkpoint import HeadCheckpoint, load_head
 from fluxtalk.model.stage1 import Stage1, load_stage1
@@ -26,6 +27,15 @@ class TrainedRun:
     stage1: Stage1
     results: dict[str, Any] | None
     """The content of results.json, once the run has been scored."""
+
+    @property
+    def data(self) -> str:
+        """How ``--data`` names the run's data set where it lies now.
+
+        Raises:
+            DataError: it was named by ``--data`` and lies neither where it was nor there as seen from the run.
+        """
+        return find_data(self.root, self.config) or self.stage1.data or str(self.config["facts"]["data"])
 
     def embedder(self, modality: str, tokens: int | None = None) -> Embedder:
         """Encoder, feature reduction and head of a modality.
@@ -84,7 +94,7 @@ def open_run(root: Path, stage1_checkpoint: Path | None = None) -> TrainedRun:
             f"The run {root} has no best head yet; let fluxtalk-train reach a validation, or continue it with --resume."
         )
     head = load_head(best)
-    path = stage1_checkpoint or _find_stage1(root, config)
+    path = stage1_checkpoint or find_stage1(root, config)
     stage1 = load_stage1(path)
     if stage1.content_hash() != head.stage1_hash:
         raise CheckpointError(
@@ -94,17 +104,51 @@ def open_run(root: Path, stage1_checkpoint: Path | None = None) -> TrainedRun:
     return TrainedRun(root, config, head, stage1, json.loads(results.read_text()) if results.is_file() else None)
 
 
-def _find_stage1(root: Path, config: dict[str, Any]) -> Path:
-    """Where the run says stage 1 lies: as it was named, absolutely, or relative to the run."""
+def find_stage1(root: Path, config: dict[str, Any]) -> Path:
+    """Where a run's stage 1 lies now: where it was, or there as seen from the run, or as it was named.
+
+    Args:
+        root: OUTPUT_DIR/LOG_NAME.
+        config: the content of its run.json.
+
+    Raises:
+        CheckpointError: it is at none of these places.
+    """
+    facts = config["facts"]
     candidates: list[Path] = [
+        Path(facts["stage1_checkpoint"]),
+        root / facts["stage1_relative"],
         Path(config["options"]["stage1_checkpoint"]),
-        Path(config["facts"]["stage1_checkpoint"]),
-        root / config["facts"]["stage1_relative"],
     ]
     for path in candidates:
         if path.is_file():
             return path
     raise CheckpointError(
-        f"The stage 1 checkpoint of {root} is not at {candidates[0]} any more; "
+        f"The stage 1 checkpoint of {root} is not at {candidates[0]} any more, nor at {candidates[1]}; "
         "say where it is with --stage1_checkpoint."
     )
+
+
+def find_data(root: Path, config: dict[str, Any]) -> str | None:
+    """How ``--data`` names a run's data set where it lies now: where it was, or there as seen from the run.
+
+    Args:
+        root: OUTPUT_DIR/LOG_NAME.
+        config: the content of its run.json.
+
+    Returns:
+        The name, its path absolute. None where it lies at neither place and the stage 1 checkpoint named it, which
+        may have moved together with it.
+
+    Raises:
+        DataError: it lies at neither place, and ``--data`` named it.
+    """
+    facts = config["facts"]
+    names = [facts.get("data_absolute", facts["data"])]
+    if "data_relative" in facts:
+        names.append(absolute_name(facts["data_relative"], root))
+    found = first_there(names)
+    if found is None and config["options"]["data"] is not None:
+        tried = " nor at ".join(dict.fromkeys(names))
+        raise DataError(f"The data set of {root} is not at {tried} any more; say where it is with --data.")
+    return found

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fluxtalk.artifacts import Identity, atomic_file, canonical_json
 from fluxtalk.config import require_modality_name
+from fluxtalk.datasets.places import absolute_name, first_there, relative_name
 from fluxtalk.errors import ArtifactError, CheckpointError, UsageError, reason
 from fluxtalk.model.encoders import EncoderSpec, FrozenEncoder, build_encoder
 from fluxtalk.preprocess import Preprocessor, from_parts
@@ -65,10 +66,15 @@ class Stage1:
 
     modalities: Mapping[str, Stage1Modality]
     data: str | None = None
-    """The data set that stage 2 takes by default."""
+    """The data set that stage 2 takes by default; what is saved names it absolutely."""
     figures: Mapping[str, Any] = field(default_factory=dict)
     """How it was made: command, seed, losses, seconds."""
     identity: Identity = field(default_factory=Identity)
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Modality to the kind of its preprocessing, which says how a data set's items are to be read."""
+        return {name: part.preprocess.kind for name, part in self.modalities.items()}
 
     def content_hash(self) -> str:
         """SHA-256 over what changes embeddings: every modality's encoder and preprocessing."""
@@ -80,15 +86,18 @@ class Stage1:
 def save_stage1(stage1: Stage1, path: Path) -> None:
     """Write a checkpoint atomically.
 
+    Its data set is kept twice, absolutely and relative to the checkpoint, so that both can be moved together.
+
     Raises:
-        UsageError: a modality's name cannot be a file name.
+        UsageError: a modality's name cannot be a file name, or the data set's name is malformed.
     """
     for name in stage1.modalities:
         require_modality_name(name)
     content = {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
-        "data": stage1.data,
+        "data": None if stage1.data is None else absolute_name(stage1.data),
+        "data_relative": None if stage1.data is None else relative_name(stage1.data, path.parent),
         "figures": dict(stage1.figures),
         "identity": stage1.identity.fields(),
         "content_hash": stage1.content_hash(),
@@ -118,7 +127,7 @@ def load_stage1(path: Path) -> Stage1:
     try:
         stage1 = Stage1(
             modalities={name: _from_plain(part) for name, part in content["modalities"].items()},
-            data=content["data"],
+            data=_data(path.parent, content["data"], content.get("data_relative")),
             figures=content["figures"],
             identity=Identity(**content["identity"]),
         )
@@ -129,6 +138,13 @@ def load_stage1(path: Path) -> Stage1:
             f"{path} was changed since it was written: its content does not match its hash; make it again."
         )
     return stage1
+
+
+def _data(folder: Path, absolute: str | None, relative: str | None) -> str | None:
+    """The data set's name where it lies now; where it lay, if it is not to be found."""
+    if absolute is None or relative is None:
+        return absolute
+    return first_there([absolute, absolute_name(relative, folder)]) or absolute
 
 
 def _read(path: Path) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fluxtalk.errors import InputError
+from fluxtalk.errors import InputError, reason
 from fluxtalk.preprocess.base import Array, pad_and_mask, require_keys
 
 
@@ -39,7 +42,8 @@ class FeaturesPreprocessor:
         if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
             raise InputError(f"{name} must hold numbers; got {array.dtype}.")
         # Read-only memory is copied: PyTorch takes none.
-        array = array.astype(np.float32, copy=not array.flags.writeable)
+        with np.errstate(over="ignore"):  # infinity is refused in a sentence
+            array = array.astype(np.float32, copy=not array.flags.writeable)
         if not np.isfinite(array).all():
             raise InputError(f"{name} holds NaN or infinity; compute it again.")
         return array
@@ -79,8 +83,50 @@ def read_array(item: Any) -> tuple[Array, str]:
         raise InputError(f"Features are an array or the path of a .npy file; got {type(item).__name__}.")
     name = f"The features {item}"
     try:
-        return np.load(item, allow_pickle=False), name
+        with open(item, "rb") as file:
+            return read_npy(file, os.fstat(file.fileno()).st_size), name
     except FileNotFoundError:
         raise InputError(f"{name} do not exist; check the path.") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{name} cannot be read ({error}); save them with numpy.save.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name} cannot be read ({reason(error)}); save them with numpy.save.") from None
+
+
+def read_npy(file: io.BufferedIOBase, size: int) -> Array:
+    """The array of a `.npy` file, which may be anybody's: memory is asked for once the data are known to be there.
+
+    Args:
+        file: at its beginning.
+        size: its bytes.
+
+    Raises:
+        ValueError: it is none, holds objects, or has another size than its header says.
+        OSError: it cannot be read.
+    """
+    shape, fortran, dtype = _npy_header(file)
+    count = math.prod(shape)
+    if dtype.hasobject or not dtype.itemsize:
+        raise ValueError(f"it holds {str(dtype)[:40]}, and not numbers")
+    if min(shape, default=0) < 0 or count * dtype.itemsize != size - file.tell():
+        raise ValueError("its data are more or fewer bytes than its header says")
+    values = np.empty(count, dtype)
+    if file.readinto(values.view(np.uint8).data) != values.nbytes:
+        raise ValueError("it was cut off while it was read")
+    try:
+        return values.reshape(shape, order="F" if fortran else "C")
+    except OverflowError:  # beside a 0, any number has no data
+        raise ValueError("its shape is larger than any array's") from None
+
+
+def _npy_header(file: io.BufferedIOBase) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether the first index varies fastest, and type.
+
+    Raises:
+        ValueError: there is no header of a version that holds arrays of numbers.
+    """
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    try:
+        return readers[np.lib.format.read_magic(file)](file)
+    except OSError:
+        raise
+    except Exception:  # the header is written in Python, and what parses it raises almost anything
+        raise ValueError("it has no header of a .npy file of numbers") from None

@@ -16,7 +16,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from fluxtalk.errors import FluxTalkError
 from fluxtalk.runtime.server.attention import attention_routes
-from fluxtalk.runtime.server.decoding import ignore_bomb_warnings
+from fluxtalk.runtime.server.decoding import ignore_pillow_warnings
 from fluxtalk.runtime.server.dialects import ENDPOINTS
 from fluxtalk.runtime.server.endpoint import embedding_handler
 from fluxtalk.runtime.server.errors import ApiError, on_api_error, on_fluxtalk_error, on_http_exception
@@ -95,6 +95,6 @@ class AppFactory:
             # At once: nothing was accepted yet, and uvicorn has no other way to be told.
             os._exit(STARTUP_FAILURE)
 
-        ignore_bomb_warnings()
+        ignore_pillow_warnings()
         service = Service(self.settings, end)
         return build_app(service)

@@ -11,6 +11,8 @@ from fluxtalk.runtime.server.errors import ApiError, bad_request
 
 _TOGETHER = 8
 """Bodies of the largest size that may be in memory at a time."""
+_ON_ITS_WAY_S = 0.2
+"""A body has this long at least: of one that the client sent at once, it is not the slowness that is at fault."""
 
 
 class BodyReader:
@@ -31,8 +33,8 @@ class BodyReader:
             deadline: on the clock of `time.monotonic`.
 
         Raises:
-            ApiError: 413 over the limit, 408 after the deadline, 429 where too many bodies are in memory, 415 where it
-                is compressed.
+            ApiError: 413 over the limit, 408 where it did not come by the deadline, 504 where it did and the deadline
+                passed all the same, 429 where too many bodies are in memory, 415 where it is compressed.
             ClientDisconnect: the client hung up.
         """
         if request.headers.get("content-encoding", "identity").lower() != "identity":
@@ -43,7 +45,7 @@ class BodyReader:
         chunks: list[bytes] = []
         size = 0
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
+            async with asyncio.timeout(max(deadline - time.monotonic(), _ON_ITS_WAY_S)):
                 async for chunk in request.stream():
                     size += len(chunk)
                     self._held += len(chunk)
@@ -52,6 +54,8 @@ class BodyReader:
                     if self._held > _TOGETHER * self._limit:
                         raise ApiError(429, "Too many bodies at once; try again.", "memory", retry_after_s=1.0)
                     chunks.append(chunk)
+            if time.monotonic() > deadline:
+                raise ApiError(504, "The time that this request may take is over.", "deadline_exceeded")
         except TimeoutError:
             self._held -= size
             raise ApiError(408, "The body did not arrive in time.", "body_too_slow") from None

@@ -32,6 +32,7 @@ _MIB = 1 << 20
     "--threads", type=click.IntRange(1), help="Of one operator.  [default: the available cores, over the workers]"
 )
 @click.option("--dedicated", is_flag=True, help="The cores are ours alone: threads spin while they wait.")
+@option("--allow_host_code", is_flag=True, help="Run version-compatible engines, and the code that they bring.")
 @option(
     "--max_batch_items",
     type=click.IntRange(1),
@@ -81,6 +82,7 @@ def serve(
     precision: str | None,
     threads: int | None,
     dedicated: bool,
+    allow_host_code: bool,
     max_batch_items: int | None,
     queue: int,
     max_body: int,
@@ -109,6 +111,7 @@ def serve(
         precision=precision,
         threads=threads,
         dedicated=dedicated,
+        allow_host_code=allow_host_code,
         max_batch_items=max_batch_items,
         queue=queue,
         max_body_bytes=max_body * _MIB,
@@ -139,7 +142,11 @@ def _api_keys(file: Path | None) -> tuple[str, ...]:
     if file is None:
         key = os.environ.get(API_KEY_VARIABLE, "").strip()
         return (key,) if key else ()
-    keys = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"The file {file} of --api_key_file is no text in UTF-8; write one key per line.") from None
+    keys = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not keys:
         raise UsageError(f"The file {file} of --api_key_file has no key; write one per line.")
     return keys

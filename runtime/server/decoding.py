@@ -12,7 +12,9 @@ import numpy as np
 from PIL import Image
 
 from fluxtalk.errors import InputError
-from fluxtalk.preprocess import Array, Preprocessor, TextPreprocessor
+from fluxtalk.preprocess import Array, FeaturesPreprocessor, Preprocessor, TextPreprocessor
+from fluxtalk.preprocess.features import read_npy
+from fluxtalk.runtime.server.json_arrays import array_of_lists
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """What a stranger's bytes may be. Pillow knows more, some of which start other programs."""
@@ -36,8 +38,8 @@ def decode(preprocess: Preprocessor, value: Any) -> Array | Image.Image:
         return decode_text(preprocess, value)
     if isinstance(value, np.ndarray | tuple):
         return preprocess.prepare(value)
-    if preprocess.kind == "features":
-        return preprocess.prepare(_features(value))
+    if isinstance(preprocess, FeaturesPreprocessor):
+        return preprocess.prepare(_features(preprocess, value))
     data = media_bytes(value, preprocess.kind)
     if preprocess.kind != "image":
         return preprocess.prepare(data)
@@ -45,9 +47,12 @@ def decode(preprocess: Preprocessor, value: Any) -> Array | Image.Image:
     return image if image.width * image.height > LARGE_PIXELS else preprocess.prepare(image)
 
 
-def ignore_bomb_warnings() -> None:
-    """Keep Pillow from warning of large images in this process: their header is checked against our own limit."""
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+def ignore_pillow_warnings() -> None:
+    """Keep Pillow from warning in this process, of large images and of all else.
+
+    A header is checked against our own limit, and a warning's text may hold a part of a body, which is for no log.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def media_bytes(value: Any, kind: str) -> bytes:
@@ -107,16 +112,18 @@ def _tokenised(preprocess: TextPreprocessor, text: str) -> Array:
     return preprocess.prepare(text[: _MOST_CHARACTERS_PER_TOKEN * preprocess.max_length])
 
 
-def _features(value: Any) -> Array:
+def _features(preprocess: FeaturesPreprocessor, value: Any) -> Array:
     if isinstance(value, list):
+        rows = value and isinstance(value[0], list)
+        shape = (len(value), preprocess.dim) if rows else (preprocess.dim,)
         try:
-            with np.errstate(over="ignore"):  # the preprocessing refuses infinity
-                return np.asarray(value, dtype=np.float32)
-        except (ValueError, TypeError, OverflowError):
-            raise InputError("Features are a list of vectors of one length, each a list of numbers.") from None
+            return array_of_lists(value, shape, np.dtype(np.float32))
+        except ValueError:
+            raise InputError(f"Features are a list of vectors, each a list of {preprocess.dim} numbers.") from None
+    data = media_bytes(value, "features")
     try:
-        return np.load(io.BytesIO(media_bytes(value, "features")), allow_pickle=False)  # type: ignore[no-any-return]
-    except (ValueError, EOFError, OSError) as error:
+        return read_npy(io.BytesIO(data), len(data))
+    except ValueError as error:
         raise InputError(
             f"Features are lists of numbers or a .npy file in base64; this cannot be read ({error})."
         ) from None

@@ -64,9 +64,18 @@ def error_body(status: int, message: str, code: str, param: str | None = None) -
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def error_response(error: ApiError) -> Response:
-    """The answer to a client."""
-    return json_response(error_body(error.status, error.message, error.code, error.param), error.status, error.headers)
+def speaks_kserve(path: str) -> bool:
+    """Whether a route is of KServe's protocol, whose clients cannot read an error that is an object."""
+    return path == "/v2" or (path.startswith("/v2/") and path != "/v2/embed")
+
+
+def error_response(error: ApiError, path: str) -> Response:
+    """The answer to a client, as the clients of that route's protocol read it."""
+    if speaks_kserve(path):
+        content: dict[str, Any] = {"error": error.message}
+    else:
+        content = error_body(error.status, error.message, error.code, error.param)
+    return json_response(content, error.status, error.headers)
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -82,18 +91,18 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
         405: (f"{request.url.path} does not take {request.method}.", "method_not_allowed"),
     }
     message, code = sentences.get(error.status_code, (str(error.detail), "http_error"))
-    response = error_response(ApiError(error.status_code, message, code))
+    response = error_response(ApiError(error.status_code, message, code), request.url.path)
     response.headers.update(error.headers or {})
     return response
 
 
-async def on_api_error(_request: Request, error: Exception) -> Response:
+async def on_api_error(request: Request, error: Exception) -> Response:
     """Ours."""
     assert isinstance(error, ApiError)
-    return error_response(error)
+    return error_response(error, request.url.path)
 
 
-async def on_fluxtalk_error(_request: Request, error: Exception) -> Response:
+async def on_fluxtalk_error(request: Request, error: Exception) -> Response:
     """The library's."""
     assert isinstance(error, FluxTalkError)
-    return error_response(as_api_error(error))
+    return error_response(as_api_error(error), request.url.path)

@@ -113,7 +113,7 @@ class Fetcher:
             ):
                 headers = {name.lower(): value.decode("latin-1") for name, value in response.headers}
                 if response.status in _REDIRECTS and b"location" in headers:
-                    url = urllib.parse.urljoin(url, headers[b"location"])
+                    url = _redirected(url, headers[b"location"])
                     continue
                 if response.status != 200:
                     raise InputError(f"The URL answered {response.status}, and not 200: send the file itself.")
@@ -153,6 +153,18 @@ class Fetcher:
             if len(content) > self._max_bytes:
                 raise too_large
         return bytes(content)
+
+
+def _redirected(url: str, location: str) -> str:
+    """Where an answer points to; `Fetcher` checks it as the first.
+
+    Raises:
+        InputError: it is no URL.
+    """
+    try:
+        return urllib.parse.urljoin(url, location)
+    except ValueError:
+        raise InputError("The URL redirects to what is no URL; send the file itself.") from None
 
 
 class CheckedNetwork(httpcore.AsyncNetworkBackend):

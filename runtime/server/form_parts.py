@@ -53,13 +53,21 @@ def read_parts(data: bytes, content_type: str, at_most: int) -> list[Part]:
             {"Content-Type": content_type.encode("latin-1", "replace")},
             on_field,
             on_file,
-            config={"MAX_MEMORY_FILE_SIZE": float("inf"), "MAX_BODY_SIZE": float("inf")},
+            config={
+                "MAX_MEMORY_FILE_SIZE": float("inf"),
+                "MAX_BODY_SIZE": float("inf"),
+                "UPLOAD_ERROR_ON_BAD_CTE": True,
+            },
         )
         parser.on_end = lambda: ended.append(True)
         parser.write(data)
         parser.finalize()
     except (FormParserError, ValueError):
-        raise bad_request("The body is no form as its Content-Type says.", code="invalid_form") from None
+        raise bad_request(
+            "The body is no form as its Content-Type says, or a part has an encoding other than 7bit, 8bit, binary, "
+            "base64 or quoted-printable.",
+            code="invalid_form",
+        ) from None
     if not ended:
         raise bad_request("The form is cut off: its last boundary is missing.", code="invalid_form")
     return parts

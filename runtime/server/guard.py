@@ -1,4 +1,4 @@
-"""Around every request: the name it came by, the key, the count, and one shape for what goes wrong."""
+"""Around every request: the name it came by, the key, the count, and an answer to what goes wrong."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Guard:
             if refused is None:
                 await self._app(scope, exchange.receive, exchange.send)
             else:
-                await error_response(refused)(scope, exchange.receive, exchange.send)
+                await error_response(refused, scope["path"])(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             exchange.status = 499
         except Exception as error:
@@ -74,7 +74,7 @@ class Guard:
             if exchange.status:
                 raise
             failed = ApiError(500, "The server failed at this request; its log says more.", "internal_error")
-            await error_response(failed)(scope, exchange.receive, exchange.send)
+            await error_response(failed, scope["path"])(scope, exchange.receive, exchange.send)
         finally:
             path = self._paths.get(scope.get("endpoint"), "other")
             self._metrics.requests.labels(path, str(exchange.status)).inc()

@@ -41,6 +41,8 @@ class ServedIndex:
         self.kind = catalogue.kinds.get(self.manifest.modality, "")
         """Of its items, as `Catalogue.kinds` has it."""
         self.items: Sequence[str] = json.loads((folder / "items.json").read_text(encoding="utf-8"))
+        self.item_path = opened.item_path
+        """The file of an item, by its row."""
         self._near = NearVectors.view(folder / "vectors.usearch", self.manifest.dtype)
         self._overlapping = catalogue.manifest.num_overlapping_tokens
         self._multi: list[MultiVectors] = []

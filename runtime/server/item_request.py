@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
-from fluxtalk.errors import UsageError, check_token_count
 from fluxtalk.runtime.server.body import time_limit
 from fluxtalk.runtime.server.catalogue import Catalogue
 from fluxtalk.runtime.server.dialects import Body, read_json
@@ -96,10 +95,7 @@ def read_k(body: Body, default: int, catalogue: Catalogue) -> int:
         ApiError: 400.
     """
     total = catalogue.manifest.num_register_tokens
-    try:
-        return check_token_count(read_integer(body, "k", min(default, total), 1 << 62), total, "this bundle")
-    except UsageError as error:
-        raise bad_request(str(error), "k") from None
+    return read_integer(body, "k", min(default, total), total)
 
 
 async def embed_one(engine: Engine, request: EmbedRequest, deadline: float) -> Answer:

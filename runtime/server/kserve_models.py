@@ -76,7 +76,11 @@ def read_items(tensors: Sequence[Tensor], modality: str, preprocess: Preprocesso
                 f"got {tensor.datatype} {list(tensor.shape)}.",
                 "inputs",
             )
-    catalogue.require_count(by_name[main].shape[0])
+    count = by_name[main].shape[0]
+    if not count:
+        # What stands beside it may then say any size at no cost.
+        raise bad_request(f"{main} holds no row; give at least one.", "inputs", "empty")
+    catalogue.require_count(count)
     values = _rows(by_name[main], by_name.get(_MASK))
     return [Item(modality, _as_item(row, preprocess)) for row in values]
 

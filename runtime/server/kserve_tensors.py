@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluxtalk.runtime.server.errors import bad_request
+from fluxtalk.runtime.server.json_arrays import array_of_lists, flattened
 
 DTYPES: dict[str, str] = {
     "BOOL": "|b1",
@@ -32,8 +33,6 @@ DTYPES: dict[str, str] = {
     "FP64": "<f8",
 }
 BYTES = "BYTES"
-_KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}
-"""What numbers in JSON may be for a type of each kind: an integer is a float, too."""
 _MOST_ELEMENTS = 1 << 28
 _MOST_TENSORS = 16
 
@@ -86,7 +85,7 @@ def read_tensors(entries: Any, binary: bytes, most_elements: int) -> list[Tensor
                     param,
                     "too_many_items",
                 )
-            elements = _elements_of_bytes(raw, count, param) if size is not None else _strings(raw, count, param)
+            elements = _elements_of_bytes(raw, count, param) if size is not None else _strings(raw, shape, param)
             tensors.append(Tensor(name, datatype, shape, None, elements))
         else:
             read = _numbers_of_bytes if size is not None else _numbers_of_lists
@@ -142,21 +141,12 @@ def _numbers_of_bytes(raw: memoryview, datatype: str, shape: tuple[int, ...], pa
 
 
 def _numbers_of_lists(raw: Any, datatype: str, shape: tuple[int, ...], param: str) -> NDArray[Any]:
-    dtype = np.dtype(DTYPES[datatype]).newbyteorder("=")
-    wrong = bad_request(f"{param} has {math.prod(shape):,} numbers of type {datatype} in data, in its shape.", param)
     try:
-        given = np.asarray(raw)
-    except (ValueError, OverflowError):
-        raise wrong from None
-    if given.size != math.prod(shape) or (given.ndim != 1 and given.shape != shape):
-        raise wrong
-    if given.size and given.dtype.kind not in _KINDS[dtype.kind]:
-        raise wrong
-    with np.errstate(over="ignore"):
-        numbers = given.astype(dtype)
-    if dtype.kind in "iu" and (numbers != given).any():
-        raise wrong
-    return numbers.reshape(shape)
+        return array_of_lists(raw, shape, np.dtype(DTYPES[datatype]).newbyteorder("="))
+    except ValueError:
+        raise bad_request(
+            f"{param} has {math.prod(shape):,} numbers of type {datatype} in data, in its shape.", param
+        ) from None
 
 
 def _elements_of_bytes(raw: memoryview, count: int, param: str) -> list[bytes]:
@@ -174,13 +164,8 @@ def _elements_of_bytes(raw: memoryview, count: int, param: str) -> list[bytes]:
     return elements
 
 
-def _strings(raw: Any, count: int, param: str) -> list[str]:
-    found = raw
-    # In the tensor's shape, or flat.
-    while isinstance(found, list) and len(found) <= count and found and isinstance(found[0], list):
-        if not all(isinstance(row, list) for row in found):
-            break
-        found = [element for row in found for element in row]
-    if not isinstance(found, list) or len(found) != count or not all(isinstance(element, str) for element in found):
-        raise bad_request(f"{param} holds {count:,} strings in data.", param)
+def _strings(raw: Any, shape: tuple[int, ...], param: str) -> list[str]:
+    found = flattened(raw, shape)
+    if found is None or not all(isinstance(element, str) for element in found):
+        raise bad_request(f"{param} holds {math.prod(shape):,} strings in data, in its shape.", param)
     return found

@@ -35,7 +35,11 @@ def kserve_paths(catalogue: Catalogue) -> Paths:
     """Every route under ``/v2`` but Cohere's."""
     health = {"type": "object", "additionalProperties": True}
     paths: Paths = {
-        "/v2": {"get": operation("The server's name and extensions.", json_content(ref("Server")), OF_GUARD)},
+        "/v2": {
+            "get": operation(
+                "The server's name and extensions.", json_content(ref("Server")), OF_GUARD, error="KServeError"
+            )
+        },
         "/v2/health/live": {"get": operation("Whether the process answers.", json_content(health), ())},
         "/v2/health/ready": {
             "get": operation("Whether requests should be sent here.", json_content(health), (400,), error="KServeError")

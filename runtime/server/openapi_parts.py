@@ -93,12 +93,8 @@ def operation(
         "summary": summary,
         "responses": {
             "200": {"description": "Done.", "content": dict(answer)},
-            # The key is checked before a route is known, so its refusal has one shape everywhere.
             **{
-                str(status): {
-                    "description": _REASONS[status],
-                    "content": json_content(ref("Error" if status in OF_GUARD else error)),
-                }
+                str(status): {"description": _REASONS[status], "content": json_content(ref(error))}
                 for status in sorted(errors)
             },
         },

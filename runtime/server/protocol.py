@@ -11,7 +11,7 @@ import asyncio
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fluxtalk.runtime.server.errors import error_body
+from fluxtalk.runtime.server.errors import error_body, speaks_kserve
 
 HEADER_SECONDS = 10.0
 """From a connection, or from a request's first byte, to the end of its headers."""
@@ -28,8 +28,9 @@ _FLUSH_BYTES = 1 << 18
 """An answer of which less than so much leaves in so many seconds is given up, and its memory given back."""
 
 
-def _refusal() -> bytes:
-    content = orjson.dumps(error_body(429, "Too many requests at a time; try again later.", OVERLOADED))
+def _refusal(kserve: bool) -> bytes:
+    sentence = "Too many requests at a time; try again later."
+    content = orjson.dumps({"error": sentence} if kserve else error_body(429, sentence, OVERLOADED))
     head = (
         "HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
         f"content-length: {len(content)}\r\n\r\n"
@@ -37,7 +38,7 @@ def _refusal() -> bytes:
     return head.encode("ascii") + content
 
 
-_REFUSAL = _refusal()
+_REFUSALS = {kserve: _refusal(kserve) for kserve in (False, True)}
 
 
 class DeadlineProtocol(HttpToolsProtocol):
@@ -146,7 +147,7 @@ class DeadlineProtocol(HttpToolsProtocol):
             told()
         self._cancel_timers()
         self._header_bytes = 0
-        self.transport.write(_REFUSAL)
+        self.transport.write(_REFUSALS[speaks_kserve(self.url.decode("ascii", "replace").partition("?")[0])])
         if not keep:
             self.transport.close()
             return

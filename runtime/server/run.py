@@ -17,7 +17,7 @@ from fluxtalk.bundle import read_bundle
 from fluxtalk.errors import BackendError, UsageError
 from fluxtalk.runtime.backends import choose
 from fluxtalk.runtime.server.app import AppFactory, build_app
-from fluxtalk.runtime.server.decoding import ignore_bomb_warnings
+from fluxtalk.runtime.server.decoding import ignore_pillow_warnings
 from fluxtalk.runtime.server.metrics import SHARED_FOLDER
 from fluxtalk.runtime.server.protocol import DeadlineProtocol
 from fluxtalk.runtime.server.service import Service
@@ -27,10 +27,16 @@ _LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(process)d %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "handlers": {
+        "stderr": {"class": "logging.StreamHandler", "formatter": "line"},
+        "nowhere": {"class": "logging.NullHandler"},
+    },
     "loggers": {
         "fluxtalk.server": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
         "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
+        # They read bodies, and write what they find odd in them.
+        "python_multipart": {"handlers": ["nowhere"], "propagate": False},
+        "PIL": {"handlers": ["nowhere"], "propagate": False},
     },
 }
 
@@ -94,7 +100,7 @@ def run_server(settings: ServerSettings, listening: socket.socket) -> None:
         FluxTalkError: the bundle cannot be loaded, or does not pass its verification.
     """
     _allow_connections()
-    ignore_bomb_warnings()
+    ignore_pillow_warnings()
     if settings.workers > 1:
         _run_workers(settings, listening)
         return
@@ -139,7 +145,7 @@ def _run_workers(settings: ServerSettings, listening: socket.socket) -> None:
         BackendError: a worker could not start; its message is above.
     """
     bundle = read_bundle(settings.bundle)
-    choose(bundle, settings.backend, settings.precision)
+    choose(bundle, settings.backend, settings.precision, None, settings.allow_host_code)
     # A worker that starts later must not find another bundle.
     settings = dataclasses.replace(settings, revision=bundle.manifest.bundle_hash)
     with tempfile.TemporaryDirectory(prefix="fluxtalk-metrics-") as folder:

@@ -172,4 +172,4 @@ def _image_path(service: Service, name: str, row: int) -> Path:
     index = require_index(service.indexes, name)
     if index.kind != "image" or row >= len(index.items):
         raise ApiError(404, f"The index {index.name} has no image {row}.", "item_not_found")
-    return Path(index.items[row])
+    return index.item_path(row)

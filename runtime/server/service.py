@@ -159,6 +159,7 @@ def open_verified(settings: ServerSettings) -> Embedder:
         verify=True,
         precision=settings.precision,
         spinning=settings.dedicated,
+        allow_host_code=settings.allow_host_code,
     )
     found = embedder.bundle.manifest.bundle_hash
     if settings.revision not in (None, found):

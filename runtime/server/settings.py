@@ -23,6 +23,8 @@ class ServerSettings:
     """Of one operator on the CPU; None takes the available cores, divided by the workers."""
     dedicated: bool = False
     """The cores are ours alone: threads spin while they wait, which is faster and burns them."""
+    allow_host_code: bool = False
+    """Version-compatible engines may be taken, and the code that they bring run."""
     max_batch_items: int | None = None
     """Items of ordinary size in one run of a graph; None takes 8 on a CPU and 64 on a GPU."""
     queue: int = 4096

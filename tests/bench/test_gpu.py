@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import gpu
+from bench import gpu, gpu_engines, gpu_latency
 from bench.gpu_engines import parity
 from bench.gpu_models import Subject, large_embedders
 from bench.gpu_report import Report
@@ -57,6 +57,19 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[
     written = json.loads((tmp_path / "gpu.json").read_text())
     assert written["facts"]["gpu"] is None
     assert written["facts"]["packages"]["torch"] == torch.__version__
+
+
+def test_nothing_measured_is_no_success(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle, and no back end that could run it: every part ends well, and has nothing to show."""
+    monkeypatch.setattr(gpu_engines, "backends", lambda cpu: ("ort-cuda",))
+    monkeypatch.setattr(gpu_latency, "backends", lambda cpu: ("ort-cuda",))
+    monkeypatch.setattr(gpu_engines, "FLAVORS", ())
+    output = tmp_path / "gpu.json"
+    assert gpu.main(["--cpu", "--bundle", str(made.bundle.folder), "-o", str(output)]) == 1
+    written = json.loads(output.read_text())
+    assert written["parity"] == written["latency"] == written["failed"] == []
+    monkeypatch.setattr(gpu_engines, "backends", lambda cpu: ("ort-cpu",))
+    assert gpu.main(["--cpu", "--bundle", str(made.bundle.folder), "-o", str(output)]) == 0
 
 
 def test_parity_of_a_subject_and_what_breaks_it(made: Made, tmp_path: Path) -> None:
@@ -128,6 +141,7 @@ def test_the_rehearsal_runs_as_a_file(tmp_path: Path) -> None:
     assert results["failed"] == []
     assert results["training"]["steps"] == 16
     assert results["killed_and_resumed"]["killed"]
+    assert 0 < results["killed_and_resumed"]["at_step"] < results["killed_and_resumed"]["last_step"] == 16
     assert results["killed_and_resumed"]["largest_difference"] == 0
     assert results["process_group"]["backend"] == "gloo"
     assert results["process_group"]["largest_difference"] == 0

@@ -59,3 +59,26 @@ for parts in ("", "train", "export verify", "embed", "serve", "stage1"):
 print("torch" in sys.modules)
 """
     assert in_fresh_interpreter(code).strip() == "False"
+
+
+def test_without_torch_the_extra_is_named(made: Made, tmp_path: Path) -> None:
+    commands: dict[str, list[tuple[str | Path, ...]]] = {
+        "fluxtalk[train]": [
+            ("fluxtalk.cli", "eval", made.run.root),
+            ("fluxtalk.cli", "inspect", made.run.root),
+            ("fluxtalk.train.cli", "--stage1_checkpoint", "a", "--output_dir", tmp_path, "--log_name", "b"),
+        ],
+        "fluxtalk[export]": [("fluxtalk.export.cli", "onnx", made.run.root, "-o", tmp_path / "bundle")],
+    }
+    for extra, calls in commands.items():
+        for module, *parts in calls:
+            code = f"""
+import importlib, sys
+sys.modules["torch"] = None
+sys.argv = {["fluxtalk", *map(str, parts)]!r}
+importlib.import_module({module!r}).main()
+"""
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+            assert done.returncode == 1, parts
+            wanted = f"error: This command needs torch, which is not installed; pip install '{extra}'.\n"
+            assert done.stderr == wanted, parts

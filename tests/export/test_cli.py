@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -134,14 +136,41 @@ class AsksForValues(torch.nn.Module):
         return features * 2 if float(features.sum()) > 0 else features
 
 
-def test_an_encoder_that_cannot_be_traced_is_one_sentence() -> None:
+class AsksForTheRare(torch.nn.Module):
+    """An operator that ONNX does not have."""
+
+    def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        values: torch.Tensor = torch.linalg.eigvalsh(features @ features.transpose(1, 2))
+        return features + values.sum(dim=-1)[:, None, None]
+
+
+def exported(module: torch.nn.Module) -> None:
     preprocess = FeaturesPreprocessor(6)
-    encoder = FrozenEncoder(AsksForValues(), preprocess, 6)
+    encoder = FrozenEncoder(module, preprocess, 6)
     embedder = Embedder(encoder, RegisterTokenModule({"sound": 6}, dim=16, heads=2), "sound")
     batch = preprocess.collate([np.ones((3, 6), np.float32), np.ones((2, 6), np.float32)])
+    export_onnx(embedder, preprocess, batch)
+
+
+def test_an_encoder_that_cannot_be_traced_is_one_sentence_with_its_line(capfd: pytest.CaptureFixture[str]) -> None:
+    lines, first = inspect.getsourcelines(AsksForValues.forward)
     with pytest.raises(UsageError, match=r"The sound encoder cannot be exported to ONNX .*control flow") as caught:
-        export_onnx(embedder, preprocess, batch)
-    assert "\n" not in str(caught.value)
+        exported(AsksForValues())
+    sentence = str(caught.value)
+    assert f"at {__file__}, line {first + 1}, `{lines[1].strip()}`" in sentence
+    assert "data-dependent" in sentence
+    assert "draft_export" not in sentence
+    assert "\n" not in sentence
+    # The exporter's report is for the traceback that --debug shows, and not for the screen.
+    assert capfd.readouterr() == ("", "")
+    report = "".join(traceback.format_exception(caught.value))
+    assert "def forward(self, arg0_1" in report
+    assert "The following call raised this error" in report
+
+
+def test_an_operator_that_onnx_lacks_is_named() -> None:
+    with pytest.raises(UsageError, match=r"cannot be exported to ONNX \(No ONNX function .*eigh.*standard operators"):
+        exported(AsksForTheRare())
 
 
 def test_a_full_disk_leaves_no_bundle(made: Made, tmp_path: Path) -> None:

@@ -52,6 +52,12 @@ def test_no_random_node_standard_operators_no_paths(made: Made, modality: str) -
         assert path not in content
 
 
+def test_nothing_in_a_bundle_says_where_its_data_lay(made: Made, table_path: Path) -> None:
+    assert made.bundle.manifest.training["data"] == table_path.name
+    for file in made.bundle.folder.iterdir():
+        assert bytes(table_path.parent) not in file.read_bytes(), file.name
+
+
 def test_shapes_are_dynamic_and_images_are_uint8(made: Made) -> None:
     def described(modality: str) -> dict[str, list[object]]:
         model = onnx.load(made.bundle.graph(modality))

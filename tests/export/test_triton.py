@@ -11,8 +11,10 @@ import pytest
 from click.testing import CliRunner
 from google.protobuf import text_format
 
-from fluxtalk.bundle import TOKEN_INDEX
+from fluxtalk.bundle import TOKEN_INDEX, Bundle
+from fluxtalk.engines import Profile
 from fluxtalk.errors import UsageError
+from fluxtalk.export import triton_repository
 from fluxtalk.export.cli import main
 from fluxtalk.export.to_onnx import graph_files
 from fluxtalk.export.traced import sample_batch
@@ -100,13 +102,62 @@ def test_a_batched_index_is_the_same_graph(made: Made, tmp_path: Path) -> None:
 
 def test_a_plan_is_put_where_triton_looks_with_its_profiles(made: Made, tmp_path: Path) -> None:
     model = with_batched_index(onnx.load(made.bundle.graph("image")))
-    options = TritonOptions(platform="tensorrt", profiles=2)
-    write_model(tmp_path, made.bundle, "image", model, options, b"a plan")
+    options = TritonOptions(platform="tensorrt")
+    profiles: list[Profile] = [{"batch": [1, 4, 16], "k": [1, 4, 4]}, {"batch": [2, 8, 32], "k": [2, 3, 3]}]
+    write_model(tmp_path, made.bundle, "image", model, options, b"a plan", profiles)
     assert (tmp_path / "fluxtalk_image" / "1" / "model.plan").read_bytes() == b"a plan"
     config = read_config(tmp_path / "fluxtalk_image" / "config.pbtxt")
     assert config.platform == "tensorrt_plan"
     assert list(config.instance_group[0].profile) == ["0", "1"]
     assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
+    # Both profiles take it.
+    assert config.max_batch_size == 16
+    warmups = [(w.name, w.batch_size, w.inputs[TOKEN_INDEX].dims[0]) for w in config.model_warmup]
+    assert warmups == [
+        ("profile0.k=1", 1, 1),
+        ("profile0.k=4", 1, 4),
+        ("profile1.k=2", 2, 2),
+        ("profile1.k=3", 2, 3),
+    ]
+
+
+@pytest.mark.parametrize(("sizes", "length"), [("8,16,32", 8), ("1,1,1", 1)])
+def test_warm_up_requests_and_batches_lie_within_the_profile(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: str, length: int
+) -> None:
+    compiled: list[str] = []
+
+    def plan(_bundle: Bundle, modality: str, *_: object) -> bytes:
+        compiled.append(modality)
+        return b"a plan"
+
+    monkeypatch.setattr(triton_repository, "_plan", plan)
+    golden, _ = read_golden(made.bundle, "text")
+    real = int(golden["mask"][0].sum())
+    assert 1 < real < 8
+    profiles = [f"text:batch=4,16,32:length={sizes}:k=2,3,3"]
+    options = TritonOptions(platform="tensorrt")
+    triton_repository.write_repository(made.bundle, tmp_path / "repo", options, None, profiles)
+    folder = tmp_path / "repo" / "fluxtalk_text"
+    config = read_config(folder / "config.pbtxt")
+    assert config.max_batch_size == 32
+    assert read_config(tmp_path / "repo" / "fluxtalk_image" / "config.pbtxt").max_batch_size == 64
+    assert [w.name for w in config.model_warmup] == ["k=2", "k=3"]
+    for warmup, k in zip(config.model_warmup, (2, 3), strict=True):
+        assert warmup.batch_size == 4
+        dims = {name: list(value.dims) for name, value in warmup.inputs.items()}
+        assert dims == {"input_ids": [length], "mask": [length], TOKEN_INDEX: [k]}
+        mask = np.fromfile(folder / "warmup" / warmup.inputs["mask"].input_data_file, np.bool_)
+        assert mask.tolist() == [position < real for position in range(length)]
+        ids = np.fromfile(folder / "warmup" / warmup.inputs["input_ids"].input_data_file, np.int64)
+        np.testing.assert_array_equal(ids[:real], golden["input_ids"][0, : min(real, length)])
+    compiled.clear()
+    with pytest.raises(UsageError, match=r"--max_batch_size 33 is more than the 32 rows.*of text take"):
+        triton_repository.write_repository(
+            made.bundle, tmp_path / "large", TritonOptions(platform="tensorrt", max_batch_size=33), None, profiles
+        )
+    assert not compiled
+    assert not (tmp_path / "large").exists()
 
 
 def test_bad_input_is_refused_and_nothing_is_left(made: Made, tmp_path: Path) -> None:

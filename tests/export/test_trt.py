@@ -273,6 +273,21 @@ def test_turing_takes_float16_alone(api: TensorRT, every_kind: Bundle, tmp_path:
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_one_graph_that_fails_keeps_no_other_from_being_compiled(own: Bundle) -> None:
+    """Turing has no float32 products; float16 compiles."""
+    arguments = [own.folder, "--compute-capability", "7.5", "--modality", "sound"]
+    done = run(*arguments, "--precision", "fp32", "--precision", "fp16")
+    one_sentence(done, 1, "cannot compile sound in fp32")
+    assert "sound in fp32: failed" in done.stdout
+    assert [record.precision for record in read_engines(own.engines)] == ["fp16"]
+    done = run(*arguments, "--modality", "pooled", "--precision", "fp32", "--precision", "fp16")
+    one_sentence(done, 1, "2 of 4 engines could not be built")
+    assert "cannot compile sound in fp32" in done.stderr
+    assert "cannot compile pooled in fp32" in done.stderr
+    assert sorted(record.modality for record in read_engines(own.engines)) == ["pooled", "sound"]
+    assert len(list(own.engines.iterdir())) == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

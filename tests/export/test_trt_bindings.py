@@ -130,6 +130,7 @@ def test_rtx_has_what_is_touched(rtx: Api) -> None:
         ("IProgressMonitor", "step_complete"),
         ("ILogger", "log"),
         ("Runtime", "deserialize_cuda_engine"),
+        ("Runtime", "engine_host_code_allowed"),
         ("ICudaEngine", "create_execution_context"),
         ("IExecutionContext", "set_tensor_address"),
         ("IExecutionContext", "execute_async_v3"),

@@ -118,6 +118,28 @@ class WordEncoder(nn.Module):
         return x
 
 
+class MaskedEncoder(nn.Module):
+    """As BERT in transformers: attention takes one boolean mask, made of rules about which place may see which."""
+
+    def __init__(self, dim: int = 24, depth: int = 2, heads: int = 2) -> None:
+        super().__init__()
+        self.word = nn.Embedding(len(WORDS), dim)
+        self.blocks = nn.ModuleList(_Block(dim, heads, norm_first=False) for _ in range(depth))
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """int64 (B, L) and bool (B, L) to (B, L, dim)."""
+        x: Tensor = self.word(input_ids)
+        batch, length = input_ids.shape
+        rows = torch.arange(batch, device=x.device)[:, None, None, None]
+        queries = torch.arange(length, device=x.device)[None, None, :, None]
+        keys = torch.arange(length, device=x.device)[None, None, None, :]
+        everywhere = queries.new_ones((), dtype=torch.bool) & (queries >= 0)
+        seen = (everywhere & mask[rows, keys]).expand(batch, -1, length, length)
+        for block in self.blocks:
+            x = block(x, seen)
+        return x
+
+
 @dataclass(frozen=True)
 class Kind:
     """An encoder, its preprocessing, and two items."""
@@ -142,6 +164,7 @@ def kinds() -> dict[str, Kind]:
         "text": Kind("small-text", 24, _words(), texts, {**small, "vocabulary": len(WORDS), "max_length": MAX_LENGTH}),
         "photo": Kind(f"{here}:PatchEncoder", 24, ImagePreprocessor(32, 32), photos),
         "words": Kind(f"{here}:WordEncoder", 24, _words(), texts),
+        "masked": Kind(f"{here}:MaskedEncoder", 24, _words(), texts),
         "sound": Kind("features:12", 12, FeaturesPreprocessor(12), vectors),
         "pooled": Kind("features:12", 12, FeaturesPreprocessor(12), vectors, pool=2),
     }

@@ -25,7 +25,7 @@ from fluxtalk.train.stage1_create import stage1_from_specification
 IMAGE_OPTIONS = {"size": 8, "dim": 8, "depth": 1, "heads": 2, "stem": 4}
 
 
-def _tiny(data: str | None = "pairs.csv") -> Stage1:
+def _tiny(data: str | None = "/data/pairs.csv") -> Stage1:
     """An image encoder of a few thousand numbers, and given features."""
     torch.manual_seed(0)
     return Stage1(
@@ -434,7 +434,7 @@ def test_stage1_create(folder: Path) -> None:
     done = CliRunner().invoke(main, ["create", str(path), "-o", str(folder / "stage1.pth")])
     assert done.exit_code == 0, done.output
     assert "features of dimension 6" in done.stdout
-    assert load_stage1(folder / "stage1.pth").data == "pairs.csv"
+    assert load_stage1(folder / "stage1.pth").data == str(folder / "pairs.csv")
     wrong = CliRunner().invoke(main, ["create", str(path), "-o", str(folder / "stage1.bin")])
     assert wrong.exit_code == 2
     assert ".pth" in wrong.stderr

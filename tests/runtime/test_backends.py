@@ -113,6 +113,63 @@ def test_a_gpu_prefers_half_precision_and_native_engines(
     assert choose(bundle).reason == f"chosen because {bundle.engines} has engines for this GPU"
 
 
+@pytest.fixture
+def cuda_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with onnxruntime-gpu beside a driver, without CUDA's libraries."""
+    providers(monkeypatch, "CUDAExecutionProvider")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Recorder(started=False))
+    monkeypatch.setattr(backends, "openvino_installed", lambda: False)
+    monkeypatch.setattr(backends, "_native_backends", lambda: iter(()))
+    monkeypatch.setattr(backends, "compute_capability", lambda: "8.9")
+
+
+def test_auto_goes_on_where_cuda_does_not_start_and_says_why(made: Made, cuda_does_not_start: None) -> None:
+    with load(made.bundle.folder) as embedder:
+        assert embedder.embed("text", ["snowman"]).shape == (1, 48)
+        described = embedder.describe()
+    assert "text: ort-cpu" in described
+    assert (
+        "chosen because CUDA does not start; ort-cuda was passed over: ONNX Runtime could not start CUDA" in described
+    )
+    with pytest.raises(BackendError, match="could not start CUDAExecutionProvider"):
+        load(made.bundle.folder, "ort-cuda")
+
+
+def test_auto_takes_cuda_only_where_there_is_a_gpu(
+    made: Made, cuda_does_not_start: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert choose(made.bundle).backend == "ort-cuda"
+    monkeypatch.setattr(backends, "compute_capability", lambda: None)
+    choice = choose(made.bundle)
+    assert (choice.backend, choice.reason) == ("ort-cpu", "chosen because there is no NVIDIA GPU here")
+
+
+def test_what_onnxruntime_prints_of_cuda_is_no_answer(
+    made: Made, cuda_does_not_start: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("Failed to load libcudnn.so.9"), raising=False)
+    with pytest.raises(BackendError):
+        open_session(made.bundle, "text", "ort-cuda", "fp32")
+    printed = capsys.readouterr()
+    assert (printed.out, "libcudnn" in printed.err) == ("", True)
+
+
+def test_an_engine_that_does_not_load_is_passed_over_by_auto_alone(
+    made: Made, tmp_path: Path, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "openvino_installed", lambda: False)
+    bundle = in_precisions(made, tmp_path / "bundle", "fp32")
+    for modality, profile in PROFILES.items():
+        gpu.put_engine(bundle, modality, [profile], "tensorrt")
+    gpu.flavors["tensorrt"].trt.loads = False
+    with load(bundle.folder) as embedder:
+        assert "image: ort-cpu" in embedder.describe()
+        assert "tensorrt was passed over: TensorRT 1.2.3 cannot load the engine" in embedder.describe()
+    with pytest.raises(BackendError, match="cannot load the engine"):
+        load(bundle.folder, "tensorrt")
+    assert gpu.cudart.live == 0
+
+
 def test_a_bundle_with_engines_is_served_by_them(
     made: Made, table_data: PairDataset, tmp_path: Path, gpu: FakeGpu
 ) -> None:

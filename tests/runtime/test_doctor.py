@@ -197,6 +197,20 @@ def test_the_k_for_a_recall_a_time_or_a_size(made: Made) -> None:
     )
 
 
+def test_fewer_tokens_that_find_more_are_as_good_as_all(made: Made) -> None:
+    """One query of few may tip it: the full recall is that of all tokens in the most exact precision."""
+    bundle = with_curves(
+        made.bundle,
+        int8={"1": 0.90, "2": 0.93, "3": 0.93, "4": 0.93},
+        fp32={"1": 1.00, "2": 0.93, "3": 0.93, "4": 0.93},
+    )
+    assert recall_curves(bundle)["fp32"] == pytest.approx({1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0})
+    assert recall_curves(bundle)["int8"][1] == pytest.approx(0.90 / 0.93)
+    found, _ = recommend(bundle, [trial("ort-cpu", "fp32", STEEP)], Goal(0.99))
+    assert found is not None
+    assert found.k == 1
+
+
 def test_what_breaks_parity_is_never_recommended(made: Made) -> None:
     bundle = with_curves(made.bundle, fp32={"1": 0.5, "2": 0.5, "3": 0.5, "4": 0.5})
     trials = [trial("openvino", "fp32", dict.fromkeys(FLAT, 0.1), broken=True), trial("ort-cpu", "fp32", FLAT)]

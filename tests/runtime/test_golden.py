@@ -10,10 +10,12 @@ import pytest
 from numpy.typing import NDArray
 
 from fluxtalk.bundle import OUTPUTS, TOKEN_INDEX
-from fluxtalk.errors import ParityError
+from fluxtalk.errors import InputError, ParityError
+from fluxtalk.parity import EXPORT_TOLERANCE, TOLERANCES
 from fluxtalk.runtime.golden import ParityReport, hard_cases, read_golden, verify_golden
 from fluxtalk.runtime.session import Arrays
 from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
+from fluxtalk.runtime.worst import AttentionDifference, Worst, attention_tolerance
 from tests.conftest import Made
 
 Outputs = dict[str, NDArray[np.float32]]
@@ -25,6 +27,7 @@ class Faulty:
     def __init__(self, made: Made, modality: str, fault: Callable[[Arrays, Outputs], None]) -> None:
         self._session = OnnxRuntimeSession(made.bundle.graph(modality))
         self._fault = fault
+        self.max_length: int | None = None
 
     def run(self, inputs: Arrays, outputs: Sequence[str] = OUTPUTS) -> Outputs:
         found = self._session.run(inputs, outputs)
@@ -102,6 +105,57 @@ def padding_that_leaks(inputs: Arrays, found: Outputs) -> None:
 
 def test_padding_that_leaks_is_found(made: Made) -> None:
     assert all("rows" in " ".join(report.broken) for report in replayed(made, "text", padding_that_leaks))
+
+
+def only_at_the_longest(inputs: Arrays, found: Outputs) -> None:
+    if inputs["mask"].shape[1] == 32:
+        found["embeddings"] += 1e-3
+
+
+def test_a_fault_at_the_longest_input_alone_is_found(made: Made) -> None:
+    assert max(len(inputs["mask"][0]) + 7 for inputs, _ in [read_golden(made.bundle, "text")]) < 32
+    assert all("max_abs" in " ".join(report.broken) for report in replayed(made, "text", only_at_the_longest))
+
+
+def refused_at_the_longest(inputs: Arrays, _: Outputs) -> None:
+    if inputs["mask"].shape[1] == 32:
+        raise InputError("No such position.")
+
+
+def test_a_session_that_does_not_run_the_longest_input_is_refused(made: Made) -> None:
+    with pytest.raises(ParityError, match=r"text in fp32 does not run the longest input .* of length 32, on faulty"):
+        replayed(made, "text", refused_at_the_longest)
+    # One that was compiled for shorter inputs says so to whoever sends a longer one.
+    session = Faulty(made, "text", refused_at_the_longest)
+    session.max_length = 31
+    assert not any(report.broken for report in verify_golden(made.bundle, lambda _: session, ["text"]))
+
+
+def test_attention_is_compared_where_there_is_a_feature() -> None:
+    mask = np.array([[True, True, False], [False, False, False]])
+    weights = np.array([[[0.25, 0.75, 0.0]], [[0.4, 0.3, 0.3]]], dtype=np.float32)
+    vectors = np.ones((2, 1, 2), dtype=np.float32)
+    expected = {"tokens": vectors, "embeddings": vectors, "attention": weights}
+
+    def compared(attention: NDArray[np.float32]) -> AttentionDifference:
+        worst = Worst()
+        worst.add({"mask": mask}, {**expected, "attention": attention}, expected)
+        assert worst.attention is not None
+        return worst.attention
+
+    assert compared(weights) == AttentionDifference(0, 0)
+    # Without padding, with more of it, and whatever a row without a feature says.
+    assert compared(weights[:, :, :2]) == AttentionDifference(0, 0)
+    assert compared(np.pad(weights, [(0, 0), (0, 0), (0, 4)])) == AttentionDifference(0, 0)
+    assert compared(weights * np.array([1, 9], dtype=np.float32)[:, None, None]) == AttentionDifference(0, 0)
+    assert compared(weights + np.float32(0.125)) == AttentionDifference(0.125, 0.375)
+    assert compared(weights * np.float32(np.nan)) == AttentionDifference(np.inf, np.inf)
+
+
+def test_what_attention_promises_follows_from_the_other_promises() -> None:
+    assert attention_tolerance(EXPORT_TOLERANCE) == EXPORT_TOLERANCE.tokens
+    found = {name: attention_tolerance(TOLERANCES[name]) for name in ("fp32", "fp16", "bf16", "int8")}
+    assert found == pytest.approx({"fp32": 1e-4, "fp16": 1e-2, "bf16": np.sqrt(1e-3), "int8": 0.1})
 
 
 def test_golden_items_end_with_the_hard_cases(made: Made) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -211,6 +212,32 @@ def test_a_bundle_of_another_space_is_refused(made: Made, tmp_path: Path) -> Non
             with pytest.raises(IndexFileError, match="do not share a space"):
                 SearchIndex(tmp_path / output).search_items(embedder, "text", ["omega"])
             one_sentence(run("index", "search", tmp_path / output, "text", "omega"), 1, "do not share a space")
+
+
+def test_an_index_finds_its_bundle_and_items_from_anywhere(
+    made: Made, table_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    shutil.copytree(made.bundle.folder, project / "bundle")
+    shutil.copy(next(table_path.parent.glob("test-*.png")), project / "a.png")
+    elsewhere.mkdir()
+    monkeypatch.chdir(project)
+    built = run("index", "build", "bundle", "image", "a.png", "-o", "photos.index")
+    assert built.exit_code == 0, built.output
+    monkeypatch.chdir(elsewhere)
+
+    def found(index: Path) -> None:
+        done = run("index", "search", index, "text", "omega")
+        assert done.exit_code == 0, done.output
+        assert done.output.split()[1:] == ["a.png"]
+        assert SearchIndex(index).item_path(0).resolve() == index.parent / "a.png"
+
+    found(project / "photos.index")
+    # The project as a whole may be moved; without its bundle the index says what to do.
+    moved = project.rename(tmp_path / "moved")
+    found(moved / "photos.index")
+    shutil.rmtree(moved / "bundle")
+    one_sentence(run("index", "search", moved / "photos.index", "text", "omega"), 1, "--bundle", str(moved / "bundle"))
 
 
 def test_the_index_commands(made: Made, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -60,6 +61,14 @@ def test_order_batch_size_and_threads_change_nothing(made: Made, table_data: Pai
         assert embedder.embed("text", [], 2, "tokens").shape == (0, 2, 48)
 
 
+def test_items_in_any_kind_of_sequence(made: Made) -> None:
+    texts = ["black chess queen", "omega"]
+    with load(made.bundle.folder, threads=np.int64(1)) as embedder:  # type: ignore[arg-type]
+        expected = embedder.embed("text", texts)
+        for items in (tuple(texts), np.array(texts), np.array(texts, dtype=object)):
+            assert np.array_equal(embedder.embed("text", items, batch_size=np.int32(2)), expected)  # type: ignore[arg-type]
+
+
 def test_wrong_calls_are_refused(made: Made) -> None:
     with load(made.bundle.folder) as embedder:
         for k in (0, 5, -1):
@@ -69,10 +78,19 @@ def test_wrong_calls_are_refused(made: Made) -> None:
             embedder.embed("audio", ["a"])
         with pytest.raises(UsageError, match="complementary"):
             embedder.embed("text", ["a"], 3, "complementary")
-        with pytest.raises(UsageError, match="list"):
-            embedder.embed("text", "a")
+        for items in ("a", b"a", {"a": 1}, {"a"}, deque("ab"), (text for text in "ab"), None, np.array("a")):
+            with pytest.raises(UsageError, match=r"items is a list.*\.$"):
+                embedder.embed("text", items)  # type: ignore[arg-type]
+        for batch_size in ("3", 1.5, True, 0, None):
+            with pytest.raises(UsageError, match=r"batch_size is an integer of at least 1; got .*\.$"):
+                embedder.embed("text", ["a"], batch_size=batch_size)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="modality"):
+            embedder.embed(["text"], ["a"])  # type: ignore[arg-type]
         with pytest.raises(InputError, match=r"item 1: .*empty"):
             embedder.embed("text", ["a", " "])
+    for threads in (0, 1.5, "2", True, 3000):
+        with pytest.raises(UsageError, match=r"threads is an integer from 1 to .*\.$"):
+            load(made.bundle.folder, threads=threads)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="backend"):
         load(made.bundle.folder, backend="gpu")
     with pytest.raises(BackendError, match="CUDAExecutionProvider"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import inspect
+import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fluxtalk.artifacts import write_atomically
+from fluxtalk.artifacts import hash_bytes, write_atomically
 from fluxtalk.bundle import ATTENTION, OUTPUTS, Bundle, read_bundle
-from fluxtalk.engines import Flavor, Profile
+from fluxtalk.engines import Flavor, Profile, read_plan, write_engine
 from fluxtalk.errors import ArtifactError, BackendError, InputError
 from fluxtalk.gpu import compute_capability
 from fluxtalk.parity import EXPORT_TOLERANCE
-from fluxtalk.runtime import trt_lane
+from fluxtalk.runtime import load, trt_lane
 from fluxtalk.runtime.cuda import Cuda
 from fluxtalk.runtime.engine_shapes import Layout, bucket, input_of
 from fluxtalk.runtime.golden import padding_room, read_golden, replay
@@ -283,6 +285,44 @@ def test_an_engine_that_does_not_fit_or_was_changed_is_never_loaded(
     with pytest.raises(ArtifactError, match="was changed since it was built"):
         TensorRTSession(bundle, "text", "fp32", "rtx")
     assert fresh.cudart.live == 0
+
+
+class CarefulRuntime(fake_gpu.FakeRuntime):
+    """Refuses engines that bring code, as the real one does, until it is told otherwise."""
+
+    engine_host_code_allowed = False
+
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> fake_gpu.FakeEngine | None:
+        allowed = self.engine_host_code_allowed or not json.loads(serialized_engine).get("host_code")
+        return super().deserialize_cuda_engine(serialized_engine) if allowed else None
+
+
+def test_engines_that_bring_code_run_only_where_that_is_allowed(
+    gpu: FakeGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_runtimes: list[CarefulRuntime] = []
+
+    def make_runtime(trt: fake_gpu.FakeTensorRT, _logger: object) -> CarefulRuntime:
+        made_runtimes.append(CarefulRuntime(trt))
+        return made_runtimes[-1]
+
+    monkeypatch.setattr(fake_gpu.FakeTensorRT, "Runtime", make_runtime)
+    plain = gpu.put_engine(bundle, "text", [WIDE], "tensorrt")
+    plan = json.dumps({**json.loads(read_plan(bundle.engines, plain)), "host_code": True}).encode()
+    TensorRTSession(bundle, "text", "fp32", "tensorrt", allow_host_code=True).close()
+    # Nothing is allowed that is not needed.
+    assert [runtime.engine_host_code_allowed for runtime in made_runtimes] == [False]
+    for file in list(bundle.engines.iterdir()):
+        file.unlink()
+    record = dataclasses.replace(plain, engine_hash=hash_bytes(plan), engine_bytes=len(plan), version_compatible=True)
+    write_engine(bundle.engines, plan, record)
+    with pytest.raises(BackendError, match=r"code of its own that must be allowed \(allow_host_code\)"):
+        TensorRTSession(bundle, "text", "fp32", "tensorrt")
+    with load(bundle.folder, "tensorrt", modalities=["text"], allow_host_code=True) as embedder:
+        assert embedder.embed("text", ["snowman"]).shape == (1, 48)
+    assert [runtime.engine_host_code_allowed for runtime in made_runtimes] == [False, True]
+    with pytest.raises(BackendError, match="must be allowed"):
+        load(bundle.folder, "tensorrt", modalities=["text"])
 
 
 @pytest.mark.skipif(compute_capability() is not None, reason="there is a GPU here")

@@ -235,7 +235,8 @@ def test_a_bad_item_keeps_what_was_done_before_it(made: Made, tmp_path: Path) ->
     ("name", "text", "message"),
     [
         ("a.csv", "text\none\n\ntwo,three\n", "Line 4 .*2 cells for 1 columns"),
-        ("a.csv", "text,id\none,1\n ,2\n", "Row 3 .*no text"),
+        ("a.csv", "text,id\none,1\n ,2\n", "Row 3 .*no text.*--skip_empty"),
+        ("a.csv", 'text,id\none,1\n"two,2\nthree,3\n', "unexpected end of data"),
         ("a.csv", "text\n\xff", "cannot be read"),
         ("a.jsonl", '{"text": "one"}\n{"text"\n', "Line 2 .*no JSON"),
         ("a.jsonl", '{"text": "one"}\n["two"]\n', "Line 2 .*no JSON object"),
@@ -254,6 +255,24 @@ def test_malformed_inputs_are_one_sentence_before_anything_is_computed(
     done = run("embed", made.bundle.folder, "text", "--input", path, "-o", tmp_path / "v.npy")
     one_sentence(done, 1)
     assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_rows_without_the_item_can_be_left_out(made: Made, embedder: Embedder, tmp_path: Path) -> None:
+    rows = [["a", "alpha"], ["b", ""], ["c", " "], ["d", "delta"], ["e", "e " * 100_000]]
+    table = tmp_path / "t.csv"
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "text"], *rows])
+    parts = ("embed", made.bundle.folder, "text", "--input", table, "--skip_empty", "-o")
+    done = run(*parts, tmp_path / "v.parquet")
+    assert done.exit_code == 0, done.output
+    written = pyarrow.parquet.read_table(tmp_path / "v.parquet")
+    assert written.column("id").to_pylist() == ["a", "d", "e"]
+    expected = embedder.embed("text", [text for _, text in rows if text.strip()])
+    assert np.abs(np.array(written.column("vector").to_pylist()) - expected).max() <= 1e-6
+    one_sentence(run(*parts, tmp_path / "v.npy"), 2, "which rows were left out", ".parquet")
+    one_sentence(
+        run("embed", made.bundle.folder, "text", "a", "--skip_empty", "-o", tmp_path / "w.parquet"), 2, "table"
+    )
 
 
 def test_inputs_that_cannot_be_meant_are_refused(made: Made, tmp_path: Path) -> None:

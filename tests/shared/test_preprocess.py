@@ -367,7 +367,6 @@ def test_features_are_padded_with_a_mask() -> None:
     ],
     ids=repr,
 )
-@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 def test_features_that_cannot_be_used_are_refused(item: Any) -> None:
     with pytest.raises(InputError):
         FeaturesPreprocessor(3).prepare(item)

@@ -164,6 +164,11 @@ def test_missing_files_are_all_counted_and_twenty_listed(tmp_path: Path, count: 
         ("title,caption,id\na,one,x\n,two,y\n", "1 of 2 ids with items in fewer than two modalities"),
         ("title,caption\na,one\n,two\n", "in no pair: line 3;"),
         ("title,id\na,x\n", "at least two modality columns"),
+        (
+            'title,caption\na,"one\nb,two\nc,three\n',
+            "no valid CSV: unexpected end of data, in the row that ends at line 4",
+        ),
+        ('title,caption\na,"one"x\nb,two\n', "in the row that ends at line 2"),
         ("", "no rows"),
         ("title,caption\n", "no rows"),
         ("title,title\na,b\n", "several columns called title"),

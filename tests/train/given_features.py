@@ -50,7 +50,9 @@ def build(
     encoding = Encoding.of(stage1, data.split("train"), "sound", CPU)
     if encoder is not None:
         frozen = FrozenEncoder(encoder, FeaturesPreprocessor(DIM), DIM)
-        encoding = Encoding(encoding.split, "sound", encoding.preprocess, frozen, encoding.reduction, CPU)
+        encoding = Encoding(
+            encoding.split, "sound", encoding.preprocess, frozen, encoding.reduction, CPU, encoding.source
+        )
     key = cache_key(stage1, data, "train", "sound", CacheOptions(dtype))
     say: Callable[[str], None] = (said if said is not None else []).append
     with building_turn(folder, OneProcess(), say) as missing:

@@ -116,6 +116,8 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(train_config: TrainConfig,
     one_sentence(run(*arguments(train_config, out, stage1_checkpoint=pickled)), 1, "pickled.pth")
     one_sentence(run(*arguments(train_config, out, batch_size=1)), 2, "global batch")
     one_sentence(run(*arguments(train_config, out, nested_dropout_rate=1.0)), 2, "nested_dropout_rate")
+    one_sentence(run(*arguments(train_config, out, learning_rate="inf")), 2, "--learning_rate is a finite number")
+    one_sentence(run(*arguments(train_config, out, seed="9" * 23)), 2, "--seed has 64 bits")
     one_sentence(run(*arguments(train_config, out, num_overlapping_tokens=5)), 2, "num_overlapping_tokens", "1..4")
     table = tmp_path / "pairs.csv"
     table.write_text("image,text\nmissing-1.png,a\nmissing-2.png,b\n")
@@ -124,9 +126,14 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(train_config: TrainConfig,
 
 
 def test_nan_loss_names_the_last_good_checkpoint(train_config: TrainConfig, tmp_path: Path) -> None:
-    done = run(*arguments(train_config, tmp_path, learning_rate=1e30, gradient_clip=1e30, epochs=30, warmup_fraction=0))
-    one_sentence(done, 1, "nan", str(tmp_path / "run" / "checkpoints" / "last.safetensors"))
-    load_head(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    """It is good: of the head before the first update, which no later one may replace."""
+    wild = {"learning_rate": 100, "weight_decay": 1e25, "warmup_fraction": 0, "checkpoint_every": 1, "epochs": 30}
+    done = run(*arguments(train_config, tmp_path, **wild))
+    last = tmp_path / "run" / "checkpoints" / "last.safetensors"
+    one_sentence(done, 1, "nan", f"the last good checkpoint is {last}", "Begin another run")
+    kept = load_head(last)
+    assert (kept.progress["step"], kept.progress["bad_in_a_row"]) == (0, 0)
+    assert max(tensor.abs().max().item() for tensor in kept.weights.values()) < 10
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -218,6 +218,12 @@ BAD_RECORDS = [
     ({"kind": "test", **FOREIGN, "step": 1, "chance": {"a->b": 0.4}}, "chance"),
     ({"kind": "run", **FOREIGN, "options": [1]}, "options"),
     ({"kind": "run", **FOREIGN, "parameters": "many"}, "parameters"),
+    ({"kind": "validation", **FOREIGN, "step": 1, "score": 10**400}, "too large a number"),
+    *(
+        ({"kind": "test", **FOREIGN, "step": 1, "recall": {"a->b": {k: {"10": 0.4}}}}, "such as")
+        for k in ("01", "0", "\u0663", "+1", "1" * 5000)
+    ),
+    ({"kind": "test", **FOREIGN, "step": 1, "recall": {"a->b": {"1": {"010": 0.4}}}}, "010"),
     ({**FOREIGN, "step": 1}, "kind"),
 ]
 
@@ -228,6 +234,37 @@ def test_a_record_that_breaks_the_schema_is_named(tmp_path: Path, record: dict[s
     path = write_records(tmp_path / "run.jsonl", [good, record, good])
     with pytest.raises(ArtifactError, match=rf"run\.jsonl line 2 .*{word}"):
         read_run(path)
+
+
+@pytest.mark.parametrize("digits", ["1e999", "-1e999", "Infinity"])
+@pytest.mark.parametrize("name", ["score", "total", "options"])
+def test_a_number_beyond_all_floats_is_no_number(tmp_path: Path, name: str, digits: str) -> None:
+    kind = "run" if name == "options" else "validation"
+    value = f'{{"dim": {digits}}}' if name == "options" else digits
+    path = tmp_path / "run.jsonl"
+    path.write_text(json.dumps({"kind": kind, **FOREIGN, "step": 1})[:-1] + f', "{name}": {value}}}\n')
+    with pytest.raises(ArtifactError, match=rf"run\.jsonl line 1 is no JSON \({digits} is"):
+        read_run(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("run.json", {"parameters": "abc"}, "needs a number as parameters; got 'abc'"),
+        ("run.json", {"encoder_hashes": [1]}, "needs an object as encoder_hashes"),
+        ("run.json", {"data_hash": None}, "needs a string as data_hash"),
+        ("results.json", {"step": "x"}, "needs step, the number of optimiser steps done; got 'x'"),
+        ("results.json", {"seconds": "long"}, "needs a number as seconds"),
+    ],
+)
+def test_a_run_of_ours_that_was_changed_is_named(tmp_path: Path, file: str, change: dict[str, Any], words: str) -> None:
+    path = our_run(tmp_path / "a") / file
+    content = json.loads(path.read_text())
+    (content["facts"] if file == "run.json" else content).update(change)
+    path.write_text(json.dumps(content))
+    done = run(tmp_path / "a")
+    assert done.exit_code == 1
+    assert re.match(rf"error: .*{re.escape(file)} {words}.*\n$", done.stderr), done.stderr
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

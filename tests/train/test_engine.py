@@ -243,7 +243,7 @@ def test_a_nan_step_is_skipped_counted_and_said(tmp_path: Path) -> None:
 
 
 def test_a_nan_gradient_of_a_finite_loss_is_skipped_too(tmp_path: Path) -> None:
-    """In the last step of an epoch, which would otherwise be written down as the last good checkpoint."""
+    """In the last step of an epoch, after which nothing tells that the head is good: the checkpoint before is kept."""
     trainer, folder = _trainer(), RunFolder(tmp_path)
 
     def spoil(gradient: Tensor) -> Tensor:
@@ -254,8 +254,61 @@ def test_a_nan_gradient_of_a_finite_loss_is_skipped_too(tmp_path: Path) -> None:
         TrainingError, match="gradient's norm is nan at step 14, the third such step in a row; the last"
     ):
         _run(trainer, tmp_path)
-    assert load_head(folder.last).progress["step"] == 12
+    assert load_head(folder.last).progress["step"] == 6
     assert all(p.isfinite().all() for p in trainer.head.parameters())
+
+
+def _break_after(trainer: Trainer, last: int) -> None:
+    """Let the update of step ``last`` (from 1) give a head that is of no use, as too high a learning rate does."""
+    apply = trainer.update.apply
+
+    def broken(step: int) -> None:
+        apply(step)
+        if step + 1 == last:
+            nn.init.constant_(_registers(trainer), torch.inf)
+
+    trainer.update.apply = broken  # type: ignore[method-assign]
+
+
+def test_a_head_that_an_update_broke_replaces_no_checkpoint(tmp_path: Path) -> None:
+    """Step 12 has a finite loss, of the head before it; it is validated, and scores best."""
+    trainer, folder = _trainer(dataclasses.replace(CONFIG, checkpoint_every=1)), RunFolder(tmp_path)
+    folder.description.write_text("{}")
+    _break_after(trainer, 12)
+    scores = iter([0.1, 0.9])
+    with pytest.raises(TrainingError, match="loss is nan at step 15, the third") as caught:
+        _run(trainer, tmp_path, lambda _head: {"score": next(scores)})
+    last, best = load_head(folder.last), load_head(folder.best)
+    assert (last.progress["step"], last.progress["bad_in_a_row"]) == (11, 0)
+    assert (best.progress["step"], best.progress["best_score"]) == (6, 0.1)
+    assert all(tensor.isfinite().all() for tensor in [*last.weights.values(), *best.weights.values()])
+    assert f"last good checkpoint is {folder.last}. Begin another run (--init_from {tmp_path}" in str(caught.value)
+    for step in (12, 13, 14):
+        assert f"no checkpoint of step {step}, whose loss" in folder.log.read_text()
+
+
+def test_a_broken_head_at_the_end_is_no_result(tmp_path: Path) -> None:
+    trainer, folder = _trainer(dataclasses.replace(CONFIG, eval_every=6)), RunFolder(tmp_path)
+    trainer.save(folder)
+    _break_after(trainer, 18)
+    with pytest.raises(TrainingError, match=r"No head that was validated had a finite loss.*lower --learning_rate"):
+        _run(trainer, tmp_path)
+    assert load_head(folder.last).progress["step"] == 0
+    assert not folder.best.exists()
+
+
+def test_looking_whether_a_head_is_sound_changes_nothing() -> None:
+    """With all dropouts on, and float16's scaler too: the next step's gradient and update stay what they were."""
+    for config in (CONFIG, dataclasses.replace(CONFIG, precision="fp16"), dataclasses.replace(CONFIG, accum_steps=2)):
+        trainers = [_trainer(config) for _ in range(2)]
+        for looks, trainer in enumerate(trainers):
+            trainer.step_module.train()
+            for _ in range(3):
+                trainer.step()
+                if looks:
+                    assert trainer.is_sound()
+        assert _same(*(_everything(trainer) for trainer in trainers))
+        assert trainers[0].update.scaler.state_dict() == trainers[1].update.scaler.state_dict()
 
 
 def test_training_learns_and_keeps_the_best(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import signal
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,20 @@ def test_what_a_callback_raises_ends_the_run_and_leaves_the_checkpoint(
     folder = tmp_path / "shared" / "checkpoints"
     assert load_head(folder / "last.safetensors").progress["step"] == 3
     assert fit(config, resume=True).finished
+
+
+def test_fit_works_in_a_thread(train_config: TrainConfig, tmp_path: Path) -> None:
+    """Where Python lets nobody handle signals; with the paths and numbers that Python programs have."""
+    theirs: dict[str, Any] = {
+        "stage1_checkpoint": Path(train_config.stage1_checkpoint), "output_dir": tmp_path, "seed": np.int64(0),
+    }  # fmt: skip
+    config = dataclasses.replace(train_config, **theirs, epochs=1)
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(fit, config).result()
+    assert result.finished
+    assert json.loads(result.folder.description.read_text())["options"]["output_dir"] == str(tmp_path)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_checkpoints_between_validations(train_config: TrainConfig, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from fluxtalk.errors import UsageError
 from fluxtalk.model.encoders.base import EncoderSpec, Features, FrozenEncoder, GivenFeatures, to_tensors
+from fluxtalk.model.encoders.failure import described
 from fluxtalk.model.encoders.small_image import SmallImageEncoder
 from fluxtalk.model.encoders.small_text import SmallTextEncoder
 
@@ -21,6 +22,7 @@ __all__ = [
     "SmallImageEncoder",
     "SmallTextEncoder",
     "build_encoder",
+    "described",
     "to_tensors",
 ]
 
@@ -35,7 +37,7 @@ def build_encoder(source: str, options: Mapping[str, Any]) -> nn.Module:
             imports *installed* code and calls ``FACTORY(**options)``, which returns an `nn.Module`.
 
     Raises:
-        UsageError: the source is unknown, cannot be imported, or does not take the options.
+        UsageError: the source is unknown, cannot be imported, does not take the options, or its factory fails.
     """
     kind, _, rest = source.partition(":")
     if kind == "features" and rest.isdecimal() and int(rest) > 0:
@@ -53,17 +55,22 @@ def build_encoder(source: str, options: Mapping[str, Any]) -> nn.Module:
 
 
 def _from_factory(source: str, module: str, name: str, options: Mapping[str, Any]) -> nn.Module:
+    # Whatever a user's code raises is chained: --debug then shows where it was.
     try:
         factory = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:
         raise UsageError(
-            f"The encoder {source} cannot be imported ({error}); install its package or add its folder to PYTHONPATH."
-        ) from None
+            f"The encoder {source} cannot be imported ({described(error)}); "
+            "install its package or add its folder to PYTHONPATH."
+        ) from error
     try:
         encoder = factory(**options)
-    except TypeError as error:
-        # Chained: it may come from deep inside the factory, and then --debug shows where.
-        raise UsageError(f"The encoder {source} does not take these options: {error}.") from error
+    except Exception as error:
+        if isinstance(error, TypeError) and error.__traceback__ is not None and error.__traceback__.tb_next is None:
+            # By the call itself: nothing of the factory ran.
+            raise UsageError(f"The encoder {source} does not take these options: {error}.") from error
+        advice = "install what it imports" if isinstance(error, ImportError) else "correct it; --debug shows where"
+        raise UsageError(f"The factory of {source} fails: {described(error)}; {advice}.") from error
     if not isinstance(encoder, nn.Module):
         raise UsageError(
             f"The factory of {source} must return a torch.nn.Module; it returned {type(encoder).__name__}."

@@ -73,11 +73,9 @@ class FrozenEncoder(nn.Module):
         Raises:
             UsageError: the encoder returned something else than it promised.
         """
-        result = self.run(*inputs)
-        if isinstance(result, tuple):
-            features, mask = result
-        else:
-            features, mask = result, inputs[1] if len(inputs) > 1 else None
+        features, mask = features_and_mask(self.run(*inputs))
+        if mask is None and len(inputs) > 1:
+            mask = inputs[1]
         if features.ndim != 3 or features.shape[2] != self.dim:
             raise UsageError(
                 f"An encoder returns features of shape (batch, length, {self.dim}); "
@@ -95,6 +93,22 @@ class FrozenEncoder(nn.Module):
         # To float first: TensorRT does nothing else with uint8.
         pixels = inputs[0].to(self.pixel_scale.dtype).permute(0, 3, 1, 2)
         return self.encoder(pixels * self.pixel_scale + self.pixel_shift)
+
+
+def features_and_mask(result: Any) -> tuple[Tensor, Tensor | None]:
+    """What an encoder returned: features, and their mask where it gave one.
+
+    Raises:
+        UsageError: it returned something else.
+    """
+    parts = result if isinstance(result, tuple) else (result,)
+    if (isinstance(result, tuple) and len(parts) != 2) or not all(isinstance(part, Tensor) for part in parts):
+        kinds = ", ".join(type(part).__name__ for part in parts)
+        raise UsageError(
+            "An encoder returns a tensor of features, or a tuple of two: features and their mask; "
+            f"this one gave {f'a tuple of {len(parts)} ({kinds})' if isinstance(result, tuple) else kinds}."
+        )
+    return parts[0], parts[1] if len(parts) == 2 else None
 
 
 class GivenFeatures(nn.Module):

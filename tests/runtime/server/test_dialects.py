@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fluxtalk.runtime import Embedder
+from tests.runtime.server.conftest import Process
 
 TEXTS = ["black chess queen", "omega"]
 
@@ -272,6 +273,22 @@ def test_broken_forms(client: httpx.Client) -> None:
     assert client.post("/v1/embeddings?api-version=1", json={"input": "a"}).status_code == 200
     answer = client.post("/v1/embeddings?colour=red", content=picture(), headers={"content-type": "image/png"})
     assert answer.json()["error"]["code"] == "unknown_field"
+
+
+def test_nothing_of_a_form_reaches_the_log(server: Process, client: httpx.Client) -> None:
+    def send(header: str, boundary: str = "; boundary=b") -> httpx.Response:
+        body = f'--b\r\nContent-Disposition: form-data; name="text"\r\n{header}\r\n\r\nSECRET\r\n--b--\r\n'
+        content_type = {"content-type": "multipart/form-data" + boundary}
+        return client.post("/v1/embeddings", content=body.encode(), headers=content_type)
+
+    before = server.log.read_text()
+    for encoding, status in (("binary", 200), ("7BIT", 200), ("MY-SECRET", 400), ("gzip", 400)):
+        answer = send(f"Content-Transfer-Encoding: {encoding}")
+        assert answer.status_code == status, answer.text
+    assert "quoted-printable" in answer.json()["error"]["message"]
+    assert send("SECRET\x00: a").status_code == 400
+    assert send("X: a", boundary="").status_code == 400
+    assert server.log.read_text() == before
 
 
 def test_unknown_types_of_bodies(client: httpx.Client) -> None:

@@ -104,6 +104,12 @@ def test_a_file_of_a_named_host() -> None:
     assert network.asked == [(PUBLIC, 443)]
 
 
+@pytest.mark.parametrize("location", ["https://[bad/", "//[/", "https://[::1/a.png"])
+def test_a_redirect_to_no_url_is_refused(location: str) -> None:
+    with pytest.raises(InputError, match=r"redirects to what is no URL.*\.$"):
+        fetched(Network(answer(status=302, location=location)))
+
+
 def test_the_next_address_where_one_is_closed() -> None:
     network = Network(answer(b"content"), closed=[PUBLIC])
     assert fetched(network, names={HOST: [PUBLIC, PUBLIC_TOO]}) == b"content"

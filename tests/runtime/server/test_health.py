@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 
 import httpx
 import pytest
+from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
+from fluxtalk.runtime.server.cli import serve
 from fluxtalk.runtime.server.service import Service
 from fluxtalk.runtime.server.settings import ServerSettings
 from tests.conftest import Made
@@ -102,6 +105,30 @@ def test_a_key_opens_everything_but_health(made: Made, tmp_path: Path) -> None:
             bearer = httpx.Headers({"authorization": f"Bearer {key}"}, encoding="utf-8")
             assert client.post("/v1/embeddings", json={"input": "a"}, headers=bearer).status_code == 200
         assert "schlüssel" not in up.log.read_text()
+
+
+@pytest.mark.parametrize("content", ["schlüssel\n".encode("latin-1"), b"\x00\xff\xfe\x80", b" \n"])
+def test_a_file_that_holds_no_keys_is_an_error_in_one_sentence(made: Made, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "keys").write_bytes(content)
+    done = CliRunner().invoke(serve, [str(made.bundle.folder), "--api_key_file", str(tmp_path / "keys")])
+    assert done.exit_code == 2, done.output
+    assert done.stderr.startswith(f"error: The file {tmp_path / 'keys'} of --api_key_file ")
+    assert done.stderr.endswith("one key per line.\n" if content.strip() else "one per line.\n")
+
+
+def test_a_deadline_before_any_body_could_be_here_is_not_the_bodys_fault(server: Process) -> None:
+    body = b'{"input": "a"}'
+    head = (
+        "POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nX-Request-Timeout: 1e-9\r\n\r\n"
+    )
+    host, port = server.url.removeprefix("http://").split(":")
+    for pieces in ([head.encode() + body], [head.encode(), body]):
+        with socket.create_connection((host, int(port)), 20) as connection:
+            for piece in pieces:
+                connection.sendall(piece)
+                time.sleep(0.02)
+            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 504"), pieces
 
 
 def test_a_foreign_host_name_is_refused(server: Process, client: httpx.Client) -> None:

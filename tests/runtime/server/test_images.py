@@ -153,6 +153,15 @@ def test_a_bad_image_is_refused_at_once(client: httpx.Client, name: str) -> None
     assert time.monotonic() - begin < 2
 
 
+def test_what_pillow_says_of_an_image_reaches_no_log(server: Process, client: httpx.Client) -> None:
+    file = saved(Image.fromarray(pixels()), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0\x0e\x01\x02\0")
+    with pytest.warns(UserWarning, match="EXIF"):
+        Image.open(io.BytesIO(file)).getexif()
+    assert embed(client, file, "image/jpeg").status_code == 200
+    assert "EXIF" not in server.log.read_text()
+    assert "Warning" not in server.log.read_text()
+
+
 def test_a_wrong_type_is_named_by_its_content(client: httpx.Client, embedder: Embedder) -> None:
     file = saved(Image.fromarray(pixels()))
     expected = embedder.embed("image", [pixels()])[0]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -180,6 +183,10 @@ IDS = {"name": "input_ids", "datatype": "INT64", "shape": [2, 2], "data": [[1, 2
         [{**IDS, "data": [[1, 2], [3, "4"]]}],
         [{**IDS, "data": [[1, 2], [3, 10**30]]}],
         [{**IDS, "data": [1, 2, 3, -4]}],
+        [{**IDS, "data": [1, 2, True, 4]}],
+        [{**IDS, "data": [[1, 2], "34"]}],
+        [{**IDS, "data": {"0": 1}}],
+        [{**IDS, "shape": [0, 2], "data": []}],
         [{**IDS, "shape": [2, 0], "data": []}],
         [{**IDS, "datatype": "INT32"}],
         [IDS, IDS],
@@ -198,6 +205,44 @@ def test_tensors_that_cannot_be_meant(client: httpx.Client, tensors: Any) -> Non
     answer = infer(client, "text", *tensors)
     assert answer.status_code in (400, 422), answer.text
     assert answer.json()["error"].endswith(".")
+
+
+def peak_mib(server: Process) -> float:
+    """The most memory that the server's process ever had."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of another process is read from /proc")
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        [{**IDS, "shape": [1, 2], "data": ["x" * 30_000, *[""] * 8000]}],
+        [{**IDS, "shape": [1, 8001], "data": ["x" * 30_000, *[""] * 8000]}],
+        [
+            {**IDS, "shape": [0, 1], "data": []},
+            {"name": "token_index", "datatype": "INT64", "shape": [0, 1 << 28], "data": []},
+        ],
+        [
+            {**IDS, "shape": [0, 1 << 28], "data": []},
+            {"name": "mask", "datatype": "BOOL", "shape": [0, 1 << 28], "data": []},
+        ],
+    ],
+    ids=["strings", "as many strings", "index of no row", "mask of no row"],
+)
+def test_a_small_body_costs_little_and_stops_nobody(server: Process, tensors: list[dict[str, Any]]) -> None:
+    with server.client() as client, server.client() as other, ThreadPoolExecutor(1) as pool:
+        assert other.get("/livez").status_code == 200
+        before = peak_mib(server)
+        pending = pool.submit(infer, client, "text", *tensors)
+        slowest = 0.0
+        while not pending.done():
+            begin = time.monotonic()
+            assert other.get("/livez").status_code == 200
+            slowest = max(slowest, time.monotonic() - begin)
+        assert pending.result().status_code == 400
+        assert slowest < 1
+        assert peak_mib(server) - before < 64
 
 
 def test_broken_binary_bodies(client: httpx.Client) -> None:
@@ -231,6 +276,22 @@ def test_metadata_of_what_is_not_there(client: httpx.Client) -> None:
         answer = client.get(path)
         assert answer.status_code == 404
         assert isinstance(answer.json()["error"], str)
+
+
+def test_errors_of_no_route_have_the_shape_of_their_protocol(
+    triton: InferenceServerClient, client: httpx.Client
+) -> None:
+    with pytest.raises(InferenceServerException, match=r"no route /v2/models/text/config.*\.$"):
+        triton.get_model_config("text")
+    for answer in (client.get("/v2/nothing"), client.get("/v2/models/text/infer"), client.post("/v2")):
+        assert answer.status_code in (404, 405)
+        assert isinstance(answer.json()["error"], str)
+    for answer in (client.get("/v2/embed"), client.get("/v2beyond"), client.get("/nothing")):
+        assert answer.status_code in (404, 405)
+        assert answer.json()["error"]["code"] in ("not_found", "method_not_allowed")
+    headers = {"host": "evil.example"}
+    assert isinstance(client.get("/v2", headers=headers).json()["error"], str)
+    assert client.get("/v2/embed", headers=headers).json()["error"]["code"] == "host_not_allowed"
 
 
 def test_ready_is_false_while_the_server_ends(made: Made) -> None:
@@ -280,6 +341,17 @@ def test_a_key_protects_models_but_not_health(made: Made, tmp_path_factory: pyte
         assert client.get("/v2/models/text").status_code == 401
         assert client.post("/v2/models/text/infer").status_code == 401
         assert client.get("/openapi.json").status_code == 401
+        triton = InferenceServerClient(up.url.removeprefix("http://"))
+        given = [tensor("text", of_bytes("a"), "BYTES")]
+        for ask in (
+            triton.get_server_metadata,
+            lambda: triton.get_model_metadata("text"),
+            lambda: triton.infer("text", given),
+        ):
+            with pytest.raises(InferenceServerException, match=r"valid key.*KEY\.$"):
+                ask()
+        triton.close()
+        assert client.post("/v2/embed", json={"texts": ["a"]}).json()["error"]["code"] == "invalid_api_key"
         opened = client.get("/openapi.json", headers={"authorization": "Bearer secret"}).json()
         assert opened["security"] == [{"key": []}]
         assert opened["paths"]["/v2/health/live"]["get"]["security"] == []

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import io
 import json
 import re
 import time
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -22,8 +26,11 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from fluxtalk.errors import InputError
+from fluxtalk.preprocess import FeaturesPreprocessor
 from fluxtalk.runtime.server import chat, cohere, jina, kserve, openai_embeddings
 from fluxtalk.runtime.server.app import routes
+from fluxtalk.runtime.server.decoding import decode
 from fluxtalk.runtime.server.page_routes import PAGE_FILES
 from fluxtalk.runtime.server.service import Service
 from fluxtalk.runtime.server.settings import ServerSettings
@@ -213,6 +220,26 @@ def test_any_bytes(server: Process, body: bytes, content_type: str) -> None:
     headers = {"content-type": content_type}
     answer = httpx.post(f"{server.url}/v1/embeddings", content=body, headers=headers, trust_env=False)
     assert answer.status_code in (200, 400, 422), answer.text
+
+
+@st.composite
+def feature_files(draw: st.DrawFn) -> bytes:
+    """A `.npy` file in which some bytes are others."""
+    file = io.BytesIO()
+    np.save(file, np.ones((2, 3), draw(st.sampled_from(["<f4", ">f8", "<i2"]))))
+    data = bytearray(file.getvalue())
+    for position in draw(st.lists(st.integers(0, len(data) - 1), max_size=4)):
+        data[position] = draw(st.integers(0, 255) | st.sampled_from(b"0123456789(),'{}[]-<|OVe"))
+    return bytes(data[: draw(st.integers(0, len(data)) | st.just(len(data)))])
+
+
+@settings(SILENT, max_examples=300)
+@given(feature_files() | st.lists(st.lists(VALUES, max_size=3), max_size=3) | VALUES)
+def test_any_features(value: Any) -> None:
+    preprocess = FeaturesPreprocessor(3)
+    for given_value in (value, base64.b64encode(value).decode()) if isinstance(value, bytes) else (value,):
+        with contextlib.suppress(InputError):
+            assert np.asarray(decode(preprocess, given_value)).dtype == np.float32
 
 
 def refused_or_answered(server: Process, path: str, body: Any) -> None:

@@ -186,6 +186,12 @@ def test_what_cannot_be_meant_is_refused(client: httpx.Client, body: Any, status
     assert "input 0" not in error["message"]
 
 
+@pytest.mark.parametrize("k", [0, 5, 1 << 62])
+def test_a_wrong_k_is_told_which_there_are(client: httpx.Client, k: int) -> None:
+    answer = client.post("/v1/search", json={"text": "a", "index": "pooled", "k": k})
+    assert answer.json()["error"]["message"] == f"k is an integer from 1 to 4; got {k}."
+
+
 def test_bodies_that_are_no_request(client: httpx.Client) -> None:
     form = {"content-type": "multipart/form-data; boundary=b"}
     for content in (

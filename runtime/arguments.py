@@ -1,0 +1,43 @@
+"""Arguments of the library, checked before anything is made of them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any, SupportsIndex
+
+from fluxtalk.errors import UsageError
+
+
+def check_integer(name: str, value: SupportsIndex, smallest: int, largest: int | None = None) -> int:
+    """An argument, as Python's integer.
+
+    Raises:
+        UsageError: it is no integer (Python's or numpy's) of that range.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < smallest or (largest is not None and number > largest):
+        wanted = f"of at least {smallest}" if largest is None else f"from {smallest} to {largest}"
+        raise UsageError(f"{name} is an integer {wanted}; got {value!r}.")
+    return number
+
+
+def check_items(items: Any) -> None:
+    """Refuse what has no length or no slices, and what is one item where several are meant.
+
+    Raises:
+        UsageError: it is no list, array or other sequence of items.
+    """
+    try:
+        len(items), items[:0]
+        is_one = isinstance(items, str | bytes | bytearray | memoryview | Mapping)
+    except (TypeError, LookupError):
+        is_one = True
+    if is_one:
+        raise UsageError(
+            f"items is a list of raw inputs; got {type(items).__name__}: put a single one into a list, and make a list "
+            "of what has no length or no slices."
+        )

@@ -1,0 +1,213 @@
+"""`fluxtalk-export verify`: what lies beside the bundle, and what golden vectors hold beyond a batch of items."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from onnx import TensorProto, helper
+from safetensors.numpy import load_file, save_file
+
+from fluxtalk.artifacts import hash_bytes, hash_file
+from fluxtalk.bundle import ATTENTION, Bundle, read_bundle, write_manifest
+from fluxtalk.datasets import PairDataset
+from fluxtalk.engines import EngineRecord, TensorRecord, record_path, write_engine
+from fluxtalk.errors import BundleError, ParityError, UsageError
+from fluxtalk.export.cli import main
+from fluxtalk.export.golden_cases import eager_outputs, longest_case, prove_longest
+from fluxtalk.export.options import ExportOptions
+from fluxtalk.export.write_bundle import write_bundle
+from fluxtalk.runtime.golden import read_golden, read_longest
+from tests.conftest import Made
+
+PLAN = bytes(range(256)) * 8
+
+
+@pytest.fixture(scope="module")
+def attentive(made: Made, table_data: PairDataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle with attention, in two precisions."""
+    options = ExportOptions(("fp32", "fp16"), attention=True)
+    return write_bundle(made.run, table_data, tmp_path_factory.mktemp("attentive") / "bundle", options)
+
+
+@pytest.fixture
+def copy(attentive: Bundle, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(attentive.folder, tmp_path / "bundle"))
+
+
+def verify(folder: Path, *more: str) -> Result:
+    return CliRunner().invoke(main, ["verify", str(folder), "--backend", "ort-cpu", *more])
+
+
+def sealed(folder: Path, *changed: str) -> None:
+    """Make the manifest say what the files now are."""
+    manifest = read_bundle(folder, check_hashes=False).manifest
+    manifest.files.update({name: hash_file(folder / name) for name in changed})
+    write_manifest(folder, manifest)
+
+
+def put_engine(bundle: Bundle, capability: str) -> EngineRecord:
+    record = EngineRecord(
+        modality="text",
+        precision="fp32",
+        flavor="rtx",
+        version="1.7.1.116",
+        cuda_major=None,
+        compute_capabilities=[capability],
+        profiles=[{"batch": [1, 8, 64], "length": [1, 16, 32], "k": [1, 4, 4]}],
+        version_compatible=False,
+        graph_hash=bundle.graph_hash("text", "fp32"),
+        inputs=[TensorRecord("input_ids", "int64", [-1, -1])],
+        outputs=[TensorRecord("tokens", "float32", [-1, -1, 48])],
+        engine_hash=hash_bytes(PLAN),
+        engine_bytes=len(PLAN),
+    )
+    write_engine(bundle.engines, PLAN, record)
+    return record
+
+
+def test_one_changed_bit_of_an_engine_or_its_record_is_refused_by_name(made: Made, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made.bundle.folder, tmp_path / "bundle"))
+    bundle = read_bundle(folder)
+    records = [put_engine(bundle, capability) for capability in ("8.9", "12.0")]
+    whole = verify(folder)
+    assert whole.exit_code == 0, whole.output
+    assert "files and 2 engines unchanged, parity holds" in whole.output
+    assert sorted(json.loads(verify(folder, "--json").output)["engines"]) == sorted(r.file for r in records)
+    for record in records:
+        for path in (bundle.engines / record.file, record_path(bundle.engines, record.file)):
+            content = path.read_bytes()
+            for place in (0, len(content) // 2, len(content) - 2):
+                changed = bytearray(content)
+                changed[place] ^= 1
+                path.write_bytes(changed)
+                done = verify(folder)
+                assert done.exit_code == 1, place
+                assert path.name in done.stderr
+            path.write_bytes(content)
+
+
+def test_attention_and_the_longest_input_are_golden(attentive: Bundle) -> None:
+    done = verify(attentive.folder, "--json")
+    assert done.exit_code == 0, done.output
+    reports = json.loads(done.output)["reports"]
+    assert {(r["precision"], r["modality"]) for r in reports} == {
+        (p, m) for p in ("fp32", "fp16") for m in ("image", "text")
+    }
+    for report in reports:
+        assert report["attention"]["max_abs"] <= (2e-6 if report["precision"] == "fp32" else 1e-2)
+        assert report["attention"]["sums"] <= 1e-3
+    inputs, expected = read_golden(attentive, "text")
+    assert expected[ATTENTION].shape == (len(inputs["mask"]), 4, inputs["mask"].shape[1])
+    longest = read_longest(attentive, "text")
+    assert longest is not None
+    assert longest[0]["mask"].shape == (1, 32)
+    assert longest[0]["mask"].all()
+    assert longest[1][ATTENTION].shape == (1, 4, 32)
+    # Pixels have one size.
+    assert read_longest(attentive, "image") is None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_attention_that_was_scaled_breaks_parity(copy: Path, precision: str) -> None:
+    path = copy / f"text.{precision}.onnx"
+    model = onnx.load(path)
+    for node in model.graph.node:
+        node.output[:] = ["unscaled" if name == ATTENTION else name for name in node.output]
+    model.graph.initializer.append(helper.make_tensor("three", TensorProto.FLOAT, [], [3.0]))
+    model.graph.node.append(helper.make_node("Mul", ["unscaled", "three"], [ATTENTION]))
+    onnx.save(model, path)
+    sealed(copy, path.name)
+    done = verify(copy, "--precision", precision)
+    assert done.exit_code == 1
+    assert f"text in {precision} with k = 1: attention is" in done.stderr
+    assert "attention rows' distance from a sum of 1 is 2.0e+00" in done.stderr
+
+
+def test_bundles_from_before_are_read(copy: Path) -> None:
+    golden = copy / "golden.safetensors"
+    arrays = load_file(golden)
+    older = {name: a for name, a in arrays.items() if ".longest." not in name and not name.endswith(ATTENTION)}
+    assert len(older) < len(arrays)
+    save_file(older, golden)
+    sealed(copy, golden.name)
+    report = json.loads(verify(copy, "--json", "--precision", "fp32").output)
+    assert report["holds"]
+    assert all(r["attention"] is None for r in report["reports"])
+    # A part of the longest input alone is no older bundle.
+    save_file({name: a for name, a in arrays.items() if name != "text.longest.mask"}, golden)
+    sealed(copy, golden.name)
+    with pytest.raises(BundleError, match=r"lack 'text\.longest\.mask'"):
+        read_longest(read_bundle(copy), "text")
+
+
+def test_a_graph_that_does_not_run_the_longest_input_is_refused(made: Made, copy: Path) -> None:
+    """What an encoder with fewer positions than its preprocessing's max_length does."""
+    path = copy / "text.fp32.onnx"
+    model = onnx.load(path)
+    node = next(n for n in model.graph.node if "input_ids" in n.input)
+    node.input[:] = ["bounded" if name == "input_ids" else name for name in node.input]
+    # 24 positions, of which each input takes its own number: more are out of range.
+    table = helper.make_tensor("positions", TensorProto.INT64, [24], [0] * 24)
+    model.graph.initializer.extend(
+        [
+            table,
+            helper.make_tensor("nought", TensorProto.INT64, [], [0]),
+            helper.make_tensor("one", TensorProto.INT64, [], [1]),
+        ]
+    )
+    added = [
+        helper.make_node("Shape", ["input_ids"], ["extent"]),
+        helper.make_node("Gather", ["extent", "one"], ["extent_length"]),
+        helper.make_node("Range", ["nought", "extent_length", "one"], ["places"]),
+        helper.make_node("Gather", ["positions", "places"], ["zeros"]),
+        helper.make_node("Add", ["input_ids", "zeros"], ["bounded"]),
+    ]
+    for place, new in enumerate(added):
+        model.graph.node.insert(place, new)
+    onnx.save(model, path)
+    sealed(copy, path.name)
+    done = verify(copy, "--precision", "fp32")
+    assert done.exit_code == 1
+    assert "text in fp32 does not run the longest input that its preprocessing gives, of length 32" in done.stderr
+    longest = read_longest(read_bundle(copy), "text")
+    assert longest is not None
+    with pytest.raises(ParityError, match="does not run the longest input"):
+        prove_longest(copy, {"text": longest}, {"fp32": made.bundle.manifest.precisions["fp32"]}, False)
+
+
+def test_a_graph_that_differs_at_the_longest_input_alone_is_not_exported(made: Made) -> None:
+    longest = read_longest(made.bundle, "text")
+    assert longest is not None
+    inputs, expected = longest
+    entries = made.bundle.manifest.precisions
+    assert prove_longest(made.bundle.folder, {"text": longest}, entries, False) == entries
+    wrong = {**expected, "embeddings": expected["embeddings"] + np.float32(1e-3)}
+    with pytest.raises(ParityError, match="max_abs is 1"):
+        prove_longest(made.bundle.folder, {"text": (inputs, wrong)}, entries, True)
+
+
+def test_an_encoder_that_does_not_take_its_longest_input_is_not_exported(made: Made) -> None:
+    embedder = made.run.embedder("text")
+    inputs, _ = read_golden(made.bundle, "text")
+    with pytest.raises(UsageError, match=r"text encoder does not run the longest input .* of length 33 \("):
+        longest_case(embedder, {"max_length": 33}, inputs, attention=False)
+    case = longest_case(embedder, {"max_length": 32}, inputs, attention=True)
+    assert case is not None
+    row = int(inputs["mask"].sum(axis=1).argmax())
+    real = int(inputs["mask"][row].sum())
+    np.testing.assert_array_equal(case[0]["input_ids"][0, :real], inputs["input_ids"][row, :real])
+    np.testing.assert_array_equal(
+        case[0]["input_ids"][0, real : 2 * real][: 32 - real], inputs["input_ids"][row, :real][: 32 - real]
+    )
+    plain: dict[str, Any] = eager_outputs(embedder, case[0], attention=False)
+    np.testing.assert_array_equal(plain["tokens"], case[1]["tokens"])
+    # As long already, without a longest, or too large to be carried about.
+    for settings in ({"max_length": real}, {}, {"max_length": 1 << 20}):
+        assert longest_case(embedder, settings, inputs, attention=False) is None

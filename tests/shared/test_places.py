@@ -1,0 +1,47 @@
+"""A data set's name, told from one folder in another."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fluxtalk.datasets.places import absolute_name, first_there, relative_name
+
+NAMES = {
+    "table": ("pairs.csv", "/project/pairs.csv", "../../pairs.csv"),
+    "query": (
+        "a/p.jsonl?image=x.png&text=y",
+        "/project/a/p.jsonl?image=x.png&text=y",
+        "../../a/p.jsonl?image=x.png&text=y",
+    ),
+    "shards": (
+        "../s-{00..09}.tar?text=txt&a=b",
+        "/s-{00..09}.tar?text=txt&a=b",
+        "../../../s-{00..09}.tar?text=txt&a=b",
+    ),
+    "folder": ("features/", "/project/features", "../../features"),
+    "absolute": ("/data/p.parquet", "/data/p.parquet", "../../../data/p.parquet"),
+    "built-in": ("glyphs", "glyphs", "glyphs"),
+}
+
+
+@pytest.mark.parametrize(("name", "absolute", "relative"), NAMES.values(), ids=NAMES)
+def test_only_the_path_of_a_name_is_told_anew(name: str, absolute: str, relative: str) -> None:
+    """Its query, its braces and the built-in data set stay; from either form the other is found again."""
+    assert absolute_name(name, Path("/project")) == absolute
+    assert relative_name(absolute, Path("/project/runs/mine")) == relative
+    assert absolute_name(relative, Path("/project/runs/mine")) == absolute
+
+
+def test_the_first_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.csv").touch()
+    (tmp_path / "s-01.tar").touch()
+    (tmp_path / "features").mkdir()
+    there = ["pairs.csv?a=b", "s-{00..01}.tar", "features", "glyphs", str(tmp_path / "pairs.csv")]
+    for name in there:
+        assert first_there(["gone.csv", "s-{02..03}.tar", "nowhere", name, "pairs.csv"]) == name
+    assert first_there(["gone.csv", "nowhere"]) is None
+    assert absolute_name("pairs.csv") == os.path.join(os.getcwd(), "pairs.csv")

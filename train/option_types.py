@@ -1,0 +1,53 @@
+"""What Python callers give as options, as the plain types that files hold: numpy's numbers, and paths."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+import os
+from typing import Any
+
+from fluxtalk.config import require
+
+
+def plain(name: str, value: Any, hint: Any) -> Any:
+    """An option's value as ``str``, ``int``, ``float`` or ``bool``.
+
+    Args:
+        hint: the type that it is declared as: one of those four, or ``str | None``.
+
+    Raises:
+        UsageError: the value is of another type, or a number that is not finite.
+    """
+    if hint is bool:
+        require(isinstance(value, bool), f"--{name} is True or False; got {value!r}.")
+        return value
+    if hint is int:
+        return _integer(name, value)
+    if hint is float:
+        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        require(real and _is_finite(value), f"--{name} is a finite number; got {value!r}.")
+        return float(value)
+    if value is None and hint is not str:
+        return None
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    require(isinstance(text, str), f"--{name} is a string or a path; got {value!r}.")
+    # A string of numpy's is one of Python's, and its subclass.
+    return str(text)
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        require(not isinstance(value, bool), f"--{name} is an integer; got {value!r}.")
+        return operator.index(value)
+    except TypeError:
+        require(False, f"--{name} is an integer; got {value!r}.")
+        raise
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the largest float
+        return False
