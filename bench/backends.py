@@ -9,7 +9,6 @@ processor's time, which other programs disturb least; time by the clock is writt
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -29,6 +28,7 @@ from tokenizers.models import WordLevel
 from torch import nn
 
 from bench.gpu_models import VOCABULARY, TextTransformer
+from bench.machine import processor
 from bench.quality.report import markdown_table
 from bench.vit import vit_small
 from fluxtalk.artifacts import git_revision, write_json
@@ -100,7 +100,7 @@ def subjects() -> Iterator[Subject]:
 def main(threads: int, seconds: float, output: Path) -> None:
     """Measure in some minutes, and write OUTPUT."""
     results: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)} used",
+        "machine": f"{processor()}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)} used",
         "load_average_before": round(os.getloadavg()[0], 2),
         "date": time.strftime("%Y-%m-%d"),
         "git_revision": git_revision(),

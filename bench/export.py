@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import platform
 import tempfile
 import time
 from importlib import metadata
@@ -18,6 +17,7 @@ from typing import Any
 
 import click
 
+from bench.machine import processor
 from bench.quality.report import markdown_table
 from fluxtalk.artifacts import git_revision, write_atomically, write_json
 from fluxtalk.bundle import Bundle, read_bundle
@@ -45,7 +45,7 @@ _KINDS = ("static", "weight-only", "dynamic")
 def main(run: Path, output: Path | None, compute_capability: str, cache_dir: str | None, docs: Path | None) -> None:
     """Export RUN in every precision and measure the result."""
     results: dict[str, Any] = {
-        "architecture": platform.machine(),
+        "architecture": processor(),
         "cores": os.cpu_count(),
         "date": time.strftime("%Y-%m-%d"),
         "git_revision": git_revision(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 import numpy as np
 import torch
 
+from bench.machine import processor
 from fluxtalk.artifacts import git_revision, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.runtime.threads import available_cores
@@ -43,7 +43,7 @@ def main(seeds: int, epochs: int, cache_dir: Path | None, output: Path) -> None:
             for name, changes in OPTIONS.items()
         }
     results = {
-        "machine": f"{platform.machine()}, {available_cores()} cores",
+        "machine": f"{processor()}, {available_cores()} cores",
         "date": time.strftime("%Y-%m-%d"),
         "git_revision": git_revision(),
         "torch": torch.__version__,

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from bench.machine import processor
 from bench.vit import vit_small
 from fluxtalk.artifacts import Identity, git_revision, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
@@ -65,7 +66,7 @@ def main(output: Path, device: str) -> None:
     Training is timed with one thread and with all: where other work keeps a core busy, small operations wait for
     their second thread, which slows training from the cache far more than the encoders. The load is recorded.
     """
-    machine = f"{platform.machine()}, {available_cores()} cores"
+    machine = f"{processor()}, {available_cores()} cores"
     if device == "cuda":
         machine += f", {torch.cuda.get_device_name()}"
     results: dict[str, Any] = {

@@ -8,7 +8,6 @@ settings. Times of one run are comparable with each other, not with another mach
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -23,6 +22,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from bench.machine import processor
 from bench.vit import vit_small
 from fluxtalk.artifacts import git_revision, write_json
 from fluxtalk.bundle import FEATURES, OUTPUTS, TOKEN_INDEX
@@ -54,7 +54,7 @@ Arrays = dict[str, NDArray[Any]]
 def main(output: Path) -> None:
     """Measure in about two minutes, and write OUTPUT."""
     results: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {available_cores()} cores, 1 thread used",
+        "machine": f"{processor()}, {available_cores()} cores, 1 thread used",
         "load_average_before": round(os.getloadavg()[0], 2),
         "date": time.strftime("%Y-%m-%d"),
         "git_revision": git_revision(),

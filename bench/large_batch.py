@@ -6,7 +6,6 @@ Each figure is the growth of a fresh process's peak resident memory, so that not
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bench.machine import processor
 from fluxtalk.artifacts import Identity, git_revision, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.datasets.pairs import Items, Split
@@ -67,7 +67,7 @@ def main(batch: int, passes: int, output: Path, measure: str | None) -> None:
         click.echo(json.dumps(_growth(measure, batch, passes)))
         return
     results: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {available_cores()} cores",
+        "machine": f"{processor()}, {available_cores()} cores",
         "date": time.strftime("%Y-%m-%d"),
         "git_revision": git_revision(),
         "torch": torch.__version__,

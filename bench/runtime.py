@@ -6,7 +6,6 @@ Figures of one run are comparable with each other, not with another machine's: q
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -18,6 +17,7 @@ import click
 import numpy as np
 import onnxruntime
 
+from bench.machine import processor
 from bench.runtime_features import MODALITY, features_embedder
 from fluxtalk.artifacts import git_revision, write_json
 from fluxtalk.bundle import TOKEN_INDEX
@@ -42,7 +42,7 @@ MAX_TEXT_RATIO = 1.3
 def main(bundle: Path, runs: int, threads: int | None, output: Path | None) -> None:
     """Measure one item at a time: what the bundle embeds, by k; and features of several sizes, where the library is all
     there is besides the session."""
-    machine = f"{platform.machine()}, {available_cores()} cores, ONNX Runtime {onnxruntime.__version__}"
+    machine = f"{processor()}, {available_cores()} cores, ONNX Runtime {onnxruntime.__version__}"
     facts = {
         "machine": machine,
         "threads": threads or available_cores(),

@@ -7,7 +7,6 @@ indexes it; the large one every picture of every split. Milliseconds are of the 
 from __future__ import annotations
 
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -21,6 +20,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.machine import processor
 from fluxtalk.artifacts import git_revision, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.datasets import default_cache_dir, load_dataset
@@ -59,7 +59,7 @@ class Task:
 def main(bundle: Path, cache_dir: str | None, output: Path) -> None:
     """Measure every kind of index in a few minutes, and write OUTPUT."""
     results: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {available_cores()} cores",
+        "machine": f"{processor()}, {available_cores()} cores",
         "load_average_before": round(os.getloadavg()[0], 2),
         "date": time.strftime("%Y-%m-%d"),
         "git_revision": git_revision(),

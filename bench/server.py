@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 
+from bench.machine import processor
 from bench.server_bare import bare_rates
 from bench.server_client import Client, post
 from bench.server_load import closed_loop
@@ -57,7 +58,7 @@ asyncio.run(main())
 def main(bundle: Path, output: Path | None, docs: Path | None, quick: bool) -> None:
     """Measure a server of BUNDLE."""
     results: dict[str, Any] = {
-        "architecture": platform.machine(),
+        "architecture": processor(),
         "cores": os.cpu_count(),
         "date": time.strftime("%Y-%m-%d"),
         "git_revision": git_revision(),

@@ -100,6 +100,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.chmod(0o644)
         temporary.replace(path)
         _sync_folder(path.parent)
+    except OSError as error:
+        raise _naming(error, path) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -134,9 +136,18 @@ def atomic_folder(path: Path, refuse: Callable[[str], Exception]) -> Iterator[Pa
             path.rmdir()
         temporary.replace(path)
         _sync_folder(path.parent)
+    except OSError as error:
+        raise _naming(error, path) from None
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
+
+
+def _naming(error: OSError, path: Path) -> OSError:
+    """The same, naming what could not be written where the system did not: a full disk is found out while writing."""
+    if error.filename is None:
+        error.filename = str(path)
+    return error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.machine import processor
 from fluxtalk.artifacts import git_revision, write_json
 from fluxtalk.errors import ArtifactError
 
@@ -24,7 +25,7 @@ _PACKAGES = ("fluxtalk", "torch", "numpy", "scikit-learn")
 def machine_facts() -> dict[str, Any]:
     """What a figure was measured on: architecture, cores, threads, date, revision, versions. No names, no paths."""
     return {
-        "architecture": platform.machine(),
+        "architecture": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "date": time.strftime("%Y-%m-%d"),

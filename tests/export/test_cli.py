@@ -184,5 +184,6 @@ def test_a_full_disk_leaves_no_bundle(made: Made, tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "File too large" in done.stderr
+    assert ".onnx'" in done.stderr  # which file, and so which disk
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
