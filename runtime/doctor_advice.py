@@ -135,8 +135,8 @@ def faster(
         )
     if any("is not installed" in why for why in refused.get("openvino", {}).values()):
         advice.append(
-            "Install OpenVINO (pip install 'fluxtalk[openvino]'): on x86-64 it runs large encoders 1.1 to 1.7 times as "
-            "fast as ONNX Runtime in fp32, 1.1 to 2.1 times in static int8, and bf16 at all; small ones more slowly."
+            "Install OpenVINO (pip install 'fluxtalk[openvino]'): on x86-64 it runs large encoders 1.1 to 1.5 times as "
+            "fast as ONNX Runtime in fp32, 1.1 to 1.9 times in static int8, and bf16 at all; small ones more slowly."
         )
     elif "bf16" not in held and "openvino" not in refused:
         advice.append(
