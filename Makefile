@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/tensorrt-bindings/11.4 tensorrt_cu13_bindings==11.4.0.106
 	@touch $@
 
-demo: install ## Run the whole path on real input: data, training, export, search (5 minutes on 2 cores)
+demo: install ## Run the whole path on real input: data, training, export, search (6 minutes on 2 cores)
 	$(BIN)/python -m bench.demo --output $(DEMO) --stage1 $(STAGE1)
 
 test: install ## Prove it (the slow tests are left out)
@@ -55,7 +55,7 @@ lint: install ## Format, lint, types, and the direction of imports
 bench: bench-runtime bench-export bench-features ## Every benchmark of minutes that runs without a GPU
 
 bench-runtime: install ## Latency by k, and the runtime's overhead over a bare session
-	$(BIN)/python -m bench.runtime --bundle $(DEMO)/bundle
+	$(BIN)/python -m bench.runtime --bundle $(DEMO)/bundle -o bench/results/runtime.json
 
 bench-export: install ## Sizes, parity, quality and latency of every precision of the demo; the head's share (5 minutes)
 	$(BIN)/python -m bench.export --run $(DEMO)/run -o bench/results/export.json --docs docs/export.md

@@ -8,7 +8,7 @@ from bench.gpu_report import Report
 
 LARGEST_DIFFERENCE = {"cpu": 0.0, "cuda": 5e-4}
 """Of one weight, by device. On a CPU the numbers are the same. On CUDA kernels add with atomics, in another order each
-time; docs/gpu.md says what another order changes, and what a mistake would."""
+time; how far that goes was not measured yet."""
 
 
 def judge_resumed(report: Report, found: dict[str, Any], device: str) -> None:

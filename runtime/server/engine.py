@@ -89,6 +89,10 @@ class Engine:
         """What runs each modality, for people."""
         return {m: self._embedder.session(m).describe() for m in self._embedder.modalities}
 
+    def describe(self) -> str:
+        """The bundle, what runs each modality, and why that: a back end that was passed over is named."""
+        return self._embedder.describe()
+
     def warm(self) -> None:
         """Run every graph at the largest batch and at one item, for every k, before anybody waits for it."""
         bundle = self._embedder.bundle

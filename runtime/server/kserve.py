@@ -2,7 +2,7 @@
 
 A request's outputs are those of the graph, ``tokens`` and ``embeddings``, FP32 (n, k, dim): row j - 1 of ``embeddings``
 is the pooled embedding of the first j tokens. An error is ``{"error": "a sentence"}``, as the clients of this protocol
-read it.
+read it; `errors.speaks_kserve` says where.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import math
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +21,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from fluxtalk import tokens as token_algebra
-from fluxtalk.errors import FluxTalkError
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.server.catalogue import Catalogue
 from fluxtalk.runtime.server.dialects import read_json
 from fluxtalk.runtime.server.endpoint import Respond, answer_request
-from fluxtalk.runtime.server.errors import ApiError, as_api_error, bad_request, json_response
+from fluxtalk.runtime.server.errors import ApiError, bad_request, json_response
 from fluxtalk.runtime.server.kserve_models import OUTPUTS, VERSION, metadata, read_items, read_k
 from fluxtalk.runtime.server.kserve_tensors import pack, read_tensors
 from fluxtalk.runtime.server.openai_embeddings import describe
@@ -36,7 +34,6 @@ from fluxtalk.runtime.server.service import Service
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 FIELDS = ("id", "inputs", "outputs", "parameters")
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 def kserve_routes(service: Service) -> list[Route]:
@@ -68,9 +65,9 @@ def kserve_routes(service: Service) -> list[Route]:
             return await answer_request(request, service, functools.partial(_read, modality, preprocess))
 
         return [
-            Route(prefix, _in_our_shape(describe_model)),
-            Route(f"{prefix}/ready", _in_our_shape(model_ready)),
-            Route(f"{prefix}/infer", _in_our_shape(infer), methods=["POST"]),
+            Route(prefix, describe_model),
+            Route(f"{prefix}/ready", model_ready),
+            Route(f"{prefix}/infer", infer, methods=["POST"]),
         ]
 
     return [
@@ -90,24 +87,6 @@ class _Wanted:
     modality: str
     outputs: dict[str, bool]
     """Name to whether its data stand behind the JSON."""
-
-
-def _in_our_shape(handler: Handler) -> Handler:
-    """The same handler, its errors as this protocol's clients read them."""
-
-    async def handle(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except ApiError as error:
-            return _error(error)
-        except FluxTalkError as error:
-            return _error(as_api_error(error))
-
-    return handle
-
-
-def _error(error: ApiError) -> Response:
-    return json_response({"error": error.message}, error.status, error.headers)
 
 
 def _not_ready(why: str) -> Response:

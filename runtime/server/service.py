@@ -116,7 +116,7 @@ class Service:
             self._on_failure()
             return
         self.metrics.ready.set(1)
-        log.info("ready: %s", "; ".join(f"{m} on {how}" for m, how in self._engine.sessions().items()))
+        log.info("ready: %s", self._engine.describe())
 
     def _open(self) -> Engine:
         engine = Engine(self._open_embedder(self.settings), self.settings, self.metrics)

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
 from fluxtalk.bundle import TOKEN_INDEX, Bundle
 from fluxtalk.engines import Profile
@@ -23,10 +24,6 @@ from fluxtalk.runtime.golden import read_golden
 from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
 from tests.conftest import Made
 
-model_config_pb2 = pytest.importorskip(
-    "tritonclient.grpc.model_config_pb2",
-    reason="tritonclient, which reads the configuration, is not installed",
-)
 NUMPY = {"TYPE_INT64": np.int64, "TYPE_BOOL": np.bool_, "TYPE_UINT8": np.uint8, "TYPE_FP32": np.float32}
 
 
