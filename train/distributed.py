@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,6 +75,9 @@ def process_world(device_name: str) -> Iterator[tuple[World, torch.device]]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield OneProcess(), device
         return
+    # The first optimiser imports it, and it keeps hold of a group that is there by then. The group's threads then
+    # outlive it, and now and then abort the process, where they drop a tensor while the interpreter ends.
+    importlib.import_module("torch._dynamo")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # The first process may encode a large data set while the others wait.
