@@ -31,19 +31,19 @@ from bench.gpu_models import VOCABULARY, TextTransformer
 from bench.machine import processor
 from bench.quality.report import markdown_table
 from bench.vit import vit_small
-from fluxtalk.artifacts import git_revision, write_json
-from fluxtalk.bundle import TOKEN_INDEX
+from fluxtalk.artifacts.bundle import TOKEN_INDEX
+from fluxtalk.artifacts.files import git_revision, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.export.precision import convert
 from fluxtalk.export.to_onnx import export_onnx, graph_files
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import FrozenEncoder, SmallImageEncoder, SmallTextEncoder
-from fluxtalk.model.registers import RegisterTokenModule
-from fluxtalk.parity import embedding_difference
+from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
 from fluxtalk.runtime.session import Session
 from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
 from fluxtalk.runtime.session_openvino import OpenVinoSession
+from fluxtalk.scoring.parity import embedding_difference
 
 Arrays = dict[str, NDArray[Any]]
 

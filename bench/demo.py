@@ -22,12 +22,12 @@ import numpy as np
 from PIL import Image
 
 from bench import demo_report
-from fluxtalk.artifacts import hash_file, hash_json, write_json
+from fluxtalk.artifacts.files import hash_file, hash_json, write_json
 from fluxtalk.console import debug_option, option, progress, sentence_errors
 from fluxtalk.datasets import PairDataset, load_dataset
 from fluxtalk.errors import FluxTalkError
-from fluxtalk.metrics import chance_at, first_hit_ranks, recall_at
 from fluxtalk.runtime import Embedder, load
+from fluxtalk.scoring.metrics import chance_at, first_hit_ranks, recall_at
 
 COMMITTED_STAGE1 = Path(__file__).parent / "stage1" / "glyphs.pth"
 STAGE1_OPTIONS = ["--image_steps", "1500", "--text_steps", "1000"]

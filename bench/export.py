@@ -19,15 +19,15 @@ import click
 
 from bench.machine import processor
 from bench.quality.report import markdown_table
-from fluxtalk.artifacts import git_revision, write_atomically, write_json
-from fluxtalk.bundle import Bundle, read_bundle
+from fluxtalk.artifacts.bundle import Bundle, read_bundle
+from fluxtalk.artifacts.engine import read_engines
+from fluxtalk.artifacts.files import git_revision, write_atomically, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.datasets import default_cache_dir, load_dataset
-from fluxtalk.engines import read_engines
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.verify import verify_bundle
 from fluxtalk.export.write_bundle import QUALITY, write_bundle
-from fluxtalk.model.run import open_run
+from fluxtalk.model.checkpoints.run import open_run
 
 _PACKAGES = ("fluxtalk", "torch", "onnx", "onnxruntime", "tensorrt_rtx")
 _MARK, _END = "<!-- measured by bench/export.py -->", "<!-- end -->"
@@ -166,9 +166,9 @@ def tables(results: dict[str, Any]) -> list[str]:
 
 
 def _compile(bundle: Bundle, compute_capability: str) -> list[dict[str, Any]]:
+    from fluxtalk.devices.tensorrt_api import load_tensorrt
     from fluxtalk.export.profiles import profiles_of
     from fluxtalk.export.to_tensorrt import build_engine, held, source_of, target_of
-    from fluxtalk.trt_api import load_tensorrt
 
     api = load_tensorrt("rtx")
     target = target_of(api, [compute_capability])

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from bench.machine import processor
-from fluxtalk.artifacts import git_revision, write_json
+from fluxtalk.artifacts.files import git_revision, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.runtime.threads import available_cores
 from fluxtalk.train import TrainConfig, fit

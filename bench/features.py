@@ -23,12 +23,12 @@ from PIL import Image
 
 from bench.machine import processor
 from bench.vit import vit_small
-from fluxtalk.artifacts import Identity, git_revision, write_json
+from fluxtalk.artifacts.files import Identity, git_revision, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.datasets import Items, PairDataset, Split
+from fluxtalk.model.checkpoints.stage1 import Stage1, Stage1Modality, save_stage1
 from fluxtalk.model.encoders import EncoderSpec
-from fluxtalk.model.stage1 import Stage1, Stage1Modality, save_stage1
-from fluxtalk.model.world import OneProcess
+from fluxtalk.model.process_group import OneProcess
 from fluxtalk.preprocess import FeaturesPreprocessor, ImagePreprocessor
 from fluxtalk.runtime.threads import available_cores
 from fluxtalk.train.cache_options import CacheOptions

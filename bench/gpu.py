@@ -26,7 +26,7 @@ if not __package__:
     sys.path[0] = str(ROOT)
 
 from bench.gpu_report import Report  # noqa: E402
-from fluxtalk.artifacts import git_revision  # noqa: E402
+from fluxtalk.artifacts.files import git_revision  # noqa: E402
 
 PACKAGES = (
     "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "cuda-bindings",
@@ -189,7 +189,7 @@ def _need_type_faces() -> None:
 
 def _given(folder: Path) -> Any:
     from bench.gpu_models import Subject
-    from fluxtalk.bundle import read_bundle
+    from fluxtalk.artifacts.bundle import read_bundle
 
     return Subject("given", read_bundle(folder))
 
@@ -200,7 +200,7 @@ def _export(report: Report, training: Any, folder: Path) -> Any:
     from fluxtalk.datasets import default_cache_dir, load_dataset
     from fluxtalk.export.options import ExportOptions
     from fluxtalk.export.write_bundle import write_bundle
-    from fluxtalk.model.run import open_run
+    from fluxtalk.model.checkpoints.run import open_run
 
     _need_type_faces()
     run = open_run(training.folder(training.config).root)

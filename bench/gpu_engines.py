@@ -12,14 +12,14 @@ import numpy as np
 
 from bench.gpu_models import Arrays, Subject
 from bench.gpu_report import Report
-from fluxtalk.bundle import TOKEN_INDEX
-from fluxtalk.engines import FLAVORS
+from fluxtalk.artifacts.bundle import TOKEN_INDEX
+from fluxtalk.artifacts.engine import FLAVORS
+from fluxtalk.devices.tensorrt_api import MODULES, load_tensorrt
 from fluxtalk.errors import BackendError, UsageError
-from fluxtalk.parity import TOLERANCES, Difference, embedding_difference, largest, token_difference
 from fluxtalk.runtime.backends import NATIVE, choose, open_session
 from fluxtalk.runtime.golden import verify_golden
 from fluxtalk.runtime.session import Session
-from fluxtalk.trt_api import MODULES, load_tensorrt
+from fluxtalk.scoring.parity import TOLERANCES, Difference, embedding_difference, largest, token_difference
 
 BATCHES = (1, 3, 17, 70)
 """One more than a default profile takes, so that parts are put together."""

@@ -17,7 +17,7 @@ from bench.gpu_compiler import missing_compiler
 from bench.gpu_engines import backends
 from bench.gpu_models import Arrays, Subject
 from bench.gpu_report import Report
-from fluxtalk.bundle import TOKEN_INDEX, Bundle
+from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle
 from fluxtalk.errors import BackendError
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import to_tensors

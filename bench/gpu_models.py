@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bench.vit import vit_small
-from fluxtalk.bundle import TOKEN_INDEX, Bundle
+from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import FrozenEncoder
-from fluxtalk.model.registers import RegisterTokenModule
+from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
 from fluxtalk.runtime.golden import read_golden
 
@@ -138,12 +138,12 @@ def large_embedders() -> dict[str, tuple[Embedder, Preprocessor]]:
 
 def write_large_bundle(folder: Path, precisions: tuple[str, ...]) -> Subject:
     """Export the large embedders: random weights have nothing to recall, so there is no quality gate to hold."""
-    from fluxtalk.artifacts import hash_file, write_atomically
-    from fluxtalk.bundle import OUTPUTS, Manifest, ModalityEntry, PrecisionEntry, read_bundle, write_manifest
+    from fluxtalk.artifacts.bundle import OUTPUTS, Manifest, ModalityEntry, PrecisionEntry, read_bundle, write_manifest
+    from fluxtalk.artifacts.files import hash_file, write_atomically
     from fluxtalk.export.precision import convert
     from fluxtalk.export.to_onnx import DEFAULT_OPSET, export_onnx, graph_files
-    from fluxtalk.parity import TOLERANCES
     from fluxtalk.runtime.golden import golden_bytes
+    from fluxtalk.scoring.parity import TOLERANCES
 
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)

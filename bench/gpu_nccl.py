@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 
 from bench.gpu_training import largest_difference
-from fluxtalk.artifacts import Identity, write_json
-from fluxtalk.model.world import OneProcess, World
+from fluxtalk.artifacts.files import Identity, write_json
+from fluxtalk.model.process_group import OneProcess, World
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import ProcessGroup
 from fluxtalk.train.inputs import read_inputs

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fluxtalk.artifacts import write_json
+from fluxtalk.artifacts.files import write_json
 from fluxtalk.errors import BackendError, reason
 
 T = TypeVar("T")

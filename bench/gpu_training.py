@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from fluxtalk.datasets import glyphs
-from fluxtalk.model.head_checkpoint import load_head
+from fluxtalk.model.checkpoints.head import load_head
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.run_folder import RunFolder
 

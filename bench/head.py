@@ -24,14 +24,14 @@ from numpy.typing import NDArray
 
 from bench.machine import processor
 from bench.vit import vit_small
-from fluxtalk.artifacts import git_revision, write_json
-from fluxtalk.bundle import FEATURES, OUTPUTS, TOKEN_INDEX
+from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS, TOKEN_INDEX
+from fluxtalk.artifacts.files import git_revision, write_json
 from fluxtalk.console import debug_option, sentence_errors
 from fluxtalk.export.graph_tools import cut, fold_constants, multiply_adds, zeros
 from fluxtalk.export.to_onnx import DEFAULT_OPSET, export_onnx, graph_files
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import FrozenEncoder, GivenFeatures
-from fluxtalk.model.registers import RegisterBlock, RegisterTokenModule
+from fluxtalk.model.head.registers import RegisterBlock, RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor, ImagePreprocessor
 from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
 from fluxtalk.runtime.threads import available_cores

@@ -18,15 +18,15 @@ import torch
 from numpy.typing import NDArray
 
 from bench.machine import processor
-from fluxtalk.artifacts import Identity, git_revision, write_json
+from fluxtalk.artifacts.files import Identity, git_revision, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.datasets.pairs import Items, Split
 from fluxtalk.errors import FluxTalkError
 from fluxtalk.model.encoders import Features
-from fluxtalk.model.losses import RegisterTokenLoss
-from fluxtalk.model.registers import RegisterTokenModule
-from fluxtalk.model.token_head import RegisterOutputs
-from fluxtalk.model.world import OneProcess
+from fluxtalk.model.head.registers import RegisterTokenModule
+from fluxtalk.model.head.token_head import RegisterOutputs
+from fluxtalk.model.losses.register_loss import RegisterTokenLoss
+from fluxtalk.model.process_group import OneProcess
 from fluxtalk.runtime.threads import available_cores
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from bench.browser import browser
-from fluxtalk.artifacts import atomic_file
+from fluxtalk.artifacts.files import atomic_file
 from fluxtalk.console import debug_option, sentence_errors
 from fluxtalk.errors import BackendError
 

@@ -19,8 +19,8 @@ import onnxruntime
 
 from bench.machine import processor
 from bench.runtime_features import MODALITY, features_embedder
-from fluxtalk.artifacts import git_revision, write_json
-from fluxtalk.bundle import TOKEN_INDEX
+from fluxtalk.artifacts.bundle import TOKEN_INDEX
+from fluxtalk.artifacts.files import git_revision, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.runtime import Embedder, load
 from fluxtalk.runtime.threads import available_cores

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fluxtalk.bundle import OUTPUTS, TOKEN_INDEX, Bundle, Manifest, ModalityEntry, PrecisionEntry
+from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX, Bundle, Manifest, ModalityEntry, PrecisionEntry
 from fluxtalk.export.to_onnx import DEFAULT_OPSET, export_onnx, graph_files
 from fluxtalk.model.embedder import Embedder as EagerEmbedder
 from fluxtalk.model.encoders import FrozenEncoder, GivenFeatures
-from fluxtalk.model.registers import RegisterTokenModule
-from fluxtalk.parity import TOLERANCES
+from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor
 from fluxtalk.runtime import Embedder
 from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
+from fluxtalk.scoring.parity import TOLERANCES
 
 MODALITY = "features"
 _GRAPH = "features.fp32.onnx"

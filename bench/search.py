@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.machine import processor
-from fluxtalk.artifacts import git_revision, write_json
+from fluxtalk.artifacts.files import git_revision, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.datasets import default_cache_dir, load_dataset
 from fluxtalk.runtime import DTYPES, Embedder, load, maxsim, similarity

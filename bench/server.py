@@ -28,7 +28,7 @@ from bench.server_phases import closed_phase, drain_phase, memory_phase, neighbo
 from bench.server_process import serving
 from bench.server_report import promises, tables, write_tables
 from bench.server_requests import Ask, harmful, mixed, one_text
-from fluxtalk.artifacts import git_revision, write_json
+from fluxtalk.artifacts.files import git_revision, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.runtime import load
 

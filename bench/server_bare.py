@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench.server_requests import Ask
-from fluxtalk.bundle import TOKEN_INDEX
+from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.runtime import Embedder
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.quality.report import markdown_table
-from fluxtalk.artifacts import write_atomically
+from fluxtalk.artifacts.files import write_atomically
 
 MARK, END = "<!-- measured by bench/server.py -->", "<!-- end -->"
 MIN_GOODPUT = 0.9

@@ -75,7 +75,7 @@ def onnx(
     from fluxtalk.datasets import default_cache_dir, load_dataset
     from fluxtalk.export.options import ExportOptions
     from fluxtalk.export.write_bundle import write_bundle
-    from fluxtalk.model.run import open_run
+    from fluxtalk.model.checkpoints.run import open_run
 
     options = ExportOptions(
         precisions=precisions,

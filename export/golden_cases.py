@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fluxtalk.bundle import ATTENTION, OUTPUTS, PrecisionEntry
+from fluxtalk.artifacts.bundle import ATTENTION, OUTPUTS, PrecisionEntry
 from fluxtalk.errors import UsageError, reason
 from fluxtalk.export.graph_writer import graph_name, widened
 from fluxtalk.export.precision import runs_on_cpu

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from fluxtalk.bundle import PrecisionEntry
+from fluxtalk.artifacts.bundle import PrecisionEntry
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import DataError, ParityError, QualityError
 from fluxtalk.export.options import ExportOptions
@@ -21,12 +21,12 @@ from fluxtalk.export.precision import convert, methods_of, promise, runs_on_cpu,
 from fluxtalk.export.quality import HeldOut, Scores, held_out_items, quality, score
 from fluxtalk.export.to_onnx import graph_files
 from fluxtalk.export.traced import TracedModality
-from fluxtalk.model.run import TrainedRun
-from fluxtalk.parity import EXPORT_TOLERANCE, Difference, Tolerance
+from fluxtalk.model.checkpoints.run import TrainedRun
 from fluxtalk.runtime.golden import ParityReport, replay
 from fluxtalk.runtime.session import Session
 from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
 from fluxtalk.runtime.worst import AttentionDifference, attention_tolerance
+from fluxtalk.scoring.parity import EXPORT_TOLERANCE, Difference, Tolerance
 
 Say = Callable[[str], None]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from fluxtalk.bundle import OUTPUTS
+from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.errors import UsageError
 from fluxtalk.export.graph_tools import constants, consumers, inputs_of, producers
 

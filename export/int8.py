@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from fluxtalk.bundle import FEATURES, TOKEN_INDEX
+from fluxtalk.artifacts.bundle import FEATURES, TOKEN_INDEX
 from fluxtalk.errors import UsageError
 from fluxtalk.export.graph_tools import ancestors, constants, copied, replace_nodes
 from fluxtalk.runtime.session_onnxruntime import import_onnxruntime

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fluxtalk.errors import UsageError
 from fluxtalk.export.half import emulate_half, to_half
 from fluxtalk.export.int8 import nothing_to_quantise, quantise_dynamic, quantise_static, weight_only_int8
-from fluxtalk.parity import PRECISIONS, TOLERANCES, Tolerance
+from fluxtalk.scoring.parity import PRECISIONS, TOLERANCES, Tolerance
 
 INT8_METHODS = ("static", "weight-only", "dynamic")
 """In order of preference. The last makes a row depend on its neighbours in the batch, so only its name selects it."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fluxtalk.bundle import Bundle
-from fluxtalk.engines import AXES, Profile
+from fluxtalk.artifacts.bundle import Bundle
+from fluxtalk.artifacts.engine import AXES, Profile
 from fluxtalk.errors import UsageError
 
 DEFAULT_BATCH = [1, 8, 64]

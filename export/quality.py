@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk.bundle import TOKEN_INDEX
+from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.datasets import Items, PairDataset, Split
 from fluxtalk.errors import DataError
-from fluxtalk.parity import Tolerance, embedding_difference, largest, nearest_agreement
 from fluxtalk.preprocess import Preprocessor
-from fluxtalk.retrieval import ItemTokens, retrieval
 from fluxtalk.runtime.batching import batches_by_length
 from fluxtalk.runtime.session import Session
+from fluxtalk.scoring.parity import Tolerance, embedding_difference, largest, nearest_agreement
+from fluxtalk.scoring.retrieval import ItemTokens, retrieval
 
 MAX_RECALL_LOSS = 0.01
 """Of Recall@10, in every direction and at every k; of a few queries, one may be lost."""

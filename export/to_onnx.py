@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import fluxtalk
-from fluxtalk.artifacts import write_atomically
-from fluxtalk.bundle import ATTENTION, FEATURES, OUTPUTS, TOKEN_INDEX
+from fluxtalk.artifacts.bundle import ATTENTION, FEATURES, OUTPUTS, TOKEN_INDEX
+from fluxtalk.artifacts.files import write_atomically
 from fluxtalk.errors import UsageError, reason
 from fluxtalk.export.graph_tools import fold_constants
 from fluxtalk.model.embedder import Embedder

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from fluxtalk.artifacts import hash_bytes, write_atomically
-from fluxtalk.bundle import Bundle
-from fluxtalk.engines import (
+from fluxtalk.artifacts.bundle import Bundle
+from fluxtalk.artifacts.engine import (
     EngineRecord,
     Profile,
     TensorRecord,
@@ -23,11 +22,12 @@ from fluxtalk.engines import (
     require_compute_capability,
     write_engine,
 )
+from fluxtalk.artifacts.files import hash_bytes, write_atomically
+from fluxtalk.devices.gpu import compute_capability
+from fluxtalk.devices.tensorrt_api import NAMES, TensorRT, shortened
 from fluxtalk.errors import ArtifactError, BackendError, UsageError
 from fluxtalk.export.profiles import sizes_at
 from fluxtalk.export.trt_progress import BuildProgress, progress_monitor
-from fluxtalk.gpu import compute_capability
-from fluxtalk.trt_api import NAMES, TensorRT, shortened
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 """What is compiled unless something is named: int8 is made for the CPU."""

@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from fluxtalk.bundle import OUTPUTS
+from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import DataError
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.precision import Batches
 from fluxtalk.export.to_onnx import export_onnx
-from fluxtalk.model.run import TrainedRun
+from fluxtalk.model.checkpoints.run import TrainedRun
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.golden import hard_cases, padding_room
 

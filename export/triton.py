@@ -26,9 +26,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from fluxtalk.artifacts import write_atomically
-from fluxtalk.bundle import TOKEN_INDEX, Bundle
-from fluxtalk.engines import Profile
+from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle
+from fluxtalk.artifacts.engine import Profile
+from fluxtalk.artifacts.files import write_atomically
 from fluxtalk.errors import UsageError
 from fluxtalk.export.to_onnx import graph_files
 from fluxtalk.runtime.golden import read_golden

@@ -45,7 +45,7 @@ def triton(
 ) -> None:
     """Write BUNDLE as a Triton model repository: k is an input, preprocessing stays with the client."""
     # Only here: `--help` must not wait for onnx.
-    from fluxtalk.bundle import read_bundle
+    from fluxtalk.artifacts.bundle import read_bundle
     from fluxtalk.export.triton import TritonOptions
     from fluxtalk.export.triton_repository import write_repository
 

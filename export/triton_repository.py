@@ -8,15 +8,15 @@ from pathlib import Path
 
 import onnx
 
-from fluxtalk.artifacts import atomic_folder, hash_file
-from fluxtalk.bundle import Bundle
-from fluxtalk.engines import read_plan
+from fluxtalk.artifacts.bundle import Bundle
+from fluxtalk.artifacts.engine import read_plan
+from fluxtalk.artifacts.files import atomic_folder, hash_file
+from fluxtalk.devices.tensorrt_api import load_tensorrt
 from fluxtalk.errors import BackendError, BundleError, UsageError
 from fluxtalk.export.profiles import profiles_of
 from fluxtalk.export.to_onnx import graph_files
 from fluxtalk.export.to_tensorrt import Source, build_engine, target_of
 from fluxtalk.export.triton import TritonOptions, with_batched_index, write_model
-from fluxtalk.trt_api import load_tensorrt
 
 
 def write_repository(

@@ -12,8 +12,8 @@ import click
 from fluxtalk.console import debug_option, option, sentence_errors
 
 if TYPE_CHECKING:
+    from fluxtalk.devices.tensorrt_api import TensorRT
     from fluxtalk.export.to_tensorrt import Source, Target
-    from fluxtalk.trt_api import TensorRT
 
 
 @click.command()
@@ -78,11 +78,11 @@ def trt(
     A graph that cannot be compiled keeps none of the others from it; which failed, and why, is said at the end.
     """
     # Only here: `--help` must not wait for onnx.
-    from fluxtalk.bundle import read_bundle
+    from fluxtalk.artifacts.bundle import read_bundle
+    from fluxtalk.devices.tensorrt_api import choose_flavor, load_tensorrt
     from fluxtalk.errors import UsageError
     from fluxtalk.export.profiles import profiles_of
     from fluxtalk.export.to_tensorrt import held, source_of, target_of
-    from fluxtalk.trt_api import choose_flavor, load_tensorrt
 
     opened = read_bundle(bundle)
     known = list(opened.manifest.modalities)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fluxtalk.bundle import Bundle, read_bundle
-from fluxtalk.engines import read_engines, read_plan
+from fluxtalk.artifacts.bundle import Bundle, read_bundle
+from fluxtalk.artifacts.engine import read_engines, read_plan
 from fluxtalk.errors import BackendError, ParityError
 from fluxtalk.runtime import load
 from fluxtalk.runtime.golden import ParityReport, verify_golden

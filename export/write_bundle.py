@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fluxtalk.artifacts import atomic_folder, hash_file, write_atomically, write_json
-from fluxtalk.bundle import (
+from fluxtalk.artifacts.bundle import (
     ATTENTION,
     OUTPUTS,
     TOKEN_INDEX,
@@ -20,13 +19,14 @@ from fluxtalk.bundle import (
     read_bundle,
     write_manifest,
 )
+from fluxtalk.artifacts.files import atomic_folder, hash_file, write_atomically, write_json
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BundleError, check_token_count
 from fluxtalk.export.golden_cases import eager_outputs, longest_case, prove_longest
 from fluxtalk.export.graph_writer import GraphWriter, graph_name
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.traced import TracedModality, trace
-from fluxtalk.model.run import TrainedRun
+from fluxtalk.model.checkpoints.run import TrainedRun
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.golden import Golden, golden_bytes
 

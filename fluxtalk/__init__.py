@@ -9,18 +9,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fluxtalk.model.losses import RegisterTokenLoss
-    from fluxtalk.model.registers import RegisterTokenModule
-    from fluxtalk.model.token_head import RegisterOutputs
+    from fluxtalk.model.head.registers import RegisterTokenModule
+    from fluxtalk.model.head.token_head import RegisterOutputs
+    from fluxtalk.model.losses.register_loss import RegisterTokenLoss
     from fluxtalk.runtime.embedder import load
 
 __all__ = ["RegisterOutputs", "RegisterTokenLoss", "RegisterTokenModule", "__version__", "load"]
 __version__ = "0.1.0"
 
 _HOMES = {
-    "RegisterOutputs": "fluxtalk.model.token_head",
-    "RegisterTokenLoss": "fluxtalk.model.losses",
-    "RegisterTokenModule": "fluxtalk.model.registers",
+    "RegisterOutputs": "fluxtalk.model.head.token_head",
+    "RegisterTokenLoss": "fluxtalk.model.losses.register_loss",
+    "RegisterTokenModule": "fluxtalk.model.head.registers",
     "load": "fluxtalk.runtime.embedder",
 }
 

@@ -48,8 +48,8 @@ def inspect(path: Path) -> dict[str, Any]:
 
 
 def _bundle(path: Path) -> dict[str, Any]:
-    from fluxtalk.bundle import read_bundle
-    from fluxtalk.engines import read_engines
+    from fluxtalk.artifacts.bundle import read_bundle
+    from fluxtalk.artifacts.engine import read_engines
 
     bundle = read_bundle(path)
     manifest = bundle.manifest.to_dict()
@@ -73,7 +73,7 @@ def _index(path: Path) -> dict[str, Any]:
 
 
 def _run(path: Path) -> dict[str, Any]:
-    from fluxtalk.model.run import read_run_config
+    from fluxtalk.model.checkpoints.run import read_run_config
 
     content = read_run_config(path)
     results = path / "results.json"
@@ -83,7 +83,7 @@ def _run(path: Path) -> dict[str, Any]:
 
 
 def _head(path: Path) -> dict[str, Any]:
-    from fluxtalk.model.head_checkpoint import load_head
+    from fluxtalk.model.checkpoints.head import load_head
 
     head = load_head(path)
     return {
@@ -99,7 +99,7 @@ def _head(path: Path) -> dict[str, Any]:
 
 
 def _stage1(path: Path) -> dict[str, Any]:
-    from fluxtalk.model.stage1 import load_stage1
+    from fluxtalk.model.checkpoints.stage1 import load_stage1
 
     stage1 = load_stage1(path)
     return {

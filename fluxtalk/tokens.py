@@ -1,4 +1,4 @@
-"""Register tokens in numpy: first k, pool, normalise, late interaction. The torch twin is `fluxtalk.model.pooling`.
+"""Register tokens in numpy: first k, pool, normalize, late interaction (torch twin: `fluxtalk.model.head.pooling`).
 
 Shapes: B items, K tokens, D dimension.
 """

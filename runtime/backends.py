@@ -8,17 +8,17 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from fluxtalk.bundle import TOKEN_INDEX, Bundle
-from fluxtalk.engines import Flavor, Profile, find_engine
+from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle
+from fluxtalk.artifacts.engine import Flavor, Profile, find_engine
+from fluxtalk.devices.gpu import compute_capability
+from fluxtalk.devices.tensorrt_api import MODULES, load_tensorrt
 from fluxtalk.errors import BackendError, UsageError
-from fluxtalk.gpu import compute_capability
 from fluxtalk.runtime.engine_shapes import Layout, input_of
 from fluxtalk.runtime.golden import read_golden
 from fluxtalk.runtime.session import Session
 from fluxtalk.runtime.session_onnxruntime import PROVIDERS, OnnxRuntimeSession, import_onnxruntime
 from fluxtalk.runtime.session_openvino import OpenVinoSession, computes_bf16, openvino_installed
 from fluxtalk.runtime.session_tensorrt import TensorRTSession
-from fluxtalk.trt_api import MODULES, load_tensorrt
 
 NATIVE: dict[str, Flavor] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 OPENVINO = "openvino"

@@ -9,13 +9,13 @@ import click
 
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.errors import UsageError
-from fluxtalk.parity import PRECISIONS
 from fluxtalk.runtime.backends import BACKENDS
 from fluxtalk.runtime.embedder import OUTPUT_KINDS, load
 from fluxtalk.runtime.inputs import open_input
 from fluxtalk.runtime.stream import Wanted, embed_to_file
 from fluxtalk.runtime.stream_output import check_output
 from fluxtalk.runtime.vectors import DTYPES
+from fluxtalk.scoring.parity import PRECISIONS
 
 
 def backend_options(command: Any) -> Any:

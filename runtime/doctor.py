@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fluxtalk.bundle import Bundle, read_bundle
+from fluxtalk.artifacts.bundle import Bundle, read_bundle
+from fluxtalk.devices.gpu import compute_capability
 from fluxtalk.errors import BackendError, FluxTalkError
-from fluxtalk.gpu import compute_capability
 from fluxtalk.runtime.backends import BACKENDS, OPENVINO, Choice, choose
 from fluxtalk.runtime.doctor_advice import Goal, Recommendation, faster, fastest, recommend
 from fluxtalk.runtime.doctor_trial import Trial, apart, attempt, refusals

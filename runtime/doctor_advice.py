@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fluxtalk.bundle import Bundle
-from fluxtalk.parity import PRECISIONS
+from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.runtime.backends import Choice
 from fluxtalk.runtime.doctor_trial import Trial
+from fluxtalk.scoring.parity import PRECISIONS
 
 Curve = dict[int, float]
 """k to its share of the full recall, in the direction that loses most."""

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk.bundle import TOKEN_INDEX, Bundle, read_bundle
+from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle, read_bundle
 from fluxtalk.errors import BackendError, FluxTalkError
 from fluxtalk.runtime.backends import choose, open_session
 from fluxtalk.runtime.golden import read_golden, verify_golden

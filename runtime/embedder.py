@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluxtalk import tokens as token_algebra
-from fluxtalk.bundle import ATTENTION, TOKEN_INDEX, Bundle, read_bundle
+from fluxtalk.artifacts.bundle import ATTENTION, TOKEN_INDEX, Bundle, read_bundle
 from fluxtalk.errors import UsageError, check_token_count
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.arguments import check_integer, check_items

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk.bundle import TOKEN_INDEX
-from fluxtalk.engines import Profile
+from fluxtalk.artifacts.bundle import TOKEN_INDEX
+from fluxtalk.artifacts.engine import Profile
 from fluxtalk.errors import InputError
 from fluxtalk.runtime.session import Arrays
 

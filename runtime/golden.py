@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from fluxtalk.bundle import ATTENTION, OUTPUTS, TOKEN_INDEX, Bundle
+from fluxtalk.artifacts.bundle import ATTENTION, OUTPUTS, TOKEN_INDEX, Bundle
 from fluxtalk.errors import BackendError, BundleError, InputError, ParityError, reason
-from fluxtalk.parity import Difference, Tolerance, largest, top1_agreement
 from fluxtalk.runtime.session import Session
 from fluxtalk.runtime.worst import AttentionDifference, Worst
+from fluxtalk.scoring.parity import Difference, Tolerance, largest, top1_agreement
 
 _MORE_PADDING = 7
 _ALONE = 12

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk.artifacts import atomic_folder, hash_file, write_json
-from fluxtalk.bundle import MANIFEST as BUNDLE_MANIFEST
+from fluxtalk.artifacts.bundle import MANIFEST as BUNDLE_MANIFEST
+from fluxtalk.artifacts.files import atomic_folder, hash_file, write_json
 from fluxtalk.config import StrictConfig
 from fluxtalk.errors import IndexFileError, UsageError, reason
 from fluxtalk.runtime.embedder import Embedder

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk.bundle import OUTPUTS
+from fluxtalk.artifacts.bundle import OUTPUTS
 
 Arrays = Mapping[str, NDArray[Any]]
 

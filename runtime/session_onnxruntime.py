@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk.bundle import OUTPUTS, TOKEN_INDEX
+from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX
 from fluxtalk.errors import BackendError, InputError, reason
 from fluxtalk.runtime.engine_shapes import Layout
 from fluxtalk.runtime.session import Arrays

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk.bundle import OUTPUTS
+from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.errors import BackendError, InputError, reason
 from fluxtalk.runtime.session import Arrays
 from fluxtalk.runtime.threads import available_cores

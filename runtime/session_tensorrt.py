@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk.bundle import OUTPUTS, TOKEN_INDEX, Bundle
-from fluxtalk.engines import EngineRecord, Flavor, find_engine, read_plan
+from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX, Bundle
+from fluxtalk.artifacts.engine import EngineRecord, Flavor, find_engine, read_plan
+from fluxtalk.devices.gpu import compute_capability
+from fluxtalk.devices.tensorrt_api import TensorRT, load_tensorrt
 from fluxtalk.errors import BackendError, InputError
-from fluxtalk.gpu import compute_capability
 from fluxtalk.runtime.cuda import Cuda
 from fluxtalk.runtime.engine_shapes import Layout, input_of
 from fluxtalk.runtime.session import Arrays
 from fluxtalk.runtime.trt_lane import Lane
-from fluxtalk.trt_api import TensorRT, load_tensorrt
 
 LANES = 2
 """Threads that run at the same time; a GPU gains little from more."""

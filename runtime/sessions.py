@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from fluxtalk.bundle import Bundle
+from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.errors import BackendError
 from fluxtalk.runtime.backends import NATIVE, Choice, choose, open_session
 from fluxtalk.runtime.session import Session

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fluxtalk.artifacts import atomic_file
+from fluxtalk.artifacts.files import atomic_file
 from fluxtalk.errors import BackendError, UsageError
 from fluxtalk.runtime.vectors import Vectors
 

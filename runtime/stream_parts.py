@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from fluxtalk.artifacts import canonical_json, write_atomically
+from fluxtalk.artifacts.files import canonical_json, write_atomically
 from fluxtalk.runtime.inputs import Item
 from fluxtalk.runtime.vectors import Vectors
 

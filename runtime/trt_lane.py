@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk.bundle import OUTPUTS
+from fluxtalk.artifacts.bundle import OUTPUTS
+from fluxtalk.devices.tensorrt_api import TensorRT
 from fluxtalk.errors import BackendError, InputError
 from fluxtalk.runtime.cuda import Buffer, Cuda
 from fluxtalk.runtime.engine_shapes import Layout, Sizes, write_padded
 from fluxtalk.runtime.session import Arrays
-from fluxtalk.trt_api import TensorRT
 
 GRAPHS = 32
 """Recordings of a lane."""

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fluxtalk.bundle import Bundle
+from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.datasets import PairDataset, glyphs, load_dataset
 from fluxtalk.export.write_bundle import write_bundle
-from fluxtalk.model.run import TrainedRun, open_run
-from fluxtalk.model.stage1 import Stage1, load_stage1, save_stage1
+from fluxtalk.model.checkpoints.run import TrainedRun, open_run
+from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1, save_stage1
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.run import fit
 from fluxtalk.train.stage1 import pretrain_modalities

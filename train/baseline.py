@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from fluxtalk.artifacts import Identity
-from fluxtalk.model.baselines import MeanPoolHead
-from fluxtalk.model.head_checkpoint import load_head
-from fluxtalk.model.token_head import TokenHead
-from fluxtalk.model.world import OneProcess
-from fluxtalk.retrieval import retrieval
+from fluxtalk.artifacts.files import Identity
+from fluxtalk.model.checkpoints.head import load_head
+from fluxtalk.model.head.baselines import MeanPoolHead
+from fluxtalk.model.head.token_head import TokenHead
+from fluxtalk.model.process_group import OneProcess
+from fluxtalk.scoring.retrieval import retrieval
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.evaluate import counted_embeddings

@@ -30,8 +30,8 @@ def main(run: Path, projection: str, stage1_checkpoint: Path | None, cache_dir: 
 
     Writes RUN/baseline-PROJECTION/, and its test scores to RUN/baseline.json (baseline-mlp.json for the mlp).
     """
-    from fluxtalk.artifacts import write_json
-    from fluxtalk.model.run import read_run_config
+    from fluxtalk.artifacts.files import write_json
+    from fluxtalk.model.checkpoints.run import read_run_config
     from fluxtalk.train.baseline import train_baseline
     from fluxtalk.train.distributed import process_world
     from fluxtalk.train.inputs import inputs_of_run

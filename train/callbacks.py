@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fluxtalk.model.token_head import TokenHead
+from fluxtalk.model.head.token_head import TokenHead
 
 
 class Callback:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fluxtalk.artifacts import canonical_json
+from fluxtalk.artifacts.files import canonical_json
 from fluxtalk.errors import UsageError
 from fluxtalk.train.run_records import RunRecords, score_of
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fluxtalk.artifacts import atomic_file
+from fluxtalk.artifacts.files import atomic_file
 from fluxtalk.errors import BackendError, DataError, UsageError
 from fluxtalk.train.compare import Comparison
 from fluxtalk.train.run_records import RunRecords, score_of

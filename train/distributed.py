@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fluxtalk.errors import BackendError, UsageError
-from fluxtalk.model.world import OneProcess, World
+from fluxtalk.model.process_group import OneProcess, World
 
 
 class ProcessGroup:

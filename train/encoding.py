@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from fluxtalk.datasets.pairs import Items, Split
 from fluxtalk.errors import DataError, InputError
+from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.encoders import Features, FrozenEncoder, described, to_tensors
-from fluxtalk.model.reduction import FeatureReduction, ReductionConfig
-from fluxtalk.model.stage1 import Stage1
+from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
 from fluxtalk.preprocess import Preprocessor
 
 

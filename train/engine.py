@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxtalk.artifacts import Identity
+from fluxtalk.artifacts.files import Identity
 from fluxtalk.console import progress
 from fluxtalk.errors import TrainingError
-from fluxtalk.model.head_checkpoint import HeadCheckpoint, save_head
-from fluxtalk.model.losses import LossTerms
-from fluxtalk.model.token_head import TokenHead
-from fluxtalk.model.world import World
+from fluxtalk.model.checkpoints.head import HeadCheckpoint, save_head
+from fluxtalk.model.head.token_head import TokenHead
+from fluxtalk.model.losses.register_loss import LossTerms
+from fluxtalk.model.process_group import World
 from fluxtalk.train.bad_steps import report_bad_step, ways_on
 from fluxtalk.train.callbacks import Callback, Callbacks
 from fluxtalk.train.config import TrainConfig

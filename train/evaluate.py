@@ -1,4 +1,4 @@
-"""What a head gives for the counted items of a split, ready for `fluxtalk.retrieval`."""
+"""What a head gives for the counted items of a split, ready for `fluxtalk.scoring.retrieval`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from fluxtalk.datasets.pairs import Split
-from fluxtalk.model.token_head import TokenHead
-from fluxtalk.retrieval import ItemTokens
+from fluxtalk.model.head.token_head import TokenHead
+from fluxtalk.scoring.retrieval import ItemTokens
 from fluxtalk.train.features import FeatureSource
 
 _BATCH = 512

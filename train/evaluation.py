@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fluxtalk.errors import CheckpointError
-from fluxtalk.model.head_checkpoint import HeadCheckpoint, load_head
-from fluxtalk.model.run import read_run_config
-from fluxtalk.retrieval import retrieval
+from fluxtalk.model.checkpoints.head import HeadCheckpoint, load_head
+from fluxtalk.model.checkpoints.run import read_run_config
+from fluxtalk.scoring.retrieval import retrieval
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import process_world
 from fluxtalk.train.evaluate import counted_embeddings

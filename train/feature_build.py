@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fluxtalk.artifacts import atomic_file, canonical_json, hash_file, write_atomically, write_json
+from fluxtalk.artifacts.files import atomic_file, canonical_json, hash_file, write_atomically, write_json
 from fluxtalk.console import progress
 from fluxtalk.errors import DataError, UsageError
-from fluxtalk.model.world import World
+from fluxtalk.model.process_group import World
 from fluxtalk.train.encoding import Encoding
 from fluxtalk.train.feature_cache import MANIFEST, PAIRS, CacheKey, Manifest, Shard, shard_file
 

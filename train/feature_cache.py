@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fluxtalk.artifacts import hash_file, hash_json, write_json
+from fluxtalk.artifacts.files import hash_file, hash_json, write_json
 from fluxtalk.config import StrictConfig
 from fluxtalk.errors import ArtifactError, UsageError
 from fluxtalk.model.encoders import Features
-from fluxtalk.model.world import OneProcess, World
+from fluxtalk.model.process_group import OneProcess, World
 
 FORMAT = "fluxtalk.features"
 CACHE_SCHEMA = 2

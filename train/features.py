@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fluxtalk.artifacts import hash_json
+from fluxtalk.artifacts.files import hash_json
 from fluxtalk.datasets.pairs import PairDataset
+from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.encoders import Features
-from fluxtalk.model.reduction import FeatureReduction, ReductionConfig
-from fluxtalk.model.stage1 import Stage1
-from fluxtalk.model.world import OneProcess, World
+from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
+from fluxtalk.model.process_group import OneProcess, World
 from fluxtalk.train.cache_options import CacheOptions
 from fluxtalk.train.encoding import Encoding
 from fluxtalk.train.feature_build import Say, build_cache, building_turn

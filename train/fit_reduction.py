@@ -11,14 +11,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fluxtalk.artifacts import atomic_file, canonical_json, hash_json
+from fluxtalk.artifacts.files import atomic_file, canonical_json, hash_json
 from fluxtalk.console import progress
 from fluxtalk.datasets.pairs import PairDataset
 from fluxtalk.errors import ArtifactError
+from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.encoders import Features
-from fluxtalk.model.reduction import FeatureReduction, ReductionConfig, principal_components
-from fluxtalk.model.stage1 import Stage1
-from fluxtalk.model.world import World
+from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig, principal_components
+from fluxtalk.model.process_group import World
 from fluxtalk.train.cache_options import CacheOptions
 from fluxtalk.train.encoding import Encoding
 from fluxtalk.train.feature_cache import features_folder

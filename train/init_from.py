@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from fluxtalk.errors import CheckpointError, UsageError
-from fluxtalk.model.head_checkpoint import HeadCheckpoint, load_head
-from fluxtalk.model.run import read_run_config
-from fluxtalk.model.stage1 import Stage1
-from fluxtalk.model.token_head import TokenHead
+from fluxtalk.model.checkpoints.head import HeadCheckpoint, load_head
+from fluxtalk.model.checkpoints.run import read_run_config
+from fluxtalk.model.checkpoints.stage1 import Stage1
+from fluxtalk.model.head.token_head import TokenHead
 
 _SHAPE = (
     "dim",

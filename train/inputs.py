@@ -13,10 +13,10 @@ from fluxtalk.config import HeadConfig
 from fluxtalk.datasets import PairDataset, default_cache_dir, load_dataset
 from fluxtalk.datasets.places import first_there
 from fluxtalk.errors import CheckpointError, DataError, UsageError
-from fluxtalk.model.reduction import FeatureReduction
-from fluxtalk.model.run import find_data, find_stage1, read_run_config
-from fluxtalk.model.stage1 import Stage1, load_stage1
-from fluxtalk.model.world import World
+from fluxtalk.model.checkpoints.run import find_data, find_stage1, read_run_config
+from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1
+from fluxtalk.model.head.reduction import FeatureReduction
+from fluxtalk.model.process_group import World
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import wait_for_first
 from fluxtalk.train.features import CacheOptions, FeatureSource, feature_sources, fitted_reductions, reduced_dims

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fluxtalk.artifacts import Identity, write_atomically
+from fluxtalk.artifacts.files import Identity, write_atomically
 from fluxtalk.train.record_file import read_records
 from fluxtalk.train.run_folder import RunFolder
 from fluxtalk.train.to_tensorboard import open_tensorboard

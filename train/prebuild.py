@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from fluxtalk.datasets import PairDataset
-from fluxtalk.model.world import World
+from fluxtalk.model.process_group import World
 from fluxtalk.train.cache_options import CacheOptions
 from fluxtalk.train.feature_build import Say
 from fluxtalk.train.features import CachedFeatures, feature_sources, fitted_reductions

@@ -6,9 +6,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from fluxtalk.artifacts import write_atomically, write_json
+from fluxtalk.artifacts.files import write_atomically, write_json
 from fluxtalk.errors import CheckpointError, UsageError
-from fluxtalk.model.run import read_run_config
+from fluxtalk.model.checkpoints.run import read_run_config
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.run_folder import RunFolder
 

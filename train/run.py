@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from fluxtalk.artifacts import Identity, git_revision, write_json
+from fluxtalk.artifacts.files import Identity, git_revision, write_json
 from fluxtalk.datasets.places import absolute_name, relative_name
 from fluxtalk.errors import CheckpointError
-from fluxtalk.model.head_checkpoint import load_head
-from fluxtalk.model.registers import RegisterTokenModule
-from fluxtalk.model.world import World
-from fluxtalk.retrieval import retrieval
+from fluxtalk.model.checkpoints.head import load_head
+from fluxtalk.model.head.registers import RegisterTokenModule
+from fluxtalk.model.process_group import World
+from fluxtalk.scoring.retrieval import retrieval
 from fluxtalk.train.callbacks import Callback
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import process_world

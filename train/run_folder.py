@@ -26,9 +26,9 @@ from typing import Any
 import numpy
 import torch
 
-from fluxtalk.artifacts import Identity, write_atomically, write_json
+from fluxtalk.artifacts.files import Identity, write_atomically, write_json
 from fluxtalk.errors import CheckpointError, UsageError
-from fluxtalk.model.run import FORMAT, read_run_config
+from fluxtalk.model.checkpoints.run import FORMAT, read_run_config
 from fluxtalk.train.config import TrainConfig
 
 SCHEMA_VERSION = 1

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fluxtalk.datasets.pairs import Split
 from fluxtalk.errors import UsageError
-from fluxtalk.model.nested_dropout import derive_seed
+from fluxtalk.model.head.nested_dropout import derive_seed
 
 ABSENT = -1
 """The row of an id that has no item of a modality."""

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from fluxtalk.console import progress
 from fluxtalk.datasets import Split
 from fluxtalk.errors import TrainingError
-from fluxtalk.model.attention import EncoderBlock
+from fluxtalk.model.checkpoints.stage1 import Stage1Modality
 from fluxtalk.model.encoders import EncoderSpec, SmallImageEncoder, SmallTextEncoder
-from fluxtalk.model.stage1 import Stage1Modality
+from fluxtalk.model.head.attention import EncoderBlock
 from fluxtalk.preprocess import ImagePreprocessor, TextPreprocessor
 
 MASK_TOKEN = "[MASK]"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from fluxtalk.artifacts import Identity, git_revision
+from fluxtalk.artifacts.files import Identity, git_revision
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.errors import UsageError
 
@@ -35,7 +35,7 @@ def main() -> None:
 def pretrain(dataset: str, output: Path, image_steps: int, text_steps: int, seed: int, cache_dir: str | None) -> None:
     """Train small encoders by masking, each on its own modality: no pair is seen."""
     from fluxtalk.datasets import default_cache_dir, load_dataset
-    from fluxtalk.model.stage1 import Stage1, save_stage1
+    from fluxtalk.model.checkpoints.stage1 import Stage1, save_stage1
     from fluxtalk.train.stage1 import pretrain_modalities
 
     data = load_dataset(dataset, default_cache_dir(cache_dir))
@@ -69,7 +69,7 @@ def create(specification: Path, output: Path) -> None:
                  "preprocess": {"kind": "image", "height": 224, "width": 224}},
        "text": {"encoder": "features:384"}}}
     """
-    from fluxtalk.model.stage1 import save_stage1
+    from fluxtalk.model.checkpoints.stage1 import save_stage1
     from fluxtalk.train.stage1_create import stage1_from_specification
 
     if output.suffix != ".pth":

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxtalk.artifacts import Identity, git_revision
+from fluxtalk.artifacts.files import Identity, git_revision
 from fluxtalk.datasets.places import absolute_name
 from fluxtalk.errors import CheckpointError, UsageError, reason
+from fluxtalk.model.checkpoints.stage1 import Stage1, Stage1Modality
 from fluxtalk.model.encoders import EncoderSpec, build_encoder
-from fluxtalk.model.stage1 import Stage1, Stage1Modality
 from fluxtalk.preprocess import FeaturesPreprocessor, Preprocessor, TextPreprocessor, from_parts
 from fluxtalk.train.stage1_probe import probe
 

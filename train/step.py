@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fluxtalk.model.complementary import ComplementaryInputs
-from fluxtalk.model.losses import LossTerms, RegisterTokenLoss
-from fluxtalk.model.nested_dropout import derive_seed
-from fluxtalk.model.token_dropout import hashed_uniform
-from fluxtalk.model.token_head import RegisterOutputs, TokenHead
-from fluxtalk.model.world import World
+from fluxtalk.model.head.nested_dropout import derive_seed
+from fluxtalk.model.head.token_dropout import hashed_uniform
+from fluxtalk.model.head.token_head import RegisterOutputs, TokenHead
+from fluxtalk.model.losses.complementary import ComplementaryInputs
+from fluxtalk.model.losses.register_loss import LossTerms, RegisterTokenLoss
+from fluxtalk.model.process_group import World
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.loader import Batch
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fluxtalk.model.complementary import build_objective
-from fluxtalk.model.losses import RegisterTokenLoss
-from fluxtalk.model.token_head import TokenHead
-from fluxtalk.model.world import World
+from fluxtalk.model.head.token_head import TokenHead
+from fluxtalk.model.losses.complementary import build_objective
+from fluxtalk.model.losses.register_loss import RegisterTokenLoss
+from fluxtalk.model.process_group import World
 from fluxtalk.train.config import TrainConfig
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from fluxtalk.model.losses import RegisterTokenLoss
-from fluxtalk.model.token_head import TokenHead
-from fluxtalk.model.world import World
+from fluxtalk.model.head.token_head import TokenHead
+from fluxtalk.model.losses.register_loss import RegisterTokenLoss
+from fluxtalk.model.process_group import World
 from fluxtalk.train.config import TrainConfig
 
 MakeOptimiser = Callable[[nn.Module, TrainConfig], torch.optim.Optimizer]

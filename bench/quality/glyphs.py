@@ -29,7 +29,7 @@ from bench.quality.glyphs_summary import summarise
 from bench.quality.glyphs_tables import tables
 from bench.quality.glyphs_variants import Variant, variants
 from bench.quality.report import ResultStore, machine_facts, one_thread
-from fluxtalk.artifacts import hash_json
+from fluxtalk.artifacts.files import hash_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.errors import TrainingError
 from fluxtalk.train.inputs import Inputs

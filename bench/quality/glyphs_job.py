@@ -22,13 +22,13 @@ from bench.quality import glyphs_probe
 from bench.quality.glyphs_retrieval import Sources, held_out_scores, validation_score
 from bench.quality.glyphs_variants import Variant, variant_named
 from bench.quality.report import write_results
-from fluxtalk.artifacts import Identity, hash_json
+from fluxtalk.artifacts.files import Identity, hash_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.datasets import Items, PairDataset, Split
 from fluxtalk.errors import TrainingError
-from fluxtalk.model.head_checkpoint import load_head
-from fluxtalk.model.token_head import TokenHead
-from fluxtalk.model.world import OneProcess
+from fluxtalk.model.checkpoints.head import load_head
+from fluxtalk.model.head.token_head import TokenHead
+from fluxtalk.model.process_group import OneProcess
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.inputs import Inputs, build_sampler, read_inputs

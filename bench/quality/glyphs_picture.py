@@ -16,7 +16,7 @@ import numpy as np
 from bench.quality.glyphs_probe import FACTORS
 from bench.quality.glyphs_retrieval import HITS_AT
 from bench.quality.glyphs_variants import MAIN
-from fluxtalk.artifacts import atomic_file
+from fluxtalk.artifacts.files import atomic_file
 
 _LINES = (
     (MAIN, "#1f5aa6", "o-"),

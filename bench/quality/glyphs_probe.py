@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from fluxtalk.datasets.pairs import Split
 from fluxtalk.errors import DataError
-from fluxtalk.model.token_head import TokenHead
+from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.tokens import concatenate, l2_normalise, pool
 from fluxtalk.train.evaluate import all_tokens
 from fluxtalk.train.features import FeatureSource

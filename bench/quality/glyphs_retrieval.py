@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from bench.quality.heads import QueryFormerHead
 from fluxtalk.datasets.pairs import Split
-from fluxtalk.metrics import first_hit_ranks, recall_at
-from fluxtalk.model.token_head import TokenHead
-from fluxtalk.retrieval import Prefixes, retrieval
+from fluxtalk.model.head.token_head import TokenHead
+from fluxtalk.scoring.metrics import first_hit_ranks, recall_at
+from fluxtalk.scoring.retrieval import Prefixes, retrieval
 from fluxtalk.tokens import pool
 from fluxtalk.train.evaluate import counted_embeddings
 from fluxtalk.train.features import FeatureSource

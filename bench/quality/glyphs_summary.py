@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from bench.quality.glyphs_probe import FACTORS
 from bench.quality.glyphs_retrieval import HITS_AT, unpacked
 from bench.quality.glyphs_variants import MAIN, Variant
+from bench.quality.probes import paired_bootstrap_difference
 from bench.quality.report import mean_and_deviation
-from fluxtalk.probes import paired_bootstrap_difference
 
 TOLERANCE = 0.01
 """One point of recall."""

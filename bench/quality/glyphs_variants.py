@@ -9,9 +9,9 @@ from typing import Any
 from bench.quality.heads import AttentionPoolHead, MatryoshkaHead, QueryFormerHead
 from fluxtalk.config import HeadConfig
 from fluxtalk.errors import UsageError
-from fluxtalk.model.baselines import MeanPoolHead
-from fluxtalk.model.registers import RegisterTokenModule
-from fluxtalk.model.token_head import TokenHead
+from fluxtalk.model.head.baselines import MeanPoolHead
+from fluxtalk.model.head.registers import RegisterTokenModule
+from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.train.config import NESTED_DRAWS, OBJECTIVES, TrainConfig
 
 MAIN = "recommended"

@@ -1,6 +1,6 @@
 """Heads to compare register tokens with, each trained by the same trainer on the same batches.
 
-Mean-pool heads are in `fluxtalk.model.baselines`.
+Mean-pool heads are in `fluxtalk.model.head.baselines`.
 Shapes: B batch, L features, E feature dimension, N tokens, K tokens asked for, D head dimension.
 """
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fluxtalk.config import HeadConfig, require
-from fluxtalk.model.attention import CrossAttention, SelfAttention
-from fluxtalk.model.registers import RegisterBlock, RegisterLinear, RegisterTokenModule
-from fluxtalk.model.token_head import TokenHead
+from fluxtalk.model.head.attention import CrossAttention, SelfAttention
+from fluxtalk.model.head.registers import RegisterBlock, RegisterLinear, RegisterTokenModule
+from fluxtalk.model.head.token_head import TokenHead
 
 
 class AttentionPoolHead(TokenHead):

@@ -17,7 +17,7 @@ import numpy as np
 
 from bench.quality.synthetic_data import MODALITIES, Floats, GivenFeatures
 from fluxtalk.datasets.pairs import Items, Split
-from fluxtalk.model.nested_dropout import derive_seed
+from fluxtalk.model.head.nested_dropout import derive_seed
 
 
 @dataclass(frozen=True)

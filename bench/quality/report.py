@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from bench.machine import processor
-from fluxtalk.artifacts import git_revision, write_json
+from fluxtalk.artifacts.files import git_revision, write_json
 from fluxtalk.errors import ArtifactError
 
 _PACKAGES = ("fluxtalk", "torch", "numpy", "scikit-learn")

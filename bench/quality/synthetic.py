@@ -26,7 +26,7 @@ from bench.quality.synthetic_data import FactorSizes, synthetic_split
 from bench.quality.synthetic_measures import ProbedTokens, factor_scores, order_scores
 from bench.quality.synthetic_picture import draw as draw_picture
 from bench.quality.synthetic_training import Budget, Variant, trained_head, training_options
-from fluxtalk.artifacts import hash_json
+from fluxtalk.artifacts.files import hash_json
 from fluxtalk.console import debug_option, option, sentence_errors
 
 PICTURE = Path("docs/images/quality-synthetic.png")

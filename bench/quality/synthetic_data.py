@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fluxtalk.datasets.pairs import Items, Split
 from fluxtalk.model.encoders import Features
-from fluxtalk.model.nested_dropout import derive_seed
+from fluxtalk.model.head.nested_dropout import derive_seed
 
 MODALITIES = ("one", "two")
 Floats = NDArray[np.float64]

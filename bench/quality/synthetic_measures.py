@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.quality.linear_gaussian import Canonical, LinearSplit
+from bench.quality.probes import ProbeScore, paired_bootstrap_difference, probe_score
 from bench.quality.synthetic_data import MODALITIES, Factors, Floats, GivenFeatures, SyntheticSplit
-from fluxtalk.metrics import first_hit_ranks, recall_at
-from fluxtalk.model.token_head import TokenHead
-from fluxtalk.probes import ProbeScore, paired_bootstrap_difference, probe_score
-from fluxtalk.retrieval import ItemTokens
+from fluxtalk.model.head.token_head import TokenHead
+from fluxtalk.scoring.metrics import first_hit_ranks, recall_at
+from fluxtalk.scoring.retrieval import ItemTokens
 from fluxtalk.tokens import pool
 from fluxtalk.train.evaluate import all_tokens
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fluxtalk.artifacts import atomic_file
+from fluxtalk.artifacts.files import atomic_file
 
 _BARS = {
     "private_by_complementary": "own private factors,\nfrom complementary",

@@ -12,13 +12,13 @@ import torch
 
 from bench.quality.heads import NarrowTokensHead
 from bench.quality.synthetic_data import GivenFeatures
-from fluxtalk.artifacts import Identity
+from fluxtalk.artifacts.files import Identity
 from fluxtalk.config import HeadConfig
 from fluxtalk.datasets.pairs import Split
 from fluxtalk.errors import TrainingError
-from fluxtalk.model.registers import RegisterTokenModule
-from fluxtalk.model.token_head import TokenHead
-from fluxtalk.model.world import OneProcess
+from fluxtalk.model.head.registers import RegisterTokenModule
+from fluxtalk.model.head.token_head import TokenHead
+from fluxtalk.model.process_group import OneProcess
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.logs import RunLog

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from fluxtalk.datasets import features_folder, glyphs, shards, table
+from fluxtalk.datasets import features_folder, glyphs
 from fluxtalk.datasets.names import GLYPHS, parse_name
 from fluxtalk.datasets.pairs import SPLIT_NAMES, Items, PairDataset, Split
+from fluxtalk.datasets.shards import shards
+from fluxtalk.datasets.tables import table
 from fluxtalk.errors import UsageError
 
 __all__ = ["SPLIT_NAMES", "Items", "PairDataset", "Split", "default_cache_dir", "load_dataset"]

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk.artifacts import hash_bytes, hash_json
+from fluxtalk.artifacts.files import hash_bytes, hash_json
 from fluxtalk.config import require_modality_name
 from fluxtalk.datasets.pairs import SPLIT_NAMES, PairDataset
 from fluxtalk.datasets.report import listed, with_progress

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from fluxtalk.artifacts import atomic_file, hash_bytes, hash_json
+from fluxtalk.artifacts.files import atomic_file, hash_bytes, hash_json
 from fluxtalk.console import progress
 from fluxtalk.datasets.pairs import Items, PairDataset, Split
 from fluxtalk.errors import DataError

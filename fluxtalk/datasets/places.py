@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fluxtalk.datasets.names import GLYPHS, parse_name
-from fluxtalk.datasets.shards import shard_names
+from fluxtalk.datasets.shards.shards import shard_names
 from fluxtalk.errors import BackendError, UsageError
 
 

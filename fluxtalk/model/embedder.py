@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fluxtalk.errors import UsageError, check_token_count
 from fluxtalk.model.encoders import Features, FrozenEncoder, to_tensors
-from fluxtalk.model.reduction import FeatureReduction, ReductionConfig
-from fluxtalk.model.registers import RegisterTokenModule
+from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
+from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import Preprocessor
 
 

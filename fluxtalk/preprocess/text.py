@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from fluxtalk.artifacts import hash_bytes
+from fluxtalk.artifacts.files import hash_bytes
 from fluxtalk.errors import ArtifactError, InputError
 from fluxtalk.preprocess.base import Array, pad_and_mask, require_keys
 

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from fluxtalk.bundle import ATTENTION, Manifest
+from fluxtalk.artifacts.bundle import ATTENTION, Manifest
 from fluxtalk.runtime.server.dialects import Body
 from fluxtalk.runtime.server.engine import Engine
 from fluxtalk.runtime.server.errors import bad_request, json_response

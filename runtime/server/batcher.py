@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk.bundle import TOKEN_INDEX
+from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.errors import InputError
 from fluxtalk.preprocess import Array, Preprocessor
 from fluxtalk.runtime.server.errors import ApiError

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fluxtalk.bundle import Manifest
+from fluxtalk.artifacts.bundle import Manifest
 from fluxtalk.errors import UsageError, check_token_count
 from fluxtalk.runtime.embedder import OUTPUT_KINDS
 from fluxtalk.runtime.server.errors import ApiError, bad_request

@@ -11,8 +11,8 @@ import click
 
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.errors import UsageError
-from fluxtalk.parity import PRECISIONS
 from fluxtalk.runtime.backends import BACKENDS
+from fluxtalk.scoring.parity import PRECISIONS
 
 API_KEY_VARIABLE = "FLUXTALK_API_KEY"
 _MIB = 1 << 20

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluxtalk import tokens as token_algebra
-from fluxtalk.bundle import ATTENTION, TOKEN_INDEX
+from fluxtalk.artifacts.bundle import ATTENTION, TOKEN_INDEX
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.embedder import Embedder
 from fluxtalk.runtime.golden import read_golden

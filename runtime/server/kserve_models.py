@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk.bundle import TOKEN_INDEX
+from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.preprocess import AudioPreprocessor, FeaturesPreprocessor, ImagePreprocessor, Preprocessor
 from fluxtalk.runtime.server.catalogue import Catalogue
 from fluxtalk.runtime.server.errors import bad_request

@@ -13,7 +13,7 @@ from uvicorn import Config, Server
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
-from fluxtalk.bundle import read_bundle
+from fluxtalk.artifacts.bundle import read_bundle
 from fluxtalk.errors import BackendError, UsageError
 from fluxtalk.runtime.backends import choose
 from fluxtalk.runtime.server.app import AppFactory, build_app

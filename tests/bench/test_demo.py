@@ -15,7 +15,7 @@ from PIL import Image
 from bench import demo_report
 from bench.demo import QUERIES
 from fluxtalk.datasets import PairDataset
-from fluxtalk.model.stage1 import load_stage1
+from fluxtalk.model.checkpoints.stage1 import load_stage1
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "bench" / "stage1" / "glyphs.pth"

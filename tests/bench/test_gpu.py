@@ -17,7 +17,7 @@ from bench import gpu, gpu_engines, gpu_latency
 from bench.gpu_engines import parity
 from bench.gpu_models import Subject, large_embedders
 from bench.gpu_report import Report
-from fluxtalk.bundle import TOKEN_INDEX
+from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.errors import BackendError
 from tests.conftest import Made
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from bench.quality.heads import AttentionPoolHead, MatryoshkaHead, QueryFormerHead
 from fluxtalk.config import HeadConfig
 from fluxtalk.errors import UsageError
-from fluxtalk.model.losses import RegisterTokenLoss
-from fluxtalk.model.pooling import pool_kept
-from fluxtalk.model.registers import RegisterTokenModule
-from fluxtalk.model.token_head import TokenHead
+from fluxtalk.model.head.pooling import pool_kept
+from fluxtalk.model.head.registers import RegisterTokenModule
+from fluxtalk.model.head.token_head import TokenHead
+from fluxtalk.model.losses.register_loss import RegisterTokenLoss
 
 DIMS = {"image": 20, "text": 12}
 

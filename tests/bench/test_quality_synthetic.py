@@ -19,7 +19,7 @@ from bench.quality.synthetic import main
 from bench.quality.synthetic_data import MODALITIES, FactorSizes, synthetic_split
 from bench.quality.synthetic_measures import ProbedTokens, order_scores
 from fluxtalk.config import HeadConfig
-from fluxtalk.model.token_head import TokenHead
+from fluxtalk.model.head.token_head import TokenHead
 
 
 def test_canonical_directions_are_what_cca_finds() -> None:

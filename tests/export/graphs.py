@@ -13,12 +13,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import nn
 
-from fluxtalk.bundle import OUTPUTS, TOKEN_INDEX
+from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX
 from fluxtalk.export.graph_tools import run
 from fluxtalk.export.to_onnx import export_onnx
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import FrozenEncoder, GivenFeatures, SmallImageEncoder, SmallTextEncoder
-from fluxtalk.model.registers import RegisterTokenModule
+from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor, ImagePreprocessor, Preprocessor, TextPreprocessor
 
 Arrays = dict[str, NDArray[Any]]

@@ -17,8 +17,8 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.numpy import load_file, save_file
 
-from fluxtalk.artifacts import hash_file
-from fluxtalk.bundle import read_bundle, write_manifest
+from fluxtalk.artifacts.bundle import read_bundle, write_manifest
+from fluxtalk.artifacts.files import hash_file
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import ParityError, UsageError
 from fluxtalk.export.cli import main
@@ -26,7 +26,7 @@ from fluxtalk.export.to_onnx import export_onnx
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import FrozenEncoder
-from fluxtalk.model.registers import RegisterTokenModule
+from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor
 from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
 from tests.conftest import Made

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from fluxtalk.bundle import TOKEN_INDEX
+from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.errors import UsageError
 from fluxtalk.export.to_onnx import export_onnx, graph_files
 from fluxtalk.export.traced import sample_batch
+from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import FrozenEncoder
-from fluxtalk.model.registers import RegisterTokenModule
-from fluxtalk.model.stage1 import Stage1
+from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor
 from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
 from tests.conftest import Made

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from fluxtalk.bundle import FEATURES, OUTPUTS, TOKEN_INDEX
+from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS, TOKEN_INDEX
 from fluxtalk.errors import UsageError
 from fluxtalk.export.graph_tools import ancestors, cut, fold_constants, inputs_of, multiply_adds, run
 from tests.export.graphs import DIMS, content, embed, graph, inputs, model_of, node, operators

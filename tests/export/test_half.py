@@ -11,11 +11,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fluxtalk.bundle import FEATURES, OUTPUTS
+from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS
 from fluxtalk.errors import UsageError
 from fluxtalk.export.graph_tools import constants, consumers, run
 from fluxtalk.export.half import emulate_half, to_half
-from fluxtalk.parity import TOLERANCES, embedding_difference
+from fluxtalk.scoring.parity import TOLERANCES, embedding_difference
 from tests.export.graphs import Arrays, content, embed, graph, inputs, model_of, node, operators, types
 
 FLOAT, FLOAT16, BFLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16

@@ -9,10 +9,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fluxtalk.bundle import OUTPUTS, TOKEN_INDEX
+from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX
 from fluxtalk.export.graph_tools import producers, run
 from fluxtalk.export.half import emulate_half, to_half
-from fluxtalk.parity import TOLERANCES, embedding_difference
+from fluxtalk.scoring.parity import TOLERANCES, embedding_difference
 from tests.export.graphs import Arrays, model_of, node, types
 from tests.export.trt_bundles import WORDS, embedder_of, graph_of, kinds
 

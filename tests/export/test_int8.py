@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from fluxtalk.bundle import FEATURES, OUTPUTS, TOKEN_INDEX
+from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS, TOKEN_INDEX
 from fluxtalk.errors import UsageError
 from fluxtalk.export.graph_tools import ancestors, constants, cut, run
 from fluxtalk.export.int8 import (
@@ -19,7 +19,7 @@ from fluxtalk.export.int8 import (
     quantise_static,
     weight_only_int8,
 )
-from fluxtalk.parity import TOLERANCES, embedding_difference
+from fluxtalk.scoring.parity import TOLERANCES, embedding_difference
 from tests.export.graphs import DIMS, VOCABULARY, Arrays, content, embed, graph, inputs, model_of, node
 
 FLOAT, INT8, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.INT64

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fluxtalk.bundle import TOKEN_INDEX
+from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.datasets import PairDataset
 from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
 from tests.conftest import Made

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fluxtalk.bundle import TOKEN_INDEX
+from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.export.to_onnx import export_onnx, graph_files
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import EncoderSpec, FrozenEncoder, build_encoder
-from fluxtalk.model.registers import RegisterTokenModule
+from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor
 from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
 from tests.conftest import Made

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from fluxtalk.bundle import Bundle, Manifest, ModalityEntry, PrecisionEntry
+from fluxtalk.artifacts.bundle import Bundle, Manifest, ModalityEntry, PrecisionEntry
 from fluxtalk.errors import UsageError
 from fluxtalk.export.profiles import default_profile, parse_profile, profiles_of, sizes_at, spelled
-from fluxtalk.parity import TOLERANCES
+from fluxtalk.scoring.parity import TOLERANCES
 
 EVERY = ("image", "text", "track")
 

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from fluxtalk.bundle import TOKEN_INDEX, Bundle, read_bundle
+from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle, read_bundle
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BackendError, QualityError, UsageError
 from fluxtalk.export import graph_writer
@@ -21,10 +21,10 @@ from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.quality import Scores, held_out_items, quality, score
 from fluxtalk.export.verify import verify_bundle
 from fluxtalk.export.write_bundle import write_bundle
-from fluxtalk.model.run import TrainedRun
-from fluxtalk.parity import TOLERANCES
+from fluxtalk.model.checkpoints.run import TrainedRun
 from fluxtalk.runtime import load
 from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
+from fluxtalk.scoring.parity import TOLERANCES
 from tests.conftest import Made
 
 MODALITIES = ("image", "text")

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from fluxtalk.bundle import TOKEN_INDEX, Bundle
-from fluxtalk.engines import Profile
+from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle
+from fluxtalk.artifacts.engine import Profile
 from fluxtalk.errors import UsageError
 from fluxtalk.export import triton_repository
 from fluxtalk.export.cli import main

@@ -13,9 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
 
-from fluxtalk.artifacts import hash_bytes
-from fluxtalk.bundle import TOKEN_INDEX, Bundle, read_bundle
-from fluxtalk.engines import EngineRecord, find_engine, read_engines, read_plan, record_path
+from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle, read_bundle
+from fluxtalk.artifacts.engine import EngineRecord, find_engine, read_engines, read_plan, record_path
+from fluxtalk.artifacts.files import hash_bytes
+from fluxtalk.devices.gpu import compute_capability
+from fluxtalk.devices.tensorrt_api import TensorRT, choose_flavor, load_tensorrt, shortened
 from fluxtalk.errors import ArtifactError, BackendError, UsageError
 from fluxtalk.export import to_tensorrt
 from fluxtalk.export.profiles import default_profile
@@ -31,8 +33,6 @@ from fluxtalk.export.to_tensorrt import (
 )
 from fluxtalk.export.trt_cli import trt
 from fluxtalk.export.trt_progress import BuildProgress
-from fluxtalk.gpu import compute_capability
-from fluxtalk.trt_api import TensorRT, choose_flavor, load_tensorrt, shortened
 from tests.conftest import Made
 from tests.export.trt_bundles import DIM, bundle_of, graph_of, kinds
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxtalk.trt_api import MODULES
+from fluxtalk.devices.tensorrt_api import MODULES
 from tests.export.trt_usage import MODULE, Api, Touch, Usage, dump, signatures
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,10 +14,10 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
 from safetensors.numpy import load_file, save_file
 
-from fluxtalk.artifacts import hash_bytes, hash_file
-from fluxtalk.bundle import ATTENTION, Bundle, read_bundle, write_manifest
+from fluxtalk.artifacts.bundle import ATTENTION, Bundle, read_bundle, write_manifest
+from fluxtalk.artifacts.engine import EngineRecord, TensorRecord, record_path, write_engine
+from fluxtalk.artifacts.files import hash_bytes, hash_file
 from fluxtalk.datasets import PairDataset
-from fluxtalk.engines import EngineRecord, TensorRecord, record_path, write_engine
 from fluxtalk.errors import BundleError, ParityError, UsageError
 from fluxtalk.export.cli import main
 from fluxtalk.export.golden_cases import eager_outputs, longest_case, prove_longest

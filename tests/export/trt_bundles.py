@@ -16,8 +16,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
 
-from fluxtalk.artifacts import hash_file, write_atomically
-from fluxtalk.bundle import (
+from fluxtalk.artifacts.bundle import (
     ATTENTION,
     OUTPUTS,
     TOKEN_INDEX,
@@ -28,15 +27,16 @@ from fluxtalk.bundle import (
     read_bundle,
     write_manifest,
 )
+from fluxtalk.artifacts.files import hash_file, write_atomically
 from fluxtalk.export.graph_writer import graph_name
 from fluxtalk.export.precision import Batches, convert
 from fluxtalk.export.to_onnx import export_onnx, graph_files
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import FrozenEncoder, build_encoder
-from fluxtalk.model.reduction import FeatureReduction, ReductionConfig
-from fluxtalk.model.registers import RegisterTokenModule
-from fluxtalk.parity import TOLERANCES
+from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
+from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor, ImagePreprocessor, Preprocessor, TextPreprocessor
+from fluxtalk.scoring.parity import TOLERANCES
 
 DIM = 32
 MAX_LENGTH = 24

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fluxtalk.errors import UsageError
-from fluxtalk.model.complementary import (
+from fluxtalk.model.head.token_head import RegisterOutputs
+from fluxtalk.model.losses.complementary import (
     CONTRAST_SCALE,
     ComplementaryInputs,
     Contrast,
@@ -21,9 +22,8 @@ from fluxtalk.model.complementary import (
     known_elsewhere,
     variance_hinge,
 )
-from fluxtalk.model.losses import RegisterTokenLoss
-from fluxtalk.model.token_head import RegisterOutputs
-from fluxtalk.model.world import OneProcess
+from fluxtalk.model.losses.register_loss import RegisterTokenLoss
+from fluxtalk.model.process_group import OneProcess
 
 ROWS, FIRST, TOKENS, DIM = 9, 2, 3, 6
 WEIGHT = 0.7

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fluxtalk.model.contrastive import Candidates, RowLoss, contrast, info_nce, sigmoid_loss
-from fluxtalk.model.losses import RegisterTokenLoss
-from fluxtalk.model.similarity import Vectors, aggregate, similarity, single
-from fluxtalk.model.token_head import RegisterOutputs
+from fluxtalk.model.head.token_head import RegisterOutputs
+from fluxtalk.model.losses.contrastive import Candidates, RowLoss, contrast, info_nce, sigmoid_loss
+from fluxtalk.model.losses.register_loss import RegisterTokenLoss
+from fluxtalk.model.losses.similarity import Vectors, aggregate, similarity, single
 from fluxtalk.tokens import concatenate, maxsim, pool
 
 
@@ -57,8 +57,8 @@ def _growth_mb(rows: int, dim: int) -> float:
     """By how much a fresh process's peak resident memory grows in the loss and its gradient."""
     program = f"""
 import torch
-from fluxtalk.model.losses import RegisterTokenLoss
-from fluxtalk.model.token_head import RegisterOutputs
+from fluxtalk.model.losses.register_loss import RegisterTokenLoss
+from fluxtalk.model.head.token_head import RegisterOutputs
 
 def peak_mb():
     lines = open("/proc/self/status").read().splitlines()

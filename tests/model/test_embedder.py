@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from fluxtalk.errors import ArtifactError, CheckpointError, TokenCountError, UsageError
+from fluxtalk.model.checkpoints.run import TrainedRun, open_run
+from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1, save_stage1
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import to_tensors
-from fluxtalk.model.reduction import FeatureReduction, ReductionConfig
-from fluxtalk.model.registers import RegisterTokenModule
-from fluxtalk.model.run import TrainedRun, open_run
-from fluxtalk.model.stage1 import Stage1, load_stage1, save_stage1
+from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
+from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.run import fit
 

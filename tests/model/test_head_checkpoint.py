@@ -13,17 +13,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fluxtalk.artifacts import Identity
+from fluxtalk.artifacts.files import Identity
 from fluxtalk.errors import CheckpointError
-from fluxtalk.model.head_checkpoint import (
+from fluxtalk.model.checkpoints.head import (
     REDUCED_SCHEMA_VERSION,
     SCHEMA_VERSION,
     HeadCheckpoint,
     load_head,
     save_head,
 )
-from fluxtalk.model.reduction import FeatureReduction, ReductionConfig
-from fluxtalk.model.registers import RegisterTokenModule
+from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
+from fluxtalk.model.head.registers import RegisterTokenModule
 
 DIMS = {"image": 6, "text": 5}
 

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fluxtalk.errors import UsageError
-from fluxtalk.model.complementary import complementary_diversity, complementary_l2
-from fluxtalk.model.contrastive import Candidates, contrast, info_nce
-from fluxtalk.model.losses import MAX_LOG_SCALE, RegisterTokenLoss
-from fluxtalk.model.pooling import pool_kept
-from fluxtalk.model.similarity import single
-from fluxtalk.model.token_head import RegisterOutputs
+from fluxtalk.model.head.pooling import pool_kept
+from fluxtalk.model.head.token_head import RegisterOutputs
+from fluxtalk.model.losses.complementary import complementary_diversity, complementary_l2
+from fluxtalk.model.losses.contrastive import Candidates, contrast, info_nce
+from fluxtalk.model.losses.register_loss import MAX_LOG_SCALE, RegisterTokenLoss
+from fluxtalk.model.losses.similarity import single
 
 SCALE = 5.0
 

@@ -10,8 +10,8 @@ import torch
 
 from fluxtalk.config import SCHEDULES
 from fluxtalk.errors import UsageError
-from fluxtalk.model.nested_dropout import NestedDropout, drop_probabilities
-from fluxtalk.model.registers import RegisterTokenModule
+from fluxtalk.model.head.nested_dropout import NestedDropout, drop_probabilities
+from fluxtalk.model.head.registers import RegisterTokenModule
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

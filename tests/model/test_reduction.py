@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from fluxtalk.bundle import TOKEN_INDEX
+from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.errors import DataError, UsageError
 from fluxtalk.export.to_onnx import export_onnx, graph_files
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import Features, FrozenEncoder, GivenFeatures
-from fluxtalk.model.reduction import FeatureReduction, ReductionConfig, principal_components
-from fluxtalk.model.registers import RegisterTokenModule
+from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig, principal_components
+from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor
 from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
 

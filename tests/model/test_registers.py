@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from fluxtalk import tokens as numpy_tokens
 from fluxtalk.errors import TokenCountError, UsageError
-from fluxtalk.model.attention import CrossAttention
-from fluxtalk.model.losses import RegisterTokenLoss
-from fluxtalk.model.registers import RegisterTokenModule
+from fluxtalk.model.head.attention import CrossAttention
+from fluxtalk.model.head.registers import RegisterTokenModule
+from fluxtalk.model.losses.register_loss import RegisterTokenLoss
 
 DIMS = {"image": 10, "text": 7}
 VARIANTS = [

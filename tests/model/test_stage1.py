@@ -14,10 +14,10 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from fluxtalk.artifacts import Identity
+from fluxtalk.artifacts.files import Identity
 from fluxtalk.errors import CheckpointError, FluxTalkError, UsageError
+from fluxtalk.model.checkpoints.stage1 import SCHEMA_VERSION, Stage1, Stage1Modality, load_stage1, save_stage1
 from fluxtalk.model.encoders import EncoderSpec, SmallImageEncoder, build_encoder
-from fluxtalk.model.stage1 import SCHEMA_VERSION, Stage1, Stage1Modality, load_stage1, save_stage1
 from fluxtalk.preprocess import FeaturesPreprocessor, ImagePreprocessor
 from fluxtalk.train.stage1_cli import main
 from fluxtalk.train.stage1_create import stage1_from_specification

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy.stats import kstest
 
-from fluxtalk.model.token_dropout import hashed_uniform, hide_features
+from fluxtalk.model.head.token_dropout import hashed_uniform, hide_features
 
 
 def test_draws_are_uniform_and_independent() -> None:

@@ -27,12 +27,12 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from fluxtalk.artifacts import hash_bytes
-from fluxtalk.bundle import Bundle
-from fluxtalk.engines import EngineRecord, Flavor, Profile, TensorRecord, write_engine
+from fluxtalk.artifacts.bundle import Bundle
+from fluxtalk.artifacts.engine import EngineRecord, Flavor, Profile, TensorRecord, write_engine
+from fluxtalk.artifacts.files import hash_bytes
+from fluxtalk.devices.tensorrt_api import TensorRT
 from fluxtalk.runtime import backends, cuda, session_tensorrt
 from fluxtalk.runtime.engine_shapes import Input, input_of
-from fluxtalk.trt_api import TensorRT
 
 CAPABILITY = "8.9"
 VERSION = "1.2.3"

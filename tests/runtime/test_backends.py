@@ -12,17 +12,17 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 
-from fluxtalk.bundle import Bundle, PrecisionEntry, read_bundle, write_manifest
+from fluxtalk.artifacts.bundle import Bundle, PrecisionEntry, read_bundle, write_manifest
+from fluxtalk.artifacts.engine import Profile
 from fluxtalk.cli import main
 from fluxtalk.datasets import PairDataset
-from fluxtalk.engines import Profile
 from fluxtalk.errors import BackendError, InputError, UsageError
-from fluxtalk.parity import TOLERANCES
 from fluxtalk.runtime import backends, load
 from fluxtalk.runtime.backends import BACKENDS, choose, compiled_layout, open_session
 from fluxtalk.runtime.golden import read_golden
 from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
 from fluxtalk.runtime.session_tensorrt import TensorRTSession
+from fluxtalk.scoring.parity import TOLERANCES
 from tests.conftest import Made
 from tests.runtime.fake_gpu import FakeGpu, fake_gpu
 from tests.runtime.memory import growth, needs_proc

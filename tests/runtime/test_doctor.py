@@ -15,15 +15,15 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
-from fluxtalk.artifacts import hash_file
-from fluxtalk.bundle import Bundle, PrecisionEntry, read_bundle, write_manifest
+from fluxtalk.artifacts.bundle import Bundle, PrecisionEntry, read_bundle, write_manifest
+from fluxtalk.artifacts.files import hash_file
 from fluxtalk.errors import BackendError
-from fluxtalk.parity import TOLERANCES
 from fluxtalk.runtime.backends import BACKENDS, Choice
 from fluxtalk.runtime.doctor import examine
 from fluxtalk.runtime.doctor_advice import Goal, faster, recall_curves, recommend
 from fluxtalk.runtime.doctor_cli import main
 from fluxtalk.runtime.doctor_trial import Latency, Trial, apart, attempt, counts, refusals
+from fluxtalk.scoring.parity import TOLERANCES
 from tests.conftest import Made
 
 OPENVINO = importlib.util.find_spec("openvino") is not None

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fluxtalk.bundle import OUTPUTS, TOKEN_INDEX
+from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX
 from fluxtalk.errors import InputError, ParityError
-from fluxtalk.parity import EXPORT_TOLERANCE, TOLERANCES
 from fluxtalk.runtime.golden import ParityReport, hard_cases, read_golden, verify_golden
 from fluxtalk.runtime.session import Arrays
 from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
 from fluxtalk.runtime.worst import AttentionDifference, Worst, attention_tolerance
+from fluxtalk.scoring.parity import EXPORT_TOLERANCE, TOLERANCES
 from tests.conftest import Made
 
 Outputs = dict[str, NDArray[np.float32]]

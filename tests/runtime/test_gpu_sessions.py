@@ -13,23 +13,23 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from fluxtalk.bundle import TOKEN_INDEX, Bundle
+from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle
+from fluxtalk.artifacts.engine import FLAVORS, Flavor
 from fluxtalk.datasets import PairDataset
-from fluxtalk.engines import FLAVORS, Flavor
+from fluxtalk.devices.tensorrt_api import MODULES, load_tensorrt
 from fluxtalk.errors import BackendError
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.profiles import profiles_of
 from fluxtalk.export.to_onnx import DEFAULT_OPSET
 from fluxtalk.export.to_tensorrt import build_engine, source_of, target_of
 from fluxtalk.export.write_bundle import write_bundle
-from fluxtalk.parity import TOLERANCES, Tolerance, embedding_difference, token_difference
 from fluxtalk.runtime import load
 from fluxtalk.runtime.backends import NATIVE, choose, open_session
 from fluxtalk.runtime.golden import read_golden, verify_golden
 from fluxtalk.runtime.session import Session
 from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
 from fluxtalk.runtime.session_tensorrt import TensorRTSession
-from fluxtalk.trt_api import MODULES, load_tensorrt
+from fluxtalk.scoring.parity import TOLERANCES, Tolerance, embedding_difference, token_difference
 from tests.conftest import Made
 
 pytestmark = [

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fluxtalk.bundle import Bundle
+from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BackendError, IndexFileError, UsageError
 from fluxtalk.export.options import ExportOptions

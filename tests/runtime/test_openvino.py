@@ -14,16 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fluxtalk.bundle import Bundle, PrecisionEntry, read_bundle
+from fluxtalk.artifacts.bundle import Bundle, PrecisionEntry, read_bundle
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BackendError, InputError
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_bundle import write_bundle
-from fluxtalk.parity import TOLERANCES
 from fluxtalk.runtime import backends, load, session_openvino
 from fluxtalk.runtime.backends import choose, open_session
 from fluxtalk.runtime.golden import read_golden, verify_golden
 from fluxtalk.runtime.session_openvino import OpenVinoSession
+from fluxtalk.scoring.parity import TOLERANCES
 from tests.conftest import Made
 from tests.runtime.memory import growth, needs_proc
 

@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fluxtalk.artifacts import hash_bytes, write_atomically
-from fluxtalk.bundle import ATTENTION, OUTPUTS, Bundle, read_bundle
-from fluxtalk.engines import Flavor, Profile, read_plan, write_engine
+from fluxtalk.artifacts.bundle import ATTENTION, OUTPUTS, Bundle, read_bundle
+from fluxtalk.artifacts.engine import Flavor, Profile, read_plan, write_engine
+from fluxtalk.artifacts.files import hash_bytes, write_atomically
+from fluxtalk.devices.gpu import compute_capability
 from fluxtalk.errors import ArtifactError, BackendError, InputError
-from fluxtalk.gpu import compute_capability
-from fluxtalk.parity import EXPORT_TOLERANCE
 from fluxtalk.runtime import load, trt_lane
 from fluxtalk.runtime.cuda import Cuda
 from fluxtalk.runtime.engine_shapes import Layout, bucket, input_of
 from fluxtalk.runtime.golden import padding_room, read_golden, replay
 from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
 from fluxtalk.runtime.session_tensorrt import TensorRTSession
+from fluxtalk.scoring.parity import EXPORT_TOLERANCE
 from tests.conftest import Made
 from tests.export.trt_bundles import bundle_of, graph_of, kinds
 from tests.export.trt_usage import dump

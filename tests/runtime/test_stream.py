@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fluxtalk.bundle import OUTPUTS
+from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.errors import InputError, UsageError
 from fluxtalk.runtime import Embedder, FakeSession, load
 from fluxtalk.runtime.inputs import Item, open_input

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fluxtalk.bundle import Bundle
+from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import TokenCountError, UsageError
 from fluxtalk.export.options import ExportOptions

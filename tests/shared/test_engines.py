@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from fluxtalk.artifacts import hash_bytes, hash_json
-from fluxtalk.engines import (
+from fluxtalk.artifacts.engine import (
     EngineRecord,
     TensorRecord,
     find_engine,
@@ -20,6 +19,7 @@ from fluxtalk.engines import (
     record_path,
     write_engine,
 )
+from fluxtalk.artifacts.files import hash_bytes, hash_json
 from fluxtalk.errors import ArtifactError, BackendError, UsageError
 
 PLAN = bytes(range(256)) * 8

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import hypergeom
 
-from fluxtalk.metrics import chance_at, first_hit_ranks, recall_at
+from fluxtalk.scoring.metrics import chance_at, first_hit_ranks, recall_at
 
 
 def test_ranks_equal_plain_loops() -> None:
@@ -28,7 +28,7 @@ def test_blocks_do_not_change_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None
     rng = np.random.default_rng(1)
     queries, gallery, ids = rng.standard_normal((20, 8)), rng.standard_normal((20, 8)), np.arange(20)
     whole = first_hit_ranks(queries, gallery, ids, ids)
-    monkeypatch.setattr("fluxtalk.metrics.MAX_SCORES", 70)
+    monkeypatch.setattr("fluxtalk.scoring.metrics.MAX_SCORES", 70)
     assert np.array_equal(whole, first_hit_ranks(queries, gallery, ids, ids))
     assert whole.any()
 

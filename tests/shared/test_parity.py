@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fluxtalk.errors import UsageError
-from fluxtalk.parity import (
+from fluxtalk.scoring.parity import (
     TOLERANCES,
     Difference,
     Tolerance,

@@ -11,14 +11,14 @@ from scipy import stats
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.metrics import r2_score
 
-from fluxtalk.errors import UsageError
-from fluxtalk.probes import (
+from bench.quality.probes import (
     PENALTIES,
     bootstrap_interval,
     fit_ridge,
     paired_bootstrap_difference,
     probe_score,
 )
+from fluxtalk.errors import UsageError
 
 Floats = NDArray[np.float64]
 WIDE, TALL = (30, 40), (200, 12)
@@ -121,7 +121,7 @@ def test_the_same_arguments_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) 
     assert bootstrap_interval(values.tolist(), seed=3) == first
     assert bootstrap_interval(values, seed=4) != first
     # How much fits into memory is no part of the draw.
-    monkeypatch.setattr("fluxtalk.probes._DRAWN_AT_ONCE", 700)
+    monkeypatch.setattr("bench.quality.probes._DRAWN_AT_ONCE", 700)
     assert bootstrap_interval(values, seed=3) == first
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxtalk.datasets import shards
+from fluxtalk.datasets.shards import shards
 from fluxtalk.errors import BackendError, DataError, UsageError
 from tests.shared.shard_files import QUERY, expected_values, plain, write_shards
 

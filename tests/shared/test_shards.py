@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from fluxtalk.datasets import PairDataset, load_dataset, shards
-from fluxtalk.datasets.shard_index import index_shard
+from fluxtalk.datasets import PairDataset, load_dataset
+from fluxtalk.datasets.shards import shards
+from fluxtalk.datasets.shards.index import index_shard
 from fluxtalk.datasets.splits import split_by_hash
 from fluxtalk.errors import DataError, UsageError
 from tests.shared.shard_files import (

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fluxtalk import tokens as algebra
 from fluxtalk.errors import TokenCountError
-from fluxtalk.model import pooling
+from fluxtalk.model.head import pooling
 
 ITEMS, TOKENS, DIM = 5, 4, 6
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from fluxtalk.artifacts import Identity
+from fluxtalk.artifacts.files import Identity
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import process_world
 from fluxtalk.train.inputs import read_inputs

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fluxtalk.datasets.pairs import Items, PairDataset, Split
+from fluxtalk.model.checkpoints.stage1 import Stage1, Stage1Modality
 from fluxtalk.model.encoders import EncoderSpec, Features, FrozenEncoder
-from fluxtalk.model.stage1 import Stage1, Stage1Modality
-from fluxtalk.model.world import OneProcess
+from fluxtalk.model.process_group import OneProcess
 from fluxtalk.preprocess import FeaturesPreprocessor
 from fluxtalk.train.cache_options import CacheOptions
 from fluxtalk.train.encoding import Encoding

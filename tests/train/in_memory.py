@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fluxtalk.artifacts import Identity
+from fluxtalk.artifacts.files import Identity
 from fluxtalk.config import HeadConfig
 from fluxtalk.datasets.pairs import Items, Split
 from fluxtalk.model.encoders import Features
-from fluxtalk.model.registers import RegisterTokenModule
-from fluxtalk.model.world import OneProcess, World
+from fluxtalk.model.head.registers import RegisterTokenModule
+from fluxtalk.model.process_group import OneProcess, World
 from fluxtalk.train.callbacks import Callback
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer

@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from fluxtalk.model.head_checkpoint import load_head
+from fluxtalk.model.checkpoints.head import load_head
 from fluxtalk.train.cli import main
 from fluxtalk.train.config import TrainConfig
 

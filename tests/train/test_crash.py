@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import torch
 
-from fluxtalk.artifacts import Identity
+from fluxtalk.artifacts.files import Identity
 from fluxtalk.errors import CheckpointError
-from fluxtalk.model.head_checkpoint import load_head
+from fluxtalk.model.checkpoints.head import load_head
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.run_folder import RunFolder
 from tests.train.in_memory import in_memory_trainer, three_modalities

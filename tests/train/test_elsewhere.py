@@ -16,9 +16,9 @@ from click.testing import CliRunner, Result
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import CheckpointError, DataError, UsageError
 from fluxtalk.export.cli import main as export_main
-from fluxtalk.model.run import TrainedRun, open_run
-from fluxtalk.model.stage1 import load_stage1, save_stage1
-from fluxtalk.model.world import OneProcess
+from fluxtalk.model.checkpoints.run import TrainedRun, open_run
+from fluxtalk.model.checkpoints.stage1 import load_stage1, save_stage1
+from fluxtalk.model.process_group import OneProcess
 from fluxtalk.train.cli import main as train_main
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.evaluate_cli import main as eval_main

@@ -18,15 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fluxtalk.artifacts import Identity
+from fluxtalk.artifacts.files import Identity
 from fluxtalk.datasets.pairs import Items, Split
 from fluxtalk.errors import TrainingError
+from fluxtalk.model.checkpoints.head import load_head
 from fluxtalk.model.encoders import Features
-from fluxtalk.model.head_checkpoint import load_head
-from fluxtalk.model.losses import LossTerms
-from fluxtalk.model.registers import RegisterTokenModule
-from fluxtalk.model.token_head import RegisterOutputs, TokenHead
-from fluxtalk.model.world import OneProcess
+from fluxtalk.model.head.registers import RegisterTokenModule
+from fluxtalk.model.head.token_head import RegisterOutputs, TokenHead
+from fluxtalk.model.losses.register_loss import LossTerms
+from fluxtalk.model.process_group import OneProcess
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.features import FeatureSource

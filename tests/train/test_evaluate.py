@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from fluxtalk.datasets.pairs import Items, PairDataset, Split
-from fluxtalk.metrics import CUTOFFS
-from fluxtalk.model.registers import RegisterTokenModule
-from fluxtalk.model.stage1 import Stage1
-from fluxtalk.retrieval import retrieval
+from fluxtalk.model.checkpoints.stage1 import Stage1
+from fluxtalk.model.head.registers import RegisterTokenModule
+from fluxtalk.scoring.metrics import CUTOFFS
+from fluxtalk.scoring.retrieval import retrieval
 from fluxtalk.train.evaluate import counted_embeddings
 from fluxtalk.train.features import feature_sources
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from fluxtalk.model.head_checkpoint import load_head, save_head
-from fluxtalk.model.stage1 import Stage1, save_stage1
+from fluxtalk.model.checkpoints.head import load_head, save_head
+from fluxtalk.model.checkpoints.stage1 import Stage1, save_stage1
 from fluxtalk.train.compare import compare
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.evaluate_cli import main

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fluxtalk.artifacts import hash_file
+from fluxtalk.artifacts.files import hash_file
 from fluxtalk.errors import ArtifactError, DataError
-from fluxtalk.model.world import OneProcess
+from fluxtalk.model.process_group import OneProcess
 from fluxtalk.train import feature_build
 from fluxtalk.train.encoding import Encoding
 from fluxtalk.train.feature_build import building_turn

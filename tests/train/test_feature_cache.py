@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from fluxtalk.artifacts import hash_file
+from fluxtalk.artifacts.files import hash_file
 from fluxtalk.errors import ArtifactError
-from fluxtalk.model.world import OneProcess
+from fluxtalk.model.process_group import OneProcess
 from fluxtalk.train.encoding import Encoding
 from fluxtalk.train.feature_build import build_cache, quantise
 from fluxtalk.train.feature_cache import CachedFeatures, CacheKey

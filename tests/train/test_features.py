@@ -14,9 +14,9 @@ import torch
 
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import ArtifactError, DataError, UsageError
-from fluxtalk.model.reduction import FeatureReduction, ReductionConfig
-from fluxtalk.model.stage1 import Stage1
-from fluxtalk.model.world import OneProcess
+from fluxtalk.model.checkpoints.stage1 import Stage1
+from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
+from fluxtalk.model.process_group import OneProcess
 from fluxtalk.train import features as module
 from fluxtalk.train.cache_options import CacheOptions
 from fluxtalk.train.features import (

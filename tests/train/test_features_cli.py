@@ -10,8 +10,8 @@ from pathlib import Path
 from click.testing import CliRunner, Result
 
 from fluxtalk.datasets import PairDataset
-from fluxtalk.model.stage1 import Stage1
-from fluxtalk.model.world import OneProcess
+from fluxtalk.model.checkpoints.stage1 import Stage1
+from fluxtalk.model.process_group import OneProcess
 from fluxtalk.train.cache_options import CacheOptions
 from fluxtalk.train.feature_cache import CachedFeatures
 from fluxtalk.train.features import cache_key, fitted_reductions

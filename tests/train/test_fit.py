@@ -17,10 +17,10 @@ import torch
 from click.testing import CliRunner
 
 from fluxtalk.errors import CheckpointError, UsageError
-from fluxtalk.model.head_checkpoint import load_head
-from fluxtalk.model.registers import RegisterTokenModule
-from fluxtalk.model.stage1 import Stage1, save_stage1
-from fluxtalk.model.token_head import TokenHead
+from fluxtalk.model.checkpoints.head import load_head
+from fluxtalk.model.checkpoints.stage1 import Stage1, save_stage1
+from fluxtalk.model.head.registers import RegisterTokenModule
+from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.train import Callback, TrainConfig, fit
 from fluxtalk.train.cli import main
 from fluxtalk.train.config import RECIPES

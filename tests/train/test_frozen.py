@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fluxtalk.artifacts import Identity
+from fluxtalk.artifacts.files import Identity
+from fluxtalk.model.checkpoints.stage1 import save_stage1
 from fluxtalk.model.encoders import FrozenEncoder
-from fluxtalk.model.stage1 import save_stage1
-from fluxtalk.model.world import OneProcess
+from fluxtalk.model.process_group import OneProcess
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.features import OnlineFeatures
@@ -56,7 +56,7 @@ def trainer(
         },
     }
     (tmp_path / "encoders.json").write_text(json.dumps(specification))
-    from fluxtalk.model.stage1 import load_stage1
+    from fluxtalk.model.checkpoints.stage1 import load_stage1
 
     image = stage1_from_specification(tmp_path / "encoders.json").modalities["image"]
     text = load_stage1(stage1_path).modalities["text"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fluxtalk.artifacts import Identity
+from fluxtalk.artifacts.files import Identity
 from fluxtalk.errors import ArtifactError, BackendError
 from fluxtalk.train.logs import RunLog
 from fluxtalk.train.run_folder import RunFolder

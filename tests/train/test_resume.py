@@ -18,9 +18,9 @@ import pytest
 
 import fluxtalk.train.run
 from fluxtalk.errors import CheckpointError, FluxTalkError, UsageError
+from fluxtalk.model.checkpoints.head import load_head
+from fluxtalk.model.checkpoints.stage1 import Stage1, Stage1Modality, save_stage1
 from fluxtalk.model.encoders import EncoderSpec
-from fluxtalk.model.head_checkpoint import load_head
-from fluxtalk.model.stage1 import Stage1, Stage1Modality, save_stage1
 from fluxtalk.preprocess import FeaturesPreprocessor
 from fluxtalk.train import Callback, TrainConfig, fit
 from fluxtalk.train.resume import require_same_run

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import DataError, UsageError
-from fluxtalk.model.stage1 import Stage1
+from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.train.encoding import Encoding
 from fluxtalk.train.features import OnlineFeatures, cached_features
 from fluxtalk.train.stage1_cli import main

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fluxtalk.errors import UsageError
-from fluxtalk.model.attention import EncoderBlock
+from fluxtalk.model.head.attention import EncoderBlock
 
 
 class SmallImageEncoder(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fluxtalk.model.attention import EncoderBlock, additive_mask
+from fluxtalk.model.head.attention import EncoderBlock, additive_mask
 
 
 class SmallTextEncoder(nn.Module):

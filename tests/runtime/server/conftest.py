@@ -19,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 from uvicorn import Server
 
-from fluxtalk.bundle import OUTPUTS, Bundle
+from fluxtalk.artifacts.bundle import OUTPUTS, Bundle
 from fluxtalk.datasets import PairDataset
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_bundle import write_bundle

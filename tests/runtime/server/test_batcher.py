@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fluxtalk.bundle import OUTPUTS
+from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.preprocess import FeaturesPreprocessor, ImagePreprocessor
 from fluxtalk.runtime import FakeSession
 from fluxtalk.runtime.server.batcher import Batcher, Job

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxtalk.artifacts import Identity, atomic_file, canonical_json
+from fluxtalk.artifacts.files import Identity, atomic_file, canonical_json
 from fluxtalk.config import require_modality_name
 from fluxtalk.datasets.places import absolute_name, first_there, relative_name
 from fluxtalk.errors import ArtifactError, CheckpointError, UsageError, reason

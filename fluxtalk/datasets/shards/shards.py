@@ -24,12 +24,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fluxtalk.artifacts import hash_json
+from fluxtalk.artifacts.files import hash_json
 from fluxtalk.datasets.names import DataName, parse_name
 from fluxtalk.datasets.pairs import PairDataset
 from fluxtalk.datasets.report import listed, require_files, with_progress
-from fluxtalk.datasets.shard_index import ShardSample, index_shard
-from fluxtalk.datasets.shard_values import ShardValues, decode
+from fluxtalk.datasets.shards.index import ShardSample, index_shard
+from fluxtalk.datasets.shards.values import ShardValues, decode
 from fluxtalk.datasets.splits import Column, divide, split_by_hash
 from fluxtalk.errors import BackendError, DataError, InputError, UsageError
 

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fluxtalk.errors import UsageError
-from fluxtalk.model.contrastive import Candidates, contrast, info_nce
-from fluxtalk.model.pooling import l2_normalise
-from fluxtalk.model.similarity import single
-from fluxtalk.model.token_head import RegisterOutputs
-from fluxtalk.model.world import World
+from fluxtalk.model.head.pooling import l2_normalise
+from fluxtalk.model.head.token_head import RegisterOutputs
+from fluxtalk.model.losses.contrastive import Candidates, contrast, info_nce
+from fluxtalk.model.losses.similarity import single
+from fluxtalk.model.process_group import World
 
 OBJECTIVES = ("none", "reconstruction", "contrast")
 CONTRAST_SCALE = 10.0

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fluxtalk.model.pooling import l2_normalise, pool_kept
+from fluxtalk.model.head.pooling import l2_normalise, pool_kept
 
 
 class Vectors(NamedTuple):

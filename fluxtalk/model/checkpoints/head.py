@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fluxtalk.artifacts import Identity, atomic_file, canonical_json, hash_bytes
+from fluxtalk.artifacts.files import Identity, atomic_file, canonical_json, hash_bytes
 from fluxtalk.config import HeadConfig
 from fluxtalk.errors import CheckpointError, UsageError, reason
-from fluxtalk.model.reduction import FeatureReduction, ReductionConfig
-from fluxtalk.model.registers import RegisterTokenModule
+from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
+from fluxtalk.model.head.registers import RegisterTokenModule
 
 FORMAT = "fluxtalk.stage2"
 SCHEMA_VERSION = 1

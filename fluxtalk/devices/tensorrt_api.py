@@ -18,7 +18,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from fluxtalk.engines import FLAVORS, Flavor
+from fluxtalk.artifacts.engine import FLAVORS, Flavor
 from fluxtalk.errors import BackendError, UsageError
 
 MODULES: dict[Flavor, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}

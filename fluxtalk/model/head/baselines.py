@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fluxtalk.config import HeadConfig
 from fluxtalk.errors import UsageError
-from fluxtalk.model.token_head import TokenHead
+from fluxtalk.model.head.token_head import TokenHead
 
 PROJECTIONS = ("linear", "mlp")
 

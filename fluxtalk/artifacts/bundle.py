@@ -9,7 +9,7 @@
       text.tokenizer.json  files of the preprocessing
       golden.safetensors   inputs with their eager outputs, to verify parity anywhere
       quality.json         what each precision costs, measured on held-out pairs
-      engines/             compiled for one kind of machine, each with its own record (`fluxtalk.engines`)
+      engines/             compiled for one kind of machine, each with its own record (`fluxtalk.artifacts.engine`)
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fluxtalk.artifacts import Identity, hash_file, hash_json, write_json
+from fluxtalk.artifacts.files import Identity, hash_file, hash_json, write_json
 from fluxtalk.config import StrictConfig, require, require_modality_name
 from fluxtalk.errors import ArtifactError, BundleError, UsageError
-from fluxtalk.parity import Tolerance
 from fluxtalk.preprocess import Preprocessor, from_parts
+from fluxtalk.scoring.parity import Tolerance
 
 FORMAT = "fluxtalk.bundle"
 SCHEMA_VERSION = 2

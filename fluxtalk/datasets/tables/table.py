@@ -25,14 +25,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk.artifacts import hash_file, hash_json
+from fluxtalk.artifacts.files import hash_file, hash_json
 from fluxtalk.config import require_modality_name
-from fluxtalk.datasets.links import Cells, link_notes, linked_ids
 from fluxtalk.datasets.names import DataName
 from fluxtalk.datasets.pairs import SPLIT_NAMES, PairDataset
 from fluxtalk.datasets.report import listed, require_files, with_progress
 from fluxtalk.datasets.splits import Column, divide, split_by_hash
-from fluxtalk.datasets.table_readers import READERS, RawTable
+from fluxtalk.datasets.tables.links import Cells, link_notes, linked_ids
+from fluxtalk.datasets.tables.readers import READERS, RawTable
 from fluxtalk.errors import DataError, UsageError
 
 FILE_SUFFIXES = frozenset(

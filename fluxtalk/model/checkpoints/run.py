@@ -9,9 +9,9 @@ from typing import Any
 
 from fluxtalk.datasets.places import absolute_name, first_there
 from fluxtalk.errors import ArtifactError, CheckpointError, DataError, UsageError
+from fluxtalk.model.checkpoints.head import HeadCheckpoint, load_head
+from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1
 from fluxtalk.model.embedder import Embedder
-from fluxtalk.model.head_checkpoint import HeadCheckpoint, load_head
-from fluxtalk.model.stage1 import Stage1, load_stage1
 
 FORMAT = "fluxtalk.run"
 

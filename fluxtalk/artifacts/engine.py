@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from fluxtalk.artifacts import Identity, hash_bytes, hash_json, write_atomically, write_json
+from fluxtalk.artifacts.files import Identity, hash_bytes, hash_json, write_atomically, write_json
 from fluxtalk.config import StrictConfig, require, require_modality_name
 from fluxtalk.errors import ArtifactError, BackendError, UsageError
 

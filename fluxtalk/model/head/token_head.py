@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from fluxtalk.config import HeadConfig
 from fluxtalk.errors import UsageError, check_token_count
-from fluxtalk.model.nested_dropout import NestedDropout
-from fluxtalk.model.pooling import pool_kept, prefix_embeddings, prefix_weights
-from fluxtalk.model.token_dropout import hide_features
+from fluxtalk.model.head.nested_dropout import NestedDropout
+from fluxtalk.model.head.pooling import pool_kept, prefix_embeddings, prefix_weights
+from fluxtalk.model.head.token_dropout import hide_features
 
 
 @dataclass(frozen=True)

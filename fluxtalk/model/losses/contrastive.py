@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fluxtalk.model.similarity import Vectors, similarity
+from fluxtalk.model.losses.similarity import Vectors, similarity
 
 MAX_SCORES = 2**23
 """Scores held at once: 32 MB in float32, of which a loss and its gradient need about eight copies."""

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from fluxtalk.config import HeadConfig
 from fluxtalk.errors import check_token_count
-from fluxtalk.model.attention import CrossAttention, FeedForward, SelfAttention
-from fluxtalk.model.token_head import TokenHead
+from fluxtalk.model.head.attention import CrossAttention, FeedForward, SelfAttention
+from fluxtalk.model.head.token_head import TokenHead
 
 
 class RegisterBlock(nn.Module):

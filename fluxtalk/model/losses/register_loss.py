@@ -1,6 +1,6 @@
 """The training loss: contrastive on the overlapping tokens, regularised and, optionally, trained complementary ones.
 
-The pieces are pure functions in `fluxtalk.model.contrastive` and `fluxtalk.model.complementary`.
+The pieces are pure functions in `fluxtalk.model.losses.contrastive` and `fluxtalk.model.losses.complementary`.
 Shapes: B this process's samples, G samples of all processes, D head dimension.
 """
 
@@ -17,16 +17,16 @@ from torch import Tensor, nn
 
 from fluxtalk.config import AGGREGATIONS
 from fluxtalk.errors import UsageError
-from fluxtalk.model.complementary import (
+from fluxtalk.model.head.token_head import RegisterOutputs
+from fluxtalk.model.losses.complementary import (
     ComplementaryInputs,
     ComplementaryObjective,
     complementary_diversity,
     complementary_l2,
 )
-from fluxtalk.model.contrastive import Candidates, contrast, info_nce, sigmoid_loss
-from fluxtalk.model.similarity import Vectors, aggregate
-from fluxtalk.model.token_head import RegisterOutputs
-from fluxtalk.model.world import OneProcess, World
+from fluxtalk.model.losses.contrastive import Candidates, contrast, info_nce, sigmoid_loss
+from fluxtalk.model.losses.similarity import Vectors, aggregate
+from fluxtalk.model.process_group import OneProcess, World
 
 CONTRASTIVE_LOSSES = ("infonce", "sigmoid")
 INITIAL_TEMPERATURE = 0.07

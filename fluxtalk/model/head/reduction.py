@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fluxtalk.artifacts import canonical_json
+from fluxtalk.artifacts.files import canonical_json
 from fluxtalk.config import StrictConfig, require
 from fluxtalk.errors import DataError
 from fluxtalk.model.encoders import Features

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fluxtalk.datasets.pairs import Split
 from fluxtalk.errors import DataError
-from fluxtalk.metrics import chance_at, first_hit_ranks, recall_at
+from fluxtalk.scoring.metrics import chance_at, first_hit_ranks, recall_at
 from fluxtalk.tokens import concatenate, l2_normalise, pool
 
 
