@@ -31,12 +31,12 @@ from fluxtalk.model.encoders import EncoderSpec
 from fluxtalk.model.process_group import OneProcess
 from fluxtalk.preprocess import FeaturesPreprocessor, ImagePreprocessor
 from fluxtalk.runtime.threads import available_cores
-from fluxtalk.train.cache_options import CacheOptions
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import process_world
 from fluxtalk.train.engine import Trainer
-from fluxtalk.train.feature_cache import CachedFeatures
-from fluxtalk.train.features import cached_features, fitted_reductions
+from fluxtalk.train.features.cache import CachedFeatures
+from fluxtalk.train.features.options import CacheOptions
+from fluxtalk.train.features.sources import cached_features, fitted_reductions
 from fluxtalk.train.inputs import read_inputs
 from fluxtalk.train.run import build_trainer
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from fluxtalk.datasets import glyphs
 from fluxtalk.model.checkpoints.head import load_head
 from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.run_folder import RunFolder
+from fluxtalk.train.records.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGE1 = ROOT / "bench" / "stage1" / "glyphs.pth"

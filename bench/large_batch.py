@@ -30,8 +30,8 @@ from fluxtalk.model.process_group import OneProcess
 from fluxtalk.runtime.threads import available_cores
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
-from fluxtalk.train.features import FeatureSource
-from fluxtalk.train.sampler import PairSampler
+from fluxtalk.train.features.sources import FeatureSource
+from fluxtalk.train.loop.sampler import PairSampler
 
 _DIM = 256
 _LENGTH, _FEATURE = 50, 384

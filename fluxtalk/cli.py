@@ -10,12 +10,15 @@ import importlib
 import click
 
 _COMMANDS = {
-    "stage1": ("fluxtalk.train.stage1_cli:main", "Make a checkpoint of frozen encoders."),
-    "features": ("fluxtalk.train.features_cli:main", "Encode data once ahead of training, and see what is cached."),
+    "stage1": ("fluxtalk.train.stage1.cli:main", "Make a checkpoint of frozen encoders."),
+    "features": ("fluxtalk.train.features.cli:main", "Encode data once ahead of training, and see what is cached."),
     "train": ("fluxtalk.train.cli:main", "Train register tokens over them (fluxtalk-train)."),
-    "eval": ("fluxtalk.train.evaluate_cli:main", "Score any checkpoint of a run on any data set."),
-    "compare": ("fluxtalk.train.compare_cli:main", "Compare runs, those of other implementations too."),
-    "baseline": ("fluxtalk.train.baseline_cli:main", "Train mean-pool + linear on a run's features, to compare."),
+    "eval": ("fluxtalk.train.results.evaluate_cli:main", "Score any checkpoint of a run on any data set."),
+    "compare": ("fluxtalk.train.results.compare_cli:main", "Compare runs, those of other implementations too."),
+    "baseline": (
+        "fluxtalk.train.results.baseline_cli:main",
+        "Train mean-pool + linear on a run's features, to compare.",
+    ),
     "export": ("fluxtalk.export.cli:main", "Turn a run into a bundle, and verify bundles (fluxtalk-export)."),
     "serve": ("fluxtalk.runtime.server.cli:serve", "Serve a bundle over HTTP: OpenAI's API, search, a page."),
     "embed": ("fluxtalk.runtime.cli:embed", "Embed texts, images or features with a bundle."),

@@ -18,7 +18,7 @@ from fluxtalk.model.checkpoints.run import TrainedRun, open_run
 from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1, save_stage1
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.run import fit
-from fluxtalk.train.stage1 import pretrain_modalities
+from fluxtalk.train.stage1.pretrain import pretrain_modalities
 
 
 @pytest.fixture(scope="session", autouse=True)

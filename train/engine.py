@@ -18,20 +18,20 @@ from fluxtalk.model.checkpoints.head import HeadCheckpoint, save_head
 from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.model.losses.register_loss import LossTerms
 from fluxtalk.model.process_group import World
-from fluxtalk.train.bad_steps import report_bad_step, ways_on
-from fluxtalk.train.callbacks import Callback, Callbacks
 from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.features import FeatureSource
-from fluxtalk.train.loader import BatchLoader, read_batch
-from fluxtalk.train.logs import RunLog
-from fluxtalk.train.position import Position
-from fluxtalk.train.rates import Rates
-from fluxtalk.train.run_folder import RunFolder
-from fluxtalk.train.sampler import PairRows, PairSampler
-from fluxtalk.train.signals import StopSignal
-from fluxtalk.train.step import NextBatch, TrainingStep
-from fluxtalk.train.training_loss import build_loss
-from fluxtalk.train.update import MakeOptimiser, Update, adamw
+from fluxtalk.train.features.sources import FeatureSource
+from fluxtalk.train.loop.bad_steps import report_bad_step, ways_on
+from fluxtalk.train.loop.callbacks import Callback, Callbacks
+from fluxtalk.train.loop.loader import BatchLoader, read_batch
+from fluxtalk.train.loop.optimizer_step import MakeOptimiser, Update, adamw
+from fluxtalk.train.loop.position import Position
+from fluxtalk.train.loop.rates import Rates
+from fluxtalk.train.loop.sampler import PairRows, PairSampler
+from fluxtalk.train.loop.signals import StopSignal
+from fluxtalk.train.loop.step import NextBatch, TrainingStep
+from fluxtalk.train.loop.training_loss import build_loss
+from fluxtalk.train.records.log import RunLog
+from fluxtalk.train.records.run_folder import RunFolder
 
 Validate = Callable[[TokenHead], Mapping[str, Any]]
 

@@ -19,8 +19,14 @@ from fluxtalk.model.head.reduction import FeatureReduction
 from fluxtalk.model.process_group import World
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import wait_for_first
-from fluxtalk.train.features import CacheOptions, FeatureSource, feature_sources, fitted_reductions, reduced_dims
-from fluxtalk.train.sampler import PairSampler
+from fluxtalk.train.features.sources import (
+    CacheOptions,
+    FeatureSource,
+    feature_sources,
+    fitted_reductions,
+    reduced_dims,
+)
+from fluxtalk.train.loop.sampler import PairSampler
 
 
 @dataclass(frozen=True)

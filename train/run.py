@@ -20,17 +20,17 @@ from fluxtalk.model.checkpoints.head import load_head
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.model.process_group import World
 from fluxtalk.scoring.retrieval import retrieval
-from fluxtalk.train.callbacks import Callback
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import process_world
 from fluxtalk.train.engine import Trainer
-from fluxtalk.train.evaluate import counted_embeddings
 from fluxtalk.train.init_from import begin_with, old_head
 from fluxtalk.train.inputs import Inputs, build_sampler, read_inputs
-from fluxtalk.train.logs import RunLog
-from fluxtalk.train.resume import record_resumption, require_same_run
-from fluxtalk.train.run_folder import RunFolder, open_run, write_description
-from fluxtalk.train.run_lock import only_writer
+from fluxtalk.train.loop.callbacks import Callback
+from fluxtalk.train.records.log import RunLog
+from fluxtalk.train.records.resume import record_resumption, require_same_run
+from fluxtalk.train.records.run_folder import RunFolder, open_run, write_description
+from fluxtalk.train.records.run_lock import only_writer
+from fluxtalk.train.results.embeddings import counted_embeddings
 
 
 @dataclass(frozen=True)

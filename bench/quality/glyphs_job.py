@@ -32,8 +32,8 @@ from fluxtalk.model.process_group import OneProcess
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.inputs import Inputs, build_sampler, read_inputs
-from fluxtalk.train.logs import RunLog
-from fluxtalk.train.run_folder import RunFolder
+from fluxtalk.train.records.log import RunLog
+from fluxtalk.train.records.run_folder import RunFolder
 
 STAGE1 = Path(__file__).parents[1] / "stage1" / "glyphs.pth"
 VERSION = 1

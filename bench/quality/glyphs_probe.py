@@ -19,8 +19,8 @@ from fluxtalk.datasets.pairs import Split
 from fluxtalk.errors import DataError
 from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.tokens import concatenate, l2_normalise, pool
-from fluxtalk.train.evaluate import all_tokens
-from fluxtalk.train.features import FeatureSource
+from fluxtalk.train.features.sources import FeatureSource
+from fluxtalk.train.results.embeddings import all_tokens
 
 FACTORS = ("family", "weight", "slant")
 """What only an image knows of a glyph; the names of the data set's labels."""

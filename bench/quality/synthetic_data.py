@@ -85,7 +85,7 @@ class SyntheticSplit:
 
 
 class GivenFeatures:
-    """A `fluxtalk.train.features.FeatureSource` of features in memory.
+    """A `fluxtalk.train.features.sources.FeatureSource` of features in memory.
 
     Args:
         values_BLE: of all items.

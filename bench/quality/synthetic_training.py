@@ -21,9 +21,9 @@ from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.model.process_group import OneProcess
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
-from fluxtalk.train.logs import RunLog
-from fluxtalk.train.run_folder import RunFolder
-from fluxtalk.train.sampler import PairSampler
+from fluxtalk.train.loop.sampler import PairSampler
+from fluxtalk.train.records.log import RunLog
+from fluxtalk.train.records.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from fluxtalk.errors import CheckpointError, FluxTalkError, UsageError
 from fluxtalk.model.checkpoints.stage1 import SCHEMA_VERSION, Stage1, Stage1Modality, load_stage1, save_stage1
 from fluxtalk.model.encoders import EncoderSpec, SmallImageEncoder, build_encoder
 from fluxtalk.preprocess import FeaturesPreprocessor, ImagePreprocessor
-from fluxtalk.train.stage1_cli import main
-from fluxtalk.train.stage1_create import stage1_from_specification
+from fluxtalk.train.stage1.cli import main
+from fluxtalk.train.stage1.create import stage1_from_specification
 
 IMAGE_OPTIONS = {"size": 8, "dim": 8, "depth": 1, "heads": 2, "stem": 4}
 

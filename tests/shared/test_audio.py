@@ -24,7 +24,7 @@ from fluxtalk.preprocess import AudioPreprocessor, from_parts
 from fluxtalk.runtime import load
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.run import fit
-from fluxtalk.train.stage1_create import stage1_from_specification
+from fluxtalk.train.stage1.create import stage1_from_specification
 
 RATE = 8000
 _WINDOW = 200

@@ -15,11 +15,11 @@ from fluxtalk.model.checkpoints.stage1 import Stage1, Stage1Modality
 from fluxtalk.model.encoders import EncoderSpec, Features, FrozenEncoder
 from fluxtalk.model.process_group import OneProcess
 from fluxtalk.preprocess import FeaturesPreprocessor
-from fluxtalk.train.cache_options import CacheOptions
-from fluxtalk.train.encoding import Encoding
-from fluxtalk.train.feature_build import build_cache, building_turn
-from fluxtalk.train.feature_cache import CacheKey
-from fluxtalk.train.features import cache_key
+from fluxtalk.train.features.build import build_cache, building_turn
+from fluxtalk.train.features.cache import CacheKey
+from fluxtalk.train.features.encoding import Encoding
+from fluxtalk.train.features.options import CacheOptions
+from fluxtalk.train.features.sources import cache_key
 
 CPU = torch.device("cpu")
 DIM = 6

@@ -14,11 +14,11 @@ from fluxtalk.datasets.pairs import Items, Split
 from fluxtalk.model.encoders import Features
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.model.process_group import OneProcess, World
-from fluxtalk.train.callbacks import Callback
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
-from fluxtalk.train.features import FeatureSource
-from fluxtalk.train.sampler import PairSampler
+from fluxtalk.train.features.sources import FeatureSource
+from fluxtalk.train.loop.callbacks import Callback
+from fluxtalk.train.loop.sampler import PairSampler
 
 IDS, LENGTH, DIM = 24, 5, 6
 

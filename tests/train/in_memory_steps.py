@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import process_world
-from fluxtalk.train.update import Update
+from fluxtalk.train.loop.optimizer_step import Update
 from tests.train.in_memory import in_memory_trainer, three_modalities
 
 

@@ -14,10 +14,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fluxtalk.errors import ArtifactError, UsageError
-from fluxtalk.train.compare import REGISTER_CONFIGURATION, Comparison, compare
-from fluxtalk.train.compare_cli import main
-from fluxtalk.train.compare_table import table_lines
-from fluxtalk.train.run_records import read_run
+from fluxtalk.train.records.run_records import read_run
+from fluxtalk.train.results.compare import REGISTER_CONFIGURATION, Comparison, compare
+from fluxtalk.train.results.compare_cli import main
+from fluxtalk.train.results.compare_table import table_lines
 
 REGISTERS = {
     "num_register_tokens": 4, "num_overlapping_tokens": 3, "nested_dropout_rate": 0.5,

@@ -21,8 +21,8 @@ from fluxtalk.model.checkpoints.stage1 import load_stage1, save_stage1
 from fluxtalk.model.process_group import OneProcess
 from fluxtalk.train.cli import main as train_main
 from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.evaluate_cli import main as eval_main
 from fluxtalk.train.inputs import inputs_of_run
+from fluxtalk.train.results.evaluate_cli import main as eval_main
 from fluxtalk.train.run import fit
 
 CPU = torch.device("cpu")

@@ -29,12 +29,12 @@ from fluxtalk.model.losses.register_loss import LossTerms
 from fluxtalk.model.process_group import OneProcess
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
-from fluxtalk.train.features import FeatureSource
-from fluxtalk.train.logs import RunLog
-from fluxtalk.train.run_folder import RunFolder
-from fluxtalk.train.sampler import PairSampler
-from fluxtalk.train.step import NextBatch
-from fluxtalk.train.update import adamw, learning_rate_factor
+from fluxtalk.train.features.sources import FeatureSource
+from fluxtalk.train.loop.optimizer_step import adamw, learning_rate_factor
+from fluxtalk.train.loop.sampler import PairSampler
+from fluxtalk.train.loop.step import NextBatch
+from fluxtalk.train.records.log import RunLog
+from fluxtalk.train.records.run_folder import RunFolder
 
 IDS, LENGTH, DIM = 24, 5, 6
 
@@ -352,7 +352,7 @@ def test_the_average_is_what_is_validated_and_kept(tmp_path: Path) -> None:
 
 def test_validation_leaves_training_mode_alone(tmp_path: Path) -> None:
     """A head that stayed in evaluation mode would train without dropout."""
-    from fluxtalk.train.evaluate import counted_embeddings
+    from fluxtalk.train.results.embeddings import counted_embeddings
 
     trainer = _trainer(dataclasses.replace(CONFIG, ema_decay=0.0))
     items = {m: Items(list(range(IDS)), np.arange(IDS), np.ones(IDS, dtype=bool)) for m in ("image", "text")}

@@ -17,8 +17,8 @@ from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.scoring.metrics import CUTOFFS
 from fluxtalk.scoring.retrieval import retrieval
-from fluxtalk.train.evaluate import counted_embeddings
-from fluxtalk.train.features import feature_sources
+from fluxtalk.train.features.sources import feature_sources
+from fluxtalk.train.results.embeddings import counted_embeddings
 
 Embeddings = dict[str, NDArray[np.float32]]
 

@@ -14,11 +14,11 @@ from click.testing import CliRunner, Result
 
 from fluxtalk.model.checkpoints.head import load_head, save_head
 from fluxtalk.model.checkpoints.stage1 import Stage1, save_stage1
-from fluxtalk.train.compare import compare
 from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.evaluate_cli import main
+from fluxtalk.train.records.run_records import read_run
+from fluxtalk.train.results.compare import compare
+from fluxtalk.train.results.evaluate_cli import main
 from fluxtalk.train.run import fit
-from fluxtalk.train.run_records import read_run
 from tests.conftest import Made
 
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from fluxtalk.artifacts.files import hash_file
 from fluxtalk.errors import ArtifactError, DataError
 from fluxtalk.model.process_group import OneProcess
-from fluxtalk.train import feature_build
-from fluxtalk.train.encoding import Encoding
-from fluxtalk.train.feature_build import building_turn
-from fluxtalk.train.feature_cache import CachedFeatures
+from fluxtalk.train.features import build as feature_build
+from fluxtalk.train.features.build import building_turn
+from fluxtalk.train.features.cache import CachedFeatures
+from fluxtalk.train.features.encoding import Encoding
 from tests.train.given_features import CPU, DIM, PER_SHARD, build, flip, given, ragged, require_rows
 
 ROOT = Path(__file__).resolve().parents[2]

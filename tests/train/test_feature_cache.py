@@ -16,10 +16,10 @@ import torch
 from fluxtalk.artifacts.files import hash_file
 from fluxtalk.errors import ArtifactError
 from fluxtalk.model.process_group import OneProcess
-from fluxtalk.train.encoding import Encoding
-from fluxtalk.train.feature_build import build_cache, quantise
-from fluxtalk.train.feature_cache import CachedFeatures, CacheKey
-from fluxtalk.train.features import cache_key
+from fluxtalk.train.features.build import build_cache, quantise
+from fluxtalk.train.features.cache import CachedFeatures, CacheKey
+from fluxtalk.train.features.encoding import Encoding
+from fluxtalk.train.features.sources import cache_key
 from tests.train.given_features import CPU, DIM, PER_SHARD, build, flip, given, ragged, require_rows
 
 

@@ -17,9 +17,9 @@ from fluxtalk.errors import ArtifactError, DataError, UsageError
 from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
 from fluxtalk.model.process_group import OneProcess
-from fluxtalk.train import features as module
-from fluxtalk.train.cache_options import CacheOptions
-from fluxtalk.train.features import (
+from fluxtalk.train.features import sources as module
+from fluxtalk.train.features.options import CacheOptions
+from fluxtalk.train.features.sources import (
     CachedFeatures,
     OnlineFeatures,
     cache_key,
@@ -178,7 +178,7 @@ def test_pca_is_fitted_once_on_the_training_split(tmp_path: Path, monkeypatch: p
     values = torch.from_numpy(flat[3])
     torch.testing.assert_close((values - first.mean) @ first.components.T @ first.components + first.mean, values)
     with monkeypatch.context() as patched:
-        patched.setattr("fluxtalk.train.fit_reduction.principal_components", None)
+        patched.setattr("fluxtalk.train.features.fit_reduction.principal_components", None)
         again = fitted_reductions(stage1, data, options, tmp_path, CPU, OneProcess())["sound"]
     assert again.content_hash() == first.content_hash()
     (path,) = (tmp_path / "features").glob("sound-pca2-*.safetensors")
@@ -213,9 +213,9 @@ def test_impossible_options_are_refused(options: dict[str, object], words: str) 
 _RANK = """
 import sys
 from pathlib import Path
-from fluxtalk.train.cache_options import CacheOptions
+from fluxtalk.train.features.options import CacheOptions
 from fluxtalk.train.distributed import process_world
-from fluxtalk.train.feature_build import build_cache
+from fluxtalk.train.features.build import build_cache
 from fluxtalk.train import features
 from tests.train.given_features import given, ragged
 

@@ -12,10 +12,10 @@ from click.testing import CliRunner, Result
 from fluxtalk.datasets import PairDataset
 from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.process_group import OneProcess
-from fluxtalk.train.cache_options import CacheOptions
-from fluxtalk.train.feature_cache import CachedFeatures
-from fluxtalk.train.features import cache_key, fitted_reductions
-from fluxtalk.train.features_cli import build, main
+from fluxtalk.train.features.cache import CachedFeatures
+from fluxtalk.train.features.cli import build, main
+from fluxtalk.train.features.options import CacheOptions
+from fluxtalk.train.features.sources import cache_key, fitted_reductions
 from tests.train.given_features import CPU
 
 BUILD_OPTIONS = {
@@ -34,7 +34,7 @@ def test_the_command_line_is_frozen() -> None:
 
 
 def test_help_does_not_wait_for_torch() -> None:
-    code = "import sys; from fluxtalk.train.features_cli import main; print('torch' in sys.modules)"
+    code = "import sys; from fluxtalk.train.features.cli import main; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
 

@@ -24,7 +24,7 @@ from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.train import Callback, TrainConfig, fit
 from fluxtalk.train.cli import main
 from fluxtalk.train.config import RECIPES
-from fluxtalk.train.stage1_create import stage1_from_specification
+from fluxtalk.train.stage1.create import stage1_from_specification
 from tests.conftest import Made
 
 

@@ -16,10 +16,10 @@ from fluxtalk.model.encoders import FrozenEncoder
 from fluxtalk.model.process_group import OneProcess
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
-from fluxtalk.train.features import OnlineFeatures
+from fluxtalk.train.features.sources import OnlineFeatures
 from fluxtalk.train.inputs import read_inputs
 from fluxtalk.train.run import build_trainer
-from fluxtalk.train.stage1_create import stage1_from_specification
+from fluxtalk.train.stage1.create import stage1_from_specification
 
 FACTORY = """
 import torch

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from fluxtalk.model.encoders import Features
-from fluxtalk.train.loader import BatchLoader
-from fluxtalk.train.sampler import PairRows
+from fluxtalk.train.loop.loader import BatchLoader
+from fluxtalk.train.loop.sampler import PairRows
 
 CPU = torch.device("cpu")
 

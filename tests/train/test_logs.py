@@ -14,8 +14,8 @@ import pytest
 
 from fluxtalk.artifacts.files import Identity
 from fluxtalk.errors import ArtifactError, BackendError
-from fluxtalk.train.logs import RunLog
-from fluxtalk.train.run_folder import RunFolder
+from fluxtalk.train.records.log import RunLog
+from fluxtalk.train.records.run_folder import RunFolder
 
 IDENTITY = Identity("mine", "other", git_revision="abc")
 Events = dict[str, list[tuple[int, Any]]]

@@ -23,9 +23,9 @@ from fluxtalk.model.checkpoints.stage1 import Stage1, Stage1Modality, save_stage
 from fluxtalk.model.encoders import EncoderSpec
 from fluxtalk.preprocess import FeaturesPreprocessor
 from fluxtalk.train import Callback, TrainConfig, fit
-from fluxtalk.train.resume import require_same_run
-from fluxtalk.train.run_folder import RunFolder, open_run
-from fluxtalk.train.run_lock import only_writer
+from fluxtalk.train.records.resume import require_same_run
+from fluxtalk.train.records.run_folder import RunFolder, open_run
+from fluxtalk.train.records.run_lock import only_writer
 from tests.train.test_crash import command
 
 DIM = 6
@@ -219,8 +219,8 @@ def test_of_two_that_begin_together_one_trains(
 def test_kill_9_lets_go_of_the_folder(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from fluxtalk.train.run_folder import RunFolder
-from fluxtalk.train.run_lock import only_writer
+from fluxtalk.train.records.run_folder import RunFolder
+from fluxtalk.train.records.run_lock import only_writer
 with only_writer(RunFolder(Path({str(tmp_path)!r}))):
     print("held", flush=True)
     input()

@@ -7,7 +7,7 @@ import pytest
 
 from fluxtalk.datasets.pairs import Items, PairDataset, Split
 from fluxtalk.errors import UsageError
-from fluxtalk.train.sampler import ABSENT, PairSampler
+from fluxtalk.train.loop.sampler import ABSENT, PairSampler
 
 COUNTS = {"image": [3, 1, 2, 5, 1, 1, 4, 2, 1, 1, 3], "text": [1, 1, 1, 2, 1, 9, 1, 1, 1, 1, 1]}
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import DataError, UsageError
 from fluxtalk.model.checkpoints.stage1 import Stage1
-from fluxtalk.train.encoding import Encoding
-from fluxtalk.train.features import OnlineFeatures, cached_features
-from fluxtalk.train.stage1_cli import main
-from fluxtalk.train.stage1_create import stage1_from_specification
+from fluxtalk.train.features.encoding import Encoding
+from fluxtalk.train.features.sources import OnlineFeatures, cached_features
+from fluxtalk.train.stage1.cli import main
+from fluxtalk.train.stage1.create import stage1_from_specification
 from tests.train.given_features import CPU, DIM, given, ragged
 
 CODE = """

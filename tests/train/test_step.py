@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
-from fluxtalk.train.loader import read_batch
+from fluxtalk.train.loop.loader import read_batch
 from tests.train.in_memory import in_memory_trainer, three_modalities
 
 CONFIG = TrainConfig(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fluxtalk.errors import TrainingError
-from fluxtalk.train.logs import RunLog
-from fluxtalk.train.run_folder import RunFolder
+from fluxtalk.train.records.log import RunLog
+from fluxtalk.train.records.run_folder import RunFolder
 
 BAD_STEPS = 3
 """Steps in a row without a usable loss or gradient that end a run."""

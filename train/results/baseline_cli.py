@@ -32,11 +32,11 @@ def main(run: Path, projection: str, stage1_checkpoint: Path | None, cache_dir: 
     """
     from fluxtalk.artifacts.files import write_json
     from fluxtalk.model.checkpoints.run import read_run_config
-    from fluxtalk.train.baseline import train_baseline
     from fluxtalk.train.distributed import process_world
     from fluxtalk.train.inputs import inputs_of_run
+    from fluxtalk.train.records.run_folder import RunFolder
+    from fluxtalk.train.results.baseline import train_baseline
     from fluxtalk.train.run import recall_lines
-    from fluxtalk.train.run_folder import RunFolder
 
     content = read_run_config(run)
     folder = RunFolder(run / f"baseline-{projection}")

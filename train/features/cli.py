@@ -9,7 +9,7 @@ import click
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.datasets import SPLIT_NAMES, default_cache_dir
 from fluxtalk.errors import ArtifactError
-from fluxtalk.train.cache_options import DTYPES, CacheOptions
+from fluxtalk.train.features.options import DTYPES, CacheOptions
 
 _DEFAULTS = CacheOptions()
 _CACHE_HELP = "For renderings and features.  [default: ~/.cache/fluxtalk]"
@@ -64,12 +64,12 @@ def build(
     """Encode every item once; what an interrupted build finished is kept.
 
     Training with the same encoders, data and options then reads it. On several GPUs or processes:
-    torchrun --nproc_per_node=N -m fluxtalk.train.features_cli build OPTIONS
+    torchrun --nproc_per_node=N -m fluxtalk.train.features.cli build OPTIONS
     """
     options = CacheOptions(feature_dtype, feature_pca, feature_pool)
     # Only here: `--help` and bad options must not wait for torch.
     from fluxtalk.train.distributed import process_world
-    from fluxtalk.train.prebuild import prebuild
+    from fluxtalk.train.features.prebuild import prebuild
 
     wanted = None if splits is None else tuple(name.strip() for name in splits.split(","))
     folder = default_cache_dir(cache_dir)
@@ -97,7 +97,7 @@ def verify(cache_dir: str | None) -> None:
 
 
 def _report(cache_dir: str | None, verify: bool) -> None:
-    from fluxtalk.train.cache_report import report_caches
+    from fluxtalk.train.features.report import report_caches
 
     folder = default_cache_dir(cache_dir)
     entries = list(report_caches(folder, verify))

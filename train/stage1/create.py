@@ -17,7 +17,7 @@ from fluxtalk.errors import CheckpointError, UsageError, reason
 from fluxtalk.model.checkpoints.stage1 import Stage1, Stage1Modality
 from fluxtalk.model.encoders import EncoderSpec, build_encoder
 from fluxtalk.preprocess import FeaturesPreprocessor, Preprocessor, TextPreprocessor, from_parts
-from fluxtalk.train.stage1_probe import probe
+from fluxtalk.train.stage1.probe import probe
 
 _KEYS = {"encoder", "options", "weights", "preprocess"}
 

@@ -14,8 +14,8 @@ from fluxtalk.model.checkpoints.run import read_run_config
 from fluxtalk.scoring.retrieval import retrieval
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import process_world
-from fluxtalk.train.evaluate import counted_embeddings
 from fluxtalk.train.inputs import Inputs, config_of_run, read_inputs
+from fluxtalk.train.results.embeddings import counted_embeddings
 
 _AVERAGE = "average."
 """What a moving average's tensors are called in the training state."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fluxtalk.train.features import FeatureSource
-from fluxtalk.train.sampler import PairRows
+from fluxtalk.train.features.sources import FeatureSource
+from fluxtalk.train.loop.sampler import PairRows
 
 _AHEAD = 2
 """Batches held ready: enough to hide the reading of one, and little memory."""

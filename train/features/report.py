@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from fluxtalk.errors import ArtifactError
-from fluxtalk.train.feature_cache import MANIFEST, CachedFeatures, features_folder
+from fluxtalk.train.features.cache import MANIFEST, CachedFeatures, features_folder
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 
 from fluxtalk.datasets import PairDataset
 from fluxtalk.model.process_group import World
-from fluxtalk.train.cache_options import CacheOptions
-from fluxtalk.train.feature_build import Say
-from fluxtalk.train.features import CachedFeatures, feature_sources, fitted_reductions
+from fluxtalk.train.features.build import Say
+from fluxtalk.train.features.options import CacheOptions
+from fluxtalk.train.features.sources import CachedFeatures, feature_sources, fitted_reductions
 from fluxtalk.train.inputs import read_encoders_and_data
 
 

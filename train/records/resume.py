@@ -10,7 +10,7 @@ from fluxtalk.artifacts.files import write_atomically, write_json
 from fluxtalk.errors import CheckpointError, UsageError
 from fluxtalk.model.checkpoints.run import read_run_config
 from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.run_folder import RunFolder
+from fluxtalk.train.records.run_folder import RunFolder
 
 
 def require_same_run(folder: RunFolder, data: str, found: Mapping[str, Any]) -> None:

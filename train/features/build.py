@@ -21,8 +21,8 @@ from fluxtalk.artifacts.files import atomic_file, canonical_json, hash_file, wri
 from fluxtalk.console import progress
 from fluxtalk.errors import DataError, UsageError
 from fluxtalk.model.process_group import World
-from fluxtalk.train.encoding import Encoding
-from fluxtalk.train.feature_cache import MANIFEST, PAIRS, CacheKey, Manifest, Shard, shard_file
+from fluxtalk.train.features.cache import MANIFEST, PAIRS, CacheKey, Manifest, Shard, shard_file
+from fluxtalk.train.features.encoding import Encoding
 
 Say = Callable[[str], None]
 

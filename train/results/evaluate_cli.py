@@ -35,7 +35,7 @@ def main(output: Path | None, as_json: bool, **asked: Any) -> None:
     """Score a checkpoint of RUN (OUTPUT_DIR/LOG_NAME of fluxtalk-train) by retrieval, for every number of tokens."""
     # Only here: `--help` and bad options must not wait for torch.
     from fluxtalk.artifacts.files import write_json
-    from fluxtalk.train.evaluation import Evaluation, evaluate
+    from fluxtalk.train.results.evaluate import Evaluation, evaluate
     from fluxtalk.train.run import recall_lines
 
     record = evaluate(Evaluation(**asked), say=lambda text: click.echo(text, err=True))

@@ -9,10 +9,10 @@ import click
 
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.errors import UsageError
-from fluxtalk.train.compare import REGISTER_CONFIGURATION, compare
-from fluxtalk.train.compare_plot import draw
-from fluxtalk.train.compare_table import table_lines
-from fluxtalk.train.run_records import read_run
+from fluxtalk.train.records.run_records import read_run
+from fluxtalk.train.results.compare import REGISTER_CONFIGURATION, compare
+from fluxtalk.train.results.compare_plot import draw
+from fluxtalk.train.results.compare_table import table_lines
 
 
 @click.command(name="compare", context_settings={"max_content_width": 110})

@@ -19,9 +19,9 @@ from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.encoders import Features
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig, principal_components
 from fluxtalk.model.process_group import World
-from fluxtalk.train.cache_options import CacheOptions
-from fluxtalk.train.encoding import Encoding
-from fluxtalk.train.feature_cache import features_folder
+from fluxtalk.train.features.cache import features_folder
+from fluxtalk.train.features.encoding import Encoding
+from fluxtalk.train.features.options import CacheOptions
 
 FORMAT = "fluxtalk.reduction"
 _SCHEMA = 1

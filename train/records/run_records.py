@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxtalk.errors import ArtifactError, reason
-from fluxtalk.train.record_file import Record, RecordFile, read_records, strict_json
+from fluxtalk.train.records.record_file import Record, RecordFile, read_records, strict_json
 
 RUN_FORMAT = "fluxtalk.run"
 _SCALED_FACTS = ("processes", "global_batch")

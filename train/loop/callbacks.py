@@ -18,7 +18,7 @@ class Callback:
         """After optimiser step ``step`` (from 1), with the terms of its loss."""
 
     def on_validation(self, step: int, scores: Mapping[str, Any], head: TokenHead) -> None:
-        """After a validation, with its scores (`fluxtalk.train.evaluate.retrieval`) and the head that was scored."""
+        """After a validation, with its scores (`fluxtalk.scoring.retrieval`) and its head."""
 
 
 class Callbacks(Callback):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fluxtalk.train.compare import NOT_STATED, Comparison
-from fluxtalk.train.run_records import RunRecords, score_of
+from fluxtalk.train.records.run_records import RunRecords, score_of
+from fluxtalk.train.results.compare import NOT_STATED, Comparison
 
 _GAP = "  "
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from fluxtalk.train.loader import BatchLoader
+from fluxtalk.train.loop.loader import BatchLoader
 
 
 class Rates:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fluxtalk.artifacts.files import canonical_json
 from fluxtalk.errors import UsageError
-from fluxtalk.train.run_records import RunRecords, score_of
+from fluxtalk.train.records.run_records import RunRecords, score_of
 
 REGISTER_CONFIGURATION = (
     "num_register_tokens",

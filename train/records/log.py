@@ -10,9 +10,9 @@ from typing import Any
 from tqdm import tqdm
 
 from fluxtalk.artifacts.files import Identity, write_atomically
-from fluxtalk.train.record_file import read_records
-from fluxtalk.train.run_folder import RunFolder
-from fluxtalk.train.to_tensorboard import open_tensorboard
+from fluxtalk.train.records.record_file import read_records
+from fluxtalk.train.records.run_folder import RunFolder
+from fluxtalk.train.records.to_tensorboard import open_tensorboard
 
 
 class RunLog:

@@ -36,7 +36,7 @@ def pretrain(dataset: str, output: Path, image_steps: int, text_steps: int, seed
     """Train small encoders by masking, each on its own modality: no pair is seen."""
     from fluxtalk.datasets import default_cache_dir, load_dataset
     from fluxtalk.model.checkpoints.stage1 import Stage1, save_stage1
-    from fluxtalk.train.stage1 import pretrain_modalities
+    from fluxtalk.train.stage1.pretrain import pretrain_modalities
 
     data = load_dataset(dataset, default_cache_dir(cache_dir))
     started = time.monotonic()
@@ -70,7 +70,7 @@ def create(specification: Path, output: Path) -> None:
        "text": {"encoder": "features:384"}}}
     """
     from fluxtalk.model.checkpoints.stage1 import save_stage1
-    from fluxtalk.train.stage1_create import stage1_from_specification
+    from fluxtalk.train.stage1.create import stage1_from_specification
 
     if output.suffix != ".pth":
         raise UsageError(f"A stage 1 checkpoint is a .pth file; got --output {output}.")

@@ -23,7 +23,7 @@ from fluxtalk.model.losses.complementary import ComplementaryInputs
 from fluxtalk.model.losses.register_loss import LossTerms, RegisterTokenLoss
 from fluxtalk.model.process_group import World
 from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.loader import Batch
+from fluxtalk.train.loop.loader import Batch
 
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

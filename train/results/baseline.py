@@ -16,11 +16,11 @@ from fluxtalk.model.process_group import OneProcess
 from fluxtalk.scoring.retrieval import retrieval
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
-from fluxtalk.train.evaluate import counted_embeddings
 from fluxtalk.train.inputs import Inputs, build_sampler
-from fluxtalk.train.logs import RunLog
-from fluxtalk.train.run_folder import RunFolder
-from fluxtalk.train.run_lock import only_writer
+from fluxtalk.train.records.log import RunLog
+from fluxtalk.train.records.run_folder import RunFolder
+from fluxtalk.train.records.run_lock import only_writer
+from fluxtalk.train.results.embeddings import counted_embeddings
 
 
 def train_baseline(config: TrainConfig, inputs: Inputs, folder: RunFolder, projection: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fluxtalk.errors import UsageError
-from fluxtalk.train.run_folder import RunFolder
+from fluxtalk.train.records.run_folder import RunFolder
 
 
 @contextmanager

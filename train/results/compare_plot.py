@@ -8,8 +8,8 @@ from typing import Any
 
 from fluxtalk.artifacts.files import atomic_file
 from fluxtalk.errors import BackendError, DataError, UsageError
-from fluxtalk.train.compare import Comparison
-from fluxtalk.train.run_records import RunRecords, score_of
+from fluxtalk.train.records.run_records import RunRecords, score_of
+from fluxtalk.train.results.compare import Comparison
 
 FORMATS = ("png", "svg", "pdf")
 _CUTOFF = "10"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fluxtalk.datasets.pairs import Split
 from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.scoring.retrieval import ItemTokens
-from fluxtalk.train.features import FeatureSource
+from fluxtalk.train.features.sources import FeatureSource
 
 _BATCH = 512
 

@@ -16,11 +16,11 @@ from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.encoders import Features
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
 from fluxtalk.model.process_group import OneProcess, World
-from fluxtalk.train.cache_options import CacheOptions
-from fluxtalk.train.encoding import Encoding
-from fluxtalk.train.feature_build import Say, build_cache, building_turn
-from fluxtalk.train.feature_cache import CachedFeatures, CacheKey
-from fluxtalk.train.fit_reduction import fitted_reductions, reduced_dims
+from fluxtalk.train.features.build import Say, build_cache, building_turn
+from fluxtalk.train.features.cache import CachedFeatures, CacheKey
+from fluxtalk.train.features.encoding import Encoding
+from fluxtalk.train.features.fit_reduction import fitted_reductions, reduced_dims
+from fluxtalk.train.features.options import CacheOptions
 
 __all__ = [
     "CacheOptions",
