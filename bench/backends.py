@@ -34,8 +34,8 @@ from bench.vit import vit_small
 from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.artifacts.files import git_revision, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
-from fluxtalk.export.precision import convert
-from fluxtalk.export.to_onnx import export_onnx, graph_files
+from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
+from fluxtalk.export.precision.precision import convert
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import FrozenEncoder, SmallImageEncoder, SmallTextEncoder
 from fluxtalk.model.head.registers import RegisterTokenModule

@@ -167,8 +167,8 @@ def tables(results: dict[str, Any]) -> list[str]:
 
 def _compile(bundle: Bundle, compute_capability: str) -> list[dict[str, Any]]:
     from fluxtalk.devices.tensorrt_api import load_tensorrt
-    from fluxtalk.export.profiles import profiles_of
-    from fluxtalk.export.to_tensorrt import build_engine, held, source_of, target_of
+    from fluxtalk.export.to_tensorrt.compile import build_engine, held, source_of, target_of
+    from fluxtalk.export.to_tensorrt.profiles import profiles_of
 
     api = load_tensorrt("rtx")
     target = target_of(api, [compute_capability])

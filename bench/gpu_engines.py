@@ -31,8 +31,8 @@ def build(report: Report, subject: Subject, rehearse: bool) -> list[dict[str, An
     Args:
         rehearse: there is no GPU: TensorRT-RTX compiles one graph for another machine's.
     """
-    from fluxtalk.export.profiles import profiles_of
-    from fluxtalk.export.to_tensorrt import build_engine, held, source_of, target_of
+    from fluxtalk.export.to_tensorrt.compile import build_engine, held, source_of, target_of
+    from fluxtalk.export.to_tensorrt.profiles import profiles_of
 
     bundle, rows = subject.bundle, []
     modalities = list(bundle.manifest.modalities)

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from fluxtalk.console import debug_option, option, sentence_errors
-from fluxtalk.export.triton_cli import triton
-from fluxtalk.export.trt_cli import trt
+from fluxtalk.export.to_tensorrt.cli import trt
+from fluxtalk.export.to_triton.cli import triton
 
 
 @click.group(name="export")

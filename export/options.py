@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fluxtalk.errors import UsageError
-from fluxtalk.export.precision import INT8_METHODS, check_precisions
-from fluxtalk.export.to_onnx import DEFAULT_OPSET
+from fluxtalk.export.graph.to_onnx import DEFAULT_OPSET
+from fluxtalk.export.precision.precision import INT8_METHODS, check_precisions
 
 
 @dataclass(frozen=True)

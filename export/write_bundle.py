@@ -22,10 +22,10 @@ from fluxtalk.artifacts.bundle import (
 from fluxtalk.artifacts.files import atomic_folder, hash_file, write_atomically, write_json
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BundleError, check_token_count
-from fluxtalk.export.golden_cases import eager_outputs, longest_case, prove_longest
-from fluxtalk.export.graph_writer import GraphWriter, graph_name
+from fluxtalk.export.graph.golden_cases import eager_outputs, longest_case, prove_longest
+from fluxtalk.export.graph.graph_writer import GraphWriter, graph_name
+from fluxtalk.export.graph.traced import TracedModality, trace
 from fluxtalk.export.options import ExportOptions
-from fluxtalk.export.traced import TracedModality, trace
 from fluxtalk.model.checkpoints.run import TrainedRun
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.golden import Golden, golden_bytes

@@ -14,8 +14,8 @@ from tokenizers.models import WordLevel
 from torch import nn
 
 from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX
-from fluxtalk.export.graph_tools import run
-from fluxtalk.export.to_onnx import export_onnx
+from fluxtalk.export.graph.graph_tools import run
+from fluxtalk.export.graph.to_onnx import export_onnx
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import FrozenEncoder, GivenFeatures, SmallImageEncoder, SmallTextEncoder
 from fluxtalk.model.head.registers import RegisterTokenModule

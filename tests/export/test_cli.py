@@ -22,7 +22,7 @@ from fluxtalk.artifacts.files import hash_file
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import ParityError, UsageError
 from fluxtalk.export.cli import main
-from fluxtalk.export.to_onnx import export_onnx
+from fluxtalk.export.graph.to_onnx import export_onnx
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import FrozenEncoder

@@ -14,9 +14,9 @@ import torch
 from fluxtalk.artifacts.bundle import TOKEN_INDEX, read_bundle
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BundleError, TokenCountError, UsageError
+from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
+from fluxtalk.export.graph.traced import sample_batch
 from fluxtalk.export.options import ExportOptions
-from fluxtalk.export.to_onnx import export_onnx, graph_files
-from fluxtalk.export.traced import sample_batch
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.runtime import load

@@ -8,7 +8,7 @@ import pytest
 
 from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS, TOKEN_INDEX
 from fluxtalk.errors import UsageError
-from fluxtalk.export.graph_tools import ancestors, cut, fold_constants, inputs_of, multiply_adds, run
+from fluxtalk.export.graph.graph_tools import ancestors, cut, fold_constants, inputs_of, multiply_adds, run
 from tests.export.graphs import DIMS, content, embed, graph, inputs, model_of, node, operators
 
 FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS
 from fluxtalk.errors import UsageError
-from fluxtalk.export.graph_tools import constants, consumers, run
-from fluxtalk.export.half import emulate_half, to_half
+from fluxtalk.export.graph.graph_tools import constants, consumers, run
+from fluxtalk.export.precision.half import emulate_half, to_half
 from fluxtalk.scoring.parity import TOLERANCES, embedding_difference
 from tests.export.graphs import Arrays, content, embed, graph, inputs, model_of, node, operators, types
 

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX
-from fluxtalk.export.graph_tools import producers, run
-from fluxtalk.export.half import emulate_half, to_half
+from fluxtalk.export.graph.graph_tools import producers, run
+from fluxtalk.export.precision.half import emulate_half, to_half
 from fluxtalk.scoring.parity import TOLERANCES, embedding_difference
 from tests.export.graphs import Arrays, model_of, node, types
 from tests.export.trt_bundles import WORDS, embedder_of, graph_of, kinds

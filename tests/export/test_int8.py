@@ -11,8 +11,8 @@ import pytest
 
 from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS, TOKEN_INDEX
 from fluxtalk.errors import UsageError
-from fluxtalk.export.graph_tools import ancestors, constants, cut, run
-from fluxtalk.export.int8 import (
+from fluxtalk.export.graph.graph_tools import ancestors, constants, cut, run
+from fluxtalk.export.precision.int8 import (
     TABLE_NUMBERS,
     nothing_to_quantise,
     quantise_dynamic,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fluxtalk.artifacts.bundle import TOKEN_INDEX
-from fluxtalk.export.to_onnx import export_onnx, graph_files
+from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import EncoderSpec, FrozenEncoder, build_encoder
 from fluxtalk.model.head.registers import RegisterTokenModule

@@ -9,7 +9,7 @@ import pytest
 
 from fluxtalk.artifacts.bundle import Bundle, Manifest, ModalityEntry, PrecisionEntry
 from fluxtalk.errors import UsageError
-from fluxtalk.export.profiles import default_profile, parse_profile, profiles_of, sizes_at, spelled
+from fluxtalk.export.to_tensorrt.profiles import default_profile, parse_profile, profiles_of, sizes_at, spelled
 from fluxtalk.scoring.parity import TOLERANCES
 
 EVERY = ("image", "text", "track")

@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle, read_bundle
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BackendError, QualityError, UsageError
-from fluxtalk.export import graph_writer
 from fluxtalk.export.cli import main
+from fluxtalk.export.graph import graph_writer
 from fluxtalk.export.options import ExportOptions
-from fluxtalk.export.quality import Scores, held_out_items, quality, score
+from fluxtalk.export.precision.quality import Scores, held_out_items, quality, score
 from fluxtalk.export.verify import verify_bundle
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.model.checkpoints.run import TrainedRun

@@ -15,11 +15,11 @@ from tritonclient.grpc import model_config_pb2
 from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle
 from fluxtalk.artifacts.engine import Profile
 from fluxtalk.errors import UsageError
-from fluxtalk.export import triton_repository
 from fluxtalk.export.cli import main
-from fluxtalk.export.to_onnx import graph_files
-from fluxtalk.export.traced import sample_batch
-from fluxtalk.export.triton import TritonOptions, with_batched_index, write_model
+from fluxtalk.export.graph.to_onnx import graph_files
+from fluxtalk.export.graph.traced import sample_batch
+from fluxtalk.export.to_triton import repository as triton_repository
+from fluxtalk.export.to_triton.model import TritonOptions, with_batched_index, write_model
 from fluxtalk.runtime.golden import read_golden
 from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
 from tests.conftest import Made

@@ -19,9 +19,9 @@ from fluxtalk.artifacts.files import hash_bytes
 from fluxtalk.devices.gpu import compute_capability
 from fluxtalk.devices.tensorrt_api import TensorRT, choose_flavor, load_tensorrt, shortened
 from fluxtalk.errors import ArtifactError, BackendError, UsageError
-from fluxtalk.export import to_tensorrt
-from fluxtalk.export.profiles import default_profile
-from fluxtalk.export.to_tensorrt import (
+from fluxtalk.export.to_tensorrt import compile as to_tensorrt
+from fluxtalk.export.to_tensorrt.cli import trt
+from fluxtalk.export.to_tensorrt.compile import (
     Source,
     Target,
     add_profile,
@@ -31,8 +31,8 @@ from fluxtalk.export.to_tensorrt import (
     source_of,
     target_of,
 )
-from fluxtalk.export.trt_cli import trt
-from fluxtalk.export.trt_progress import BuildProgress
+from fluxtalk.export.to_tensorrt.profiles import default_profile
+from fluxtalk.export.to_tensorrt.progress import BuildProgress
 from tests.conftest import Made
 from tests.export.trt_bundles import DIM, bundle_of, graph_of, kinds
 

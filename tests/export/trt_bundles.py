@@ -28,9 +28,9 @@ from fluxtalk.artifacts.bundle import (
     write_manifest,
 )
 from fluxtalk.artifacts.files import hash_file, write_atomically
-from fluxtalk.export.graph_writer import graph_name
-from fluxtalk.export.precision import Batches, convert
-from fluxtalk.export.to_onnx import export_onnx, graph_files
+from fluxtalk.export.graph.graph_writer import graph_name
+from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
+from fluxtalk.export.precision.precision import Batches, convert
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import FrozenEncoder, build_encoder
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig

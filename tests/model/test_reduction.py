@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 
 from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.errors import DataError, UsageError
-from fluxtalk.export.to_onnx import export_onnx, graph_files
+from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import Features, FrozenEncoder, GivenFeatures
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig, principal_components

@@ -18,10 +18,10 @@ from fluxtalk.artifacts.engine import FLAVORS, Flavor
 from fluxtalk.datasets import PairDataset
 from fluxtalk.devices.tensorrt_api import MODULES, load_tensorrt
 from fluxtalk.errors import BackendError
+from fluxtalk.export.graph.to_onnx import DEFAULT_OPSET
 from fluxtalk.export.options import ExportOptions
-from fluxtalk.export.profiles import profiles_of
-from fluxtalk.export.to_onnx import DEFAULT_OPSET
-from fluxtalk.export.to_tensorrt import build_engine, source_of, target_of
+from fluxtalk.export.to_tensorrt.compile import build_engine, source_of, target_of
+from fluxtalk.export.to_tensorrt.profiles import profiles_of
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.runtime import load
 from fluxtalk.runtime.backends import NATIVE, choose, open_session

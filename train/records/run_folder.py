@@ -35,8 +35,8 @@ SCHEMA_VERSION = 1
 _RESUMED_ANYWHERE = {
     "accum_steps", "batch_size", "cache_dir", "data", "device", "output_dir", "log_name", "stage1_checkpoint"
 }  # fmt: skip
-"""Options that may change when a run is resumed, as long as `fluxtalk.train.records.resume` finds the same data, encoders
-and global batch."""
+"""Options that may change when a run is resumed, as long as `fluxtalk.train.records.resume` finds the same data,
+encoders and global batch."""
 _BEFORE_TRAINING = {"METADATA.txt", "checkpoints", "run.json", "tensorboard", "train.log"}
 
 

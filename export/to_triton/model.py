@@ -30,7 +30,7 @@ from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle
 from fluxtalk.artifacts.engine import Profile
 from fluxtalk.artifacts.files import write_atomically
 from fluxtalk.errors import UsageError
-from fluxtalk.export.to_onnx import graph_files
+from fluxtalk.export.graph.to_onnx import graph_files
 from fluxtalk.runtime.golden import read_golden
 
 Arrays = dict[str, NDArray[Any]]

@@ -46,8 +46,8 @@ def triton(
     """Write BUNDLE as a Triton model repository: k is an input, preprocessing stays with the client."""
     # Only here: `--help` must not wait for onnx.
     from fluxtalk.artifacts.bundle import read_bundle
-    from fluxtalk.export.triton import TritonOptions
-    from fluxtalk.export.triton_repository import write_repository
+    from fluxtalk.export.to_triton.model import TritonOptions
+    from fluxtalk.export.to_triton.repository import write_repository
 
     options = TritonOptions(
         platform=platform,

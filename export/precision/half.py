@@ -15,8 +15,8 @@ import onnx
 from numpy.typing import NDArray
 
 from fluxtalk.errors import UsageError
-from fluxtalk.export.graph_tools import copied, replace_nodes
-from fluxtalk.export.half_plan import HALF_TYPES, Plan, plan_half
+from fluxtalk.export.graph.graph_tools import copied, replace_nodes
+from fluxtalk.export.precision.half_plan import HALF_TYPES, Plan, plan_half
 
 _NUMPY: dict[str, Any] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from fluxtalk.artifacts.bundle import ATTENTION, OUTPUTS, PrecisionEntry
 from fluxtalk.errors import UsageError, reason
-from fluxtalk.export.graph_writer import graph_name, widened
-from fluxtalk.export.precision import runs_on_cpu
+from fluxtalk.export.graph.graph_writer import graph_name, widened
+from fluxtalk.export.precision.precision import runs_on_cpu
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import to_tensors
 from fluxtalk.runtime.golden import Golden, replay_longest

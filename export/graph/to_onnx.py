@@ -22,7 +22,7 @@ import fluxtalk
 from fluxtalk.artifacts.bundle import ATTENTION, FEATURES, OUTPUTS, TOKEN_INDEX
 from fluxtalk.artifacts.files import write_atomically
 from fluxtalk.errors import UsageError, reason
-from fluxtalk.export.graph_tools import fold_constants
+from fluxtalk.export.graph.graph_tools import fold_constants
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.preprocess import Preprocessor
 

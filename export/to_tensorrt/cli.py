@@ -13,7 +13,7 @@ from fluxtalk.console import debug_option, option, sentence_errors
 
 if TYPE_CHECKING:
     from fluxtalk.devices.tensorrt_api import TensorRT
-    from fluxtalk.export.to_tensorrt import Source, Target
+    from fluxtalk.export.to_tensorrt.compile import Source, Target
 
 
 @click.command()
@@ -81,8 +81,8 @@ def trt(
     from fluxtalk.artifacts.bundle import read_bundle
     from fluxtalk.devices.tensorrt_api import choose_flavor, load_tensorrt
     from fluxtalk.errors import UsageError
-    from fluxtalk.export.profiles import profiles_of
-    from fluxtalk.export.to_tensorrt import held, source_of, target_of
+    from fluxtalk.export.to_tensorrt.compile import held, source_of, target_of
+    from fluxtalk.export.to_tensorrt.profiles import profiles_of
 
     opened = read_bundle(bundle)
     known = list(opened.manifest.modalities)
@@ -125,8 +125,8 @@ def _build_all(api: TensorRT, sources: Sequence[Source], target: Target, folder:
 
 
 def _build(api: TensorRT, source: Source, target: Target, folder: Path) -> None:
-    from fluxtalk.export.profiles import spelled
-    from fluxtalk.export.to_tensorrt import build_engine, name_of
+    from fluxtalk.export.to_tensorrt.compile import build_engine, name_of
+    from fluxtalk.export.to_tensorrt.profiles import spelled
 
     start = time.perf_counter()
     record = build_engine(api, source, target, folder, click.echo)

@@ -13,10 +13,10 @@ from fluxtalk.artifacts.engine import read_plan
 from fluxtalk.artifacts.files import atomic_folder, hash_file
 from fluxtalk.devices.tensorrt_api import load_tensorrt
 from fluxtalk.errors import BackendError, BundleError, UsageError
-from fluxtalk.export.profiles import profiles_of
-from fluxtalk.export.to_onnx import graph_files
-from fluxtalk.export.to_tensorrt import Source, build_engine, target_of
-from fluxtalk.export.triton import TritonOptions, with_batched_index, write_model
+from fluxtalk.export.graph.to_onnx import graph_files
+from fluxtalk.export.to_tensorrt.compile import Source, build_engine, target_of
+from fluxtalk.export.to_tensorrt.profiles import profiles_of
+from fluxtalk.export.to_triton.model import TritonOptions, with_batched_index, write_model
 
 
 def write_repository(
@@ -27,7 +27,7 @@ def write_repository(
     Args:
         output: must not exist, or be empty.
         precision: of the bundle's; None takes its first.
-        profiles: for the platform ``tensorrt``, as `fluxtalk.export.profiles` reads them.
+        profiles: for the platform ``tensorrt``, as `fluxtalk.export.to_tensorrt.profiles` reads them.
 
     Returns:
         The models' names.

@@ -12,7 +12,7 @@ import onnx
 
 from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.errors import UsageError
-from fluxtalk.export.graph_tools import constants, consumers, inputs_of, producers
+from fluxtalk.export.graph.graph_tools import constants, consumers, inputs_of, producers
 
 HALF_TYPES: dict[str, int] = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 

@@ -26,8 +26,8 @@ from fluxtalk.artifacts.files import hash_bytes, write_atomically
 from fluxtalk.devices.gpu import compute_capability
 from fluxtalk.devices.tensorrt_api import NAMES, TensorRT, shortened
 from fluxtalk.errors import ArtifactError, BackendError, UsageError
-from fluxtalk.export.profiles import sizes_at
-from fluxtalk.export.trt_progress import BuildProgress, progress_monitor
+from fluxtalk.export.to_tensorrt.profiles import sizes_at
+from fluxtalk.export.to_tensorrt.progress import BuildProgress, progress_monitor
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 """What is compiled unless something is named: int8 is made for the CPU."""

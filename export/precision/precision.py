@@ -10,8 +10,8 @@ import onnx
 from numpy.typing import NDArray
 
 from fluxtalk.errors import UsageError
-from fluxtalk.export.half import emulate_half, to_half
-from fluxtalk.export.int8 import nothing_to_quantise, quantise_dynamic, quantise_static, weight_only_int8
+from fluxtalk.export.precision.half import emulate_half, to_half
+from fluxtalk.export.precision.int8 import nothing_to_quantise, quantise_dynamic, quantise_static, weight_only_int8
 from fluxtalk.scoring.parity import PRECISIONS, TOLERANCES, Tolerance
 
 INT8_METHODS = ("static", "weight-only", "dynamic")

@@ -16,11 +16,11 @@ import onnx
 from fluxtalk.artifacts.bundle import PrecisionEntry
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import DataError, ParityError, QualityError
+from fluxtalk.export.graph.to_onnx import graph_files
+from fluxtalk.export.graph.traced import TracedModality
 from fluxtalk.export.options import ExportOptions
-from fluxtalk.export.precision import convert, methods_of, promise, runs_on_cpu, stand_in
-from fluxtalk.export.quality import HeldOut, Scores, held_out_items, quality, score
-from fluxtalk.export.to_onnx import graph_files
-from fluxtalk.export.traced import TracedModality
+from fluxtalk.export.precision.precision import convert, methods_of, promise, runs_on_cpu, stand_in
+from fluxtalk.export.precision.quality import HeldOut, Scores, held_out_items, quality, score
 from fluxtalk.model.checkpoints.run import TrainedRun
 from fluxtalk.runtime.golden import ParityReport, replay
 from fluxtalk.runtime.session import Session

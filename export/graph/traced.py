@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import DataError
+from fluxtalk.export.graph.to_onnx import export_onnx
 from fluxtalk.export.options import ExportOptions
-from fluxtalk.export.precision import Batches
-from fluxtalk.export.to_onnx import export_onnx
+from fluxtalk.export.precision.precision import Batches
 from fluxtalk.model.checkpoints.run import TrainedRun
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.golden import hard_cases, padding_room
