@@ -40,9 +40,9 @@ from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import FrozenEncoder, SmallImageEncoder, SmallTextEncoder
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
-from fluxtalk.runtime.session import Session
-from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
-from fluxtalk.runtime.session_openvino import OpenVinoSession
+from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
+from fluxtalk.runtime.backends.openvino_session import OpenVinoSession
+from fluxtalk.runtime.backends.session import Session
 from fluxtalk.scoring.parity import embedding_difference
 
 Arrays = dict[str, NDArray[Any]]

@@ -14,7 +14,7 @@ import torch
 from bench.machine import processor
 from fluxtalk.artifacts.files import git_revision, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
-from fluxtalk.runtime.threads import available_cores
+from fluxtalk.runtime.backends.threads import available_cores
 from fluxtalk.train import TrainConfig, fit
 
 STAGE1 = Path(__file__).parent / "stage1" / "glyphs.pth"

@@ -30,7 +30,7 @@ from fluxtalk.model.checkpoints.stage1 import Stage1, Stage1Modality, save_stage
 from fluxtalk.model.encoders import EncoderSpec
 from fluxtalk.model.process_group import OneProcess
 from fluxtalk.preprocess import FeaturesPreprocessor, ImagePreprocessor
-from fluxtalk.runtime.threads import available_cores
+from fluxtalk.runtime.backends.threads import available_cores
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import process_world
 from fluxtalk.train.engine import Trainer

@@ -16,9 +16,9 @@ from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.artifacts.engine import FLAVORS
 from fluxtalk.devices.tensorrt_api import MODULES, load_tensorrt
 from fluxtalk.errors import BackendError, UsageError
-from fluxtalk.runtime.backends import NATIVE, choose, open_session
+from fluxtalk.runtime.backends.choose import NATIVE, choose, open_session
+from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.golden import verify_golden
-from fluxtalk.runtime.session import Session
 from fluxtalk.scoring.parity import TOLERANCES, Difference, embedding_difference, largest, token_difference
 
 BATCHES = (1, 3, 17, 70)

@@ -21,9 +21,9 @@ from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle
 from fluxtalk.errors import BackendError
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import to_tensors
-from fluxtalk.runtime.backends import NATIVE, choose, open_session
-from fluxtalk.runtime.session import Session
-from fluxtalk.runtime.session_tensorrt import TensorRTSession
+from fluxtalk.runtime.backends.choose import NATIVE, choose, open_session
+from fluxtalk.runtime.backends.session import Session
+from fluxtalk.runtime.backends.tensorrt_session import TensorRTSession
 
 Call = Callable[[], Any]
 _MOST_CALLS = 500

@@ -33,8 +33,8 @@ from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import FrozenEncoder, GivenFeatures
 from fluxtalk.model.head.registers import RegisterBlock, RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor, ImagePreprocessor
-from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
-from fluxtalk.runtime.threads import available_cores
+from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
+from fluxtalk.runtime.backends.threads import available_cores
 
 _DIM, _HEADS, _TOKENS, _FEATURES, _PIXELS = 512, 8, 4, 384, 224
 _SIZES = ((1, 197), (8, 197), (32, 64))

@@ -27,7 +27,7 @@ from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.model.head.token_head import RegisterOutputs
 from fluxtalk.model.losses.register_loss import RegisterTokenLoss
 from fluxtalk.model.process_group import OneProcess
-from fluxtalk.runtime.threads import available_cores
+from fluxtalk.runtime.backends.threads import available_cores
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.features.sources import FeatureSource

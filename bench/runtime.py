@@ -23,7 +23,7 @@ from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.artifacts.files import git_revision, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.runtime import Embedder, load
-from fluxtalk.runtime.threads import available_cores
+from fluxtalk.runtime.backends.threads import available_cores
 
 _TEXT = "black chess queen"
 _SIZES = ((1, 384), (64, 384), (197, 384), (512, 768))

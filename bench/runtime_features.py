@@ -14,7 +14,7 @@ from fluxtalk.model.encoders import FrozenEncoder, GivenFeatures
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor
 from fluxtalk.runtime import Embedder
-from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
+from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from fluxtalk.scoring.parity import TOLERANCES
 
 MODALITY = "features"

@@ -25,9 +25,9 @@ from fluxtalk.artifacts.files import git_revision, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.datasets import default_cache_dir, load_dataset
 from fluxtalk.runtime import DTYPES, Embedder, load, maxsim, similarity
-from fluxtalk.runtime.index import IndexContent, SearchIndex, build_index
-from fluxtalk.runtime.near_vectors import EXACT_UP_TO
-from fluxtalk.runtime.threads import available_cores
+from fluxtalk.runtime.backends.threads import available_cores
+from fluxtalk.runtime.index.index import IndexContent, SearchIndex, build_index
+from fluxtalk.runtime.index.near_vectors import EXACT_UP_TO
 from fluxtalk.tokens import l2_normalise
 
 _SHOWN = 10

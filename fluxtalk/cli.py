@@ -21,9 +21,9 @@ _COMMANDS = {
     ),
     "export": ("fluxtalk.export.cli:main", "Turn a run into a bundle, and verify bundles (fluxtalk-export)."),
     "serve": ("fluxtalk.runtime.server.cli:serve", "Serve a bundle over HTTP: OpenAI's API, search, a page."),
-    "embed": ("fluxtalk.runtime.cli:embed", "Embed texts, images or features with a bundle."),
-    "index": ("fluxtalk.runtime.index_cli:main", "Build and search an index of embeddings."),
-    "doctor": ("fluxtalk.runtime.doctor_cli:main", "Say which back ends fit this machine, how fast, and which k."),
+    "embed": ("fluxtalk.runtime.bulk.cli:embed", "Embed texts, images or features with a bundle."),
+    "index": ("fluxtalk.runtime.index.cli:main", "Build and search an index of embeddings."),
+    "doctor": ("fluxtalk.runtime.doctor.cli:main", "Say which back ends fit this machine, how fast, and which k."),
     "inspect": ("fluxtalk.inspect_cli:main", "Say what a checkpoint, run, bundle or index is."),
 }
 

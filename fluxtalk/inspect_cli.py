@@ -67,7 +67,7 @@ def _bundle(path: Path) -> dict[str, Any]:
 
 
 def _index(path: Path) -> dict[str, Any]:
-    from fluxtalk.runtime.index import SearchIndex
+    from fluxtalk.runtime.index.index import SearchIndex
 
     return {"kind": "index", **SearchIndex(path).manifest.to_dict()}
 

@@ -16,11 +16,11 @@ from fluxtalk.artifacts.bundle import ATTENTION, TOKEN_INDEX, Bundle, read_bundl
 from fluxtalk.errors import UsageError, check_token_count
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.arguments import check_integer, check_items
+from fluxtalk.runtime.backends.open import open_sessions
+from fluxtalk.runtime.backends.session import Session
+from fluxtalk.runtime.backends.threads import check_threads
 from fluxtalk.runtime.batching import batches_by_length
 from fluxtalk.runtime.golden import verify_golden
-from fluxtalk.runtime.session import Session
-from fluxtalk.runtime.sessions import open_sessions
-from fluxtalk.runtime.threads import check_threads
 from fluxtalk.runtime.vectors import Vectors, quantise
 
 OUTPUT_KINDS = ("pooled", "concat", "tokens", "complementary")

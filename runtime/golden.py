@@ -20,9 +20,9 @@ from safetensors.numpy import load_file, save
 
 from fluxtalk.artifacts.bundle import ATTENTION, OUTPUTS, TOKEN_INDEX, Bundle
 from fluxtalk.errors import BackendError, BundleError, InputError, ParityError, reason
-from fluxtalk.runtime.session import Session
-from fluxtalk.runtime.worst import AttentionDifference, Worst
+from fluxtalk.runtime.backends.session import Session
 from fluxtalk.scoring.parity import Difference, Tolerance, largest, top1_agreement
+from fluxtalk.scoring.parity_accumulator import AttentionDifference, Worst
 
 _MORE_PADDING = 7
 _ALONE = 12

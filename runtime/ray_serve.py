@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from fluxtalk.errors import BackendError, FluxTalkError, InputError, UsageError
 from fluxtalk.runtime.embedder import Embedder
 from fluxtalk.runtime.server.app import build_app
-from fluxtalk.runtime.server.errors import ApiError
-from fluxtalk.runtime.server.requests import Item
+from fluxtalk.runtime.server.execution.requests import Item
+from fluxtalk.runtime.server.http.errors import ApiError
 from fluxtalk.runtime.server.service import Service, open_verified
 from fluxtalk.runtime.server.settings import ServerSettings
 

@@ -17,8 +17,8 @@ from fluxtalk.export.graph.graph_writer import graph_name, widened
 from fluxtalk.export.precision.precision import runs_on_cpu
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import to_tensors
+from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from fluxtalk.runtime.golden import Golden, replay_longest
-from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
 
 _LARGEST = 4 << 20
 """Bytes of a row that is worth its place in every copy of the bundle: about a minute of sound, any text."""

@@ -16,7 +16,7 @@ import onnx.utils
 from numpy.typing import NDArray
 
 from fluxtalk.errors import UsageError, reason
-from fluxtalk.runtime.session_onnxruntime import import_onnxruntime
+from fluxtalk.runtime.backends.onnxruntime_session import import_onnxruntime
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -22,11 +22,11 @@ from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.precision.precision import convert, methods_of, promise, runs_on_cpu, stand_in
 from fluxtalk.export.precision.quality import HeldOut, Scores, held_out_items, quality, score
 from fluxtalk.model.checkpoints.run import TrainedRun
+from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
+from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.golden import ParityReport, replay
-from fluxtalk.runtime.session import Session
-from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
-from fluxtalk.runtime.worst import AttentionDifference, attention_tolerance
 from fluxtalk.scoring.parity import EXPORT_TOLERANCE, Difference, Tolerance
+from fluxtalk.scoring.parity_accumulator import AttentionDifference, attention_tolerance
 
 Say = Callable[[str], None]
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from fluxtalk.artifacts.bundle import FEATURES, TOKEN_INDEX
 from fluxtalk.errors import UsageError
 from fluxtalk.export.graph.graph_tools import ancestors, constants, copied, replace_nodes
-from fluxtalk.runtime.session_onnxruntime import import_onnxruntime
+from fluxtalk.runtime.backends.onnxruntime_session import import_onnxruntime
 
 TABLE_NUMBERS = 1 << 16
 """From so many numbers on, an embedding table is worth two more operators."""

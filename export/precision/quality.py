@@ -20,8 +20,8 @@ from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.datasets import Items, PairDataset, Split
 from fluxtalk.errors import DataError
 from fluxtalk.preprocess import Preprocessor
+from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.batching import batches_by_length
-from fluxtalk.runtime.session import Session
 from fluxtalk.scoring.parity import Tolerance, embedding_difference, largest, nearest_agreement
 from fluxtalk.scoring.retrieval import ItemTokens, retrieval
 

@@ -15,18 +15,18 @@ from starlette.routing import Route
 from uvicorn.config import STARTUP_FAILURE
 
 from fluxtalk.errors import FluxTalkError
-from fluxtalk.runtime.server.attention import attention_routes
-from fluxtalk.runtime.server.decoding import ignore_pillow_warnings
-from fluxtalk.runtime.server.dialects import ENDPOINTS
-from fluxtalk.runtime.server.endpoint import embedding_handler
-from fluxtalk.runtime.server.errors import ApiError, on_api_error, on_fluxtalk_error, on_http_exception
-from fluxtalk.runtime.server.facts import fact_routes
-from fluxtalk.runtime.server.guard import Guard
-from fluxtalk.runtime.server.kserve import kserve_routes
-from fluxtalk.runtime.server.openapi import openapi_routes
-from fluxtalk.runtime.server.page_routes import page_routes
-from fluxtalk.runtime.server.protocol import OVERLOADED
-from fluxtalk.runtime.server.search import search_routes
+from fluxtalk.runtime.server.api.dialects import ENDPOINTS
+from fluxtalk.runtime.server.api.endpoint import embedding_handler
+from fluxtalk.runtime.server.api.info import fact_routes
+from fluxtalk.runtime.server.api.openapi import openapi_routes
+from fluxtalk.runtime.server.execution.decoding import ignore_pillow_warnings
+from fluxtalk.runtime.server.http.errors import ApiError, on_api_error, on_fluxtalk_error, on_http_exception
+from fluxtalk.runtime.server.http.guard import Guard
+from fluxtalk.runtime.server.http.page_routes import page_routes
+from fluxtalk.runtime.server.http.protocol import OVERLOADED
+from fluxtalk.runtime.server.kserve.routes import kserve_routes
+from fluxtalk.runtime.server.search.attention import attention_routes
+from fluxtalk.runtime.server.search.routes import search_routes
 from fluxtalk.runtime.server.service import Service
 from fluxtalk.runtime.server.settings import ServerSettings
 

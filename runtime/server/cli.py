@@ -11,7 +11,7 @@ import click
 
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.errors import UsageError
-from fluxtalk.runtime.backends import BACKENDS
+from fluxtalk.runtime.backends.choose import BACKENDS
 from fluxtalk.scoring.parity import PRECISIONS
 
 API_KEY_VARIABLE = "FLUXTALK_API_KEY"
@@ -102,7 +102,7 @@ def serve(
         from fluxtalk.runtime.server.run import bind, run_server
     except ImportError as error:
         raise UsageError(f"The server needs {error.name}; pip install 'fluxtalk[serve]'.") from None
-    from fluxtalk.runtime.server.guard import LOOPBACK_NAMES
+    from fluxtalk.runtime.server.http.guard import LOOPBACK_NAMES
     from fluxtalk.runtime.server.settings import ServerSettings
 
     settings = ServerSettings(

@@ -15,11 +15,11 @@ from uvicorn.supervisors import Multiprocess
 
 from fluxtalk.artifacts.bundle import read_bundle
 from fluxtalk.errors import BackendError, UsageError
-from fluxtalk.runtime.backends import choose
+from fluxtalk.runtime.backends.choose import choose
 from fluxtalk.runtime.server.app import AppFactory, build_app
-from fluxtalk.runtime.server.decoding import ignore_pillow_warnings
+from fluxtalk.runtime.server.execution.decoding import ignore_pillow_warnings
+from fluxtalk.runtime.server.http.protocol import DeadlineProtocol
 from fluxtalk.runtime.server.metrics import SHARED_FOLDER
-from fluxtalk.runtime.server.protocol import DeadlineProtocol
 from fluxtalk.runtime.server.service import Service
 from fluxtalk.runtime.server.settings import ServerSettings
 

@@ -10,14 +10,14 @@ from types import FrameType
 from typing import Any
 
 from fluxtalk.errors import BundleError
+from fluxtalk.runtime.backends.threads import available_cores
 from fluxtalk.runtime.embedder import Embedder, load
-from fluxtalk.runtime.server.body import BodyReader
-from fluxtalk.runtime.server.engine import Engine
-from fluxtalk.runtime.server.errors import ApiError
-from fluxtalk.runtime.server.indexes import ServedIndex, open_indexes
+from fluxtalk.runtime.server.execution.engine import Engine
+from fluxtalk.runtime.server.http.body import BodyReader
+from fluxtalk.runtime.server.http.errors import ApiError
 from fluxtalk.runtime.server.metrics import Metrics
+from fluxtalk.runtime.server.search.indexes import ServedIndex, open_indexes
 from fluxtalk.runtime.server.settings import ServerSettings
-from fluxtalk.runtime.threads import available_cores
 
 log = logging.getLogger("fluxtalk.server")
 

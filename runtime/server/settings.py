@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fluxtalk.errors import UsageError
-from fluxtalk.runtime.server.fetch import host_name
+from fluxtalk.runtime.server.http.fetch import host_name
 
 MAX_ITEMS = 2048
 """Of one request, as OpenAI's service has it; fewer where the queue is shorter."""

@@ -20,7 +20,7 @@ from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.runtime import load
-from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
+from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from tests.conftest import Made
 
 TEXTS = ["latin small letter a", "greek capital letter omega with tonos", "snowman"]

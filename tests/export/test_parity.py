@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.datasets import PairDataset
-from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
+from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from tests.conftest import Made
 
 MODALITIES = ("image", "text")

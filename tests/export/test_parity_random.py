@@ -17,7 +17,7 @@ from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import EncoderSpec, FrozenEncoder, build_encoder
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor
-from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
+from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from tests.conftest import Made
 
 EXAMPLES = settings(

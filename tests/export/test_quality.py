@@ -23,7 +23,7 @@ from fluxtalk.export.verify import verify_bundle
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.model.checkpoints.run import TrainedRun
 from fluxtalk.runtime import load
-from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
+from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from fluxtalk.scoring.parity import TOLERANCES
 from tests.conftest import Made
 

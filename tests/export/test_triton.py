@@ -20,8 +20,8 @@ from fluxtalk.export.graph.to_onnx import graph_files
 from fluxtalk.export.graph.traced import sample_batch
 from fluxtalk.export.to_triton import repository as triton_repository
 from fluxtalk.export.to_triton.model import TritonOptions, with_batched_index, write_model
+from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from fluxtalk.runtime.golden import read_golden
-from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
 from tests.conftest import Made
 
 NUMPY = {"TYPE_INT64": np.int64, "TYPE_BOOL": np.bool_, "TYPE_UINT8": np.uint8, "TYPE_FP32": np.float32}

@@ -18,7 +18,7 @@ from fluxtalk.model.encoders import Features, FrozenEncoder, GivenFeatures
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig, principal_components
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor
-from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
+from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 
 DIM = 10
 

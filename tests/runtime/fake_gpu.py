@@ -31,8 +31,10 @@ from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.artifacts.engine import EngineRecord, Flavor, Profile, TensorRecord, write_engine
 from fluxtalk.artifacts.files import hash_bytes
 from fluxtalk.devices.tensorrt_api import TensorRT
-from fluxtalk.runtime import backends, cuda, session_tensorrt
-from fluxtalk.runtime.engine_shapes import Input, input_of
+from fluxtalk.runtime.backends import choose as backends
+from fluxtalk.runtime.backends import cuda
+from fluxtalk.runtime.backends import tensorrt_session as session_tensorrt
+from fluxtalk.runtime.backends.engine_shapes import Input, input_of
 
 CAPABILITY = "8.9"
 VERSION = "1.2.3"

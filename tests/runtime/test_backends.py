@@ -17,11 +17,12 @@ from fluxtalk.artifacts.engine import Profile
 from fluxtalk.cli import main
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BackendError, InputError, UsageError
-from fluxtalk.runtime import backends, load
-from fluxtalk.runtime.backends import BACKENDS, choose, compiled_layout, open_session
+from fluxtalk.runtime import load
+from fluxtalk.runtime.backends import choose as backends
+from fluxtalk.runtime.backends.choose import BACKENDS, choose, compiled_layout, open_session
+from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
+from fluxtalk.runtime.backends.tensorrt_session import TensorRTSession
 from fluxtalk.runtime.golden import read_golden
-from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
-from fluxtalk.runtime.session_tensorrt import TensorRTSession
 from fluxtalk.scoring.parity import TOLERANCES
 from tests.conftest import Made
 from tests.runtime.fake_gpu import FakeGpu, fake_gpu

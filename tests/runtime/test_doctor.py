@@ -18,11 +18,11 @@ from safetensors.numpy import load_file, save_file
 from fluxtalk.artifacts.bundle import Bundle, PrecisionEntry, read_bundle, write_manifest
 from fluxtalk.artifacts.files import hash_file
 from fluxtalk.errors import BackendError
-from fluxtalk.runtime.backends import BACKENDS, Choice
-from fluxtalk.runtime.doctor import examine
-from fluxtalk.runtime.doctor_advice import Goal, faster, recall_curves, recommend
-from fluxtalk.runtime.doctor_cli import main
-from fluxtalk.runtime.doctor_trial import Latency, Trial, apart, attempt, counts, refusals
+from fluxtalk.runtime.backends.choose import BACKENDS, Choice
+from fluxtalk.runtime.doctor.advice import Goal, faster, recall_curves, recommend
+from fluxtalk.runtime.doctor.cli import main
+from fluxtalk.runtime.doctor.examine import examine
+from fluxtalk.runtime.doctor.trial import Latency, Trial, apart, attempt, counts, refusals
 from fluxtalk.scoring.parity import TOLERANCES
 from tests.conftest import Made
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX
 from fluxtalk.errors import InputError, ParityError
+from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
+from fluxtalk.runtime.backends.session import Arrays
 from fluxtalk.runtime.golden import ParityReport, hard_cases, read_golden, verify_golden
-from fluxtalk.runtime.session import Arrays
-from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
-from fluxtalk.runtime.worst import AttentionDifference, Worst, attention_tolerance
 from fluxtalk.scoring.parity import EXPORT_TOLERANCE, TOLERANCES
+from fluxtalk.scoring.parity_accumulator import AttentionDifference, Worst, attention_tolerance
 from tests.conftest import Made
 
 Outputs = dict[str, NDArray[np.float32]]

@@ -24,11 +24,11 @@ from fluxtalk.export.to_tensorrt.compile import build_engine, source_of, target_
 from fluxtalk.export.to_tensorrt.profiles import profiles_of
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.runtime import load
-from fluxtalk.runtime.backends import NATIVE, choose, open_session
+from fluxtalk.runtime.backends.choose import NATIVE, choose, open_session
+from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
+from fluxtalk.runtime.backends.session import Session
+from fluxtalk.runtime.backends.tensorrt_session import TensorRTSession
 from fluxtalk.runtime.golden import read_golden, verify_golden
-from fluxtalk.runtime.session import Session
-from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
-from fluxtalk.runtime.session_tensorrt import TensorRTSession
 from fluxtalk.scoring.parity import TOLERANCES, Tolerance, embedding_difference, token_difference
 from tests.conftest import Made
 

@@ -19,7 +19,7 @@ from fluxtalk.errors import BackendError, IndexFileError, UsageError
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.runtime import DTYPES, load, maxsim, quantise, similarity
-from fluxtalk.runtime.index import IndexContent, SearchIndex, build_index, read_index_manifest
+from fluxtalk.runtime.index.index import IndexContent, SearchIndex, build_index, read_index_manifest
 from tests.conftest import Made
 from tests.runtime.test_serving import one_sentence, run
 

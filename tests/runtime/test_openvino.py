@@ -19,10 +19,12 @@ from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BackendError, InputError
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_bundle import write_bundle
-from fluxtalk.runtime import backends, load, session_openvino
-from fluxtalk.runtime.backends import choose, open_session
+from fluxtalk.runtime import load
+from fluxtalk.runtime.backends import choose as backends
+from fluxtalk.runtime.backends import openvino_session as session_openvino
+from fluxtalk.runtime.backends.choose import choose, open_session
+from fluxtalk.runtime.backends.openvino_session import OpenVinoSession
 from fluxtalk.runtime.golden import read_golden, verify_golden
-from fluxtalk.runtime.session_openvino import OpenVinoSession
 from fluxtalk.scoring.parity import TOLERANCES
 from tests.conftest import Made
 from tests.runtime.memory import growth, needs_proc

@@ -14,9 +14,10 @@ from click.testing import CliRunner, Result
 from fluxtalk.cli import main
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BackendError, InputError, TokenCountError, UsageError
-from fluxtalk.runtime import FakeSession, load, session_onnxruntime
+from fluxtalk.runtime import FakeSession, load
+from fluxtalk.runtime.backends import onnxruntime_session as session_onnxruntime
+from fluxtalk.runtime.backends.threads import available_cores
 from fluxtalk.runtime.batching import batches_by_length
-from fluxtalk.runtime.threads import available_cores
 from tests.conftest import Made
 
 

@@ -20,12 +20,13 @@ from fluxtalk.artifacts.engine import Flavor, Profile, read_plan, write_engine
 from fluxtalk.artifacts.files import hash_bytes, write_atomically
 from fluxtalk.devices.gpu import compute_capability
 from fluxtalk.errors import ArtifactError, BackendError, InputError
-from fluxtalk.runtime import load, trt_lane
-from fluxtalk.runtime.cuda import Cuda
-from fluxtalk.runtime.engine_shapes import Layout, bucket, input_of
+from fluxtalk.runtime import load
+from fluxtalk.runtime.backends import execution_slot as trt_lane
+from fluxtalk.runtime.backends.cuda import Cuda
+from fluxtalk.runtime.backends.engine_shapes import Layout, bucket, input_of
+from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
+from fluxtalk.runtime.backends.tensorrt_session import TensorRTSession
 from fluxtalk.runtime.golden import padding_room, read_golden, replay
-from fluxtalk.runtime.session_onnxruntime import OnnxRuntimeSession
-from fluxtalk.runtime.session_tensorrt import TensorRTSession
 from fluxtalk.scoring.parity import EXPORT_TOLERANCE
 from tests.conftest import Made
 from tests.export.trt_bundles import bundle_of, graph_of, kinds
@@ -275,10 +276,10 @@ def test_an_engine_that_does_not_fit_or_was_changed_is_never_loaded(
         TensorRTSession(bundle, "text", "fp32", "rtx")
     monkeypatch.undo()
     fresh = fake_gpu.fake_gpu(monkeypatch)
-    monkeypatch.setattr("fluxtalk.runtime.session_tensorrt.compute_capability", lambda: "12.0")
+    monkeypatch.setattr("fluxtalk.runtime.backends.tensorrt_session.compute_capability", lambda: "12.0")
     with pytest.raises(BackendError, match=r"compute capability 12\.0.*for compute capability 8\.9"):
         TensorRTSession(bundle, "text", "fp32", "rtx")
-    monkeypatch.setattr("fluxtalk.runtime.session_tensorrt.compute_capability", lambda: fake_gpu.CAPABILITY)
+    monkeypatch.setattr("fluxtalk.runtime.backends.tensorrt_session.compute_capability", lambda: fake_gpu.CAPABILITY)
     TensorRTSession(bundle, "text", "fp32", "rtx").close()
     engine = bundle.engines / record.file
     write_atomically(engine, engine.read_bytes()[:-1] + b" ")

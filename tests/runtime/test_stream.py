@@ -20,9 +20,9 @@ import pytest
 from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.errors import InputError, UsageError
 from fluxtalk.runtime import Embedder, FakeSession, load
-from fluxtalk.runtime.inputs import Item, open_input
-from fluxtalk.runtime.session import Arrays
-from fluxtalk.runtime.stream import Wanted, embed_to_file
+from fluxtalk.runtime.backends.session import Arrays
+from fluxtalk.runtime.bulk.inputs import Item, open_input
+from fluxtalk.runtime.bulk.stream import Wanted, embed_to_file
 from tests.conftest import Made
 from tests.runtime.test_serving import one_sentence, run
 

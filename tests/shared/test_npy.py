@@ -13,7 +13,7 @@ import pytest
 from fluxtalk.errors import InputError
 from fluxtalk.preprocess import FeaturesPreprocessor
 from fluxtalk.preprocess.features import read_npy
-from fluxtalk.runtime.server.decoding import decode
+from fluxtalk.runtime.server.execution.decoding import decode
 
 
 def npy(header: str, data: bytes = b"", version: bytes = b"\x01\x00") -> bytes:

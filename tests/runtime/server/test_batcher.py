@@ -14,8 +14,8 @@ import pytest
 from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.preprocess import FeaturesPreprocessor, ImagePreprocessor
 from fluxtalk.runtime import FakeSession
-from fluxtalk.runtime.server.batcher import Batcher, Job
-from fluxtalk.runtime.server.errors import ApiError
+from fluxtalk.runtime.server.execution.batcher import Batcher, Job
+from fluxtalk.runtime.server.http.errors import ApiError
 from fluxtalk.runtime.server.metrics import Metrics
 
 DIM = 4

@@ -22,8 +22,8 @@ from PIL import Image
 
 from fluxtalk.errors import InputError, UsageError
 from fluxtalk.runtime import Embedder
-from fluxtalk.runtime.server import fetch
-from fluxtalk.runtime.server.fetch import Fetcher, is_public
+from fluxtalk.runtime.server.http import fetch
+from fluxtalk.runtime.server.http.fetch import Fetcher, is_public
 from fluxtalk.runtime.server.settings import ServerSettings
 from tests.conftest import Made
 from tests.runtime.server.conftest import in_thread, running

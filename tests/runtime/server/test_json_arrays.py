@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fluxtalk.runtime.server.json_arrays import array_of_lists, flattened
-from fluxtalk.runtime.server.kserve_tensors import DTYPES
+from fluxtalk.runtime.server.http.json_arrays import array_of_lists, flattened
+from fluxtalk.runtime.server.kserve.tensors import DTYPES
 
 
 @pytest.mark.parametrize("datatype", DTYPES)

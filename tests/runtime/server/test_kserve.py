@@ -20,11 +20,11 @@ from tritonclient.utils import InferenceServerException
 from fluxtalk.errors import InputError
 from fluxtalk.preprocess import AudioPreprocessor, FeaturesPreprocessor, Preprocessor
 from fluxtalk.runtime import Embedder
-from fluxtalk.runtime.server.catalogue import Catalogue
-from fluxtalk.runtime.server.decoding import decode
-from fluxtalk.runtime.server.kserve import HEADER_LENGTH
-from fluxtalk.runtime.server.kserve_models import metadata, read_items
-from fluxtalk.runtime.server.kserve_tensors import Tensor
+from fluxtalk.runtime.server.execution.decoding import decode
+from fluxtalk.runtime.server.execution.served_model import Catalogue
+from fluxtalk.runtime.server.kserve.models import metadata, read_items
+from fluxtalk.runtime.server.kserve.routes import HEADER_LENGTH
+from fluxtalk.runtime.server.kserve.tensors import Tensor
 from tests.conftest import Made
 from tests.runtime.server.conftest import Process, in_thread, running
 

@@ -21,8 +21,8 @@ from PIL import Image
 
 from fluxtalk.preprocess import TextPreprocessor
 from fluxtalk.runtime import Embedder
-from fluxtalk.runtime.server import protocol
-from fluxtalk.runtime.server.decoding import decode_text
+from fluxtalk.runtime.server.execution.decoding import decode_text
+from fluxtalk.runtime.server.http import protocol
 from tests.conftest import Made
 from tests.runtime.server.conftest import Process, in_thread, wait_for
 

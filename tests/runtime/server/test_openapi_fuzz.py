@@ -28,10 +28,11 @@ from schemathesis.specs.openapi.checks import (
 
 from fluxtalk.errors import InputError
 from fluxtalk.preprocess import FeaturesPreprocessor
-from fluxtalk.runtime.server import chat, cohere, jina, kserve, openai_embeddings
+from fluxtalk.runtime.server.api import chat, cohere, jina, openai_embeddings
 from fluxtalk.runtime.server.app import routes
-from fluxtalk.runtime.server.decoding import decode
-from fluxtalk.runtime.server.page_routes import PAGE_FILES
+from fluxtalk.runtime.server.execution.decoding import decode
+from fluxtalk.runtime.server.http.page_routes import PAGE_FILES
+from fluxtalk.runtime.server.kserve import routes as kserve
 from fluxtalk.runtime.server.service import Service
 from fluxtalk.runtime.server.settings import ServerSettings
 from tests.conftest import Made

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fluxtalk.runtime.server import protocol
+from fluxtalk.runtime.server.http import protocol
 from tests.conftest import Made
 from tests.runtime.server.conftest import Threaded, in_thread
 

@@ -11,8 +11,8 @@ import pytest
 
 from bench.browser import browser, why_no_browser
 from fluxtalk.runtime import load
-from fluxtalk.runtime.index import IndexContent, build_index
-from fluxtalk.runtime.server.page_routes import PAGE_FILES
+from fluxtalk.runtime.index.index import IndexContent, build_index
+from fluxtalk.runtime.server.http.page_routes import PAGE_FILES
 from tests.conftest import Made
 from tests.runtime.server.conftest import running
 

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from fluxtalk.runtime import Embedder, load, maxsim, similarity
-from fluxtalk.runtime.index import IndexContent, SearchIndex, build_index
-from fluxtalk.runtime.server.attention import grid_of
+from fluxtalk.runtime.index.index import IndexContent, SearchIndex, build_index
+from fluxtalk.runtime.server.search.attention import grid_of
 from tests.conftest import Made
 from tests.runtime.server.conftest import PATIENCE_S, running, start
 

@@ -1,0 +1,264 @@
+"""Which back end runs a bundle here, in which precision, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle
+from fluxtalk.artifacts.engine import Flavor, Profile, find_engine
+from fluxtalk.devices.gpu import compute_capability
+from fluxtalk.devices.tensorrt_api import MODULES, load_tensorrt
+from fluxtalk.errors import BackendError, UsageError
+from fluxtalk.runtime.backends.engine_shapes import Layout, input_of
+from fluxtalk.runtime.backends.onnxruntime_session import PROVIDERS, OnnxRuntimeSession, import_onnxruntime
+from fluxtalk.runtime.backends.openvino_session import OpenVinoSession, computes_bf16, openvino_installed
+from fluxtalk.runtime.backends.session import Session
+from fluxtalk.runtime.backends.tensorrt_session import TensorRTSession
+from fluxtalk.runtime.golden import read_golden
+
+NATIVE: dict[str, Flavor] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
+OPENVINO = "openvino"
+BACKENDS = ("auto", *PROVIDERS, *NATIVE, OPENVINO)
+_BATCH = [1, 8, 64]
+_LENGTH = [1, 64, 512]
+"""What ONNX Runtime's TensorRT provider compiles for; lengths are cut to the longest that the modality has."""
+_LARGE = 8_000_000
+"""Numbers in a graph from which on OpenVINO was faster (bench/backends.py)."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs a bundle."""
+
+    backend: str
+    """One of `BACKENDS`, and not ``auto``."""
+    precision: str
+    reason: str
+    """For people."""
+
+
+def choose(
+    bundle: Bundle,
+    backend: str = "auto",
+    precision: str | None = None,
+    modalities: Sequence[str] | None = None,
+    allow_host_code: bool = False,
+    failed: Mapping[str, str] | None = None,
+) -> Choice:
+    """Choose what runs a bundle on this machine.
+
+    Args:
+        backend: what is named is taken, or refused. ``auto`` takes the first that is installed and fits: a native
+            engine for every modality, ONNX Runtime on CUDA where there is a GPU, OpenVINO where it was measured to be
+            faster than ONNX Runtime on the CPU (large graphs, in a precision that it computes in) or alone runs what is
+            asked, and ONNX Runtime on the CPU.
+        precision: what is named is taken, or refused. None takes on a GPU fp16, else bf16, else the bundle's first
+            (bf16 last in ONNX Runtime, whose providers have only some operators for it); on the CPU the bundle's first
+            that runs there.
+        modalities: that will be loaded; None takes all.
+        allow_host_code: see `TensorRTSession`.
+        failed: back end to why it did not start, of those that ``auto`` tried already.
+
+    Raises:
+        UsageError: the backend or the precision is unknown.
+        BackendError: what was asked for is missing, or does not run.
+        ArtifactError: the record of an engine was changed.
+    """
+    if backend not in BACKENDS:
+        raise UsageError(f"backend is one of {', '.join(BACKENDS)}; got {backend!r}.")
+    bundle.precision(precision)
+    wanted = list(modalities) if modalities is not None else list(bundle.manifest.modalities)
+    if backend in NATIVE:
+        chosen = _native_precision(bundle, NATIVE[backend], precision, wanted, allow_host_code)
+        return Choice(backend, chosen, "asked for by name")
+    if backend == OPENVINO:
+        return Choice(backend, bundle.precision(precision), "asked for by name")
+    if backend != "auto":
+        return Choice(backend, _onnxruntime_precision(bundle, backend, precision), "asked for by name")
+    return _choose_automatically(bundle, precision, wanted, allow_host_code, failed or {})
+
+
+def open_session(
+    bundle: Bundle,
+    modality: str,
+    backend: str,
+    precision: str,
+    threads: int | None = None,
+    spinning: bool = True,
+    allow_host_code: bool = False,
+) -> Session:
+    """Open one modality's session on a back end by name.
+
+    Args:
+        backend: one of `BACKENDS`, and not ``auto``.
+        precision: one that the bundle holds.
+        threads: for one operator on the CPU; None takes the available cores.
+        spinning: of ONNX Runtime's threads, see `OnnxRuntimeSession`; those of OpenVINO sleep while they wait.
+        allow_host_code: see `TensorRTSession`.
+
+    Raises:
+        BackendError: the back end is missing, or refuses the graph or engine.
+        ArtifactError: the engine or its record was changed.
+    """
+    if backend in NATIVE:
+        return TensorRTSession(bundle, modality, precision, NATIVE[backend], allow_host_code=allow_host_code)
+    graph = bundle.graph(modality, precision)
+    if backend == OPENVINO:
+        return OpenVinoSession(graph, threads, precision)
+    if backend != "ort-tensorrt":
+        return OnnxRuntimeSession(graph, backend, threads, precision, spinning=spinning)
+    engines = bundle.engines / "ort-tensorrt" / bundle.graph_hash(modality, precision)[:16]
+    return OnnxRuntimeSession(graph, backend, threads, precision, engines, compiled_layout(bundle, modality), spinning)
+
+
+def compiled_layout(bundle: Bundle, modality: str) -> Layout:
+    """What ONNX Runtime's TensorRT provider compiles a modality for: its inputs, and one profile.
+
+    Raises:
+        BundleError: the golden file, which shows the inputs, cannot be read.
+    """
+    golden, _ = read_golden(bundle, modality)
+    padded = "mask" in golden
+    tokens = bundle.manifest.num_register_tokens
+    inputs = {
+        name: input_of(name, str(array.dtype), [-1, *[-1] * padded, *array.shape[1 + padded :]])
+        for name, array in golden.items()
+    }
+    # With one token the graph's k is fixed.
+    inputs[TOKEN_INDEX] = input_of(TOKEN_INDEX, "int64", [-1 if tokens > 1 else 1])
+    profile: Profile = {"batch": _BATCH}
+    if padded:
+        longest = bundle.manifest.modalities[modality].preprocess.get("max_length", _LENGTH[-1])
+        profile["length"] = [min(size, longest) for size in _LENGTH]
+    profile["k"] = [1, tokens, tokens]
+    return Layout(modality, inputs, [profile])
+
+
+def _choose_automatically(
+    bundle: Bundle,
+    precision: str | None,
+    modalities: Sequence[str],
+    allow_host_code: bool,
+    failed: Mapping[str, str],
+) -> Choice:
+    passed_over = [f"{name} was passed over: {why}" for name, why in failed.items()]
+    for name in _native_backends():
+        if name in failed:
+            continue
+        try:
+            chosen = _native_precision(bundle, NATIVE[name], precision, modalities, allow_host_code)
+            reason = f"chosen because {bundle.engines} has engines for this GPU"
+            return Choice(name, chosen, "; ".join([reason, *passed_over]))
+        except BackendError as error:
+            passed_over.append(f"{name} was passed over: {error}")
+    # What onnxruntime lists is what it was built with; a package for GPUs is installed on machines without one too.
+    has_cuda = PROVIDERS["ort-cuda"] in import_onnxruntime().get_available_providers()
+    has_gpu = has_cuda and compute_capability() is not None
+    if has_gpu and "ort-cuda" not in failed:
+        taken = _onnxruntime_precision(bundle, "ort-cuda", precision)
+        choice = Choice("ort-cuda", taken, "chosen because this ONNX Runtime has CUDA")
+    else:
+        lacks = "CUDA does not start" if has_gpu else "there is no NVIDIA GPU here" if has_cuda else ""
+        choice = _choose_on_cpu(bundle, precision, modalities, lacks or "this ONNX Runtime has no CUDA")
+    return dataclasses.replace(choice, reason="; ".join([choice.reason, *passed_over]))
+
+
+def _choose_on_cpu(bundle: Bundle, precision: str | None, modalities: Sequence[str], why: str) -> Choice:
+    asked = set(bundle.manifest.precisions if precision is None else [precision])
+    if asked == {"bf16"} and openvino_installed():
+        return Choice(OPENVINO, "bf16", "chosen because ONNX Runtime does not run bf16 on the CPU")
+    if openvino_installed() and _openvino_is_faster(bundle, bundle.precision(precision), modalities):
+        why = "chosen because OpenVINO is installed, and faster on the CPU with encoders so large"
+        return Choice(OPENVINO, bundle.precision(precision), why)
+    taken = _onnxruntime_precision(bundle, "ort-cpu", precision)
+    return Choice("ort-cpu", taken, f"chosen because {why}")
+
+
+def _openvino_is_faster(bundle: Bundle, precision: str, modalities: Sequence[str]) -> bool:
+    """Whether it was measured to be faster than ONNX Runtime on such graphs and such a processor."""
+    if platform.machine() not in ("x86_64", "AMD64") or (precision == "bf16" and not computes_bf16()):
+        return False
+    # Weights alone in int8 are not multiplied as such, and scales that are found on the way cost more than they gain.
+    if precision == "int8" and bundle.manifest.precisions[precision].method != "static":
+        return False
+    return any(_numbers(bundle, modality, precision) >= _LARGE for modality in modalities)
+
+
+def _numbers(bundle: Bundle, modality: str, precision: str) -> int:
+    """Roughly how many numbers a graph holds."""
+    graph = bundle.graph(modality, precision)
+    files = [graph, graph.with_name(f"{graph.name}.data")]
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    return size // {"fp32": 4, "int8": 1}.get(precision, 2)
+
+
+def _native_backends() -> Iterator[str]:
+    """The native back ends that this machine has what it needs for."""
+    if compute_capability() is None or not _importable("cuda.bindings.runtime"):
+        return
+    for name, flavor in NATIVE.items():
+        if _importable(MODULES[flavor]):
+            yield name
+
+
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of a parent
+        return False
+
+
+def _native_precision(
+    bundle: Bundle, flavor: Flavor, precision: str | None, modalities: Sequence[str], allow_host_code: bool
+) -> str:
+    """The first precision, of those that may be taken, in which every modality has an engine that fits."""
+    library = load_tensorrt(flavor)
+    capability = compute_capability()
+    if capability is None:
+        raise BackendError(
+            f"{library.name} needs an NVIDIA GPU and its driver, and there is none here; serve with ort-cpu."
+        )
+    first: BackendError | None = None
+    for candidate in [precision] if precision is not None else _gpu_order(bundle):
+        try:
+            for modality in modalities:
+                find_engine(
+                    bundle.engines,
+                    modality,
+                    candidate,
+                    flavor,
+                    library.version,
+                    capability,
+                    bundle.graph_hash(modality, candidate),
+                    library.cuda_major,
+                    allow_host_code,
+                )
+            return candidate
+        except BackendError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _onnxruntime_precision(bundle: Bundle, backend: str, precision: str | None) -> str:
+    held = list(bundle.manifest.precisions)
+    if backend != "ort-cpu":
+        return precision or min(_gpu_order(bundle), key=lambda name: name == "bf16")
+    runs = [name for name in held if name != "bf16"]
+    if precision == "bf16" or not runs:
+        raise BackendError(
+            "bf16 does not run on the CPU provider of ONNX Runtime; "
+            + (f"ask for {' or '.join(runs)}, " if runs else "export the run again with --precision fp32, ")
+            + "ask for openvino (pip install 'fluxtalk[openvino]'), or serve on a GPU."
+        )
+    return precision or runs[0]
+
+
+def _gpu_order(bundle: Bundle) -> list[str]:
+    """A bundle's precisions, those first that a GPU is fastest in."""
+    held = list(bundle.manifest.precisions)
+    return sorted(held, key=lambda name: {"fp16": 0, "bf16": 1}.get(name, 2))

@@ -1,0 +1,167 @@
+"""Raw items from a command line: texts and paths, a folder, a list in a file, or a column of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fluxtalk.errors import InputError, UsageError
+from fluxtalk.runtime.bulk.table_rows import is_table, iterate_rows, known_rows, table_columns
+
+SUFFIXES = {
+    "image": frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")),
+    "audio": frozenset((".wav", ".flac", ".ogg")),
+    "features": frozenset((".npy",)),
+}
+_ID = "id"
+
+
+class Item(NamedTuple):
+    """One raw input."""
+
+    id: str
+    """What to call it: its id in a table; else the text or path as it is given, and its number where it is neither."""
+    value: Any
+    """As the modality's preprocessing takes it."""
+
+
+@dataclass(frozen=True)
+class TableInput:
+    """A column of a table.
+
+    Raises:
+        UsageError: the table has no such column, or it is not clear which.
+        InputError: the table cannot be read.
+        BackendError: a library that reads it is missing.
+    """
+
+    path: Path
+    kind: str
+    """Of the modality's preprocessing."""
+    column: str
+    id_column: str | None
+    skip_empty: bool = False
+    """Leave out rows whose cell is empty; else the first of them is an error."""
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        kind: str,
+        modality: str,
+        column: str | None,
+        id_column: str | None,
+        skip_empty: bool = False,
+    ) -> TableInput:
+        """Find the columns: named, or the modality's own, and ``id`` where there is one."""
+        columns = table_columns(path)
+        name = column if column is not None else modality
+        for wanted, spelling in ((name, "--column"), (id_column, "--id_column")):
+            if wanted is not None and wanted not in columns:
+                raise UsageError(
+                    f"The table {path} has the columns {', '.join(columns) or '(none)'} and no {wanted}; "
+                    f"name one with {spelling}."
+                )
+        return cls(path, kind, name, id_column or (_ID if _ID in columns and name != _ID else None), skip_empty)
+
+    def count(self) -> int:
+        """How many items there are."""
+        known = None if self.skip_empty else known_rows(self.path)
+        return sum(1 for _ in self) if known is None else known
+
+    def __iter__(self) -> Iterator[Item]:
+        wanted = [self.column, *([self.id_column] if self.id_column is not None else [])]
+        for number, cells in iterate_rows(self.path, wanted):
+            value = cells[0]
+            if value is None or (isinstance(value, str) and not value.strip()):
+                if self.skip_empty:
+                    continue
+                raise InputError(
+                    f"Row {number} of {self.path} has no {self.column}, and every vector belongs to a row; "
+                    "leave the row out, or such rows with --skip_empty."
+                )
+            name = cells[1] if len(cells) > 1 else value if isinstance(value, str) else number
+            if isinstance(value, str) and self.kind != "text":
+                value = str(self.path.parent / value)
+            yield Item(str(name), value)
+
+
+@dataclass(frozen=True)
+class NamedInput:
+    """Items that a command was given, and those of a list."""
+
+    kind: str
+    arguments: Sequence[str]
+    list_file: Path | None = None
+
+    def count(self) -> int:
+        """How many items there are."""
+        return sum(1 for _ in self)
+
+    def __iter__(self) -> Iterator[Item]:
+        for argument in self.arguments:
+            for value in [argument] if self.kind == "text" else _expand(self.kind, Path(argument)):
+                yield Item(value, value)
+        if self.list_file is None:
+            return
+        try:
+            with self.list_file.open(encoding="utf-8") as file:
+                for line in file:
+                    if line.strip():
+                        yield Item(line.strip(), line.strip())
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"The list {self.list_file} cannot be read ({error}); give a UTF-8 file with one item per line."
+            ) from None
+
+
+Input = TableInput | NamedInput
+
+
+def open_input(
+    kind: str,
+    modality: str,
+    arguments: Sequence[str],
+    input_file: Path | None = None,
+    column: str | None = None,
+    id_column: str | None = None,
+    skip_empty: bool = False,
+) -> Input:
+    """What a command is to embed. It can be iterated again, and reads items as they are asked for.
+
+    Args:
+        kind: of the modality's preprocessing: ``text``, ``image``, ``audio`` or ``features``.
+        arguments: texts, or paths; a folder stands for the files of that kind in it, by name.
+        input_file: a table (``.csv``, ``.jsonl``, ``.parquet``), whose paths are relative to it; or a UTF-8 file with
+            one more item per line, of which blank lines are skipped.
+        column: of the table; None is the one named as the modality.
+        skip_empty: leave out the table's rows that have nothing in the column.
+        id_column: of the table; None is ``id`` where there is one, else what is embedded.
+
+    Raises:
+        UsageError: there is nothing to embed, items and a table, a column without a table, or no such column.
+        InputError: while it is read: a list, table or row cannot be read, or a folder has no file of that kind.
+        BackendError: a library that reads the table is missing.
+    """
+    if input_file is not None and is_table(input_file):
+        if arguments:
+            raise UsageError(f"Give items or the table {input_file}, not both.")
+        return TableInput.open(input_file, kind, modality, column, id_column, skip_empty)
+    if column is not None or id_column is not None or skip_empty:
+        raise UsageError(
+            "--column, --id_column and --skip_empty are of a table: --input with a .csv, .jsonl or .parquet file."
+        )
+    if not arguments and input_file is None:
+        raise UsageError("There is nothing to embed: give items, or a list or table with --input.")
+    return NamedInput(kind, arguments, input_file)
+
+
+def _expand(kind: str, path: Path) -> list[str]:
+    if not path.is_dir():
+        return [str(path)]
+    found = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in SUFFIXES[kind])
+    if not found:
+        raise InputError(f"The folder {path} has no {kind} file ({', '.join(sorted(SUFFIXES[kind]))}).")
+    return found

@@ -1,0 +1,137 @@
+"""Embedding more items than fit in memory, into one file; what was interrupted goes on where it stopped."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fluxtalk.console import progress
+from fluxtalk.errors import UsageError
+from fluxtalk.runtime.bulk.inputs import Item
+from fluxtalk.runtime.bulk.output import check_output, write_output
+from fluxtalk.runtime.bulk.parts import Parts
+from fluxtalk.runtime.embedder import Embedder
+from fluxtalk.runtime.vectors import Vectors
+
+PART_ITEMS = 256
+"""What an interruption costs at most, and how often the progress bar moves."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of each item; see `Embedder.embed`."""
+
+    modality: str
+    k: int | None = None
+    output: str = "pooled"
+    dtype: str = "float32"
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `embed_to_file` did."""
+
+    shape: tuple[int, ...]
+    resumed: int
+    """Items whose vectors an earlier call had left."""
+
+
+def embed_to_file(
+    embedder: Embedder,
+    items: Iterable[Item],
+    output: Path,
+    wanted: Wanted,
+    total: int | None = None,
+    part_items: int = PART_ITEMS,
+) -> Written:
+    """Embed items into ``.npy`` or Parquet, with progress and in bounded memory.
+
+    Every ``part_items`` items are kept in ``OUTPUT.parts`` until all are done. A later call takes from there what
+    fits: the same items in the same places, of the same bundle in the same precision. A file that changed behind its
+    path is not noticed.
+
+    Args:
+        items: in their order; they are iterated once.
+        output: the file, whose suffix says what is written; see `stream_output.write_output`.
+        total: how many items there are, where that is known.
+
+    Raises:
+        UsageError: the output is of no known kind, there is no item, or as for `Embedder.embed`.
+        InputError, TokenCountError: as for `Embedder.embed`; what was done before is kept.
+        BackendError: Parquet needs pyarrow.
+    """
+    check_output(output)
+    job = {
+        "bundle": embedder.bundle.manifest.bundle_hash,
+        "precision": embedder.precision,
+        "modality": wanted.modality,
+        "k": wanted.k or embedder.num_tokens,
+        "output": wanted.output,
+        "dtype": wanted.dtype,
+    }
+    parts = Parts(output, job)
+    done = resumed = count = 0
+    with _progress(wanted.modality, total) as update:
+        for number, chunk in enumerate(_chunks(items, part_items)):
+            if parts.has(number, chunk):
+                resumed += len(chunk)
+            else:
+                parts.write(number, chunk, _embed(embedder, chunk, wanted, done))
+            done += len(chunk)
+            count += 1
+            update(len(chunk))
+    if not done:
+        raise UsageError("There is nothing to embed: the input has no item.")
+    shape = write_output(output, parts.read(count), done)
+    parts.remove()
+    return Written(shape, resumed)
+
+
+def embedded(embedder: Embedder, items: Iterable[Item], wanted: Wanted, total: int | None = None) -> Iterator[Vectors]:
+    """The vectors of items, a few hundred at a time, with progress.
+
+    Args:
+        total: how many items there are, where that is known.
+
+    Raises:
+        UsageError, InputError, TokenCountError: as for `Embedder.embed`.
+    """
+    done = 0
+    with _progress(wanted.modality, total) as update:
+        for chunk in _chunks(items, PART_ITEMS):
+            yield _embed(embedder, chunk, wanted, done)
+            done += len(chunk)
+            update(len(chunk))
+
+
+@contextmanager
+def _progress(modality: str, total: int | None) -> Iterator[Callable[[int], Any]]:
+    """A progress bar where it would move more than once."""
+    if total is not None and total <= PART_ITEMS:
+        yield lambda _: None
+        return
+    with progress(None, f"embedding {modality}", total=total, unit="item") as bar:
+        yield bar.update
+
+
+def _embed(embedder: Embedder, chunk: list[Item], wanted: Wanted, done: int) -> Vectors:
+    return embedder.embed(
+        wanted.modality,
+        [item.value for item in chunk],
+        wanted.k,
+        wanted.output,
+        wanted.batch_size,
+        first=done or None,
+        dtype=wanted.dtype,
+    )
+
+
+def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk

@@ -1,0 +1,113 @@
+"""`fluxtalk index`: build an index of one modality, and search it from any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fluxtalk.console import debug_option, option, sentence_errors
+from fluxtalk.runtime.bulk.cli import backend_options, input_options, serving_options
+from fluxtalk.runtime.bulk.inputs import open_input
+from fluxtalk.runtime.bulk.stream import Wanted, embedded
+from fluxtalk.runtime.embedder import load
+from fluxtalk.runtime.index.index import INDEX_KINDS, IndexContent, SearchIndex, build_index
+
+
+@click.group(name="index")
+def main() -> None:
+    """Build and search an index of embeddings."""
+
+
+@main.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("modality")
+@click.argument("items", nargs=-1)
+@input_options
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="The index's folder, new or empty."
+)
+@click.option("-k", "--tokens", "k", type=int, help="Register tokens to compute.  [default: all]")
+@click.option(
+    "--kind",
+    default="pooled",
+    show_default=True,
+    type=click.Choice(INDEX_KINDS),
+    help="What to keep of each item. tokens: the first finds candidates, all overlapping ones put them in order.",
+)
+@serving_options
+@debug_option
+@sentence_errors
+def build(
+    bundle: Path,
+    modality: str,
+    items: tuple[str, ...],
+    input_file: Path | None,
+    column: str | None,
+    id_column: str | None,
+    skip_empty: bool,
+    dtype: str,
+    output: Path,
+    k: int | None,
+    kind: str,
+    backend: str,
+    precision: str | None,
+    threads: int | None,
+    batch_size: int,
+) -> None:
+    """Embed ITEMS (texts, or paths of files or folders) of MODALITY with BUNDLE into an index.
+
+    fluxtalk index build BUNDLE image photos/ -o photos.index
+    """
+    with load(bundle, backend, threads, precision=precision) as embedder:
+        opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column, skip_empty)
+        names = [item.id for item in opened]
+        content = IndexContent.of(embedder, modality, kind, k, dtype)
+        chunks = embedded(embedder, opened, Wanted(modality, k, kind, batch_size=batch_size), len(names))
+        if kind == "tokens":
+            chunks = (chunk[:, : embedder.num_overlapping] for chunk in chunks)
+        manifest = build_index(output, chunks, names, content)
+    click.echo(
+        f"{output}: {manifest.items} {modality} items, {kind}, k = {manifest.k}, dimension {manifest.dim}, "
+        f"{manifest.bytes_per_item} bytes each in {dtype}"
+    )
+
+
+@main.command()
+@click.argument("index", type=click.Path(path_type=Path))
+@click.argument("modality")
+@click.argument("query")
+@click.option("-n", "--count", default=10, show_default=True, type=click.IntRange(1), help="Answers.")
+@click.option("-k", "--tokens", "k", type=int, help="Register tokens of the query.  [default: the index's]")
+@click.option(
+    "--candidates",
+    type=click.IntRange(1),
+    help="Of an index of tokens: how many are put in order.  [default: ten for each answer, at least 100]",
+)
+@option(
+    "--bundle", type=click.Path(path_type=Path), help="Where the bundle lies, if it was moved; or another of its run."
+)
+@backend_options
+@debug_option
+@sentence_errors
+def search(
+    index: Path,
+    modality: str,
+    query: str,
+    count: int,
+    k: int | None,
+    candidates: int | None,
+    bundle: Path | None,
+    backend: str,
+    precision: str | None,
+    threads: int | None,
+) -> None:
+    """Find what is most similar to QUERY, a text or a path, of MODALITY.
+
+    fluxtalk index search photos.index text "a dog on a beach"
+    """
+    opened = SearchIndex(index)
+    with load(bundle or opened.bundle, backend, threads, [modality], precision=precision) as embedder:
+        found = opened.search_items(embedder, modality, [query], count, k, candidates)
+    for hit in found[0]:
+        click.echo(f"{hit.similarity:7.4f}  {hit.item}")

@@ -1,0 +1,364 @@
+"""Micro-batching without a timer: a batch is what queued while the previous one ran.
+
+One thread runs one modality's session. Requests of different k share a batch: it runs at the largest, and each item is
+cut to its own, which is exact because tokens are prefixes. A batch holds items of like length, and no more of them than
+its weight allows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluxtalk.artifacts.bundle import TOKEN_INDEX
+from fluxtalk.errors import InputError
+from fluxtalk.preprocess import Array, Preprocessor
+from fluxtalk.runtime.backends.session import Session
+from fluxtalk.runtime.server.execution.rate import ServiceRate
+from fluxtalk.runtime.server.http.errors import ApiError
+from fluxtalk.runtime.server.metrics import Metrics
+
+log = logging.getLogger("fluxtalk.server")
+
+_PADDING = 8
+"""At most one part in so many of a batch is padding, as in `fluxtalk.runtime.batching`."""
+_LOOK = 8
+"""How many times a batch's size is looked through for items of like length."""
+_UNITS = {"text": 256, "features": 256, "audio": 160_000, "image": 224 * 224}
+"""The length, or the pixels, of an item of ordinary size, whose weight is 1."""
+
+
+@dataclass
+class Job:
+    """One request's items of one modality."""
+
+    arrays: Sequence[Array]
+    """Prepared."""
+    positions: Sequence[int]
+    """Where they stand in the request, for errors."""
+    k: int
+    wants: str
+    """``embeddings``: the pooled vector of the first k, (items, dim); ``tokens``: the first k, (items, k, dim);
+    ``attention``: theirs, (items, k, length), of items of one length."""
+    deadline: float
+    """On the clock of `time.monotonic`: work that has not begun by then is dropped."""
+    future: Future[NDArray[np.float32]] = field(default_factory=Future)
+    """The vectors in the order of the arrays. Cancel it, and what has not begun is never run."""
+    rows: NDArray[np.float32] | None = None
+    missing: int = 0
+
+    def __post_init__(self) -> None:
+        self.missing = len(self.arrays)
+
+    def give(self, position: int, row: NDArray[np.float32]) -> None:
+        """Take the vectors of one item; the last of them completes the job."""
+        if self.rows is None:
+            self.rows = np.empty((len(self.arrays), *row.shape), dtype=np.float32)
+        self.rows[position] = row
+        self.missing -= 1
+        if not self.missing:
+            with contextlib.suppress(InvalidStateError):  # cancelled in this very moment
+                self.future.set_result(self.rows)
+
+    def fail(self, error: Exception) -> None:
+        """End the job with an error; its other items are not run."""
+        with contextlib.suppress(InvalidStateError):
+            self.future.set_exception(error)
+
+
+@dataclass(order=True)
+class _Entry:
+    """One item in the queue, in the order in which items are due."""
+
+    due: float
+    number: int
+    job: Job = field(compare=False)
+    position: int = field(compare=False)
+    length: int = field(compare=False)
+    weight: float = field(compare=False)
+    """Of one unit of length."""
+    queued: float = field(compare=False)
+
+
+class Batcher:
+    """The queue and the thread of one modality.
+
+    Args:
+        modality: for messages and metrics.
+        session: that this thread alone runs.
+        preprocess: of the modality.
+        max_weight: of a batch, padding included: as many items of ordinary size.
+        queue: items that may be accepted and unanswered at a time.
+        metrics: told of every batch.
+        known_good: inputs that the session must be able to run; where it fails at an item it is asked again with
+            these, and the thread ends where it fails at them, too. None: it is not asked.
+    """
+
+    def __init__(
+        self,
+        modality: str,
+        session: Session,
+        preprocess: Preprocessor,
+        max_weight: int,
+        queue: int,
+        metrics: Metrics,
+        known_good: Mapping[str, NDArray[Any]] | None = None,
+    ) -> None:
+        self.modality = modality
+        self._session = session
+        self._preprocess = preprocess
+        self._max_weight = max_weight
+        self._queue = queue
+        self._metrics = metrics
+        self._known_good = known_good
+        self._queue_seconds = metrics.queue_seconds.labels(modality)
+        self._run_seconds = metrics.stage_seconds.labels("run")
+        self._outstanding_gauge = metrics.outstanding.labels(modality)
+        self._unit = _UNITS.get(preprocess.kind, 1)
+        self._changed = threading.Condition()
+        self._heap: list[_Entry] = []
+        self._number = 0
+        self._outstanding = 0
+        self._closing = False
+        self._cause_of_death: BaseException | None = None
+        self._running_since: float | None = None
+        self._seconds_per_item = 0.0  # of a batch alone
+        self._rate = ServiceRate()
+        self._thread = threading.Thread(target=self._live, name=f"fluxtalk-{modality}", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread can still run a batch."""
+        return self._cause_of_death is None and self._thread.is_alive()
+
+    @property
+    def seconds_in_batch(self) -> float:
+        """For how long the present batch has been running; 0 between batches."""
+        since = self._running_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def estimated_wait_s(self) -> float:
+        """Until an item accepted now would be done, at the rate measured lately."""
+        return (self._outstanding + 1) * self._seconds_each()
+
+    def admit(self, count: int, deadline: float) -> None:
+        """Reserve places for items before anything is spent on them; `release` gives them back.
+
+        Raises:
+            ApiError: 503 where the thread died; 429 where the queue is full, or so long that the deadline would pass.
+        """
+        with self._changed:
+            if not self.alive:
+                raise self._dead()
+            each = self._seconds_each()
+            wait = (self._outstanding + count) * each
+            # A request of more than a batch may not take the places of all the small ones.
+            room = self._queue if count <= self._max_weight else max(self._queue // 2, self._max_weight)
+            if self._outstanding + count > room:
+                self._metrics.rejections.labels("queue_full").inc()
+                raise ApiError(
+                    429,
+                    f"The queue of {self.modality} has {self._outstanding} of {room} items; try again later.",
+                    "queue_full",
+                    retry_after_s=wait,
+                )
+            if self._outstanding and time.monotonic() + wait > deadline:
+                self._metrics.rejections.labels("too_slow").inc()
+                raise ApiError(
+                    429,
+                    f"The wait would be about {wait:.1f} s, longer than this request may take; try again later.",
+                    "too_slow",
+                    retry_after_s=self._outstanding * each,
+                )
+            if not self._outstanding:
+                self._rate.begin(time.monotonic())
+            self._outstanding += count
+            self._outstanding_gauge.set(self._outstanding)
+
+    def release(self, count: int) -> None:
+        """Give back what `admit` reserved."""
+        with self._changed:
+            self._outstanding -= count
+            self._outstanding_gauge.set(self._outstanding)
+
+    def submit(self, job: Job) -> Future[NDArray[np.float32]]:
+        """Queue a job whose places were reserved.
+
+        A long job does not stand in the way of short ones: its items are due one after the other, at the measured
+        rate, and not all at once.
+        """
+        now = time.monotonic()
+        lengths = [self._preprocess.length(array) for array in job.arrays]
+        with self._changed:
+            if not self.alive or self._closing:
+                job.fail(self._dead())
+                return job.future
+            for position, (array, length) in enumerate(zip(job.arrays, lengths, strict=True)):
+                due = now + position * self._seconds_per_item
+                self._number += 1
+                weight = self._weight(array, length)
+                heapq.heappush(self._heap, _Entry(due, self._number, job, position, length, weight, now))
+            self._changed.notify()
+        return job.future
+
+    def close(self, patience_s: float) -> bool:
+        """Finish what is queued, then end the thread; False where it does not end in that time."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(patience_s)
+        return not self._thread.is_alive()
+
+    def _seconds_each(self) -> float:
+        """Where decoding is what takes the time, batches alone would promise too much."""
+        return max(self._seconds_per_item, self._rate.seconds_per_item)
+
+    def _weight(self, array: Array, length: int) -> float:
+        if self._preprocess.kind == "image":
+            return float(array.shape[0] * array.shape[1]) / self._unit
+        return 1 / self._unit
+
+    def _live(self) -> None:
+        batch: list[_Entry] = []
+        try:
+            while batch := self._next():
+                self._run(batch)
+        except BaseException as error:  # whatever ends this thread must be noticed
+            self._die(error, batch)
+
+    def _die(self, error: BaseException, batch: list[_Entry]) -> None:
+        log.error("The thread of %s died of %s; the server is not ready any more.", self.modality, type(error).__name__)
+        with self._changed:
+            self._cause_of_death = error
+            entries = batch + self._heap
+            self._heap = []
+        for entry in entries:
+            entry.job.fail(self._dead())
+
+    def _dead(self) -> ApiError:
+        return ApiError(503, f"The engine of {self.modality} stopped; another server must answer.", "engine_stopped")
+
+    def _next(self) -> list[_Entry]:
+        """Wait for items, and take the next batch; empty when there will be none any more."""
+        with self._changed:
+            while True:
+                batch = self._gather()
+                if batch or self._closing:
+                    return batch
+                self._changed.wait()
+
+    def _gather(self) -> list[_Entry]:
+        """The first item that is due, and those behind it that fit to it."""
+        batch: list[_Entry] = []
+        passed: list[_Entry] = []
+        longest = total = looked = 0
+        while self._heap and looked < _LOOK * self._max_weight:
+            entry = heapq.heappop(self._heap)
+            if not _is_wanted(entry.job):
+                continue
+            looked += 1
+            count, length = len(batch) + 1, max(longest, entry.length)
+            padded = count * length
+            # A short item is an item, too: it weighs 1.
+            heavy = count * max(1.0, length * entry.weight) > self._max_weight
+            if not batch or not (heavy or padded - (total + entry.length) > padded / _PADDING):
+                batch.append(entry)
+                longest, total = length, total + entry.length
+                if count >= self._max_weight:
+                    break
+            else:
+                passed.append(entry)
+        for entry in passed:
+            heapq.heappush(self._heap, entry)
+        return batch
+
+    def _run(self, batch: list[_Entry]) -> None:
+        begin = time.monotonic()
+        self._running_since = begin
+        try:
+            outputs = self._outputs(batch)
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].job.fail(self._item_error(batch[0], error))
+                if not isinstance(error, InputError) and self._known_good is not None:
+                    # Was it the item? Else nobody gets an answer here any more, and that ends this thread.
+                    self._session.run(self._known_good)
+                return
+            log.warning("A batch of %d %s items failed; they are run one by one.", len(batch), self.modality)
+            self._metrics.batch_retries.labels(self.modality).inc()
+            for entry in batch:
+                if _is_wanted(entry.job):
+                    self._run([entry])
+            return
+        finally:
+            self._running_since = None
+        elapsed = time.monotonic() - begin
+        for row, entry in enumerate(batch):
+            job = entry.job
+            vectors = outputs[job.wants][row]
+            vectors = vectors[job.k - 1] if job.wants == "embeddings" else vectors[: job.k]
+            if np.isfinite(vectors).all():
+                job.give(entry.position, vectors)
+            else:
+                self._metrics.non_finite.labels(self.modality).inc()
+                job.fail(_non_finite(job.positions[entry.position]))
+        self._observe(batch, begin, elapsed)
+
+    def _outputs(self, batch: list[_Entry]) -> dict[str, NDArray[np.float32]]:
+        inputs = self._preprocess.collate([entry.job.arrays[entry.position] for entry in batch])
+        k = max(entry.job.k for entry in batch)
+        wanted = sorted({entry.job.wants for entry in batch})
+        return self._session.run({**inputs, TOKEN_INDEX: np.arange(k, dtype=np.int64)}, wanted)
+
+    def _item_error(self, entry: _Entry, error: Exception) -> Exception:
+        position = entry.job.positions[entry.position]
+        if isinstance(error, InputError):
+            return ApiError(422, f"input {position}: {error}", "invalid_input", f"input[{position}]")
+        # A library's message may hold a part of the input.
+        log.error("An item of %s failed with %s.", self.modality, type(error).__name__)
+        log.debug("The whole of it:", exc_info=error)
+        return ApiError(500, f"input {position}: the engine failed at this item.", "engine_failed")
+
+    def _observe(self, batch: list[_Entry], begin: float, elapsed: float) -> None:
+        count = len(batch)
+        rate = elapsed / count
+        self._seconds_per_item = 0.8 * self._seconds_per_item + 0.2 * rate if self._seconds_per_item else rate
+        with self._changed:
+            self._rate.done(count, time.monotonic())
+        padded = count * max(entry.length for entry in batch)
+        self._run_seconds.observe(elapsed)
+        self._metrics.batch_items.labels(self.modality).observe(count)
+        self._metrics.padding_ratio.labels(self.modality).observe(1 - sum(e.length for e in batch) / padded)
+        for entry in batch:
+            self._queue_seconds.observe(begin - entry.queued)
+
+
+def _is_wanted(job: Job) -> bool:
+    """Whether somebody still waits for the job; one that is too late ends here."""
+    if job.future.done():
+        return False
+    if time.monotonic() > job.deadline:
+        job.fail(ApiError(504, "The time that this request may take is over.", "deadline_exceeded"))
+        return False
+    return True
+
+
+def _non_finite(position: int) -> ApiError:
+    return ApiError(
+        422,
+        f"input {position}: its embedding is not finite in this precision, so there is none to give.",
+        "non_finite_embedding",
+        f"input[{position}]",
+    )

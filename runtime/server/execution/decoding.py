@@ -1,0 +1,141 @@
+"""One raw item of a request to the array that its graph takes. Runs in threads; opens no path and no URL."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fluxtalk.errors import InputError
+from fluxtalk.preprocess import Array, FeaturesPreprocessor, Preprocessor, TextPreprocessor
+from fluxtalk.preprocess.features import read_npy
+from fluxtalk.runtime.server.http.json_arrays import array_of_lists
+
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""What a stranger's bytes may be. Pillow knows more, some of which start other programs."""
+LARGE_PIXELS = 16_000_000
+"""An image beyond this is decoded alone: several of 100 megapixels at a time would not fit into memory."""
+_CHARACTERS_PER_TOKEN = 64
+_MOST_CHARACTERS_PER_TOKEN = 1024
+"""A text is read as far as this for each token that the encoder takes."""
+
+
+def decode(preprocess: Preprocessor, value: Any) -> Array | Image.Image:
+    """Turn a raw item into its array; a large image is opened only, and `Preprocessor.prepare` finishes it.
+
+    Args:
+        value: see `Item`.
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    if isinstance(preprocess, TextPreprocessor):
+        return decode_text(preprocess, value)
+    if isinstance(value, np.ndarray | tuple):
+        return preprocess.prepare(value)
+    if isinstance(preprocess, FeaturesPreprocessor):
+        return preprocess.prepare(_features(preprocess, value))
+    data = media_bytes(value, preprocess.kind)
+    if preprocess.kind != "image":
+        return preprocess.prepare(data)
+    image = _opened(data)
+    return image if image.width * image.height > LARGE_PIXELS else preprocess.prepare(image)
+
+
+def ignore_pillow_warnings() -> None:
+    """Keep Pillow from warning in this process, of large images and of all else.
+
+    A header is checked against our own limit, and a warning's text may hold a part of a body, which is for no log.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def media_bytes(value: Any, kind: str) -> bytes:
+    """The bytes of a file that came as they are, in base64 or as a ``data:`` URL.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    if not isinstance(value, str):
+        raise InputError(f"An item of kind {kind} is a file in base64; got {type(value).__name__}.")
+    if value[:8].lower().startswith(("http://", "https://", "file://")):
+        raise InputError("URLs are not fetched by this server (--allow_url); send the file itself in base64.")
+    if value[:5].lower() == "data:":
+        header, comma, value = value[5:].partition(",")
+        if not comma or not header.lower().endswith(";base64"):
+            raise InputError("A data URL is written data:TYPE;base64,CONTENT; this one is not.")
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"An item of kind {kind} is a file in base64; this is none ({error}).") from None
+
+
+def decode_text(preprocess: TextPreprocessor, value: Any) -> Array:
+    """The ids of a string, or of a list of ids as they are.
+
+    Raises:
+        InputError: it is neither, empty, or has no known token.
+    """
+    if isinstance(value, str):
+        return _tokenised(preprocess, value)
+    if not isinstance(value, list | tuple) or not value:
+        raise InputError(f"A text is a string or a list of token ids; got {type(value).__name__}.")
+    size = preprocess.vocabulary_size
+    if len(value) > preprocess.max_length:
+        raise InputError(f"A list of token ids has at most {preprocess.max_length}; got {len(value):,}.")
+    wrong = [token for token in value if type(token) is not int or not 0 <= token < size]
+    if wrong:
+        raise InputError(f"Token ids are integers from 0 to {size - 1}; got {str(wrong[0])[:40]}.")
+    return np.array(value, dtype=np.int64)
+
+
+def _tokenised(preprocess: TextPreprocessor, text: str) -> Array:
+    """The tokens of a text, of which no more is read than can matter."""
+    for characters in (_CHARACTERS_PER_TOKEN, _MOST_CHARACTERS_PER_TOKEN):
+        limit = characters * preprocess.max_length
+        if len(text) <= limit:
+            break
+        # Up to a space: the last word must be whole.
+        end = max(text.rfind(space, limit // 2, limit) for space in (" ", "\n"))
+        head = text[: end if end > 0 else limit]
+        if head.strip():
+            array = preprocess.prepare(head)
+            if len(array) == preprocess.max_length or characters == _MOST_CHARACTERS_PER_TOKEN:
+                return array
+    return preprocess.prepare(text[: _MOST_CHARACTERS_PER_TOKEN * preprocess.max_length])
+
+
+def _features(preprocess: FeaturesPreprocessor, value: Any) -> Array:
+    if isinstance(value, list):
+        rows = value and isinstance(value[0], list)
+        shape = (len(value), preprocess.dim) if rows else (preprocess.dim,)
+        try:
+            return array_of_lists(value, shape, np.dtype(np.float32))
+        except ValueError:
+            raise InputError(f"Features are a list of vectors, each a list of {preprocess.dim} numbers.") from None
+    data = media_bytes(value, "features")
+    try:
+        return read_npy(io.BytesIO(data), len(data))
+    except ValueError as error:
+        raise InputError(
+            f"Features are lists of numbers or a .npy file in base64; this cannot be read ({error})."
+        ) from None
+
+
+def _opened(data: bytes) -> Image.Image:
+    """An image whose header was read, and nothing else."""
+    try:
+        return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
+        why = str(error).split("\n")[0] if isinstance(error, Image.DecompressionBombError) else "no such file"
+        raise InputError(
+            f"These {len(data)} bytes are no image that is taken here ({why}); "
+            f"give a complete {', '.join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]} of moderate size."
+        ) from None

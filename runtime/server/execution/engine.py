@@ -1,0 +1,192 @@
+"""From a typed request to its vectors: admission, decoding, batches, and the answer put together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluxtalk import tokens as token_algebra
+from fluxtalk.artifacts.bundle import ATTENTION, TOKEN_INDEX
+from fluxtalk.preprocess import Preprocessor
+from fluxtalk.runtime.backends.threads import available_cores
+from fluxtalk.runtime.embedder import Embedder
+from fluxtalk.runtime.golden import read_golden
+from fluxtalk.runtime.server.execution.batcher import Batcher, Job
+from fluxtalk.runtime.server.execution.decode_pool import Preparation
+from fluxtalk.runtime.server.execution.requests import Answer, EmbedRequest
+from fluxtalk.runtime.server.execution.served_model import Catalogue
+from fluxtalk.runtime.server.http.errors import ApiError
+from fluxtalk.runtime.server.http.fetch import Fetcher
+from fluxtalk.runtime.server.metrics import Metrics
+from fluxtalk.runtime.server.settings import ServerSettings
+
+_ON_CPU, _ON_GPU = 8, 64
+"""Items of a batch: on a CPU, more of them hardly make an item cheaper, and all of them wait for the last."""
+_STALLED_S = 60.0
+"""A batch that takes longer will not end."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The items of one modality."""
+
+    modality: str
+    positions: list[int]
+
+
+class Engine:
+    """A loaded bundle with a thread for each modality. `embed` is called from one event loop.
+
+    Args:
+        embedder: the engine closes it.
+        settings: the limits.
+        metrics: told of everything.
+    """
+
+    def __init__(self, embedder: Embedder, settings: ServerSettings, metrics: Metrics) -> None:
+        manifest = embedder.bundle.manifest
+        self._embedder = embedder
+        self._metrics = metrics
+        self._patience_s = settings.timeout_s
+        self._preprocess: dict[str, Preprocessor] = {m: embedder.bundle.preprocess(m) for m in embedder.modalities}
+        self.catalogue = Catalogue(
+            model=embedder.bundle.folder.resolve().name,
+            revision=manifest.bundle_hash,
+            created=int(embedder.bundle.folder.stat().st_mtime),
+            precision=embedder.precision,
+            kinds={m: preprocess.kind for m, preprocess in self._preprocess.items()},
+            manifest=manifest,
+            max_items=settings.max_items,
+        )
+        self.max_batch_items = self._batch_items(settings)
+        self.preparation = Preparation(max(2, available_cores() // settings.workers), Fetcher(settings.allow_urls))
+        self._batchers = {
+            m: Batcher(m, embedder.session(m), p, self.max_batch_items, settings.queue, metrics, self._known_good(m))
+            for m, p in self._preprocess.items()
+        }
+
+    @property
+    def why_not_alive(self) -> str | None:
+        """What keeps the engine from answering for good; None while it can."""
+        for modality, batcher in self._batchers.items():
+            if not batcher.alive:
+                return f"the engine of {modality} stopped"
+            if batcher.seconds_in_batch > _STALLED_S:
+                return f"a batch of {modality} has been running for {batcher.seconds_in_batch:.0f} s"
+        return None
+
+    def preprocess(self, modality: str) -> Preprocessor:
+        """Of a modality."""
+        return self._preprocess[modality]
+
+    def sessions(self) -> dict[str, str]:
+        """What runs each modality, for people."""
+        return {m: self._embedder.session(m).describe() for m in self._embedder.modalities}
+
+    def describe(self) -> str:
+        """The bundle, what runs each modality, and why that: a back end that was passed over is named."""
+        return self._embedder.describe()
+
+    def warm(self) -> None:
+        """Run every graph at the largest batch and at one item, for every k, before anybody waits for it."""
+        bundle = self._embedder.bundle
+        for modality in self._embedder.modalities:
+            inputs, _ = read_golden(bundle, modality)
+            rows = len(next(iter(inputs.values())))
+            for count in (1, self.max_batch_items):
+                chosen = np.resize(np.arange(rows), count)
+                batch = {name: array[chosen] for name, array in inputs.items()}
+                for k in range(1, bundle.manifest.num_register_tokens + 1):
+                    self._embedder.session(modality).run({**batch, TOKEN_INDEX: np.arange(k, dtype=np.int64)})
+
+    async def embed(self, request: EmbedRequest, deadline: float) -> Answer:
+        """The vectors of a request. Cancel it, and what has not begun is never run.
+
+        Args:
+            deadline: on the clock of `time.monotonic`.
+
+        Raises:
+            ApiError: an item cannot be used (422), there is no room (429), the engine failed (500, 503), or the
+                deadline passed (504).
+        """
+        parts = _by_modality(request)
+        with ExitStack() as reserved:
+            for part in parts:
+                batcher, count = self._batchers[part.modality], len(part.positions)
+                batcher.admit(count, deadline)
+                reserved.callback(batcher.release, count)
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    return await self._answer(request, parts, deadline)
+            except TimeoutError:
+                self._metrics.rejections.labels("deadline").inc()
+                raise ApiError(504, "The time that this request may take is over.", "deadline_exceeded") from None
+
+    def close(self) -> None:
+        """Finish what was accepted, and release everything."""
+        ended = [batcher.close(self._patience_s) for batcher in self._batchers.values()]
+        self.preparation.close()
+        if all(ended):  # a session must not be closed under a batch that hangs
+            self._embedder.close()
+
+    async def _answer(self, request: EmbedRequest, parts: list[_Part], deadline: float) -> Answer:
+        jobs = []
+        begin = time.monotonic()
+        wants = {"pooled": "embeddings", ATTENTION: ATTENTION}.get(request.output, "tokens")
+        units = 0
+        for part in parts:
+            preprocess = self._preprocess[part.modality]
+            values = [request.items[position].value for position in part.positions]
+            arrays = await self.preparation.prepare(preprocess, values, part.positions)
+            units += sum(preprocess.length(array) for array in arrays)
+            jobs.append(Job(arrays, part.positions, request.k, wants, deadline))
+        self._metrics.stage_seconds.labels("prepare").observe(time.monotonic() - begin)
+        try:
+            futures = [
+                asyncio.wrap_future(self._batchers[part.modality].submit(job))
+                for part, job in zip(parts, jobs, strict=True)
+            ]
+            found = await asyncio.gather(*futures)
+        finally:
+            for job in jobs:
+                job.future.cancel()
+        if len(parts) == 1:
+            vectors = found[0]
+        else:
+            vectors = np.empty((len(request.items), *found[0].shape[1:]), dtype=np.float32)
+            for part, rows in zip(parts, found, strict=True):
+                vectors[part.positions] = rows
+        return Answer(request, self._select(vectors, request.output), units)
+
+    def _known_good(self, modality: str) -> dict[str, NDArray[Any]]:
+        inputs, _ = read_golden(self._embedder.bundle, modality)
+        return {**{name: array[:1] for name, array in inputs.items()}, TOKEN_INDEX: np.arange(1, dtype=np.int64)}
+
+    def _select(self, vectors: NDArray[np.float32], output: str) -> NDArray[np.float32]:
+        overlapping = self._embedder.num_overlapping
+        if output == "concat":
+            return token_algebra.concatenate(vectors, overlapping)
+        return np.ascontiguousarray(vectors[:, overlapping:]) if output == "complementary" else vectors
+
+    def _batch_items(self, settings: ServerSettings) -> int:
+        promised = self._embedder.bundle.manifest.precisions[self._embedder.precision].tolerance
+        if promised.rows is None:
+            # Nothing is promised of an item beside others (dynamic int8): strangers must not change each other.
+            return 1
+        if settings.max_batch_items is not None:
+            return settings.max_batch_items
+        on_cpu = all(how.startswith(("ort-cpu", "openvino")) for how in self.sessions().values())
+        return _ON_CPU if on_cpu else _ON_GPU
+
+
+def _by_modality(request: EmbedRequest) -> list[_Part]:
+    parts: dict[str, list[int]] = {}
+    for position, item in enumerate(request.items):
+        parts.setdefault(item.modality, []).append(position)
+    return [_Part(modality, positions) for modality, positions in parts.items()]

@@ -1,0 +1,90 @@
+"""Bodies from strangers: refused while they stream in, where they are too long, too slow, or too many at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from starlette.requests import Request
+
+from fluxtalk.runtime.server.http.errors import ApiError, bad_request
+
+_TOGETHER = 8
+"""Bodies of the largest size that may be in memory at a time."""
+_ON_ITS_WAY_S = 0.2
+"""A body has this long at least: of one that the client sent at once, it is not the slowness that is at fault."""
+
+
+class BodyReader:
+    """Reads bodies, and knows how many bytes of them are in memory.
+
+    Args:
+        limit: bytes of one body.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held = 0
+
+    async def read(self, request: Request, deadline: float) -> bytes:
+        """A whole body; give it back with `release`.
+
+        Args:
+            deadline: on the clock of `time.monotonic`.
+
+        Raises:
+            ApiError: 413 over the limit, 408 where it did not come by the deadline, 504 where it did and the deadline
+                passed all the same, 429 where too many bodies are in memory, 415 where it is compressed.
+            ClientDisconnect: the client hung up.
+        """
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise ApiError(415, "A compressed body is not taken; send it as it is.", "unsupported_encoding")
+        declared = request.headers.get("content-length", "0")
+        if declared.isascii() and declared.isdigit() and int(declared) > self._limit:
+            raise self._too_large()
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(max(deadline - time.monotonic(), _ON_ITS_WAY_S)):
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    self._held += len(chunk)
+                    if size > self._limit:
+                        raise self._too_large()
+                    if self._held > _TOGETHER * self._limit:
+                        raise ApiError(429, "Too many bodies at once; try again.", "memory", retry_after_s=1.0)
+                    chunks.append(chunk)
+            if time.monotonic() > deadline:
+                raise ApiError(504, "The time that this request may take is over.", "deadline_exceeded")
+        except TimeoutError:
+            self._held -= size
+            raise ApiError(408, "The body did not arrive in time.", "body_too_slow") from None
+        except BaseException:
+            self._held -= size
+            raise
+        return b"".join(chunks)
+
+    def release(self, body: bytes) -> None:
+        """The body is not needed any more."""
+        self._held -= len(body)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"A body has at most {self._limit:,} bytes; send fewer items.", "body_too_large")
+
+
+def time_limit(request: Request, longest_s: float) -> float:
+    """What the client allows in ``X-Request-Timeout`` (seconds), and never more than the server does.
+
+    Raises:
+        ApiError: 400: it is no positive number.
+    """
+    asked = request.headers.get("x-request-timeout")
+    if asked is None:
+        return longest_s
+    try:
+        seconds = float(asked)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise bad_request("X-Request-Timeout is a positive number of seconds.", "X-Request-Timeout")
+    return min(seconds, longest_s)

@@ -1,0 +1,149 @@
+"""A modality as a model of the Open Inference Protocol: its tensors, and what they say as items.
+
+Inputs are either raw, one tensor of BYTES that is called like the kind (``text``, ``image``, ``audio``), or prepared by
+the client: the tensors of the graph, as `fluxtalk-export triton` describes them. Beside either, ``token_index`` says
+how many register tokens: ``arange(k)`` in each row. A parameter ``k`` of the request says the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluxtalk.artifacts.bundle import TOKEN_INDEX
+from fluxtalk.preprocess import AudioPreprocessor, FeaturesPreprocessor, ImagePreprocessor, Preprocessor
+from fluxtalk.runtime.server.api.named_items import named_item
+from fluxtalk.runtime.server.execution.requests import Item
+from fluxtalk.runtime.server.execution.served_model import Catalogue
+from fluxtalk.runtime.server.http.errors import bad_request
+from fluxtalk.runtime.server.kserve.tensors import BYTES, Tensor
+
+VERSION = "1"
+OUTPUTS = ("tokens", "embeddings")
+RAW_KINDS = ("text", "image", "audio")
+_MASK = "mask"
+_TYPES = {"pixels": "UINT8", "input_ids": "INT64", "features": "FP32", "samples": "FP32", _MASK: "BOOL"}
+
+
+def metadata(modality: str, preprocess: Preprocessor, catalogue: Catalogue) -> dict[str, Any]:
+    """What a client is told of a model: every tensor that it may send, raw and prepared."""
+    raw = [{"name": preprocess.kind, "datatype": BYTES, "shape": [-1]}] if preprocess.kind in RAW_KINDS else []
+    prepared = [
+        {"name": name, "datatype": _TYPES[name], "shape": [-1, *_row_shape(name, preprocess)]}
+        for name in preprocess.input_names
+    ]
+    index = {"name": TOKEN_INDEX, "datatype": "INT64", "shape": [-1, -1]}
+    dim = catalogue.manifest.dim
+    return {
+        "name": modality,
+        "versions": [VERSION],
+        "platform": "fluxtalk",
+        "inputs": [*raw, *prepared, index],
+        "outputs": [{"name": name, "datatype": "FP32", "shape": [-1, -1, dim]} for name in OUTPUTS],
+    }
+
+
+def read_items(tensors: Sequence[Tensor], modality: str, preprocess: Preprocessor, catalogue: Catalogue) -> list[Item]:
+    """The items of a request's tensors, ``token_index`` aside.
+
+    Raises:
+        ApiError: 400, with the tensor at fault.
+    """
+    by_name = {tensor.name: tensor for tensor in tensors if tensor.name != TOKEN_INDEX}
+    raw = preprocess.kind if preprocess.kind in RAW_KINDS else None
+    if raw is not None and set(by_name) == {raw}:
+        return _raw_items(by_name[raw], modality, catalogue)
+    known = set(preprocess.input_names)
+    main = preprocess.input_names[0]
+    if main not in by_name or set(by_name) - known:
+        described = " and ".join(preprocess.input_names)
+        raise bad_request(
+            f"The model {modality} takes {f'the tensor {raw}, or ' if raw else ''}{described}; "
+            f"got {', '.join(name[:80] for name in by_name) or 'none'}.",
+            "inputs",
+        )
+    for tensor in by_name.values():
+        wanted = (-1, *_row_shape(tensor.name, preprocess))
+        fits = len(tensor.shape) == len(wanted) and all(
+            size in (-1, given) for size, given in zip(wanted, tensor.shape, strict=True)
+        )
+        if tensor.datatype != _TYPES[tensor.name] or not fits:
+            raise bad_request(
+                f"{tensor.name} is {_TYPES[tensor.name]} of shape {list(wanted)}, -1 for any; "
+                f"got {tensor.datatype} {list(tensor.shape)}.",
+                "inputs",
+            )
+    count = by_name[main].shape[0]
+    if not count:
+        # What stands beside it may then say any size at no cost.
+        raise bad_request(f"{main} holds no row; give at least one.", "inputs", "empty")
+    catalogue.require_count(count)
+    values = _rows(by_name[main], by_name.get(_MASK))
+    return [Item(modality, _as_item(row, preprocess)) for row in values]
+
+
+def read_k(tensors: Sequence[Tensor], parameter: Any, rows: int) -> Any:
+    """How many register tokens; None where neither the tensor nor the parameter says it.
+
+    Raises:
+        ApiError: 400: they do not agree, or the tensor does not count from 0.
+    """
+    tensor = next((tensor for tensor in tensors if tensor.name == TOKEN_INDEX), None)
+    if tensor is None:
+        return parameter
+    index = tensor.numbers
+    if index is None or tensor.datatype != "INT64" or index.ndim > 2 or (index.ndim == 2 and len(index) != rows):
+        raise bad_request(
+            f"{TOKEN_INDEX} is INT64 of shape [k] or [{rows}, k]; got {tensor.datatype} {list(tensor.shape)}.", "inputs"
+        )
+    k = index.shape[-1]
+    if not k or (index != np.arange(k)).any():
+        raise bad_request(f"{TOKEN_INDEX} counts 0, 1, ..., k - 1 in each row.", "inputs")
+    if parameter not in (None, k):
+        raise bad_request(f"The parameter k is {str(parameter)[:40]}, and {TOKEN_INDEX} has {k}.", "parameters")
+    return k
+
+
+def _raw_items(tensor: Tensor, modality: str, catalogue: Catalogue) -> list[Item]:
+    if tensor.datatype != BYTES or (len(tensor.shape) > 1 and tensor.shape[1:] != (1,)):
+        raise bad_request(
+            f"{tensor.name} is BYTES of shape [n] or [n, 1]; got {tensor.datatype} {list(tensor.shape)}.", "inputs"
+        )
+    return [
+        named_item(modality, element, catalogue, f"{tensor.name}[{position}]")
+        for position, element in enumerate(tensor.elements)
+    ]
+
+
+def _row_shape(name: str, preprocess: Preprocessor) -> list[int]:
+    """Of one item in a prepared tensor; -1 where it may be any length."""
+    if isinstance(preprocess, ImagePreprocessor):
+        return [preprocess.height, preprocess.width, preprocess.channels]
+    if isinstance(preprocess, FeaturesPreprocessor) and name != _MASK:
+        return [-1, preprocess.dim]
+    return [-1]
+
+
+def _rows(tensor: Tensor, mask: Tensor | None) -> list[NDArray[Any]]:
+    """The rows of a prepared tensor without their padding, which stands at the end."""
+    assert tensor.numbers is not None
+    if mask is None:
+        return list(tensor.numbers)
+    kept = mask.numbers
+    assert kept is not None
+    if kept.shape != tensor.shape[:2]:
+        raise bad_request(f"mask has the shape {list(tensor.shape[:2])}; got {list(kept.shape)}.", "inputs")
+    lengths = kept.sum(axis=1)
+    if not lengths.all() or (kept != (np.arange(kept.shape[1]) < lengths[:, None])).any():
+        raise bad_request("mask is true for what a row holds, at least one, and then false for its padding.", "inputs")
+    return [row[:length] for row, length in zip(tensor.numbers, lengths, strict=True)]
+
+
+def _as_item(row: NDArray[Any], preprocess: Preprocessor) -> Any:
+    """A prepared row as a value of `Item`, so that it is checked as every other."""
+    if preprocess.kind == "text":
+        return row.tolist()
+    return (row, preprocess.sample_rate) if isinstance(preprocess, AudioPreprocessor) else row

@@ -1,0 +1,149 @@
+"""The indexes of a server: opened once, checked against its bundle, searched at any k."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fluxtalk.errors import UsageError
+from fluxtalk.runtime.index.index import SearchIndex
+from fluxtalk.runtime.index.multi_vectors import MultiVectors
+from fluxtalk.runtime.index.near_vectors import Floats, NearVectors
+from fluxtalk.runtime.server.execution.served_model import Catalogue
+from fluxtalk.runtime.server.http.errors import ApiError, bad_request
+
+POOLED, RERANK = "pooled", "rerank"
+"""How to search. ``pooled``: one vector of the query against one of each item, in an index of tokens its first.
+``rerank``: that finds candidates, and MaxSim over the first k tokens of both sides puts them in order."""
+
+
+class ServedIndex:
+    """One index. Thread-safe.
+
+    Args:
+        name: under which requests ask for it.
+        folder: of the index.
+        catalogue: of the bundle that embeds the queries.
+
+    Raises:
+        IndexFileError: it is missing, was changed, or is of another space than the bundle.
+        BackendError: usearch is not installed.
+    """
+
+    def __init__(self, name: str, folder: Path, catalogue: Catalogue) -> None:
+        opened = SearchIndex(folder)
+        self.name = name
+        self.manifest = opened.manifest
+        opened.require_space(catalogue.space_id(self.manifest.output), f"the bundle {catalogue.model}")
+        self.kind = catalogue.kinds.get(self.manifest.modality, "")
+        """Of its items, as `Catalogue.kinds` has it."""
+        self.items: Sequence[str] = json.loads((folder / "items.json").read_text(encoding="utf-8"))
+        self.item_path = opened.item_path
+        """The file of an item, by its row."""
+        self._near = NearVectors.view(folder / "vectors.usearch", self.manifest.dtype)
+        self._overlapping = catalogue.manifest.num_overlapping_tokens
+        self._multi: list[MultiVectors] = []
+        """By one less than the tokens of an item that are compared."""
+        if self.manifest.output == "tokens":
+            tokens = np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False)
+            self._multi = [MultiVectors(self._near, tokens[:, : t + 1]) for t in range(tokens.shape[1])]
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """How it can be searched; the first is taken where nothing is said."""
+        return (RERANK, POOLED) if self._multi else (POOLED,)
+
+    @property
+    def default_k(self) -> int:
+        """For a request that names no k."""
+        return self.manifest.k
+
+    def output(self, how: str) -> str:
+        """What a query has to be embedded as, one of `OUTPUT_KINDS`."""
+        if how == RERANK:
+            return "tokens"
+        return "concat" if self.manifest.output == "concat" else "pooled"
+
+    def require_k(self, k: int) -> None:
+        """Refuse a k at which the query would not fit.
+
+        Raises:
+            ApiError: 400.
+        """
+        fits = min(self.manifest.k, self._overlapping)
+        if self.manifest.output == "concat" and min(k, self._overlapping) != fits:
+            raise bad_request(f"The index {self.name} holds {fits} tokens side by side, so k is {fits}; got {k}.", "k")
+
+    def tokens_compared(self, how: str, k: int) -> int:
+        """Tokens of an item that a search at this k looks at; complementary ones are never compared."""
+        return min(k, len(self._multi)) if how == RERANK else 1
+
+    def bytes_per_item(self, how: str, k: int) -> int:
+        """Bytes of an item's vectors that such a search needs, as they are stored."""
+        vector = self.manifest.bytes_per_item // (1 + len(self._multi)) if self._multi else self.manifest.bytes_per_item
+        tokens = self.tokens_compared(how, k)
+        # The first token alone is what finds candidates; of more, all lie together.
+        return vector if tokens == 1 else vector * (1 + tokens)
+
+    def search(self, query: Floats, how: str, k: int, count: int) -> tuple[list[int], Floats]:
+        """The items most similar to one query.
+
+        Args:
+            query: embedded as `output` says: (dim,), or (tokens, dim) with at least the tokens compared.
+            count: at most so many.
+
+        Returns:
+            their rows and similarities, best first: cosines, or MaxSim scores.
+        """
+        tokens = self.tokens_compared(how, k)
+        if how == RERANK and tokens > 1:
+            rows, scores = self._multi[tokens - 1].search(query[:tokens], count)
+        else:
+            rows, scores = self._near.search(query[0] if how == RERANK else query, count)
+        return rows.tolist(), scores
+
+
+def index_name(folder: Path) -> str:
+    """The name of an index: its folder's, without ``.index``."""
+    return folder.resolve().name.removesuffix(".index")
+
+
+def open_indexes(folders: Sequence[Path], catalogue: Catalogue) -> dict[str, ServedIndex]:
+    """Open every index of a server.
+
+    Raises:
+        UsageError: two have one name.
+        IndexFileError, BackendError: see `ServedIndex`.
+    """
+    opened: dict[str, ServedIndex] = {}
+    for folder in folders:
+        name = index_name(folder)
+        if name in opened:
+            raise UsageError(f"Two indexes are called {name!r}: rename the folder of one of them.")
+        opened[name] = ServedIndex(name, folder, catalogue)
+    return opened
+
+
+def require_index(indexes: dict[str, ServedIndex], name: object) -> ServedIndex:
+    """An index by name; None where there is one only.
+
+    Raises:
+        ApiError: 400 or 404.
+    """
+    if not indexes:
+        raise ApiError(404, "This server has no index; start it with --index DIR.", "index_not_found", "index")
+    known = ", ".join(indexes)
+    if name is None:
+        if len(indexes) == 1:
+            return next(iter(indexes.values()))
+        raise bad_request(f"Name the index: one of {known}.", "index", "missing")
+    if not isinstance(name, str):
+        raise bad_request(f"index is a name; got {type(name).__name__}.", "index", "invalid_type")
+    if name not in indexes:
+        raise ApiError(
+            404, f"The index {name[:80]!r} is not served here; there is {known}.", "index_not_found", "index"
+        )
+    return indexes[name]
