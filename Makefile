@@ -55,24 +55,24 @@ lint: install ## Format, lint, types, and the direction of imports
 bench: bench-runtime bench-export bench-features ## Every benchmark of minutes that runs without a GPU
 
 bench-runtime: install ## Latency by k, and the runtime's overhead over a bare session
-	$(BIN)/python -m bench.runtime --bundle $(DEMO)/bundle -o bench/results/runtime.json
+	$(BIN)/python -m bench.latency.runtime --bundle $(DEMO)/bundle -o bench/results/runtime.json
 
 bench-export: install ## Sizes, parity, quality and latency of every precision of the demo; the head's share (5 minutes)
-	$(BIN)/python -m bench.export --run $(DEMO)/run -o bench/results/export.json --docs docs/export.md
-	$(BIN)/python -m bench.head -o bench/results/head.json
+	$(BIN)/python -m bench.latency.export --run $(DEMO)/run -o bench/results/export.json --docs docs/export.md
+	$(BIN)/python -m bench.latency.head -o bench/results/head.json
 
 bench-server: install ## Load, overload and faults of a running server (15 minutes)
 	$(BIN)/python -m bench.server --bundle $(DEMO)/bundle -o bench/results/server.json --docs docs/serving.md
 
 bench-backends: install ## ONNX Runtime against OpenVINO, by size, precision and length (5 minutes)
-	$(BIN)/python -m bench.backends -o bench/results/backends.json
+	$(BIN)/python -m bench.latency.backends -o bench/results/backends.json
 
 bench-features: install ## The feature cache: training speed, reading, sizes (4 minutes)
-	$(BIN)/python -m bench.features
+	$(BIN)/python -m bench.training.features
 
 bench-training: install ## Memory of a batch of 32,768; recall by kind of feature cache (half an hour)
-	$(BIN)/python -m bench.large_batch
-	$(BIN)/python -m bench.feature_options
+	$(BIN)/python -m bench.training.large_batch
+	$(BIN)/python -m bench.training.feature_options
 
 bench-quality: install ## The proof of docs/quality.md: synthetic truth and glyphs, 3 seeds (3 hours; goes on where it stopped)
 	$(BIN)/python -m bench.quality.synthetic --draw
@@ -80,7 +80,7 @@ bench-quality: install ## The proof of docs/quality.md: synthetic truth and glyp
 	$(BIN)/python -m bench.quality.glyphs --steps 300 --seeds 1 -o bench/results/quality/glyphs-ablations.json
 
 docs: install ## Draw the pictures of the docs again
-	$(BIN)/python -m bench.contact_sheet --output docs/images/glyphs.png
+	$(BIN)/python -m bench.demo.contact_sheet --output docs/images/glyphs.png
 
 $(GPU_STAMP): pyproject.toml constraints.txt
 	@echo "installing into .venv-gpu (PyTorch, CUDA, cuDNN and TensorRT: several gigabytes)"

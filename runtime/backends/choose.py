@@ -27,7 +27,7 @@ _BATCH = [1, 8, 64]
 _LENGTH = [1, 64, 512]
 """What ONNX Runtime's TensorRT provider compiles for; lengths are cut to the longest that the modality has."""
 _LARGE = 8_000_000
-"""Numbers in a graph from which on OpenVINO was faster (bench/backends.py)."""
+"""Numbers in a graph from which on OpenVINO was faster (bench/latency/backends.py)."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench import demo_report
-from bench.demo import QUERIES
+from bench.demo import report as demo_report
+from bench.demo.run import QUERIES
 from fluxtalk.datasets import PairDataset
 from fluxtalk.model.checkpoints.stage1 import load_stage1
 

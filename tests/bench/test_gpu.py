@@ -1,4 +1,4 @@
-"""`bench.gpu`: what it says where things are missing, and its rehearsal without a GPU."""
+"""`bench.gpu.run`: what it says where things are missing, and its rehearsal without a GPU."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from bench import gpu, gpu_engines, gpu_latency
-from bench.gpu_engines import parity
-from bench.gpu_models import Subject, large_embedders
-from bench.gpu_report import Report
+from bench.gpu import engines as gpu_engines
+from bench.gpu import latency as gpu_latency
+from bench.gpu import run as gpu
+from bench.gpu.engines import parity
+from bench.gpu.models import Subject, large_embedders
+from bench.gpu.report import Report
 from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.errors import BackendError
 from tests.conftest import Made
@@ -130,7 +132,7 @@ def test_the_rehearsal_runs_as_a_file(tmp_path: Path) -> None:
     output = tmp_path / "gpu.json"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "bench" / "gpu.py"), "--cpu", "-o", str(output)],
+        [sys.executable, str(ROOT / "bench" / "gpu"), "--cpu", "-o", str(output)],
         capture_output=True,
         text=True,
         cwd=tmp_path,

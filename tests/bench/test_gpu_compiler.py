@@ -12,9 +12,9 @@ from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor import config
 from torch._inductor.exc import InductorError, TritonMissing
 
-from bench.gpu_compiler import missing_compiler
-from bench.gpu_latency import _run_compiled
-from bench.gpu_report import Report
+from bench.gpu.compiler import missing_compiler
+from bench.gpu.latency import _run_compiled
+from bench.gpu.report import Report
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")

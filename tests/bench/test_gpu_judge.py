@@ -1,4 +1,4 @@
-"""What `bench.gpu` calls a failure of a resumed run and of a process group."""
+"""What `bench.gpu.run` calls a failure of a resumed run and of a process group."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from bench import gpu, gpu_training
-from bench.gpu_judge import LARGEST_DIFFERENCE, judge_group, judge_resumed
-from bench.gpu_report import Report
+from bench.gpu import run as gpu
+from bench.gpu import training as gpu_training
+from bench.gpu.judge import LARGEST_DIFFERENCE, judge_group, judge_resumed
+from bench.gpu.report import Report
 
 RESUMED = {"killed": True, "at_step": 5, "last_step": 16, "largest_difference": 0.0}
 GROUP = {"backend": "nccl", "largest_difference": 0.0}

@@ -1,4 +1,4 @@
-"""Which tests `bench.gpu` runs, and what it makes of their end."""
+"""Which tests `bench.gpu.run` runs, and what it makes of their end."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from bench import gpu_tests
-from bench.gpu_report import Report
-from bench.gpu_tests import FILES, run_tests
+from bench.gpu import device_tests as gpu_tests
+from bench.gpu.device_tests import FILES, run_tests
+from bench.gpu.report import Report
 from tests.runtime.test_gpu_sessions import provider
 
 ROOT = Path(__file__).resolve().parents[2]

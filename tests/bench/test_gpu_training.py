@@ -1,4 +1,4 @@
-"""`bench.gpu_training`: what it takes for a hang, and for a difference."""
+"""`bench.gpu.training`: what it takes for a hang, and for a difference."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu_training
-from bench.gpu_training import Training, kill_and_resume, largest_difference
+from bench.gpu import training as gpu_training
+from bench.gpu.training import Training, kill_and_resume, largest_difference
 
 
 def test_a_command_that_hangs_is_ended() -> None:

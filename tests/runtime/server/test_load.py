@@ -12,11 +12,11 @@ import httpx
 import numpy as np
 import pytest
 
-from bench.server_client import Client, Reply, post_json
-from bench.server_load import closed_loop, open_loop
-from bench.server_phases import drain_phase, memory_phase, neighbours_phase, vectors_of
-from bench.server_process import serving
-from bench.server_requests import PATH, harmful, mixed, one_text
+from bench.server.client import Client, Reply, post_json
+from bench.server.load import closed_loop, open_loop
+from bench.server.phases import drain_phase, memory_phase, neighbours_phase, vectors_of
+from bench.server.process import serving
+from bench.server.requests import PATH, harmful, mixed, one_text
 from fluxtalk.runtime import Embedder
 from tests.conftest import Made
 from tests.runtime.server.conftest import Process, Threaded, in_thread

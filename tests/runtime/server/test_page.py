@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bench.browser import browser, why_no_browser
+from bench.demo.browser import browser, why_no_browser
 from fluxtalk.runtime import load
 from fluxtalk.runtime.index.index import IndexContent, build_index
 from fluxtalk.runtime.server.http.page_routes import PAGE_FILES

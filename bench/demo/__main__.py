@@ -1,0 +1,5 @@
+"""`python -m bench.demo`."""
+
+from bench.demo.run import main
+
+main()

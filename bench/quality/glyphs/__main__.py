@@ -1,0 +1,5 @@
+"""`python -m bench.quality.glyphs`."""
+
+from bench.quality.glyphs.run import main
+
+main()

@@ -1,0 +1,132 @@
+"""What `bench/server/run.py` found, as tables for docs/serving.md and as the promises that were kept or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.quality.report import markdown_table
+from fluxtalk.artifacts.files import write_atomically
+
+MARK, END = "<!-- measured by bench/server/run.py -->", "<!-- end -->"
+MIN_GOODPUT = 0.9
+MAX_P99_OVER_P50 = 3.0
+MAX_GROWTH_MIB = 16.0
+MAX_DIFFERENCE = 1e-5
+
+
+def promises(results: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
+    """Each promise, whether it was kept, and the figures."""
+    for name, rows in results["closed"].items():
+        row = next(row for row in rows if row["concurrency"] == 32)
+        ratio = row["p99_ms"] / row["p50_ms"]
+        yield (
+            f"{name}: p99 at 32 clients at most {MAX_P99_OVER_P50:g} x p50",
+            ratio <= MAX_P99_OVER_P50,
+            f"{ratio:.1f}",
+        )
+        others = {status for row in rows for status in row["statuses"]} - {"200"}
+        yield f"{name}: every request of a closed loop is answered with 200", not others, ", ".join(others) or "yes"
+    for name, row in results["overload"].items():
+        others = set(row["statuses"]) - {"200", "429"}
+        shown = ", ".join(f"{count} x {status}" for status, count in row["statuses"].items())
+        yield f"{name}: under twice the capacity every request is answered with 200 or 429", not others, shown
+        share = row["goodput_of_capacity"]
+        yield (
+            f"{name}: goodput under it at least {100 * MIN_GOODPUT:.0f} % of capacity",
+            share >= MIN_GOODPUT,
+            f"{100 * share:.0f} %",
+        )
+    row = results["neighbours"]
+    yield (
+        "beside harmful requests, every other is answered with 200",
+        set(row["statuses"]) == {"200"},
+        str(row["statuses"]),
+    )
+    difference = row["max_abs_difference"]
+    yield "and with the same vectors", difference <= MAX_DIFFERENCE, f"{difference:.0e} apart"
+    served = {status for found in row["harm"].values() for status in found}
+    yield "harmful requests are answered, and never with 5xx", not served & {"500", "503", "504", "lost"}, str(served)
+    row = results["drain"]
+    yield (
+        "after SIGTERM, what was accepted is answered, and the exit status is 0",
+        not row["statuses"].get("lost") and not row["exit_status"],
+        f"{row['statuses']}, exit status {row['exit_status']} after {row['ended_after_s']} s",
+    )
+    row = results["memory"]
+    yield (
+        f"memory grows by at most {MAX_GROWTH_MIB:g} MiB under load",
+        row["growth_mib"] <= MAX_GROWTH_MIB,
+        f"{row['growth_mib']} MiB in {row['seconds']} s, {row['largest_mib']} at most",
+    )
+
+
+def tables(results: Mapping[str, Any]) -> list[str]:
+    """The tables, each under its title."""
+    bare = results["bare"]
+    closed = markdown_table(
+        ["requests", "clients", "requests/s", "items/s", "of bare sessions", "p50, ms", "p99, ms", "server's cores"],
+        [
+            [
+                name,
+                row["concurrency"],
+                f"{row['requests_per_s']:.0f}",
+                f"{row['items_per_s']:.0f}",
+                f"{100 * row['requests_per_s'] / bare[name]['session_per_s']:.0f} %",
+                f"{row['p50_ms']:.1f}",
+                f"{row['p99_ms']:.1f}",
+                f"{row['server_cores']:.2f}",
+            ]
+            for name, rows in results["closed"].items()
+            for row in rows
+        ],
+    )
+    overload = markdown_table(
+        ["requests", "offered/s", "answered/s", "of capacity", "p50, ms", "p99, ms", "429 at p99, ms", "statuses"],
+        [
+            [
+                name,
+                f"{row['offered_per_s']:.0f}",
+                f"{row['goodput_per_s']:.0f}",
+                f"{100 * row['goodput_of_capacity']:.0f} %",
+                *(_shown(row[key]) for key in ("p50_ms", "p99_ms", "rejected_p99_ms")),
+                ", ".join(f"{count} x {status}" for status, count in row["statuses"].items()),
+            ]
+            for name, row in results["overload"].items()
+        ],
+    )
+    kept = markdown_table(
+        ["promise", "kept", "measured"],
+        [[what, "yes" if holds else "**no**", shown] for what, holds, shown in promises(results)],
+    )
+    seconds = next(iter(results["overload"].values()))["seconds"]
+    return [
+        "A closed loop: so many clients, each of which waits for its answer. *Of bare sessions*: against one thread "
+        "that calls nothing but the session, on ready arrays, a request's items as one batch:\n\n" + closed,
+        f"An open loop: arrivals at twice the capacity for {seconds:g} s, which wait for nobody. Times are of what was "
+        "answered with 200, from its arrival:\n\n" + overload,
+        "What was promised:\n\n" + kept,
+    ]
+
+
+def write_tables(docs: Path, results: Mapping[str, Any]) -> None:
+    """Replace what stands between the marks of a Markdown file."""
+    before, _, rest = docs.read_text(encoding="utf-8").partition(MARK)
+    after = rest.partition(END)[2]
+    bare = ", ".join(
+        f"{name}: {found['session_per_s']:.0f} requests/s by bare sessions, {found['library_per_s']:.0f} by the library"
+        for name, found in results["bare"].items()
+    )
+    where = (
+        f"`make bench-server` on {results['architecture']}, {results['cores']} cores that the load generator shares, "
+        f"no GPU, {results['date']}, load average {results['load_average_before']} before"
+        f"{'; a short run' if results['quick'] else ''}. Encoders of the demo (1.1 and 0.8 million parameters), so the "
+        f"server's own work is the larger part of most requests. In one thread without a server, {bare}. The generator "
+        f"reaches {results['generator']['per_s']:.0f} requests/s of a server that does nothing."
+    )
+    write_atomically(docs, "\n\n".join([before + MARK, where, *tables(results), END + after]))
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:.0f}"
