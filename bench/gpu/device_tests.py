@@ -12,7 +12,7 @@ from typing import Any
 from bench.gpu.report import Report
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ("tests/runtime/test_gpu_sessions.py", "tests/train/test_cuda.py")
+FILES = ("tests/runtime/backends/test_gpu_sessions.py", "tests/train/test_cuda.py")
 """By name: to collect the others would need every package that they import."""
 
 

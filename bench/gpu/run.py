@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in one call: ``python -m bench.gpu``, or ``python bench/gpu`` where nothing is installed.
+"""Everything that needs a GPU, in one call: ``python -m bench.gpu``, or ``python bench/gpu`` if nothing is installed.
 
 It trains on CUDA, exports, compiles with whichever TensorRT is installed, compares every way to run with eager
 PyTorch, times them, and runs the tests that need a GPU. What is missing is noted with its reason, and the rest goes on.
@@ -13,7 +13,6 @@ import importlib.util
 import os
 import platform
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable

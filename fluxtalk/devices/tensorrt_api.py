@@ -4,7 +4,7 @@ Export compiles with it, the runtime runs with it. The modules are imported by n
 
 Numbers of flags differ between versions: they are always made from the flag's name. In 11.x networks are strongly
 typed and the flags of precision are gone, so the types of the graph are the precision, in every version.
-tests/export/test_trt_bindings.py holds every name that is used here, and by whoever uses this, against the bindings.
+tests/export/to_tensorrt/test_bindings.py holds every name that is used of either library against its bindings.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from fluxtalk.errors import BackendError
 from fluxtalk.runtime import Embedder
 from tests.conftest import Made
 from tests.runtime.server.conftest import PATIENCE_S, Threaded, in_thread, running, wait_for
-from tests.runtime.server.test_limits import connect, everything, head
+from tests.runtime.server.http.test_limits import connect, everything, head
 
 CULPRIT = "omega omega omega"
 LENGTH = 3

@@ -1,0 +1,160 @@
+"""A build goes on where it was killed, refuses what cannot be stored, and is one at a time."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fluxtalk.artifacts.files import hash_file
+from fluxtalk.errors import ArtifactError, DataError
+from fluxtalk.model.process_group import OneProcess
+from fluxtalk.train.features import build as feature_build
+from fluxtalk.train.features.build import building_turn
+from fluxtalk.train.features.cache import CachedFeatures
+from fluxtalk.train.features.encoding import Encoding
+from tests.train.features.given_features import CPU, DIM, PER_SHARD, build, flip, given, ragged, require_rows
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class _Spoiled(nn.Module):
+    """Given features, spoiled."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        if self.how == "NaN":
+            features = torch.where(features == features.max(), torch.nan, features)
+        elif self.how == "overflow":
+            features = features * 1e6
+        else:
+            mask = mask & (torch.arange(mask.shape[1]) > 0)
+        return features, mask
+
+
+@pytest.mark.parametrize(
+    ("how", "dtype", "words"),
+    [
+        ("NaN", "fp16", "NaN, infinite"),
+        ("NaN", "int8", "NaN or infinite"),
+        ("overflow", "fp16", "65,504"),
+        ("no features", "fp16", "item 0 has no feature vector"),
+    ],
+)
+def test_unusable_features_are_refused_and_leave_no_cache(tmp_path: Path, how: str, dtype: str, words: str) -> None:
+    """What the stored type cannot hold is said, not stored."""
+    with pytest.raises(DataError, match=words):
+        build(tmp_path, ragged(), dtype, _Spoiled(how))
+    assert list(tmp_path.glob("*")) == []
+
+
+def test_int8_holds_what_half_precision_cannot(tmp_path: Path) -> None:
+    build(tmp_path, ragged(), "int8", _Spoiled("overflow"))
+    require_rows(CachedFeatures(tmp_path, CPU).batch(np.arange(40)), [1e6 * v for v in ragged()], 0.5 / 127 * 1.001)
+
+
+class _Counting(nn.Module):
+    """Given features; remembers how many items it saw, and fails after some."""
+
+    def __init__(self, until: int | None = None) -> None:
+        super().__init__()
+        self.seen = 0
+        self.until = until
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        if self.until is not None and self.seen >= self.until:
+            raise KeyboardInterrupt
+        self.seen += len(features)
+        return features
+
+
+def test_an_interrupted_build_goes_on(tmp_path: Path) -> None:
+    """What is whole is not encoded again; a half-written file or a damaged shard is."""
+    whole = tmp_path / "whole"
+    build(whole, ragged())
+    folder = tmp_path / "cache"
+    with pytest.raises(KeyboardInterrupt):
+        build(folder, ragged(), encoder=_Counting(until=3 * PER_SHARD))
+    with pytest.raises(ArtifactError, match="no finished feature cache"):
+        CachedFeatures(folder, CPU)
+    flip(folder / "00001.values.npy")
+    (folder / ".00003.values.npy.abc.tmp").write_bytes(b"half")
+    (folder / "00003.values.npy").write_bytes(b"without a record")
+    said: list[str] = []
+    counting = _Counting()
+    key = build(folder, ragged(), encoder=counting, said=said)
+    assert said == ["cache: 2 of 5 shards are there from an interrupted build"]
+    assert counting.seen == 40 - 2 * PER_SHARD
+    CachedFeatures(folder, CPU, key)
+    assert {p.name: hash_file(p) for p in folder.iterdir()} == {p.name: hash_file(p) for p in whole.iterdir()}
+
+
+_SLOW = """
+import sys, time
+import torch
+from pathlib import Path
+from tests.train import given_features as tests
+
+class Slow(torch.nn.Module):
+    def forward(self, features, mask):
+        time.sleep(0.2)
+        return features
+
+tests.build(Path(sys.argv[1]), tests.ragged(), encoder=Slow())
+"""
+
+
+def test_a_killed_build_goes_on(tmp_path: Path) -> None:
+    """SIGKILL between two shards: no cleaning up is possible, and none is needed."""
+    process = subprocess.Popen([sys.executable, "-c", _SLOW, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (tmp_path / "00001.json").is_file():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with pytest.raises(ArtifactError, match="no finished feature cache"):
+        CachedFeatures(tmp_path, CPU)
+    counting = _Counting()
+    key = build(tmp_path, ragged(), encoder=counting)
+    assert 0 < counting.seen <= 40 - 2 * PER_SHARD
+    require_rows(CachedFeatures(tmp_path, CPU, key).batch(np.arange(40)), ragged())
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_two_runs_do_not_build_at_the_same_time(tmp_path: Path) -> None:
+    """The second waits for the first, says so, and finds the cache."""
+    said: list[str] = []
+    with building_turn(tmp_path, OneProcess(), said.append) as missing:
+        assert missing
+        other = threading.Thread(target=build, args=(tmp_path, ragged()), kwargs={"said": said})
+        other.start()
+        deadline = time.monotonic() + 30
+        while not said and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert said == [f"{tmp_path.name} is being built by another run; waiting for it"]
+        (tmp_path / "manifest.json").write_text("built")
+    other.join(30)
+    assert not other.is_alive()
+    assert (tmp_path / "manifest.json").read_text() == "built"
+
+
+def test_shards_hold_what_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer items per shard where items are larger, the most allowed where they are small."""
+    stage1, data = given([np.ones((length, DIM), np.float32) for length in [100] * 64])
+    encoding = Encoding.of(stage1, data.split("train"), "sound", CPU)
+    assert feature_build._items_per_shard(encoding) == 4096
+    monkeypatch.setattr(feature_build, "_SHARD_BYTES", 10 * 100 * DIM * 4)
+    assert feature_build._items_per_shard(encoding) == 8
+    monkeypatch.setattr(feature_build, "_SHARD_BYTES", 10)
+    assert feature_build._items_per_shard(encoding) == 1
