@@ -105,7 +105,7 @@ def onnx(
     "--precision",
     "precisions",
     multiple=True,
-    help="Which to verify; repeatable.  [default: all that the back end runs]",
+    help="Which to verify; repeatable.  [default: all that the backend runs]",
 )
 @option("--allow_host_code", is_flag=True, help="Run version-compatible engines, and the code that they bring.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

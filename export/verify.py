@@ -1,4 +1,4 @@
-"""A bundle's golden vectors, replayed in every precision on a back end; without PyTorch."""
+"""A bundle's golden vectors, replayed in every precision on a backend; without PyTorch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Verification:
     bundle: Bundle
     reports: list[ParityReport]
     not_run: dict[str, str]
-    """Precision to why the back end does not run it."""
+    """Precision to why the backend does not run it."""
     engines: list[str]
     """The compiled engines beside the bundle: those with a record, each with the bytes that it was built with."""
 
@@ -74,7 +74,7 @@ class Verification:
         if self.broken:
             raise ParityError(
                 f"{len(self.broken)} of {len(self.reports)} parity checks break what the manifest promises; do not "
-                "serve this bundle with this back end. "
+                "serve this bundle with this backend. "
                 f"The first: {self.broken[0].modality} in {self.broken[0].precision} with k = {self.broken[0].k}: "
                 f"{'; '.join(self.broken[0].broken)}."
             )
@@ -86,14 +86,14 @@ def verify_bundle(
     """Check the hash of every file and every engine, and replay the golden vectors.
 
     Args:
-        precisions: those alone, and each has to run; without any, all of the bundle that the back end runs.
+        precisions: those alone, and each has to run; without any, all of the bundle that the backend runs.
         allow_host_code: see `fluxtalk.runtime.load`.
 
     Raises:
         BundleError: a file is missing, foreign or was changed.
         ArtifactError: an engine or its record was changed.
         ParityError: a session does not run an input of the longest length.
-        BackendError: the back end is missing, does not run a precision that was named, or runs none of them.
+        BackendError: the backend is missing, does not run a precision that was named, or runs none of them.
         UsageError: the bundle does not hold a precision that was named.
     """
     bundle = read_bundle(folder)
@@ -111,7 +111,7 @@ def verify_bundle(
                 raise
             not_run[name] = str(error)
             continue
-        # What starts and then fails is no precision that the back end does not run.
+        # What starts and then fails is no precision that the backend does not run.
         with embedder:
             reports += verify_golden(bundle, embedder.session, precision=name)
     return Verification(bundle, reports, not_run, [record.file for record in records])

@@ -23,7 +23,7 @@ _COMMANDS = {
     "serve": ("fluxtalk.runtime.server.cli:serve", "Serve a bundle over HTTP: OpenAI's API, search, a page."),
     "embed": ("fluxtalk.runtime.bulk.cli:embed", "Embed texts, images or features with a bundle."),
     "index": ("fluxtalk.runtime.index.cli:main", "Build and search an index of embeddings."),
-    "doctor": ("fluxtalk.runtime.doctor.cli:main", "Say which back ends fit this machine, how fast, and which k."),
+    "doctor": ("fluxtalk.runtime.doctor.cli:main", "Say which backends fit this machine, how fast, and which k."),
     "inspect": ("fluxtalk.inspect_cli:main", "Say what a checkpoint, run, bundle or index is."),
 }
 

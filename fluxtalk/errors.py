@@ -87,8 +87,14 @@ def reason(error: BaseException) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-def check_token_count(k: SupportsIndex | None, available: int, what: str) -> int:
+def check_token_count(k: SupportsIndex | None, available: int, what: str, name: str = "k") -> int:
     """Return ``k``, or ``available`` where ``k`` is None.
+
+    Args:
+        k: register tokens, from the first.
+        available: how many there are.
+        what: whose tokens they are, as the error names it.
+        name: how the caller spells ``k``, as the error names it.
 
     Raises:
         TokenCountError: ``k`` is not an integer (Python's or numpy's) in ``1..available``.
@@ -100,5 +106,7 @@ def check_token_count(k: SupportsIndex | None, available: int, what: str) -> int
     except TypeError:
         count = 0
     if not 1 <= count <= available:
-        raise TokenCountError(f"k must be an integer from 1 to {available}, the register tokens of {what}; got {k!r}.")
+        raise TokenCountError(
+            f"{name} must be an integer from 1 to {available}, the register tokens of {what}; got {k!r}."
+        )
     return count

@@ -28,7 +28,7 @@ def main(path: Path, as_json: bool) -> None:
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """Facts about an artefact, by its content; ``kind`` says which it is.
+    """Facts about an artifact, by its content; ``kind`` says which it is.
 
     Raises:
         ArtifactError: it is none of ours, or was changed.

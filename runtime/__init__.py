@@ -3,7 +3,7 @@
 from fluxtalk.runtime.backends.choose import BACKENDS
 from fluxtalk.runtime.backends.session import FakeSession, Session
 from fluxtalk.runtime.embedder import OUTPUT_KINDS, Embedder, load
-from fluxtalk.runtime.vectors import DTYPES, hamming, maxsim, quantise, similarity
+from fluxtalk.runtime.vectors import DTYPES, hamming, maxsim, quantize, similarity
 
 __all__ = [
     "BACKENDS",
@@ -15,6 +15,6 @@ __all__ = [
     "hamming",
     "load",
     "maxsim",
-    "quantise",
+    "quantize",
     "similarity",
 ]

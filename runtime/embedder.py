@@ -21,7 +21,7 @@ from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.backends.threads import check_threads
 from fluxtalk.runtime.batching import batches_by_length
 from fluxtalk.runtime.golden import verify_golden
-from fluxtalk.runtime.vectors import Vectors, quantise
+from fluxtalk.runtime.vectors import Vectors, quantize
 
 OUTPUT_KINDS = ("pooled", "concat", "tokens", "complementary")
 _WINDOW = 4096
@@ -86,7 +86,7 @@ class Embedder:
             items: any number; strings, or images as path, bytes, PIL image or uint8 array, or sound as path, bytes or
                 (array, rate), or features as array or ``.npy`` path, by the modality's preprocessing.
             k: how many register tokens to compute, from the first; None takes all.
-            output: ``pooled``, the normalised mean over the overlapping tokens among the first k, (items, dim);
+            output: ``pooled``, the normalized mean over the overlapping tokens among the first k, (items, dim);
                 ``concat``, those tokens side by side, (items, min(k, overlapping) * dim); ``tokens``, the first k
                 tokens as they are, (items, k, dim); ``complementary``, what only this modality knows,
                 (items, N - overlapping, dim), which takes no k below N.
@@ -106,7 +106,7 @@ class Embedder:
         """
         count = self._check(modality, items, k, output, batch_size)
         parts = [
-            quantise(
+            quantize(
                 self._window(
                     modality, items[start : start + _WINDOW], _position(first, start), count, output, batch_size
                 ),
@@ -117,7 +117,7 @@ class Embedder:
         if len(parts) == 1:
             return parts[0]
         return (
-            np.concatenate(parts) if parts else quantise(np.empty((0, *self._shape(count, output)), np.float32), dtype)
+            np.concatenate(parts) if parts else quantize(np.empty((0, *self._shape(count, output)), np.float32), dtype)
         )
 
     def attention(self, modality: str, items: Sequence[Any], k: int | None = None) -> list[Floats]:
@@ -278,14 +278,14 @@ def load(
         threads: for one operator on the CPU, at most 64 or the machine's cores; None takes the available cores.
         modalities: load these alone; None takes all.
         verify: also replay the golden vectors before returning.
-        precision: one that the bundle holds; None takes what the back end is best at (see `backends.choose`).
+        precision: one that the bundle holds; None takes what the backend is best at (see `backends.choose`).
         spinning: threads on the CPU burn their core while they wait; False where other programs need it.
         allow_host_code: whether version-compatible TensorRT engines may be taken, which bring code that runs in this
             process: only for a bundle whose builder you trust.
 
     Raises:
         BundleError: the bundle is missing, foreign or was changed.
-        BackendError: the back end is missing, or does not run the bundle in that precision.
+        BackendError: the backend is missing, or does not run the bundle in that precision.
         ArtifactError: an engine was changed.
         UsageError: the backend, a modality or the precision is unknown, or ``threads`` is no such number.
         ParityError: with ``verify``, the golden vectors are not reproduced.

@@ -68,7 +68,7 @@ class ParityReport:
         if self.broken:
             raise ParityError(
                 f"Parity does not hold: {self.modality} in {self.precision} with k = {self.k} on {self.session}: "
-                f"{'; '.join(self.broken)}; do not serve this bundle with this back end."
+                f"{'; '.join(self.broken)}; do not serve this bundle with this backend."
             )
 
 
@@ -233,7 +233,7 @@ def replay(
 def replay_longest(
     modality: str, precision: str, session: Session, longest: Golden, tolerance: Tolerance
 ) -> Iterator[ParityReport]:
-    """As `replay`, of the longest input alone: rows, prefixes and neighbours are not looked at.
+    """As `replay`, of the longest input alone: rows, prefixes and neighbors are not looked at.
 
     Raises:
         ParityError: the session does not run it.

@@ -109,8 +109,8 @@ class Replica:
         """
         try:
             engine = self._service.require_engine()
-            name = engine.catalogue.require_modality(modality)
-            request = engine.catalogue.request([Item(name, value) for value in items], k, output)
+            name = engine.catalog.require_modality(modality)
+            request = engine.catalog.request([Item(name, value) for value in items], k, output)
             return (await engine.embed(request, time.monotonic() + self._settings.timeout_s)).vectors
         except ApiError as error:
             raise _of_the_library(error) from None

@@ -29,7 +29,7 @@ DTYPES = ("float32", "float16", "int8", "binary")
 Vectors = NDArray[Any]
 
 
-def quantise(vectors: NDArray[np.floating[Any]], dtype: str) -> Vectors:
+def quantize(vectors: NDArray[np.floating[Any]], dtype: str) -> Vectors:
     """Vectors (..., D) in one of `DTYPES`; (..., ceil(D / 8)) in binary.
 
     Raises:
@@ -56,15 +56,15 @@ def quantise(vectors: NDArray[np.floating[Any]], dtype: str) -> Vectors:
 def directions(vectors: Vectors, dim: int | None = None) -> NDArray[np.float32]:
     """What vectors of any of the types point at: float32, (..., D) of length 1.
 
-    Binary vectors become -1 and 1, normalised.
+    Binary vectors become -1 and 1, normalized.
 
     Args:
         dim: D, where binary vectors are not a multiple of 8 numbers long.
     """
     if vectors.dtype == np.uint8:
         bits = np.unpackbits(vectors, axis=-1, count=dim)
-        return token_algebra.l2_normalise(bits.astype(np.float32) * 2 - 1)
-    return token_algebra.l2_normalise(vectors.astype(np.float32, copy=False))
+        return token_algebra.l2_normalize(bits.astype(np.float32) * 2 - 1)
+    return token_algebra.l2_normalize(vectors.astype(np.float32, copy=False))
 
 
 def similarity(a: Vectors, b: Vectors) -> NDArray[np.float32]:

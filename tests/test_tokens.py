@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from fluxtalk import tokens as algebra
-from fluxtalk.errors import TokenCountError
+from fluxtalk.errors import TokenCountError, UsageError
 from fluxtalk.model.head import pooling
 
 ITEMS, TOKENS, DIM = 5, 4, 6
@@ -79,19 +79,19 @@ def test_maxsim_of_an_item_with_itself_is_one(tokens: NDArray[np.float32]) -> No
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-20, 1e-13, 1e-6, 1.0, 1e15])
-def test_normalising_equals_the_torch_twin_at_every_scale(scale: float) -> None:
+def test_normalizing_equals_the_torch_twin_at_every_scale(scale: float) -> None:
     x = (np.random.default_rng(2).standard_normal((7, 9)) * scale).astype(np.float32)
-    mine, twin = algebra.l2_normalise(x), pooling.l2_normalise(torch.from_numpy(x)).numpy()
+    mine, twin = algebra.l2_normalize(x), pooling.l2_normalize(torch.from_numpy(x)).numpy()
     assert np.isfinite(mine).all()
     assert np.abs(mine - twin).max() < 1e-6
     if scale >= 1e-6:
         assert np.linalg.norm(mine, axis=1) == pytest.approx(np.ones(7), abs=1e-6)
 
 
-def test_half_precision_is_normalised_in_single() -> None:
+def test_half_precision_is_normalized_in_single() -> None:
     x = np.full((1, 100), 300, dtype=np.float16)  # whose square overflows float16
-    assert algebra.l2_normalise(x) == pytest.approx(np.full((1, 100), 0.1), abs=1e-6)
-    assert algebra.l2_normalise(x).dtype == np.float32
+    assert algebra.l2_normalize(x) == pytest.approx(np.full((1, 100), 0.1), abs=1e-6)
+    assert algebra.l2_normalize(x).dtype == np.float32
 
 
 def test_first_tokens_are_a_prefix(tokens: NDArray[np.float32]) -> None:
@@ -111,3 +111,51 @@ def test_k_out_of_range_names_the_range(tokens: NDArray[np.float32], k: int) -> 
 
 def test_k_may_be_an_integer_of_numpy(tokens: NDArray[np.float32]) -> None:
     assert algebra.first_tokens(tokens, np.int64(3)).shape == (ITEMS, 3, DIM)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("output", algebra.OUTPUT_KINDS)
+def test_a_selection_cuts_a_larger_batch_to_what_it_says(tokens: NDArray[np.float32], output: str) -> None:
+    layout = algebra.TokenLayout(TOKENS, 3, DIM)
+    embeddings = np.stack([algebra.pool(tokens, 3, k) for k in range(1, TOKENS + 1)], axis=1)
+    plain = {
+        "pooled": lambda k: algebra.pool(tokens, 3, k),
+        "concat": lambda k: algebra.concatenate(tokens, 3, k),
+        "tokens": lambda k: tokens[:, :k],
+        "complementary": lambda _k: tokens[:, 3:],
+    }[output]
+    chosen = layout.selections(output)
+    assert [selection.k for selection in chosen] == ([TOKENS] if output == "complementary" else [1, 2, 3, 4])
+    for selection in chosen:
+        values = {"embeddings": embeddings, "tokens": tokens}[selection.graph_output]
+        cut = selection.cut(values)
+        assert np.abs(cut - plain(selection.k)).max() < 1e-6
+        assert cut.shape == (ITEMS, *selection.shape)
+        assert cut[0].size == selection.values_per_item
+        assert selection.empty().shape == (0, *selection.shape)
+        assert selection == layout.select(None if selection.k == TOKENS else selection.k, output)
+
+
+@pytest.mark.parametrize(
+    ("k", "output", "sentence"),
+    [
+        (0, "pooled", "depth must be an integer from 1 to 4, the register tokens of this bundle; got 0."),
+        (5, "tokens", "depth must be an integer from 1 to 4, the register tokens of this bundle; got 5."),
+        (True, "pooled", "depth must be an integer from 1 to 4, the register tokens of this bundle; got True."),
+        ("2", "pooled", "depth must be an integer from 1 to 4, the register tokens of this bundle; got '2'."),
+        (3, "complementary", "complementary tokens come last, so they need all 4 tokens; leave depth out."),
+        (None, "mean", "output is one of pooled, concat, tokens, complementary; got 'mean'."),
+        (None, ["pooled"], "output is one of pooled, concat, tokens, complementary; got list."),
+        (None, "attention", "output is one of pooled, concat, tokens, complementary; got 'attention'."),
+    ],
+)
+def test_a_selection_that_cannot_be_meant_is_one_sentence(k: object, output: str, sentence: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        algebra.TokenLayout(4, 3, DIM).select(k, output, k_name="depth")
+    assert str(refused.value) == sentence
+
+
+def test_complementary_tokens_that_do_not_exist_are_refused() -> None:
+    layout = algebra.TokenLayout(3, 3, DIM)
+    assert layout.selections("complementary") == []
+    with pytest.raises(UsageError, match="This bundle has no complementary tokens"):
+        layout.select(None, "complementary")

@@ -17,7 +17,7 @@ from fluxtalk.model.process_group import OneProcess, World
 
 
 class ProcessGroup:
-    """The `World` of an initialised torch.distributed group."""
+    """The `World` of an initialized torch.distributed group."""
 
     def __init__(self) -> None:
         self.size = dist.get_world_size()
@@ -75,7 +75,7 @@ def process_world(device_name: str) -> Iterator[tuple[World, torch.device]]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield OneProcess(), device
         return
-    # The first optimiser imports it, and it keeps hold of a group that is there by then. The group's threads then
+    # The first optimizer imports it, and it keeps hold of a group that is there by then. The group's threads then
     # outlive it, and now and then abort the process, where they drop a tensor while the interpreter ends.
     importlib.import_module("torch._dynamo")
     if device.type == "cuda":

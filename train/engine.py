@@ -23,7 +23,7 @@ from fluxtalk.train.features.sources import FeatureSource
 from fluxtalk.train.loop.bad_steps import report_bad_step, ways_on
 from fluxtalk.train.loop.callbacks import Callback, Callbacks
 from fluxtalk.train.loop.loader import BatchLoader, read_batch
-from fluxtalk.train.loop.optimizer_step import MakeOptimiser, Update, adamw
+from fluxtalk.train.loop.optimizer_step import MakeOptimizer, Update, adamw
 from fluxtalk.train.loop.position import Position
 from fluxtalk.train.loop.rates import Rates
 from fluxtalk.train.loop.sampler import PairRows, PairSampler
@@ -56,7 +56,7 @@ class Trainer:
         sources: modality to the training split's features.
         sampler: which rows make each step's batch.
         stage1_hash: written into checkpoints.
-        optimiser: `adamw`, unless a test brings another.
+        optimizer: `adamw`, unless a test brings another.
         checkpoint_parts: other fields of the checkpoints to write, such as the features' reductions.
     """
 
@@ -69,7 +69,7 @@ class Trainer:
         world: World,
         stage1_hash: str,
         identity: Identity,
-        optimiser: MakeOptimiser = adamw,
+        optimizer: MakeOptimizer = adamw,
         callbacks: Sequence[Callback] = (),
         checkpoint_parts: Mapping[str, Any] | None = None,
     ) -> None:
@@ -84,7 +84,7 @@ class Trainer:
         self.loss = build_loss(config, head, world, sampler.global_batch).to(self.device)
         self.step_module = TrainingStep(head, self.loss, config, world, sampler.global_batch)
         self.steps = config.epochs * sampler.steps_per_epoch
-        self.update = Update(head, self.loss, config, world, self.steps, optimiser)
+        self.update = Update(head, self.loss, config, world, self.steps, optimizer)
         self.position = Position()
         self.stop = StopSignal()
         self._callbacks = Callbacks(callbacks)

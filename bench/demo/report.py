@@ -67,12 +67,12 @@ def draw_recall(results: dict[str, Any], path: Path) -> None:
     """Recall@10 against k, both directions, with baseline and chance."""
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(6.4, 4.0), dpi=130, layout="constrained")
-    for direction, colour in zip(results["recall"], ("#1f5aa6", "#c2571a"), strict=True):
+    for direction, color in zip(results["recall"], ("#1f5aa6", "#c2571a"), strict=True):
         by_k = results["recall"][direction]
-        axis.plot([int(k) for k in by_k], [100 * v["10"] for v in by_k.values()], "o-", color=colour, label=direction)
+        axis.plot([int(k) for k in by_k], [100 * v["10"] for v in by_k.values()], "o-", color=color, label=direction)
         axis.axhline(
             100 * results["baseline"][direction]["10"],
-            color=colour,
+            color=color,
             ls="--",
             lw=1,
             label=f"{direction}, mean-pool + linear",

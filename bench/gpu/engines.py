@@ -72,14 +72,14 @@ def build(report: Report, subject: Subject, rehearse: bool) -> list[dict[str, An
 
 
 def backends(cpu: bool) -> tuple[str, ...]:
-    """The back ends that are tried."""
+    """The backends that are tried."""
     return ("ort-cpu",) if cpu else (*NATIVE, "ort-cuda", "ort-tensorrt")
 
 
 def sessions(
     report: Report, subject: Subject, names: tuple[str, ...], precisions: tuple[str, ...] | None = None
 ) -> Iterator[tuple[str, str, str, Session]]:
-    """Back end, precision, modality and session of everything that can be opened, one at a time."""
+    """Backend, precision, modality and session of everything that can be opened, one at a time."""
     bundle = subject.bundle
     for backend in names:
         for precision in precisions or bundle.manifest.precisions:
@@ -100,7 +100,7 @@ def sessions(
 
 
 def parity(report: Report, subject: Subject, names: tuple[str, ...], quick: bool) -> list[dict[str, Any]]:
-    """Every modality, k and precision on every back end: golden vectors, and random batches against live eager."""
+    """Every modality, k and precision on every backend: golden vectors, and random batches against live eager."""
     rows = []
     for backend, precision, modality, session in sessions(report, subject, names):
 

@@ -72,7 +72,7 @@ def latency(report: Report, subject: Subject, device: str, quick: bool) -> list[
 
 
 def _candidates(report: Report, subject: Subject, modality: str, device: str, quick: bool) -> Iterator[Candidate]:
-    """Back ends first, then PyTorch; one at a time."""
+    """Backends first, then PyTorch; one at a time."""
     cpu = device == "cpu"
     for backend, precision in product(backends(cpu), subject.bundle.manifest.precisions):
         if (cpu and precision != "fp32") or (backend == "ort-tensorrt" and precision != "fp16"):

@@ -81,8 +81,8 @@ def subjects() -> Iterator[Subject]:
     """What is measured, the same in every process."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        grey = ImagePreprocessor(32, 32, channels=1, mean=(0.5,), std=(0.5,))
-        yield Subject("demo image", SmallImageEncoder(), grey, 128, 128, (0,))
+        gray = ImagePreprocessor(32, 32, channels=1, mean=(0.5,), std=(0.5,))
+        yield Subject("demo image", SmallImageEncoder(), gray, 128, 128, (0,))
         yield Subject("demo text", SmallTextEncoder(2000), _text(32), 128, 128, (8,), 2000)
         large = TextTransformer(longest=256)
         yield Subject("text 6 x 384", large, _text(256), 384, 512, (16, 64, 256), VOCABULARY)
@@ -119,7 +119,7 @@ def main(threads: int, seconds: float, output: Path) -> None:
 
 @contextmanager
 def opened(subject: Subject, folder: Path, threads: int) -> Iterator[dict[str, Session]]:
-    """Every back end's session in every precision that it runs, by ``BACKEND PRECISION``."""
+    """Every backend's session in every precision that it runs, by ``BACKEND PRECISION``."""
     head = RegisterTokenModule({"m": subject.feature_dim}, dim=subject.head_dim, num_register_tokens=TOKENS)
     embedder = Embedder(FrozenEncoder(subject.encoder, subject.preprocess, subject.feature_dim), head, "m")
     calibration = [subject.batch(4, length, seed) for seed in range(4) for length in subject.lengths]

@@ -28,7 +28,7 @@ from fluxtalk.runtime import DTYPES, Embedder, load, maxsim, similarity
 from fluxtalk.runtime.backends.threads import available_cores
 from fluxtalk.runtime.index.index import IndexContent, SearchIndex, build_index
 from fluxtalk.runtime.index.near_vectors import EXACT_UP_TO
-from fluxtalk.tokens import l2_normalise
+from fluxtalk.tokens import l2_normalize
 
 _SHOWN = 10
 _CANDIDATES = (20, 100, 500)
@@ -167,11 +167,11 @@ def _tokens(embedder: Embedder, modality: str, items: Any) -> Floats:
 
 
 def _pooled(tokens: Floats, k: int) -> Floats:
-    return l2_normalise(tokens[:, :k].mean(axis=1))
+    return l2_normalize(tokens[:, :k].mean(axis=1))
 
 
 def _concat(tokens: Floats) -> Floats:
-    return l2_normalise(l2_normalise(tokens).reshape(len(tokens), -1))
+    return l2_normalize(l2_normalize(tokens).reshape(len(tokens), -1))
 
 
 def _blocks(queries: Floats, gallery: Floats) -> Floats:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class VisionTransformer(nn.Module):
-    """Normalised images (batch, 3, 224, 224) to 197 features: a class token and 14 x 14 patches.
+    """Normalized images (batch, 3, 224, 224) to 197 features: a class token and 14 x 14 patches.
 
     Pre-norm blocks of width 384 with 6 heads (Dosovitskiy et al. 2021; Touvron et al. 2021, "DeiT-S").
     """

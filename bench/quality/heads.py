@@ -94,7 +94,7 @@ class MatryoshkaHead(TokenHead):
     """One register whose output of N D numbers is useful cut to its first k D: the nested baseline at equal bytes.
 
     Kusupati et al. 2022, "Matryoshka Representation Learning". Token ``j`` is the output with all but its block ``j``
-    set to 0, so the normalised mean of the first ``k`` tokens is exactly the normalised first k D numbers, and
+    set to 0, so the normalized mean of the first ``k`` tokens is exactly the normalized first k D numbers, and
     nested dropout trains the truncations.
     """
 

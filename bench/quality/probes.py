@@ -41,13 +41,13 @@ class RidgeProbe:
 
 
 def fit_ridge(x_BD: ArrayLike, y_BT: ArrayLike, penalties: tuple[float, ...] = PENALTIES) -> RidgeProbe:
-    """Ridge regression on standardised inputs, the penalty of each target chosen by leave-one-out cross-validation.
+    """Ridge regression on standardized inputs, the penalty of each target chosen by leave-one-out cross-validation.
 
     Exact and in closed form from one singular value decomposition (Golub, Heath and Wahba 1979, "Generalized
-    cross-validation as a method for choosing a good ridge parameter"). The intercept is not penalised.
+    cross-validation as a method for choosing a good ridge parameter"). The intercept is not penalized.
 
     Args:
-        penalties: positive, each per item: the least-squares sum is penalised by ``penalty * B``.
+        penalties: positive, each per item: the least-squares sum is penalized by ``penalty * B``.
 
     Raises:
         UsageError: the shapes do not fit, something is not finite, there are fewer than three items, or a penalty is

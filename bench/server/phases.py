@@ -83,7 +83,7 @@ async def overload_phase(
     }
 
 
-async def neighbours_phase(
+async def neighbors_phase(
     client: Client, asks: Sequence[Ask], harmful: Mapping[str, bytes], seconds: float
 ) -> dict[str, Any]:
     """Answers alone, and the same answers beside requests that cannot be served."""

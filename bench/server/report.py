@@ -38,7 +38,7 @@ def promises(results: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
             share >= MIN_GOODPUT,
             f"{100 * share:.0f} %",
         )
-    row = results["neighbours"]
+    row = results["neighbors"]
     yield (
         "beside harmful requests, every other is answered with 200",
         set(row["statuses"]) == {"200"},

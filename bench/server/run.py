@@ -24,7 +24,7 @@ from bench.machine import processor
 from bench.server.bare import bare_rates
 from bench.server.client import Client, post
 from bench.server.load import closed_loop
-from bench.server.phases import closed_phase, drain_phase, memory_phase, neighbours_phase, overload_phase
+from bench.server.phases import closed_phase, drain_phase, memory_phase, neighbors_phase, overload_phase
 from bench.server.process import serving
 from bench.server.report import promises, tables, write_tables
 from bench.server.requests import Ask, harmful, mixed, one_text
@@ -33,7 +33,7 @@ from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.runtime import load
 
 _PACKAGES = ("fluxtalk", "onnxruntime", "starlette", "uvicorn", "httptools", "uvloop", "orjson", "numpy")
-_CLOSED_S, _OVERLOAD_S, _NEIGHBOURS_S, _DRAIN_S, _MEMORY_S = 8.0, 60.0, 10.0, 3.0, 600.0
+_CLOSED_S, _OVERLOAD_S, _NEIGHBORS_S, _DRAIN_S, _MEMORY_S = 8.0, 60.0, 10.0, 3.0, 600.0
 _QUICK = (2.5, 10.0, 4.0, 2.0, 20.0)
 _IDLE_SERVER = """
 import asyncio
@@ -67,7 +67,7 @@ def main(bundle: Path, output: Path | None, docs: Path | None, quick: bool) -> N
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in _PACKAGES if importlib.util.find_spec(name)},
         **asyncio.run(
-            measured(bundle, *(_QUICK if quick else (_CLOSED_S, _OVERLOAD_S, _NEIGHBOURS_S, _DRAIN_S, _MEMORY_S)))
+            measured(bundle, *(_QUICK if quick else (_CLOSED_S, _OVERLOAD_S, _NEIGHBORS_S, _DRAIN_S, _MEMORY_S)))
         ),
     }
     for table in tables(results):
@@ -81,7 +81,7 @@ def main(bundle: Path, output: Path | None, docs: Path | None, quick: bool) -> N
 
 
 async def measured(
-    bundle: Path, closed_s: float, overload_s: float, neighbours_s: float, drain_s: float, memory_s: float
+    bundle: Path, closed_s: float, overload_s: float, neighbors_s: float, drain_s: float, memory_s: float
 ) -> dict[str, Any]:
     """Everything, one phase after the other; on a server that is new for each kind of phase."""
     found: dict[str, Any] = {"generator": await _generator(closed_s)}
@@ -105,7 +105,7 @@ async def measured(
         harm = harmful({name: entry["kind"] for name, entry in info["modalities"].items()}, info["limits"]["items"])
         async with Client(server.url) as client:
             click.echo("beside harmful requests")
-            found["neighbours"] = await neighbours_phase(client, asks, harm, neighbours_s)
+            found["neighbors"] = await neighbors_phase(client, asks, harm, neighbors_s)
             click.echo(f"memory over {memory_s:g} s")
             found["memory"] = await memory_phase(server, client, asks, harm, memory_s)
             click.echo("SIGTERM under load")

@@ -218,7 +218,7 @@ def zeros(model: onnx.ModelProto, dims: Mapping[str, int]) -> Arrays:
     return arrays
 
 
-def run(model: onnx.ModelProto, inputs: Arrays, optimise: bool = True) -> list[NDArray[Any]]:
+def run(model: onnx.ModelProto, inputs: Arrays, optimize: bool = True) -> list[NDArray[Any]]:
     """All outputs of a model, by ONNX Runtime on the CPU with one thread.
 
     Raises:
@@ -228,7 +228,7 @@ def run(model: onnx.ModelProto, inputs: Arrays, optimise: bool = True) -> list[N
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    if not optimise:
+    if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -268,7 +268,7 @@ def _evaluate(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> Arrays
         del values[:]
     part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     replace_nodes(part, nodes)
-    return dict(zip(names, run(part, {}, optimise=False), strict=True))
+    return dict(zip(names, run(part, {}, optimize=False), strict=True))
 
 
 def _products(node: onnx.NodeProto, shapes: Mapping[str, NDArray[Any]]) -> int:

@@ -27,7 +27,7 @@ from fluxtalk.model.embedder import Embedder
 from fluxtalk.preprocess import Preprocessor
 
 MIN_OPSET, MAX_OPSET, DEFAULT_OPSET = 18, 22, 20
-"""Opset 20 brings a native Gelu; 23 brings an Attention operator, which ONNX Runtime's quantiser and TensorRT-RTX
+"""Opset 20 brings a native Gelu; 23 brings an Attention operator, which ONNX Runtime's quantizer and TensorRT-RTX
 refuse."""
 EXTERNAL_DATA = 1_500_000_000
 """Bytes of weights from which they lie in a file beside the graph."""

@@ -1,6 +1,6 @@
 """A float32 graph in float16 or bfloat16: the types in the graph are the precision.
 
-Matrix products, convolutions and elementwise arithmetic are computed in half precision. Normalisation, softmax, sums,
+Matrix products, convolutions and elementwise arithmetic are computed in half precision. Normalization, softmax, sums,
 powers, roots, everything unknown, and all that comes after the tokens stay in float32; so do scores on their way to a
 softmax. The graph that is converted is the one that was proved, so that any encoder can be.
 """
@@ -38,7 +38,7 @@ def emulate_half(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
     """A float32 graph whose numbers are those of `to_half`: what is half there is rounded here.
 
     For measuring bfloat16 on a processor that has no operators for it. What an operator adds up on the way to one
-    number is float32 in both, as on a GPU. Any optimisation level of ONNX Runtime keeps the rounding.
+    number is float32 in both, as on a GPU. Any optimization level of ONNX Runtime keeps the rounding.
 
     Raises:
         UsageError: as `to_half`.

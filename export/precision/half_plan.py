@@ -125,7 +125,7 @@ class _Planner:
             if known and not any_half and (len(known) > 1 or self._leads_to(node, self._is_float)):
                 return False
             if node.op_type in ("Mul", "Sub") and any_half and not all_half:
-                # x - mean and x * (1 / norm), of a normalisation that is written out.
+                # x - mean and x * (1 / norm), of a normalization that is written out.
                 return False
         return True
 

@@ -4,7 +4,7 @@ The weights of matrix products are int8 with one scale for each output channel; 
 row. What is multiplied with them differs:
 
 - *static*: uint8, with scales taken beforehand from calibration data. A row does not depend on others.
-- *dynamic*: uint8, with a scale taken from each batch as it comes: a row depends on its neighbours.
+- *dynamic*: uint8, with a scale taken from each batch as it comes: a row depends on its neighbors.
 - *weight-only*: float32. ONNX Runtime may round it to 8 bits too, in blocks of a row, so that rows stay independent.
 
 Convolutions stay float32 in front of a transformer, whose cosine they would cost more than all its products do; where
@@ -36,12 +36,12 @@ TABLE_NUMBERS = 1 << 16
 Arrays = dict[str, NDArray[Any]]
 
 
-def nothing_to_quantise(model: onnx.ModelProto) -> bool:
+def nothing_to_quantize(model: onnx.ModelProto) -> bool:
     """Whether the graph has no encoder with weights: features that are given precomputed."""
     return not _weighted(copied(model))
 
 
-def quantise_static(model: onnx.ModelProto, calibration: Sequence[Arrays]) -> onnx.ModelProto:
+def quantize_static(model: onnx.ModelProto, calibration: Sequence[Arrays]) -> onnx.ModelProto:
     """Weights int8, what they are multiplied with uint8 in the range that it takes on calibration data.
 
     The largest and the smallest number seen are the range: cutting off outliers, or the range of least entropy, hardly
@@ -52,7 +52,7 @@ def quantise_static(model: onnx.ModelProto, calibration: Sequence[Arrays]) -> on
         calibration: batches of the graph's inputs; ``token_index`` may be left out.
 
     Raises:
-        UsageError: the encoder has nothing to quantise, or there is no batch.
+        UsageError: the encoder has nothing to quantize, or there is no batch.
     """
     if not calibration:
         raise UsageError(
@@ -60,7 +60,7 @@ def quantise_static(model: onnx.ModelProto, calibration: Sequence[Arrays]) -> on
         )
     quantization = _quantization()
 
-    def quantise(prepared: onnx.ModelProto, products: list[str], path: Path) -> None:
+    def quantize(prepared: onnx.ModelProto, products: list[str], path: Path) -> None:
         quantization.quantize_static(
             prepared,
             path,
@@ -76,18 +76,18 @@ def quantise_static(model: onnx.ModelProto, calibration: Sequence[Arrays]) -> on
             extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]},
         )
 
-    return _quantised(model, quantise)
+    return _quantized(model, quantize)
 
 
-def quantise_dynamic(model: onnx.ModelProto) -> onnx.ModelProto:
+def quantize_dynamic(model: onnx.ModelProto) -> onnx.ModelProto:
     """Weights int8, what they are multiplied with uint8 in the range that it takes in each batch.
 
     Raises:
-        UsageError: the encoder has nothing to quantise.
+        UsageError: the encoder has nothing to quantize.
     """
     quantization = _quantization()
 
-    def quantise(prepared: onnx.ModelProto, products: list[str], path: Path) -> None:
+    def quantize(prepared: onnx.ModelProto, products: list[str], path: Path) -> None:
         quantization.quantize_dynamic(
             prepared,
             path,
@@ -97,14 +97,14 @@ def quantise_dynamic(model: onnx.ModelProto) -> onnx.ModelProto:
             nodes_to_quantize=products,
         )
 
-    return _quantised(model, quantise)
+    return _quantized(model, quantize)
 
 
 def weight_only_int8(model: onnx.ModelProto) -> onnx.ModelProto:
     """Weights int8, followed by DequantizeLinear; everything else float32.
 
     Raises:
-        UsageError: the encoder has nothing to quantise.
+        UsageError: the encoder has nothing to quantize.
     """
     prepared = _prepared(model)
     return _with_int8_weights(prepared, {node.name for node in _weighted(prepared)})
@@ -124,15 +124,15 @@ class _Batches:
         return None if batch is None else {**self._given, **batch}
 
 
-def _quantised(model: onnx.ModelProto, quantise: Callable[[onnx.ModelProto, list[str], Path], None]) -> onnx.ModelProto:
-    """Let ONNX Runtime quantise the encoder's matrix products; then the weights of all else."""
+def _quantized(model: onnx.ModelProto, quantize: Callable[[onnx.ModelProto, list[str], Path], None]) -> onnx.ModelProto:
+    """Let ONNX Runtime quantize the encoder's matrix products; then the weights of all else."""
     prepared = _prepared(model)
     weighted = _weighted(prepared)
     products = [node.name for node in weighted if node.op_type == "MatMul"]
     if products:
         with tempfile.TemporaryDirectory() as folder, _quiet():
-            path = Path(folder) / "quantised.onnx"
-            quantise(prepared, products, path)
+            path = Path(folder) / "quantized.onnx"
+            quantize(prepared, products, path)
             prepared = onnx.load(path)
         prepared.producer_name, prepared.producer_version = model.producer_name, model.producer_version
         del prepared.metadata_props[:]
@@ -214,7 +214,7 @@ def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
     model = copied(model)
     if not _weighted(model):
         raise UsageError(
-            "There is nothing to quantise: int8 is for the weights of an encoder, and these features are given "
+            "There is nothing to quantize: int8 is for the weights of an encoder, and these features are given "
             "precomputed; use --precision fp32."
         )
     _split_gemms(model)
@@ -289,7 +289,7 @@ def _weighted(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def _quantization() -> Any:
-    """ONNX Runtime's quantiser.
+    """ONNX Runtime's quantizer.
 
     Raises:
         BackendError: ONNX Runtime is not installed.

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from fluxtalk.errors import UsageError
 from fluxtalk.export.precision.half import emulate_half, to_half
-from fluxtalk.export.precision.int8 import nothing_to_quantise, quantise_dynamic, quantise_static, weight_only_int8
+from fluxtalk.export.precision.int8 import nothing_to_quantize, quantize_dynamic, quantize_static, weight_only_int8
 from fluxtalk.scoring.parity import PRECISIONS, TOLERANCES, Tolerance
 
 INT8_METHODS = ("static", "weight-only", "dynamic")
-"""In order of preference. The last makes a row depend on its neighbours in the batch, so only its name selects it."""
+"""In order of preference. The last makes a row depend on its neighbors in the batch, so only its name selects it."""
 
 Batches = Sequence[dict[str, NDArray[Any]]]
 
@@ -57,13 +57,13 @@ def convert(model: onnx.ModelProto, precision: str, method: str, calibration: Ba
         return model
     if precision != "int8":
         return to_half(model, precision)
-    if nothing_to_quantise(model):
+    if nothing_to_quantize(model):
         # Features come precomputed; what is left is the head, which stays float32.
         return model
     makers: dict[str, Callable[[], onnx.ModelProto]] = {
-        "static": lambda: quantise_static(model, calibration),
+        "static": lambda: quantize_static(model, calibration),
         "weight-only": lambda: weight_only_int8(model),
-        "dynamic": lambda: quantise_dynamic(model),
+        "dynamic": lambda: quantize_dynamic(model),
     }
     return makers[method]()
 

@@ -31,7 +31,7 @@ from fluxtalk.export.to_tensorrt.progress import BuildProgress, progress_monitor
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 """What is compiled unless something is named: int8 is made for the CPU."""
-_RUNTIME_QUANTISED = ("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
+_RUNTIME_QUANTIZED = ("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
 _INPUT_TYPES = ("int64", "bool", "uint8", "float32")
 
 Say = Callable[[str], None]
@@ -118,10 +118,10 @@ def source_of(bundle: Bundle, modality: str, precision: str, profiles: Sequence[
     """
     graph = bundle.graph(modality, precision)
     operators = {node.op_type for node in onnx.load(graph, load_external_data=False).graph.node}
-    if not operators.isdisjoint(_RUNTIME_QUANTISED):
+    if not operators.isdisjoint(_RUNTIME_QUANTIZED):
         raise UsageError(
             f"TensorRT does not take {modality} in {precision}: this bundle's kind of it finds its scales while it "
-            f"runs ({', '.join(sorted(operators.intersection(_RUNTIME_QUANTISED)))}), on ONNX Runtime's CPU provider "
+            f"runs ({', '.join(sorted(operators.intersection(_RUNTIME_QUANTIZED)))}), on ONNX Runtime's CPU provider "
             f"alone; compile {', '.join(held(bundle)) or 'another precision'}."
         )
     manifest = bundle.manifest
@@ -218,7 +218,7 @@ def parse_graph(api: TensorRT, source: Source) -> tuple[Any, Any]:
 
 
 def add_profile(api: TensorRT, builder: Any, network: Any, config: Any, source: Source, sizes: Profile) -> Any:
-    """Give a builder's configuration one more optimisation profile, and return it.
+    """Give a builder's configuration one more optimization profile, and return it.
 
     Raises:
         BackendError: the library does not take it, or an input has a dynamic dimension that is no axis.

@@ -1,4 +1,4 @@
-"""Optimisation profiles: the sizes that an engine is compiled for.
+"""Optimization profiles: the sizes that an engine is compiled for.
 
 An engine takes any size between the smallest and the largest of one of its profiles, and is fastest at the optimal one.
 ``--profile text:batch=1,16,128:length=8,32,256:k=1,3,4`` is one profile of the modality `text`; several of one modality

@@ -16,7 +16,7 @@ from fluxtalk.console import debug_option, option, sentence_errors
     "--platform",
     default="onnx",
     show_default=True,
-    help="onnx: Triton's ONNX Runtime back end; tensorrt: plans, compiled on the GPU here.",
+    help="onnx: Triton's ONNX Runtime backend; tensorrt: plans, compiled on the GPU here.",
 )
 @click.option("--precision", help="One of the bundle's.  [default: its first]")
 @click.option("--profile", "profiles", multiple=True, metavar="SIZES", help="tensorrt: as of `fluxtalk-export trt`.")

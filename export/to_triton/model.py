@@ -58,7 +58,7 @@ class TritonOptions:
     """
 
     platform: str = "onnx"
-    """``onnx`` (ONNX Runtime back end) or ``tensorrt`` (a compiled plan)."""
+    """``onnx`` (ONNX Runtime backend) or ``tensorrt`` (a compiled plan)."""
     max_batch_size: int | None = None
     """Rows that Triton puts into one batch; None takes 64, or what every profile of a plan takes."""
     instances: int = 1

@@ -61,7 +61,7 @@ def write_repository(
 def _plan(
     bundle: Bundle, modality: str, precision: str, scratch: Path, profiles: Sequence[dict[str, list[int]]]
 ) -> bytes:
-    # Triton's back end runs plans of `tensorrt` alone.
+    # Triton's backend runs plans of `tensorrt` alone.
     api = load_tensorrt("tensorrt")
     graph = scratch / f"{modality}.onnx"
     manifest = bundle.manifest

@@ -67,7 +67,7 @@ class EngineRecord(StrictConfig):
     compute_capabilities: list[str]
     """Of the GPUs it runs on, such as ``8.9``."""
     profiles: list[Profile]
-    """One per optimisation profile, in the engine's order; a modality without a length has no such axis."""
+    """One per optimization profile, in the engine's order; a modality without a length has no such axis."""
     version_compatible: bool
     """Whether it carries code of its own that lets newer versions of its major version run it."""
     graph_hash: str

@@ -23,7 +23,7 @@ IMPLEMENTATION_VERSION = "1.0"
 
 @dataclass(frozen=True)
 class Identity:
-    """Who made an artefact, so that several implementations can be compared from their logs."""
+    """Who made an artifact, so that several implementations can be compared from their logs."""
 
     experiment_id: str = "cursor_flux_talk_register_tokens"
     implementation: str = "cursor"

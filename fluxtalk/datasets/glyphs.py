@@ -259,7 +259,7 @@ class _Renderer:
             if excess <= 1:
                 break
             size = min(size - 1, int(size / excess))
-        # Centred across; on the baseline unless that would cut the glyph off.
+        # Centered across; on the baseline unless that would cut the glyph off.
         y = min(max(self._CANVAS // 2 - _BASELINE, bottom - SIZE), top)
         x = (left + right - SIZE) // 2
         return pixels[y : y + SIZE, x : x + SIZE]

@@ -43,5 +43,5 @@ def from_parts(config: Mapping[str, Any], files: Mapping[str, str]) -> Preproces
         return kinds[kind].from_parts(dict(config), dict(files))  # type: ignore[attr-defined, no-any-return]
     except (KeyError, TypeError) as error:
         raise ArtifactError(
-            f"The {kind} preprocessing is incomplete or malformed ({error}); make the artefact again."
+            f"The {kind} preprocessing is incomplete or malformed ({error}); make the artifact again."
         ) from None

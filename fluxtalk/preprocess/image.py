@@ -1,4 +1,4 @@
-"""Images: decode, resize, leave as uint8. Normalisation happens inside the graph."""
+"""Images: decode, resize, leave as uint8. Normalization happens inside the graph."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAX_SIDE = 50_000
 class ImagePreprocessor:
     """Raw images (path, bytes, PIL image or array) to uint8 (height, width, channels).
 
-    The shorter side is resized to fit and the centre cropped (``resize="crop"``), or both sides are
+    The shorter side is resized to fit and the center cropped (``resize="crop"``), or both sides are
     stretched (``resize="squash"``).
     """
 

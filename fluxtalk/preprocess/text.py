@@ -90,10 +90,10 @@ class TextPreprocessor:
         content = files.get(TOKENIZER_FILE)
         if content is None:
             raise ArtifactError(
-                f"The text preprocessing names {TOKENIZER_FILE}, which is missing; make the artefact again."
+                f"The text preprocessing names {TOKENIZER_FILE}, which is missing; make the artifact again."
             )
         if hash_bytes(content.encode()) != config["tokenizer_sha256"]:
             raise ArtifactError(
-                f"{TOKENIZER_FILE} was changed since it was written: its hash does not match; make the artefact again."
+                f"{TOKENIZER_FILE} was changed since it was written: its hash does not match; make the artifact again."
             )
         return cls(content, config["max_length"])

@@ -1,4 +1,4 @@
-"""What each precision promises, and how far a back end is from eager PyTorch. Numpy only.
+"""What each precision promises, and how far a backend is from eager PyTorch. Numpy only.
 
 Shapes: B items, K tokens, D dimension.
 """
@@ -57,7 +57,7 @@ TOLERANCES = {
 
 In float32 another processor, or TensorRT, sums in another order. In int8 the head stays float32, so prefixes and rows
 are as exact.
-How many neighbours stay the same in a lower precision is for the quality gate, over the held-out items; here are only a
+How many neighbors stay the same in a lower precision is for the quality gate, over the held-out items; here are only a
 few dozen, some of them hardly an item at all.
 """
 

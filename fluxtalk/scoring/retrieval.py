@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fluxtalk.datasets.pairs import Split
 from fluxtalk.errors import DataError
 from fluxtalk.scoring.metrics import chance_at, first_hit_ranks, recall_at
-from fluxtalk.tokens import concatenate, l2_normalise, pool
+from fluxtalk.tokens import concatenate, l2_normalize, pool
 
 
 class Prefixes(Protocol):
@@ -49,7 +49,7 @@ class ItemTokens:
             return pool(self.tokens_BND, self.num_overlapping, k)
         if self.aggregation == "concat":
             return concatenate(self.tokens_BND, self.num_overlapping, k)
-        return l2_normalise(self.tokens_BND[:, : min(k, self.num_overlapping)])
+        return l2_normalize(self.tokens_BND[:, : min(k, self.num_overlapping)])
 
 
 def retrieval(embeddings: Mapping[str, Prefixes], split: Split) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which back end runs a bundle here, in which precision, and why."""
+"""Which backend runs a bundle here, in which precision, and why."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def choose(
             that runs there.
         modalities: that will be loaded; None takes all.
         allow_host_code: see `TensorRTSession`.
-        failed: back end to why it did not start, of those that ``auto`` tried already.
+        failed: backend to why it did not start, of those that ``auto`` tried already.
 
     Raises:
         UsageError: the backend or the precision is unknown.
@@ -91,7 +91,7 @@ def open_session(
     spinning: bool = True,
     allow_host_code: bool = False,
 ) -> Session:
-    """Open one modality's session on a back end by name.
+    """Open one modality's session on a backend by name.
 
     Args:
         backend: one of `BACKENDS`, and not ``auto``.
@@ -101,7 +101,7 @@ def open_session(
         allow_host_code: see `TensorRTSession`.
 
     Raises:
-        BackendError: the back end is missing, or refuses the graph or engine.
+        BackendError: the backend is missing, or refuses the graph or engine.
         ArtifactError: the engine or its record was changed.
     """
     if backend in NATIVE:
@@ -197,7 +197,7 @@ def _numbers(bundle: Bundle, modality: str, precision: str) -> int:
 
 
 def _native_backends() -> Iterator[str]:
-    """The native back ends that this machine has what it needs for."""
+    """The native backends that this machine has what it needs for."""
     if compute_capability() is None or not _importable("cuda.bindings.runtime"):
         return
     for name, flavor in NATIVE.items():

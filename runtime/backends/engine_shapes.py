@@ -1,4 +1,4 @@
-"""Which optimisation profile takes a batch, padded to what, in how many parts.
+"""Which optimization profile takes a batch, padded to what, in how many parts.
 
 An engine takes sizes between the smallest and the largest of a profile. A batch or length below the smallest is padded
 up to it (padding changes no row, and a larger k no smaller one); more rows than the largest go in parts; what else is

@@ -56,7 +56,7 @@ class Lane:
     """What one thread needs to run an engine.
 
     Args:
-        engine: deserialised.
+        engine: deserialized.
         layout: its inputs and profiles.
         outputs: the names of its outputs.
         graphs: whether repeated shapes are recorded; batches and lengths are then padded to one of few sizes.

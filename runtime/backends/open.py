@@ -1,4 +1,4 @@
-"""Every session of a bundle, on what was asked for; or, where nothing was, on the first back end that starts."""
+"""Every session of a bundle, on what was asked for; or, where nothing was, on the first backend that starts."""
 
 from __future__ import annotations
 

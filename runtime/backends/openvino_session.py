@@ -69,7 +69,7 @@ class OpenVinoSession:
 
     A graph is computed in the types that it was exported in. OpenVINO's own choice is not: on a processor with
     bfloat16 it rounds float32 and float16 graphs to it, which is further off than these precisions promise, and it
-    quantises what meets int8 weights by the values of the whole batch.
+    quantizes what meets int8 weights by the values of the whole batch.
 
     Args:
         graph: the ONNX file.

@@ -28,7 +28,7 @@ class Session(Protocol):
         """
 
     def describe(self) -> str:
-        """Which back end this is, for people."""
+        """Which backend this is, for people."""
 
     def close(self) -> None:
         """Release what the session holds; it cannot run afterwards."""

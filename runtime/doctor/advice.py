@@ -48,7 +48,7 @@ def recommend(bundle: Bundle, trials: Sequence[Trial], goal: Goal) -> tuple[Reco
     """
     sound = [trial for trial in trials if not trial.broken]
     if not sound:
-        return None, "Nothing is recommended: no back end reproduces the golden vectors."
+        return None, "Nothing is recommended: no backend reproduces the golden vectors."
     curves = recall_curves(bundle)
     found: list[Recommendation] = []
     for trial in sound:
@@ -117,7 +117,7 @@ def faster(
     """Sentences on what would make it faster, each from what was measured here where something was.
 
     Args:
-        refused: back end to precision to why it does not run.
+        refused: backend to precision to why it does not run.
         one_thread: the fastest trial again, on one thread.
         auto: what serving takes where nothing is named.
         gpu: its compute capability.

@@ -48,9 +48,9 @@ def main(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Try BUNDLE on every back end that is installed here: is it right, how fast, how large, and what to serve with.
+    """Try BUNDLE on every backend that is installed here: is it right, how fast, how large, and what to serve with.
 
-    Replays the golden vectors on each, times single items by k and length, and recommends a back end, a precision and
+    Replays the golden vectors on each, times single items by k and length, and recommends a backend, a precision and
     a k. With --recall the fastest that reaches it, and within --budget_ms and --bytes alone the best recall. Exit code
     1 where parity is broken.
     """
@@ -86,7 +86,7 @@ def report(found: Diagnosis) -> str:
 
 def _header() -> str:
     return (
-        f"{'back end':<13}{'precision':<11}{'parity':<9}{'max abs':>9}{'1 - min cos':>13}{'MB held':>9}{'opens, s':>10}"
+        f"{'backend':<13}{'precision':<11}{'parity':<9}{'max abs':>9}{'1 - min cos':>13}{'MB held':>9}{'opens, s':>10}"
     )
 
 
@@ -110,7 +110,7 @@ def _latencies(trial: Trial) -> list[str]:
 
 
 def _refusals(found: Diagnosis) -> list[str]:
-    """A line for each back end and reason."""
+    """A line for each backend and reason."""
     lines = []
     for backend, by_precision in found.refused.items():
         grouped: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""`examine`: every back end and precision of a bundle tried on this machine, with this installation."""
+"""`examine`: every backend and precision of a bundle tried on this machine, with this installation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Diagnosis:
     machine: str
     trials: list[Trial]
     refused: dict[str, dict[str, str]]
-    """Back end to precision to why it does not run."""
+    """Backend to precision to why it does not run."""
     auto: Choice | None
     """What serving takes where nothing is named; None where it finds nothing."""
     recommendation: Recommendation | None
@@ -61,7 +61,7 @@ def examine(
     threads: int | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Diagnosis:
-    """Try a bundle on every back end in every precision, and recommend one with a k.
+    """Try a bundle on every backend in every precision, and recommend one with a k.
 
     Args:
         goal: what the recommendation has to satisfy.
@@ -71,7 +71,7 @@ def examine(
 
     Raises:
         BundleError: the bundle is missing, foreign or was changed.
-        BackendError: none of the back ends runs it.
+        BackendError: none of the backends runs it.
     """
     bundle = read_bundle(folder)
     trials: list[Trial] = []
@@ -81,7 +81,7 @@ def examine(
         _try(bundle, backend, threads, trials, refused)
     if not trials:
         raise BackendError(
-            f"No back end runs {folder} here: " + " ".join(next(iter(whys.values())) for whys in refused.values())
+            f"No backend runs {folder} here: " + " ".join(next(iter(whys.values())) for whys in refused.values())
         )
     recommendation, because = recommend(bundle, trials, goal)
     auto = _auto(bundle)

@@ -1,4 +1,4 @@
-"""One back end in one precision on this machine: does it open, is it right, how long does it take, what does it hold.
+"""One backend in one precision on this machine: does it open, is it right, how long does it take, what does it hold.
 
 Every trial runs in a process of its own, so that its memory is its own, and a library that crashes is a finding.
 """
@@ -49,7 +49,7 @@ class Latency:
 
 @dataclass(frozen=True)
 class Trial:
-    """What a back end did in one precision."""
+    """What a backend did in one precision."""
 
     backend: str
     precision: str
@@ -79,7 +79,7 @@ class Trial:
 
 
 def refusals(folder: Path, backend: str, precisions: Sequence[str], threads: int | None) -> dict[str, str]:
-    """Precision to why the back end does not run it; those that it does run are left out."""
+    """Precision to why the backend does not run it; those that it does run are left out."""
     bundle = read_bundle(folder, check_hashes=False)
     found = {}
     for precision in precisions:

@@ -88,7 +88,7 @@ class IndexManifest(StrictConfig):
     """Numbers of a vector, or of one token."""
     items: int
     bytes_per_item: int
-    """Of its vectors; the graph of near neighbours comes on top."""
+    """Of its vectors; the graph of near neighbors comes on top."""
     files: dict[str, str]
     """File name to SHA-256."""
     bundle_from_index: str = ""

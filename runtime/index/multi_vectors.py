@@ -8,7 +8,7 @@ import numpy as np
 
 from fluxtalk.errors import IndexFileError, reason
 from fluxtalk.runtime.index.near_vectors import Floats, NearVectors, Numbers
-from fluxtalk.runtime.vectors import Vectors, directions, maxsim, quantise
+from fluxtalk.runtime.vectors import Vectors, directions, maxsim, quantize
 
 MIN_CANDIDATES = 100
 """To put a hundred items in order takes a fraction of a millisecond."""
@@ -79,7 +79,7 @@ class TokensFile:
 
     def add(self, tokens: Floats) -> None:
         """Append tokens (count, tokens, dim)."""
-        stored = quantise(tokens, self._dtype)
+        stored = quantize(tokens, self._dtype)
         if self._file is None:
             self._file = np.lib.format.open_memmap(
                 self._path, mode="w+", dtype=stored.dtype, shape=(self._items, *stored.shape[1:])

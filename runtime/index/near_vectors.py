@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluxtalk.errors import BackendError
-from fluxtalk.runtime.vectors import quantise
+from fluxtalk.runtime.vectors import quantize
 
 EXACT_UP_TO = 20_000
-"""Vectors up to which a search looks at all of them; above, the graph of near neighbours may miss some."""
+"""Vectors up to which a search looks at all of them; above, the graph of near neighbors may miss some."""
 _KINDS = {"float32": ("cos", "f32"), "float16": ("cos", "f16"), "int8": ("cos", "i8"), "binary": ("hamming", "b1")}
 
 Floats = NDArray[np.float32]
@@ -56,7 +56,7 @@ class NearVectors:
     def add(self, vectors: Floats) -> None:
         """Add vectors (count, dim), which take the next numbers."""
         start = len(self._index)
-        self._index.add(np.arange(start, start + len(vectors)), quantise(vectors, self._dtype))
+        self._index.add(np.arange(start, start + len(vectors)), quantize(vectors, self._dtype))
 
     def save(self, path: Path) -> None:
         """Write them to a file."""
@@ -73,7 +73,7 @@ class NearVectors:
             their numbers and similarities as of `fluxtalk.runtime.vectors.similarity`, best first.
         """
         exact = len(self) <= EXACT_UP_TO if exact is None else exact
-        matches = self._index.search(quantise(query, self._dtype), count, exact=exact)
+        matches = self._index.search(quantize(query, self._dtype), count, exact=exact)
         distances = np.asarray(matches.distances, dtype=np.float32)
         if self._dtype == "binary":
             distances = distances * np.float32(2 / _padded(len(query), self._dtype))

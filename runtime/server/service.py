@@ -121,7 +121,7 @@ class Service:
     def _open(self) -> Engine:
         engine = Engine(self._open_embedder(self.settings), self.settings, self.metrics)
         engine.warm()
-        self.indexes = open_indexes(self.settings.indexes, engine.catalogue)
+        self.indexes = open_indexes(self.settings.indexes, engine.catalog)
         return engine
 
     def _handle_signals(self) -> None:

@@ -100,7 +100,7 @@ def test_no_render_is_blank(glyph_data: PairDataset) -> None:
         assert pixels.reshape(len(pixels), -1).max(axis=1).min() > 0
 
 
-def test_images_are_their_characters_in_the_labelled_face(glyph_data: PairDataset) -> None:
+def test_images_are_their_characters_in_the_labeled_face(glyph_data: PairDataset) -> None:
     split = glyph_data.split("test")
     images = split.items["image"]
     fonts = [ImageFont.truetype(str(FONTS / file), 23, layout_engine=ImageFont.Layout.BASIC) for file in FILES]

@@ -58,9 +58,9 @@ def inputs(modality: str, batch: int, length: int = 9, seed: int = 0, scale: flo
     return {"features": features.astype(np.float32), "mask": mask}
 
 
-def embed(model: onnx.ModelProto, arrays: Arrays, k: int = TOKENS, optimise: bool = True) -> Arrays:
+def embed(model: onnx.ModelProto, arrays: Arrays, k: int = TOKENS, optimize: bool = True) -> Arrays:
     """``tokens`` and ``embeddings``, by ONNX Runtime."""
-    found = run(model, {**arrays, TOKEN_INDEX: np.arange(k)}, optimise)
+    found = run(model, {**arrays, TOKEN_INDEX: np.arange(k)}, optimize)
     return dict(zip(OUTPUTS, found, strict=True))
 
 

@@ -78,7 +78,7 @@ def test_an_image_of_the_right_size_is_not_resampled() -> None:
     assert np.array_equal(ImagePreprocessor(8, 8).prepare(array), array)
 
 
-def test_crop_takes_the_centre_of_the_longer_side() -> None:
+def test_crop_takes_the_center_of_the_longer_side() -> None:
     array = _picture(8, 20)
     assert np.array_equal(ImagePreprocessor(8, 8).prepare(array), array[:, 6:14])
     assert np.array_equal(ImagePreprocessor(20, 20).prepare(np.full((8, 20, 3), 9, dtype=np.uint8))[0, 0], [9, 9, 9])
@@ -109,13 +109,13 @@ def test_alpha_is_dropped() -> None:
 @pytest.mark.parametrize("transparency", [None, 3, bytes(range(16))])
 def test_a_palette_is_looked_up(transparency: int | bytes | None) -> None:
     indices = np.random.default_rng(1).integers(0, 16, (8, 8), dtype=np.uint8)
-    colours = np.random.default_rng(2).integers(0, 256, (16, 3), dtype=np.uint8)
+    colors = np.random.default_rng(2).integers(0, 256, (16, 3), dtype=np.uint8)
     image = Image.fromarray(indices)
-    image.putpalette(colours.tobytes())
+    image.putpalette(colors.tobytes())
     assert image.mode == "P"
     settings: dict[str, Any] = {} if transparency is None else {"transparency": transparency}
     # A warning of Pillow would fail here, too: warnings are errors.
-    assert np.array_equal(ImagePreprocessor(8, 8).prepare(_encoded(image, **settings)), colours[indices])
+    assert np.array_equal(ImagePreprocessor(8, 8).prepare(_encoded(image, **settings)), colors[indices])
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
@@ -427,8 +427,8 @@ def test_parts_go_there_and_back(number: int) -> None:
 @pytest.mark.parametrize("number", range(4))
 def test_unknown_and_missing_settings_are_refused(number: int) -> None:
     config, files = _examples()[number][0].to_parts()
-    with pytest.raises(ArtifactError, match="unknown settings colour"):
-        from_parts({**config, "colour": 1}, files)
+    with pytest.raises(ArtifactError, match="unknown settings color"):
+        from_parts({**config, "color": 1}, files)
     for name in ("height", "max_length", "dim"):
         if name in config:
             with pytest.raises(ArtifactError, match="incomplete or malformed"):

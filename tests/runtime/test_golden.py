@@ -61,7 +61,7 @@ def only_at_two(inputs: Arrays, found: Outputs) -> None:
         found["embeddings"][:, 0] += 1e-3
 
 
-def by_the_neighbours(inputs: Arrays, found: Outputs) -> None:
+def by_the_neighbors(inputs: Arrays, found: Outputs) -> None:
     found["embeddings"] += 2e-5 * len(found["embeddings"])
 
 
@@ -81,7 +81,7 @@ def rows_exchanged(_: Arrays, found: Outputs) -> None:
     ("fault", "names", "counts"),
     [
         (only_at_two, {"max_abs", "prefix"}, [2]),
-        (by_the_neighbours, {"max_abs", "rows"}, [1, 2, 3, 4]),
+        (by_the_neighbors, {"max_abs", "rows"}, [1, 2, 3, 4]),
         (in_the_tokens, {"tokens"}, [1, 2, 3, 4]),
         (nan_in_one_row, {"max_abs", "min_cosine"}, [1, 2, 3, 4]),
         (rows_exchanged, {"max_abs", "top1"}, [1, 2, 3, 4]),

@@ -15,7 +15,7 @@ from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import TokenCountError, UsageError
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_bundle import write_bundle
-from fluxtalk.runtime import DTYPES, Embedder, hamming, load, maxsim, quantise, similarity
+from fluxtalk.runtime import DTYPES, Embedder, hamming, load, maxsim, quantize, similarity
 from fluxtalk.runtime.vectors import directions
 from tests.conftest import Made
 
@@ -31,7 +31,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 @given(VECTORS)
 @settings(max_examples=100, deadline=None)
 def test_int8_is_127_times_the_vector_over_its_largest_number(vectors: np.ndarray) -> None:
-    found = quantise(vectors, "int8")
+    found = quantize(vectors, "int8")
     assert found.dtype == np.int8
     for row, stored in zip(vectors.astype(np.float64), found, strict=True):
         largest = np.abs(row).max()
@@ -43,7 +43,7 @@ def test_int8_is_127_times_the_vector_over_its_largest_number(vectors: np.ndarra
 @given(VECTORS)
 @settings(max_examples=100, deadline=None)
 def test_binary_is_the_signs_and_its_cosine_counts_the_bits_that_differ(vectors: np.ndarray) -> None:
-    found = quantise(vectors, "binary")
+    found = quantize(vectors, "binary")
     assert found.dtype == np.uint8
     assert found.shape == (5, 3)
     assert np.array_equal(np.unpackbits(found, axis=1)[:, :19], vectors > 0)
@@ -57,7 +57,7 @@ def test_binary_is_the_signs_and_its_cosine_counts_the_bits_that_differ(vectors:
 def test_similarity_is_the_cosine_of_what_was_stored(dtype: str) -> None:
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((4, 64)).astype(np.float32), rng.standard_normal((6, 64)).astype(np.float32)
-    stored = quantise(b, dtype)
+    stored = quantize(b, dtype)
     meant = np.where(b > 0, 1.0, -1.0) if dtype == "binary" else stored.astype(np.float64)
     np.testing.assert_allclose(similarity(a, stored), unit(a) @ unit(meant).T, atol=1e-6)
     np.testing.assert_allclose(similarity(stored, a), similarity(a, stored).T, atol=1e-6)
@@ -71,7 +71,7 @@ def test_similarity_is_the_cosine_of_what_was_stored(dtype: str) -> None:
 def test_maxsim_is_the_mean_over_query_tokens_of_the_most_similar_item_token(dtype: str) -> None:
     rng = np.random.default_rng(1)
     queries, items = rng.standard_normal((3, 2, 32)), rng.standard_normal((5, 4, 32))
-    stored = quantise(items.astype(np.float32), dtype)
+    stored = quantize(items.astype(np.float32), dtype)
     meant = unit(np.where(items > 0, 1.0, -1.0) if dtype == "binary" else stored.astype(np.float64))
     expected = [[np.mean([max(q @ t for t in item) for q in unit(query)]) for item in meant] for query in queries]
     np.testing.assert_allclose(maxsim(queries.astype(np.float32), stored), expected, atol=1e-5)
@@ -81,13 +81,13 @@ def test_maxsim_is_the_mean_over_query_tokens_of_the_most_similar_item_token(dty
 def test_what_cannot_be_meant_is_refused() -> None:
     vectors = np.ones((2, 8), np.float32)
     with pytest.raises(UsageError, match="float32, float16, int8, binary"):
-        quantise(vectors, "int4")
+        quantize(vectors, "int4")
     with pytest.raises(UsageError, match="65504"):
-        quantise(vectors * 1e5, "float16")
+        quantize(vectors * 1e5, "float16")
     with pytest.raises(UsageError, match="one dimension"):
         similarity(vectors, np.ones((2, 9), np.float32))
     with pytest.raises(UsageError, match="one dimension"):
-        similarity(vectors, quantise(np.ones((2, 9), np.float32), "binary"))
+        similarity(vectors, quantize(np.ones((2, 9), np.float32), "binary"))
     with pytest.raises(UsageError, match="binary"):
         hamming(vectors, vectors)
 
@@ -98,7 +98,7 @@ def test_embed_gives_every_output_in_every_type(made: Made, output: str, dtype: 
     with load(made.bundle.folder) as embedder:
         exact = embedder.embed("text", TEXTS, output=output)
         found = embedder.embed("text", TEXTS, output=output, dtype=dtype)
-        assert np.array_equal(found, quantise(exact, dtype))
+        assert np.array_equal(found, quantize(exact, dtype))
         alone = embedder.embed("text", TEXTS[:1], output=output, dtype=dtype)
         assert (alone.dtype, alone.shape[1:]) == (found.dtype, found.shape[1:])
         empty = embedder.embed("text", [], output=output, dtype=dtype)
@@ -107,7 +107,7 @@ def test_embed_gives_every_output_in_every_type(made: Made, output: str, dtype: 
             embedder.embed("text", TEXTS, output=output, dtype="float64")
 
 
-def test_embeddings_of_any_type_find_the_same_neighbours(made: Made, table_data: PairDataset) -> None:
+def test_embeddings_of_any_type_find_the_same_neighbors(made: Made, table_data: PairDataset) -> None:
     items = list(dict.fromkeys(table_data.split("train").items["text"].values))[:64]
     with load(made.bundle.folder) as embedder:
         exact = embedder.embed("text", items)

@@ -25,7 +25,7 @@ def main(config_file: Path, output: Path) -> None:
             read_inputs(config, world, device),
             world,
             Identity(),
-            optimiser=lambda module, c: torch.optim.SGD(module.parameters(), lr=c.learning_rate),
+            optimizer=lambda module, c: torch.optim.SGD(module.parameters(), lr=c.learning_rate),
         )
         trainer.step_module.train()
         trainer.gradients(0)

@@ -108,8 +108,8 @@ def _everything(trainer: Trainer) -> dict[str, Tensor]:
     state = {f"head.{n}": p for n, p in trainer.step_module.state_dict().items()}
     assert trainer.update.average is not None
     state |= {f"average.{n}": p for n, p in trainer.update.average.items()}
-    for index, (_, values) in enumerate(trainer.update.optimiser.state.items()):
-        state |= {f"optimiser.{index}.{n}": torch.as_tensor(v) for n, v in values.items()}
+    for index, (_, values) in enumerate(trainer.update.optimizer.state.items()):
+        state |= {f"optimizer.{index}.{n}": torch.as_tensor(v) for n, v in values.items()}
     return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
@@ -120,7 +120,7 @@ def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("stop_after", [1, 4, 6, 17, 18], ids=lambda n: f"step-{n}")
 def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path, stop_after: int) -> None:
-    """Head, temperature, optimiser and average; stopped within an epoch, at its end, and after the last step."""
+    """Head, temperature, optimizer and average; stopped within an epoch, at its end, and after the last step."""
     whole = _trainer()
     assert whole.steps == 18
     assert _run(whole, tmp_path / "whole")
@@ -398,7 +398,7 @@ def test_matrices_decay_and_vectors_and_the_temperature_do_not() -> None:
 
 
 def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
-    """Warm-up over the asked share of steps, then a cosine; the optimiser sees it."""
+    """Warm-up over the asked share of steps, then a cosine; the optimizer sees it."""
     factors = [learning_rate_factor(step, 100, 0.1) for step in range(101)]
     assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert factors[10] == pytest.approx(1.0)
@@ -410,7 +410,7 @@ def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
     seen = []
     for _ in range(18):
         trainer.step()
-        seen.append(trainer.update.optimiser.param_groups[0]["lr"])
+        seen.append(trainer.update.optimizer.param_groups[0]["lr"])
     assert seen == pytest.approx([CONFIG.learning_rate * learning_rate_factor(s, 18, 0.1) for s in range(18)])
 
 

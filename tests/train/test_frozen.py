@@ -87,13 +87,13 @@ def test_only_the_head_trains(trainer: Trainer) -> None:
         encoder.train()
     for _ in range(3):
         trainer.step()
-    optimised = {id(p) for group in trainer.update.optimiser.param_groups for p in group["params"]}
+    optimized = {id(p) for group in trainer.update.optimizer.param_groups for p in group["params"]}
     for modality, encoder in encoders(trainer).items():
         assert not any(module.training for module in encoder.modules())
         for parameter in encoder.parameters():
             assert not parameter.requires_grad
             assert parameter.grad is None
-            assert id(parameter) not in optimised
+            assert id(parameter) not in optimized
         for name, tensor in encoder.state_dict().items():
             assert torch.equal(tensor, before[modality][name]), f"{modality} {name} moved"
     for name, parameter in trainer.head.named_parameters():

@@ -111,7 +111,7 @@ def write_shard(
     write_json(folder / shard_file(index, "json"), shard.to_dict())
 
 
-def quantise(vectors: Tensor) -> tuple[Tensor, Tensor]:
+def quantize(vectors: Tensor) -> tuple[Tensor, Tensor]:
     """(V, D) float32 to int8 codes (V, D) and float32 scales (V,): codes times scale is within half a scale."""
     scales = vectors.abs().amax(dim=1) / 127
     codes = (vectors / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round()
@@ -146,7 +146,7 @@ def _encode(
 def _stored(encoding: Encoding, vectors: Tensor, dtype: str) -> tuple[NDArray[Any], NDArray[Any]]:
     """(V, D) in the type they are stored in, and their (V,) scales, which are 1 with float16."""
     if dtype == "int8":
-        codes, scales = quantise(vectors)
+        codes, scales = quantize(vectors)
         problem = None if scales.isfinite().all() else "NaN or infinite"
     else:
         codes, scales = vectors.half(), torch.ones(len(vectors))

@@ -15,7 +15,7 @@ class Callback:
     """
 
     def on_step(self, step: int, losses: Mapping[str, float]) -> None:
-        """After optimiser step ``step`` (from 1), with the terms of its loss."""
+        """After optimizer step ``step`` (from 1), with the terms of its loss."""
 
     def on_validation(self, step: int, scores: Mapping[str, Any], head: TokenHead) -> None:
         """After a validation, with its scores (`fluxtalk.scoring.retrieval`) and its head."""

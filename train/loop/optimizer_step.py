@@ -13,7 +13,10 @@ from fluxtalk.model.losses.register_loss import RegisterTokenLoss
 from fluxtalk.model.process_group import World
 from fluxtalk.train.config import TrainConfig
 
-MakeOptimiser = Callable[[nn.Module, TrainConfig], torch.optim.Optimizer]
+MakeOptimizer = Callable[[nn.Module, TrainConfig], torch.optim.Optimizer]
+
+_STORED = "optimiser"
+"""Prefix of the optimizer's tensors in a checkpoint: checkpoints from before this spelling changed must resume."""
 
 
 def adamw(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -42,7 +45,7 @@ class Update:
 
     Args:
         steps: of the whole run; the learning rate depends on the step alone, so that resuming needs no state.
-        optimiser: `adamw`, unless a test brings another.
+        optimizer: `adamw`, unless a test brings another.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class Update:
         config: TrainConfig,
         world: World,
         steps: int,
-        optimiser: MakeOptimiser = adamw,
+        optimizer: MakeOptimizer = adamw,
     ) -> None:
         self.head = head
         self.loss = loss
@@ -60,7 +63,7 @@ class Update:
         self.world = world
         self.steps = steps
         both = nn.ModuleDict({"head": head, "loss": loss})
-        self.optimiser = optimiser(both, config)
+        self.optimizer = optimizer(both, config)
         self._names: dict[Tensor, str] = {p: name for name, p in both.named_parameters()}
         self._trained = [p for p in both.parameters() if p.requires_grad]
         # float16 alone needs one: small gradients would be 0.
@@ -73,7 +76,7 @@ class Update:
 
     def clear(self) -> None:
         """Forget the gradients."""
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def backward(self, loss: Tensor) -> None:
         """Back-propagate a loss, scaled where float16 needs it."""
@@ -89,18 +92,18 @@ class Update:
                 self._trained, torch.split(flat, [p.numel() for p in self._trained]), strict=True
             ):
                 parameter.grad = part.view_as(parameter)
-        self.scaler.unscale_(self.optimiser)
+        self.scaler.unscale_(self.optimizer)
         return nn.utils.clip_grad_norm_(self._trained, self.config.gradient_clip)
 
     def apply(self, step: int) -> None:
         """Take step ``step`` (from 0). A gradient scaler leaves out one whose gradient overflowed."""
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
-        self.scaler.step(self.optimiser)
+        self.scaler.step(self.optimizer)
         self.scaler.update()
         self.loss.clamp_temperature()
         if self.average is not None:
-            # Young averages forget faster, or they would remember the initialisation.
+            # Young averages forget faster, or they would remember the initialization.
             decay = min(self.config.ema_decay, (2 + step) / (11 + step))
             for name, value in self.head.state_dict().items():
                 self.average[name].lerp_(value, 1 - decay)
@@ -114,9 +117,9 @@ class Update:
     def state(self) -> dict[str, Tensor]:
         """Everything but the head's weights that going on needs."""
         state = {f"loss.{name}": value for name, value in self.loss.state_dict().items()}
-        for parameter, values in self.optimiser.state.items():
+        for parameter, values in self.optimizer.state.items():
             for key, value in values.items():
-                state[f"optimiser.{self._names[parameter]}.{key}"] = torch.as_tensor(value)
+                state[f"{_STORED}.{self._names[parameter]}.{key}"] = torch.as_tensor(value)
         if self.average is not None:
             state |= {f"average.{name}": value for name, value in self.average.items()}
         if self.scaler.is_enabled():
@@ -128,13 +131,13 @@ class Update:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take up what `state` gave."""
         self.loss.load_state_dict(_part(state, "loss."))
-        optimiser_state = self.optimiser.state_dict()
-        order = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+        optimizer_state = self.optimizer.state_dict()
+        order = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for index, parameter in enumerate(order):
-            found = _part(state, f"optimiser.{self._names[parameter]}.")
+            found = _part(state, f"{_STORED}.{self._names[parameter]}.")
             if found:
-                optimiser_state["state"][index] = found
-        self.optimiser.load_state_dict(optimiser_state)
+                optimizer_state["state"][index] = found
+        self.optimizer.load_state_dict(optimizer_state)
         if self.average is not None:
             self.average = {name: state[f"average.{name}"].to(self.head.device) for name in self.average}
         if self.scaler.is_enabled():

@@ -178,7 +178,7 @@ def _concatenated(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _mean_feature(features_BLE: Tensor, mask_BL: Tensor) -> Tensor:
-    """(B, E): the mean of each sample's features, each normalised to zero mean and unit variance."""
+    """(B, E): the mean of each sample's features, each normalized to zero mean and unit variance."""
     mask = mask_BL[..., None].float()
-    normalised = F.layer_norm(features_BLE.float(), features_BLE.shape[-1:])
-    return (normalised * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)
+    normalized = F.layer_norm(features_BLE.float(), features_BLE.shape[-1:])
+    return (normalized * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)

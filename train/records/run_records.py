@@ -171,7 +171,7 @@ def _check_records(path: Path, records: Sequence[Record]) -> None:
 def _check_step(where: str, values: Mapping[str, Any]) -> None:
     step = values.get("step")
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-        raise ArtifactError(f"{where} needs step, the number of optimiser steps done; got {step!r}.")
+        raise ArtifactError(f"{where} needs step, the number of optimizer steps done; got {step!r}.")
 
 
 def _check_run(where: str, values: Mapping[str, Any]) -> None:

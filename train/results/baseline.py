@@ -1,4 +1,4 @@
-"""Any head trained as a run was: the same features, batches, loss, optimiser, schedule and choice by validation."""
+"""Any head trained as a run was: the same features, batches, loss, optimizer, schedule and choice by validation."""
 
 from __future__ import annotations
 

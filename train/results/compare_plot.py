@@ -62,7 +62,7 @@ class _Panel:
         for index, points in self.curves.items():
             xs, ys = zip(*points, strict=True)
             marker = _MARKERS[index % len(_MARKERS)] if len(points) <= 20 else None
-            axis.plot(xs, ys, color=_colour(index), linestyle=_style(index), marker=marker, markersize=5)
+            axis.plot(xs, ys, color=_color(index), linestyle=_style(index), marker=marker, markersize=5)
         axis.set(title=self.title, xlabel=self.x, ylabel=self.y)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
@@ -83,8 +83,8 @@ def _panels(comparison: Comparison) -> Iterator[_Panel]:
         i: [(r["step"], 100 * s) for r in run.validation if (s := score_of(r)) is not None] for i, run in runs.items()
     }
     for panel in (
-        _Panel("Training loss", "optimiser step", "total loss", loss),
-        _Panel("Validation score: mean of all recalls", "optimiser step", "score (%)", score),
+        _Panel("Training loss", "optimizer step", "total loss", loss),
+        _Panel("Validation score: mean of all recalls", "optimizer step", "score (%)", score),
     ):
         if panel.curves:
             yield panel
@@ -111,7 +111,7 @@ def _legend(figure: Any, comparison: Comparison) -> None:
     handles, labels = [], []
     for index, (name, group, run) in enumerate(zip(comparison.names, comparison.groups, comparison.runs, strict=True)):
         marker = _MARKERS[index % len(_MARKERS)]
-        handles.append(Line2D([], [], color=_colour(index), linestyle=_style(index), marker=marker, markersize=5))
+        handles.append(Line2D([], [], color=_color(index), linestyle=_style(index), marker=marker, markersize=5))
         # A dollar sign would begin a formula.
         label = f"[{group}] {name}: {run.implementation}, {run.scored_on or 'not scored'}"
         labels.append(label.replace("$", r"\$"))
@@ -121,7 +121,7 @@ def _legend(figure: Any, comparison: Comparison) -> None:
     )  # fmt: skip
 
 
-def _colour(index: int) -> str:
+def _color(index: int) -> str:
     return f"C{index % 10}"
 
 

@@ -26,7 +26,7 @@ def main() -> None:
     "--image_steps", default=1500, show_default=True, type=click.IntRange(1), help="Steps of masked reconstruction."
 )
 @option(
-    "--text_steps", default=1000, show_default=True, type=click.IntRange(1), help="Steps of masked language modelling."
+    "--text_steps", default=1000, show_default=True, type=click.IntRange(1), help="Steps of masked language modeling."
 )
 @click.option("--seed", default=0, show_default=True, help="Of everything random.")
 @option("--cache_dir", metavar="DIR", help="For the renderings.  [default: ~/.cache/fluxtalk]")

@@ -2,7 +2,7 @@
 
 Image: masked reconstruction of pixels (He et al. 2022, "Masked Autoencoders Are Scalable Vision
 Learners"; masked patches stay in the sequence as in Xie et al. 2022, "SimMIM").
-Text: masked language modelling (Devlin et al. 2019, "BERT").
+Text: masked language modeling (Devlin et al. 2019, "BERT").
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def pretrain_image(
         loss_: Tensor = task(target, hidden, mean, std)
         return loss_
 
-    return _optimise(task, loss, config, "image: masked reconstruction")
+    return _optimize(task, loss, config, "image: masked reconstruction")
 
 
 def pretrain_text(
@@ -132,7 +132,7 @@ def pretrain_text(
         loss_: Tensor = task(shown, mask, ids, chosen)
         return loss_
 
-    return _optimise(task, loss, config, "text: masked language modelling")
+    return _optimize(task, loss, config, "text: masked language modeling")
 
 
 class _MaskedPixels(nn.Module):
@@ -193,10 +193,10 @@ def _augment(images: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(images, grid, align_corners=False)
 
 
-def _optimise(task: nn.Module, loss_of: Callable[[int], Tensor], config: PretrainConfig, what: str) -> PretrainFigures:
+def _optimize(task: nn.Module, loss_of: Callable[[int], Tensor], config: PretrainConfig, what: str) -> PretrainFigures:
     """AdamW with warm-up and cosine decay; matrices decay, vectors do not."""
     parameters = [p for p in task.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
@@ -211,7 +211,7 @@ def _optimise(task: nn.Module, loss_of: Callable[[int], Tensor], config: Pretrai
             return (step + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     task.train()
     started = time.monotonic()
     tail: list[float] = []
@@ -221,10 +221,10 @@ def _optimise(task: nn.Module, loss_of: Callable[[int], Tensor], config: Pretrai
         value = loss.item()
         if not math.isfinite(value):
             raise TrainingError(f"The loss of {what} became {value} at step {step}; lower the learning rate.")
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         if step >= config.steps * 9 // 10:
             tail.append(value)

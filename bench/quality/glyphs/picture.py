@@ -54,7 +54,7 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
 
 def _draw_recall(axis: Any, summary: Mapping[str, Any], direction: str) -> None:
     whole = [int(k) for k in summary["recall"][MAIN][direction]]
-    for position, (name, colour, style) in enumerate(_LINES):
+    for position, (name, color, style) in enumerate(_LINES):
         by_k = summary["recall"][name][direction]
         # Side by side, so that error bars do not hide each other.
         counts = np.array([int(k) for k in by_k]) + 0.03 * (position - 2.5)
@@ -63,9 +63,9 @@ def _draw_recall(axis: Any, summary: Mapping[str, Any], direction: str) -> None:
         spread = [100 * figure["deviation"] for figure in figures]
         note = " (k times the bytes)" if name == "matryoshka" else ""
         label = summary["labels"][name] + note
-        axis.errorbar(counts, means, spread, fmt=style, color=colour, capsize=3, ms=5, lw=1.4, label=label)
+        axis.errorbar(counts, means, spread, fmt=style, color=color, capsize=3, ms=5, lw=1.4, label=label)
         if len(means) == 1:
-            axis.plot([counts[0], whole[-1] + 0.1], [means[0]] * 2, ":", color=colour, lw=1)
+            axis.plot([counts[0], whole[-1] + 0.1], [means[0]] * 2, ":", color=color, lw=1)
     separate = [summary["recall"][f"separate_{k}"][direction][str(k)][str(HITS_AT)] for k in whole]
     axis.errorbar(
         np.array(whole) + 0.11,
@@ -81,17 +81,17 @@ def _draw_recall(axis: Any, summary: Mapping[str, Any], direction: str) -> None:
 
 
 def _draw_probes(axis: Any, summary: Mapping[str, Any]) -> None:
-    bars = [(v, n, label, colour) for v, n, label, colour in _BARS if v in summary["probe"][n]]
+    bars = [(v, n, label, color) for v, n, label, color in _BARS if v in summary["probe"][n]]
     width = 0.8 / len(bars)
     places = np.arange(len(FACTORS))
-    for position, (vector, name, label, colour) in enumerate(bars):
+    for position, (vector, name, label, color) in enumerate(bars):
         figures = [summary["probe"][name][vector][factor] for factor in FACTORS]
         axis.bar(
             places + (position - (len(bars) - 1) / 2) * width,
             [100 * figure["mean"] for figure in figures],
             0.92 * width,
             yerr=[100 * figure["deviation"] for figure in figures],
-            color=colour, label=label, error_kw={"capsize": 2, "lw": 1},
+            color=color, label=label, error_kw={"capsize": 2, "lw": 1},
         )  # fmt: skip
     for place, factor in zip(places, FACTORS, strict=True):
         chance = 100 * summary["probe"][MAIN]["majority"][factor]["mean"]

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from fluxtalk.datasets.pairs import Split
 from fluxtalk.errors import DataError
 from fluxtalk.model.head.token_head import TokenHead
-from fluxtalk.tokens import concatenate, l2_normalise, pool
+from fluxtalk.tokens import concatenate, l2_normalize, pool
 from fluxtalk.train.features.sources import FeatureSource
 from fluxtalk.train.results.embeddings import all_tokens
 
@@ -59,7 +59,7 @@ def probe_data(splits: tuple[Split, Split], sources: tuple[FeatureSource, Featur
 def accuracy(train: Vectors, test: Vectors, data: ProbeData) -> dict[str, float]:
     """The share of test images whose factor is read right, by factor.
 
-    Multinomial logistic regression on standardised numbers, scikit-learn's default regularisation.
+    Multinomial logistic regression on standardized numbers, scikit-learn's default regularization.
 
     Raises:
         DataError: the fit did not converge.
@@ -103,7 +103,7 @@ def shared_vectors(head: TokenHead, data: ProbeData) -> tuple[Vectors, Vectors]:
 def complementary_vectors(head: TokenHead, data: ProbeData) -> tuple[Vectors, Vectors]:
     """The complementary tokens, each of length 1 and side by side, of training and test images."""
     first = head.config.num_overlapping_tokens
-    train, test = (l2_normalise(tokens[:, first:]) for tokens in _tokens(head, data))
+    train, test = (l2_normalize(tokens[:, first:]) for tokens in _tokens(head, data))
     return train.reshape(len(train), -1), test.reshape(len(test), -1)
 
 
@@ -123,6 +123,6 @@ def _mean_feature(source: FeatureSource, rows: NDArray[np.int64]) -> Vectors:
     parts = []
     for start in range(0, len(rows), _BATCH):
         features, mask = source.batch(rows[start : start + _BATCH])
-        normalised = F.layer_norm(features, features.shape[-1:]) * mask[..., None]
-        parts.append((normalised.sum(dim=1) / mask.sum(dim=1, keepdim=True)).to(torch.float32).cpu().numpy())
+        normalized = F.layer_norm(features, features.shape[-1:]) * mask[..., None]
+        parts.append((normalized.sum(dim=1) / mask.sum(dim=1, keepdim=True)).to(torch.float32).cpu().numpy())
     return np.concatenate(parts)

@@ -39,7 +39,7 @@ class Rerun:
         return len(self.pooled)
 
     def prefix(self, k: int) -> NDArray[np.float32]:
-        """(B, D): the normalised mean of the k tokens."""
+        """(B, D): the normalized mean of the k tokens."""
         return self.pooled[k - 1]
 
 

@@ -2,7 +2,7 @@
 
 Every variant of bench/quality/glyphs/variants.py is trained with every seed, as a process of its own with one thread;
 what is finished is kept at once, and a second call goes on where the first stopped. Every variant has the same
-features, number of steps, batch size, optimiser and schedule, and is chosen by validation.
+features, number of steps, batch size, optimizer and schedule, and is chosen by validation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import click
 from bench.quality.glyphs.job import Budget, budget_options, fingerprint, job_config, job_inputs, run_job
 from bench.quality.glyphs.picture import draw as draw_picture
 from bench.quality.glyphs.retrieval import HITS_AT
-from bench.quality.glyphs.summary import summarise
+from bench.quality.glyphs.summary import summarize
 from bench.quality.glyphs.tables import tables
 from bench.quality.glyphs.variants import Variant, variants
 from bench.quality.report import ResultStore, machine_facts, one_thread
@@ -110,7 +110,7 @@ def main(
         "budget": dataclasses.asdict(budget),
         "data_hash": inputs.dataset.content_hash,
         "stage1_hash": inputs.stage1.content_hash(),
-        **summarise({name: [r for r in found if r] for name, found in results.items()}, known, queries),
+        **summarize({name: [r for r in found if r] for name, found in results.items()}, known, queries),
     }
     store.finish([job.name for job in jobs], summary)
     click.echo(tables(summary))

@@ -23,7 +23,7 @@ Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 """Variant name to its runs' results, seed by seed."""
 
 
-def summarise(runs: Runs, known: Mapping[str, Variant], queries: int) -> dict[str, Any]:
+def summarize(runs: Runs, known: Mapping[str, Variant], queries: int) -> dict[str, Any]:
     """Every figure over the seeds: recall, sizes, nested against separate models, type-face probes, goals.
 
     Args:

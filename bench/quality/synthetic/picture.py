@@ -86,7 +86,7 @@ def _gains(axes: Axes, summary: Mapping[str, Any]) -> None:
         [g["mean"] for g in shuffled],
         width,
         yerr=[g["deviation"] for g in shuffled],
-        color="lightgrey",
+        color="lightgray",
         label="nested, registers shuffled",
     )
     axes.set_xticks(ticks)
@@ -109,7 +109,7 @@ def _ahead(axes: Axes, summary: Mapping[str, Any]) -> None:
             capsize=3,
             label=summary["labels"][name],
         )
-    axes.axhline(0, color="grey", linewidth=1, label="registers shuffled")
+    axes.axhline(0, color="gray", linewidth=1, label="registers shuffled")
     axes.set_xticks(range(1, len(ahead) + 1))
     axes.set_xlabel("k")
     axes.set_ylabel("difference of R²")

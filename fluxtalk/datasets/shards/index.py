@@ -26,7 +26,7 @@ class Member:
 
 @dataclass(frozen=True)
 class ShardSample:
-    """The neighbouring members of one key."""
+    """The neighboring members of one key."""
 
     key: str
     members: dict[str, Member]

@@ -35,10 +35,10 @@ class EncoderSpec(StrictConfig):
 
 
 class FrozenEncoder(nn.Module):
-    """An encoder with its input normalisation, without gradients and always in evaluation mode.
+    """An encoder with its input normalization, without gradients and always in evaluation mode.
 
     Args:
-        encoder: image: takes normalised floats (B, channels, height, width); text: ``(input_ids, mask)``;
+        encoder: image: takes normalized floats (B, channels, height, width); text: ``(input_ids, mask)``;
             features: ``(features, mask)``; audio: ``(samples, mask)``. Returns features (B, L, D), or those and a bool
             mask (B, L).
         preprocess: its preprocessing, which names the inputs.
@@ -87,7 +87,7 @@ class FrozenEncoder(nn.Module):
         return Features(features.masked_fill(~mask[..., None], 0.0), mask)
 
     def run(self, *inputs: Tensor) -> Any:
-        """What the encoder itself returns for a batch, normalised as in `forward`; nothing is checked."""
+        """What the encoder itself returns for a batch, normalized as in `forward`; nothing is checked."""
         if self.pixel_scale is None or self.pixel_shift is None:
             return self.encoder(*inputs)
         # To float first: TensorRT does nothing else with uint8.

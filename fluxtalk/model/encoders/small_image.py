@@ -10,7 +10,7 @@ from fluxtalk.model.head.attention import EncoderBlock
 
 
 class SmallImageEncoder(nn.Module):
-    """Normalised images (batch, channels, size, size) to one feature per 8 x 8 patch.
+    """Normalized images (batch, channels, size, size) to one feature per 8 x 8 patch.
 
     The stem halves the image three times; convolutions see over the patch's edge, which a plain patch
     projection does not (Xiao et al. 2021, "Early Convolutions Help Transformers See Better").

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def l2_normalise(x: Tensor) -> Tensor:
+def l2_normalize(x: Tensor) -> Tensor:
     """Divide the last dimension by its L2 norm, in float32 at least."""
     x = x if x.dtype == torch.float64 else x.float()
     return x * x.square().sum(dim=-1, keepdim=True).clamp_min(1e-24).rsqrt()
@@ -29,15 +29,15 @@ def prefix_embeddings(tokens_BKD: Tensor, weights_KK: Tensor) -> Tensor:
     tokens = tokens_BKD if tokens_BKD.dtype == torch.float64 else tokens_BKD.float()
     # No matrix product: it would be the only one in float32 of a half-precision graph, and some GPUs have none for it.
     means_BKD = (weights_KK.to(tokens.dtype)[..., None] * tokens[:, None]).sum(dim=2)
-    return l2_normalise(means_BKD)
+    return l2_normalize(means_BKD)
 
 
 def pool_kept(tokens_BKD: Tensor, keep_BK: Tensor, num_overlapping: int) -> Tensor:
-    """The L2-normalised mean over each sample's kept overlapping tokens, (B, D).
+    """The L2-normalized mean over each sample's kept overlapping tokens, (B, D).
 
     Args:
         keep_BK: bool, at least the first token of each sample.
     """
     overlapping = keep_BK[:, :num_overlapping, None].to(tokens_BKD.dtype)
     total = (tokens_BKD[:, :num_overlapping] * overlapping).sum(dim=1)
-    return l2_normalise(total / overlapping.sum(dim=1))
+    return l2_normalize(total / overlapping.sum(dim=1))

@@ -33,7 +33,7 @@ class RegisterOutputs:
     """Modality to bool (B,): False where the sample has no item of it. A modality that is not named has all."""
 
     def pooled(self, modality: str) -> Tensor:
-        """(B, D): the L2-normalised mean of each sample's kept overlapping tokens."""
+        """(B, D): the L2-normalized mean of each sample's kept overlapping tokens."""
         return pool_kept(self.tokens[modality], self.keep[modality], self.num_overlapping)
 
     def has(self, modality: str) -> Tensor:

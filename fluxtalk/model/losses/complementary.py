@@ -1,4 +1,4 @@
-"""What complementary tokens are trained for: regularisers, and objectives that give them something to say.
+"""What complementary tokens are trained for: regularizers, and objectives that give them something to say.
 
 Shapes: B this process's samples, G samples of all processes, K tokens, C complementary ones, D head dimension.
 """
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fluxtalk.errors import UsageError
-from fluxtalk.model.head.pooling import l2_normalise
+from fluxtalk.model.head.pooling import l2_normalize
 from fluxtalk.model.head.token_head import RegisterOutputs
 from fluxtalk.model.losses.contrastive import Candidates, contrast, info_nce
 from fluxtalk.model.losses.similarity import single
@@ -37,7 +37,7 @@ def complementary_diversity(tokens_BKD: Tensor, keep_BK: Tensor, num_overlapping
     Overlapping tokens take no gradient: they are where they are for the contrastive loss, and the
     complementary ones keep away from them. Also returns the number of such pairs.
     """
-    unit = l2_normalise(tokens_BKD)
+    unit = l2_normalize(tokens_BKD)
     others = torch.cat([unit[:, :num_overlapping].detach(), unit[:, num_overlapping:]], dim=1)
     cosine = unit[:, num_overlapping:] @ others.transpose(1, 2)
     itself = torch.eye(tokens_BKD.shape[1], dtype=torch.bool, device=unit.device)[num_overlapping:]
@@ -54,7 +54,7 @@ def cross_correlation_penalty(x_GD: Tensor, y_GD: Tensor, kept_G: Tensor) -> Ten
     """
     weight = kept_G.to(x_GD.dtype)
     count = weight.sum().clamp_min(1)
-    x, y = (_standardised(z, weight, count) for z in (x_GD, y_GD))
+    x, y = (_standardized(z, weight, count) for z in (x_GD, y_GD))
     explained = ((x * weight[:, None]).T @ y / count).square().sum(dim=1).mean()
     return F.relu(explained - y_GD.shape[1] / count)
 
@@ -80,7 +80,7 @@ class ComplementaryInputs:
     second_view: Mapping[str, Tensor]
     """(B, K, D): the tokens of another token-dropout view of the same features."""
     targets: Mapping[str, Tensor]
-    """(B, E): the mean of the sample's normalised features."""
+    """(B, E): the mean of the sample's normalized features."""
 
 
 class ComplementaryObjective(Protocol):
@@ -117,7 +117,7 @@ class Contrast(nn.Module):
             all_items = world.gather(items)
             for index in range(outputs.num_overlapping, tokens.shape[1]):
                 kept = outputs.keep[modality][:, index] & outputs.has(modality) & is_known
-                views = [l2_normalise(view[:, index]) for view in (tokens, inputs.second_view[modality])]
+                views = [l2_normalize(view[:, index]) for view in (tokens, inputs.second_view[modality])]
                 both = [torch.cat([own, known], dim=1) for own in views]
                 contrast_ = _between_views(both, items, all_items, kept, world)
                 terms.append(contrast_ + _apart(views[0], known, kept, self.correlation_weight, world))
@@ -125,7 +125,7 @@ class Contrast(nn.Module):
 
 
 class Reconstruction(nn.Module):
-    """Predict the mean of the sample's normalised features from its complementary tokens and what others know.
+    """Predict the mean of the sample's normalized features from its complementary tokens and what others know.
 
     What the other modalities' pooled overlapping tokens (without gradient) tell about the features already need not be
     in the complementary tokens; the rest must be. Penalties as in `Contrast`.
@@ -156,7 +156,7 @@ class Reconstruction(nn.Module):
             first = outputs.num_overlapping
             known, is_known = known_elsewhere(outputs, modality)
             keep = outputs.keep[modality][:, first:] & (outputs.has(modality) & is_known)[:, None]
-            own = l2_normalise(tokens[:, first:]) * keep[..., None]
+            own = l2_normalize(tokens[:, first:]) * keep[..., None]
             predicted = self.decoders[modality](torch.cat([own.flatten(1), known], dim=1))
             error = (predicted - inputs.targets[modality]).square().mean(dim=1)
             terms.append(_over_kept(error, keep[:, 0], world))
@@ -202,7 +202,7 @@ def known_elsewhere(outputs: RegisterOutputs, modality: str) -> tuple[Tensor, Te
     others = [m for m in outputs.tokens if m != modality]
     present = torch.stack([outputs.has(m) for m in others])
     pooled = torch.stack([outputs.pooled(m).detach() for m in others])
-    return l2_normalise((pooled * present[..., None]).sum(dim=0)), present.any(dim=0)
+    return l2_normalize((pooled * present[..., None]).sum(dim=0)), present.any(dim=0)
 
 
 def _between_views(both: list[Tensor], items: Tensor, all_items: Tensor, kept: Tensor, world: World) -> Tensor:
@@ -229,10 +229,10 @@ def _over_kept(values_B: Tensor, kept_B: Tensor, world: World) -> Tensor:
     return total * world.size / world.total(kept_B.sum().to(total.dtype)).clamp_min(1)
 
 
-def _standardised(x_GD: Tensor, weight_G: Tensor, count: Tensor) -> Tensor:
-    centred = x_GD - (x_GD * weight_G[:, None]).sum(dim=0) / count
-    variance = (centred.square() * weight_G[:, None]).sum(dim=0) / count
-    return centred * (variance + 1e-6).rsqrt()
+def _standardized(x_GD: Tensor, weight_G: Tensor, count: Tensor) -> Tensor:
+    centered = x_GD - (x_GD * weight_G[:, None]).sum(dim=0) / count
+    variance = (centered.square() * weight_G[:, None]).sum(dim=0) / count
+    return centered * (variance + 1e-6).rsqrt()
 
 
 def _mean(terms: list[Tensor], outputs: RegisterOutputs) -> Tensor:

@@ -1,4 +1,4 @@
-"""The training loss: contrastive on the overlapping tokens, regularised and, optionally, trained complementary ones.
+"""The training loss: contrastive on the overlapping tokens, regularized and, optionally, trained complementary ones.
 
 The pieces are pure functions in `fluxtalk.model.losses.contrastive` and `fluxtalk.model.losses.complementary`.
 Shapes: B this process's samples, G samples of all processes, D head dimension.
@@ -101,7 +101,7 @@ class RegisterTokenLoss(nn.Module):
         self.register_parameter("bias", bias)
 
     def clamp_temperature(self) -> None:
-        """Bring the temperature back into 0.01..1; call it after each optimiser step."""
+        """Bring the temperature back into 0.01..1; call it after each optimizer step."""
         with torch.no_grad():
             self.log_scale.clamp_(0.0, MAX_LOG_SCALE)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fluxtalk.model.head.pooling import l2_normalise, pool_kept
+from fluxtalk.model.head.pooling import l2_normalize, pool_kept
 
 
 class Vectors(NamedTuple):
@@ -30,16 +30,16 @@ def aggregate(aggregation: str, tokens_BKD: Tensor, keep_BK: Tensor, num_overlap
     """The vectors of the kept overlapping tokens.
 
     Args:
-        aggregation: ``mean``, one vector of D: the normalised average; ``concat``, one of K D: the normalised
-            tokens side by side, dropped ones zero; ``maxsim``, K of D: the normalised tokens.
+        aggregation: ``mean``, one vector of D: the normalized average; ``concat``, one of K D: the normalized
+            tokens side by side, dropped ones zero; ``maxsim``, K of D: the normalized tokens.
         keep_BK: bool, a prefix of at least one token per item.
     """
     if aggregation == "mean":
         return single(pool_kept(tokens_BKD, keep_BK, num_overlapping))
     keep = keep_BK[:, :num_overlapping]
-    unit = l2_normalise(tokens_BKD[:, :num_overlapping]) * keep[..., None]
+    unit = l2_normalize(tokens_BKD[:, :num_overlapping]) * keep[..., None]
     if aggregation == "concat":
-        return single(l2_normalise(unit.flatten(1)))
+        return single(l2_normalize(unit.flatten(1)))
     return Vectors(unit, keep)
 
 

@@ -18,7 +18,7 @@ from fluxtalk.runtime.server.api.named_items import Body, Writer, finish, item_o
 from fluxtalk.runtime.server.api.openai_embeddings import FIELDS as OPENAI_FIELDS
 from fluxtalk.runtime.server.api.openai_embeddings import refuse_unknown_fields
 from fluxtalk.runtime.server.execution.requests import EmbedRequest, Item
-from fluxtalk.runtime.server.execution.served_model import Catalogue
+from fluxtalk.runtime.server.execution.served_model import Catalog
 from fluxtalk.runtime.server.http.errors import bad_request
 
 FIELDS = tuple(field for field in (*OPENAI_FIELDS, "messages") if field != "modality")
@@ -33,7 +33,7 @@ def speaks(body: Body) -> bool:
     )
 
 
-def read(body: Body, catalogue: Catalogue) -> tuple[EmbedRequest, Writer]:
+def read(body: Body, catalog: Catalog) -> tuple[EmbedRequest, Writer]:
     """A parsed body to a typed request, and what writes its answer.
 
     Raises:
@@ -43,21 +43,21 @@ def read(body: Body, catalogue: Catalogue) -> tuple[EmbedRequest, Writer]:
     if "messages" in body:
         if body.get("input") is not None:
             raise bad_request("Give input or messages, not both.", "input")
-        items = _messages(body["messages"], catalogue)
+        items = _messages(body["messages"], catalog)
     else:
-        catalogue.require_count(len(body["input"]))
-        items = [_element(value, catalogue, f"input[{position}]") for position, value in enumerate(body["input"])]
-    return finish(body, items, catalogue)
+        catalog.require_count(len(body["input"]))
+        items = [_element(value, catalog, f"input[{position}]") for position, value in enumerate(body["input"])]
+    return finish(body, items, catalog)
 
 
-def item_of_content(content: Any, catalogue: Catalogue, param: str) -> Item:
+def item_of_content(content: Any, catalog: Catalog, param: str) -> Item:
     """The one item of a content: a text, or a list of one part.
 
     Raises:
         ApiError: 400: it is neither.
     """
     if isinstance(content, str):
-        return named_item(catalogue.default_modality(), content, catalogue, param)
+        return named_item(catalog.default_modality(), content, catalog, param)
     if not isinstance(content, list):
         raise bad_request(f"{param} is a string or a list of one part.", param, "invalid_type")
     if len(content) != 1:
@@ -66,15 +66,15 @@ def item_of_content(content: Any, catalogue: Catalogue, param: str) -> Item:
             "give each its own message, or its own element of input.",
             param,
         )
-    return item_of_part(content[0], catalogue, f"{param}[0]")
+    return item_of_part(content[0], catalog, f"{param}[0]")
 
 
-def _messages(messages: Any, catalogue: Catalogue) -> list[Item]:
+def _messages(messages: Any, catalog: Catalog) -> list[Item]:
     if not isinstance(messages, list):
         raise bad_request("messages is a list.", "messages", "invalid_type")
     if not messages:
         raise bad_request("messages holds nothing to embed; give at least one.", "messages", "empty")
-    catalogue.require_count(len(messages))
+    catalog.require_count(len(messages))
     items = []
     for position, message in enumerate(messages):
         param = f"messages[{position}]"
@@ -85,13 +85,13 @@ def _messages(messages: Any, catalogue: Catalogue) -> list[Item]:
                 f"{param} has the role user: instructions and answers are not embedded, so leave them out.",
                 f"{param}.role",
             )
-        items.append(item_of_content(message["content"], catalogue, f"{param}.content"))
+        items.append(item_of_content(message["content"], catalog, f"{param}.content"))
     return items
 
 
-def _element(value: Any, catalogue: Catalogue, param: str) -> Item:
+def _element(value: Any, catalog: Catalog, param: str) -> Item:
     if isinstance(value, dict) and set(value) == {"content"}:
-        return item_of_content(value["content"], catalogue, f"{param}.content")
+        return item_of_content(value["content"], catalog, f"{param}.content")
     if isinstance(value, str):
-        return named_item(catalogue.default_modality(), value, catalogue, param)
-    return item_of_part(value, catalogue, param)
+        return named_item(catalog.default_modality(), value, catalog, param)
+    return item_of_part(value, catalog, param)

@@ -29,7 +29,7 @@ from fluxtalk.runtime.server.api.openai_embeddings import (
     typed_vectors,
 )
 from fluxtalk.runtime.server.execution.requests import Answer, EmbedRequest, Item
-from fluxtalk.runtime.server.execution.served_model import Catalogue
+from fluxtalk.runtime.server.execution.served_model import Catalog
 from fluxtalk.runtime.server.http.errors import bad_request
 
 SOURCES = ("texts", "images", "inputs")
@@ -53,14 +53,14 @@ def speaks(_body: Body) -> bool:
     return True
 
 
-def read(body: Body, catalogue: Catalogue) -> tuple[EmbedRequest, Writer]:
+def read(body: Body, catalog: Catalog) -> tuple[EmbedRequest, Writer]:
     """A parsed body to a typed request, and what writes its answer.
 
     Raises:
         ApiError: 400 or 404, with the field at fault.
     """
     refuse_unknown_fields(body, FIELDS)
-    catalogue.require_model(body.get("model"))
+    catalog.require_model(body.get("model"))
     _one_of(body, "input_type", INPUT_TYPES)
     _one_of(body, "truncate", ("END",))
     _one_of(body, "output", OUTPUTS)
@@ -72,8 +72,8 @@ def read(body: Body, catalogue: Catalogue) -> tuple[EmbedRequest, Writer]:
         or not all(isinstance(name, str) and name in EMBEDDING_TYPES for name in types)
     ):
         raise bad_request(f"embedding_types is a list of {', '.join(EMBEDDING_TYPES)}.", "embedding_types")
-    request = catalogue.request(_items(body, catalogue), body.get("tokens"), body.get("output"))
-    check_dimensions(body.get("output_dimension"), request, catalogue, "output_dimension")
+    request = catalog.request(_items(body, catalog), body.get("tokens"), body.get("output"))
+    check_dimensions(body.get("output_dimension"), request, catalog, "output_dimension")
     return request, lambda answer, of: _write(answer, types, of)
 
 
@@ -83,7 +83,7 @@ def _one_of(body: Body, field: str, known: tuple[str, ...]) -> None:
         raise bad_request(f"{field} is one of {', '.join(known)}.", field)
 
 
-def _items(body: Body, catalogue: Catalogue) -> list[Item]:
+def _items(body: Body, catalog: Catalog) -> list[Item]:
     given = [source for source in SOURCES if body.get(source) is not None]
     if len(given) != 1:
         raise bad_request(
@@ -97,28 +97,28 @@ def _items(body: Body, catalogue: Catalogue) -> list[Item]:
         raise bad_request(f"{source} is a list.", source, "invalid_type")
     if not values:
         raise bad_request(f"{source} holds nothing to embed; give at least one item.", source, "empty")
-    catalogue.require_count(len(values))
-    return [_item(source, value, catalogue, f"{source}[{position}]") for position, value in enumerate(values)]
+    catalog.require_count(len(values))
+    return [_item(source, value, catalog, f"{source}[{position}]") for position, value in enumerate(values)]
 
 
-def _item(source: str, value: Any, catalogue: Catalogue, param: str) -> Item:
+def _item(source: str, value: Any, catalog: Catalog, param: str) -> Item:
     if source == "inputs":
         if not isinstance(value, dict) or set(value) != {"content"}:
             raise bad_request(f'{param} is written {{"content": [PART]}}.', param, "invalid_type")
-        return item_of_content(value["content"], catalogue, f"{param}.content")
+        return item_of_content(value["content"], catalog, f"{param}.content")
     if not isinstance(value, str):
         raise bad_request(f"{param} is a string; got {type(value).__name__}.", param, "invalid_type")
-    return named_item(source.removesuffix("s"), value, catalogue, param)
+    return named_item(source.removesuffix("s"), value, catalog, param)
 
 
-def _write(answer: Answer, types: list[str], catalogue: Catalogue) -> dict[str, Any]:
+def _write(answer: Answer, types: list[str], catalog: Catalog) -> dict[str, Any]:
     return {
         "id": str(uuid.uuid4()),
         "embeddings": {name: _written(answer.vectors, name) for name in dict.fromkeys(types)},
         "response_type": "embeddings_by_type",
         "meta": {"api_version": {"version": "2"}, "billed_units": {"input_tokens": answer.num_input_tokens}},
-        "model": catalogue.model,
-        **describe(answer, catalogue),
+        "model": catalog.model,
+        **describe(answer, catalog),
     }
 
 

@@ -15,7 +15,7 @@ from fluxtalk.runtime.server.api import chat, cohere, infinity, jina, openai_emb
 from fluxtalk.runtime.server.api.named_items import Body as Body
 from fluxtalk.runtime.server.api.named_items import Writer as Writer
 from fluxtalk.runtime.server.execution.requests import EmbedRequest
-from fluxtalk.runtime.server.execution.served_model import Catalogue
+from fluxtalk.runtime.server.execution.served_model import Catalog
 from fluxtalk.runtime.server.http import multipart
 from fluxtalk.runtime.server.http.errors import bad_request
 
@@ -30,12 +30,12 @@ class Dialect:
     name: str
     speaks: Callable[[Body], bool]
     """Whether a body is written in it."""
-    read: Callable[[Body, Catalogue], tuple[EmbedRequest, Writer]]
+    read: Callable[[Body, Catalog], tuple[EmbedRequest, Writer]]
     """The typed request, and what writes its answer. Raises `ApiError`. Decodes nothing: that is done in threads."""
 
 
-def _read_openai(body: Body, catalogue: Catalogue) -> tuple[EmbedRequest, Writer]:
-    request, form = openai_embeddings.read_request(body, catalogue)
+def _read_openai(body: Body, catalog: Catalog) -> tuple[EmbedRequest, Writer]:
+    request, form = openai_embeddings.read_request(body, catalog)
     return request, lambda answer, of: openai_embeddings.write_answer(answer, form, of)
 
 

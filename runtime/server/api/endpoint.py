@@ -13,7 +13,7 @@ from starlette.responses import Response
 from fluxtalk.runtime.server.api.dialects import Body, BodyReader, Dialect, Endpoint
 from fluxtalk.runtime.server.execution.engine import Engine
 from fluxtalk.runtime.server.execution.requests import Answer, EmbedRequest
-from fluxtalk.runtime.server.execution.served_model import Catalogue
+from fluxtalk.runtime.server.execution.served_model import Catalog
 from fluxtalk.runtime.server.http.body import time_limit
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request, json_response
 from fluxtalk.runtime.server.service import Service
@@ -25,18 +25,18 @@ _LARGE_ANSWER = 1 << 15
 T = TypeVar("T")
 
 
-Respond = Callable[[Answer, Catalogue], Response]
-ReadRequest = Callable[[Request, bytes, Catalogue], tuple[EmbedRequest, Respond]]
+Respond = Callable[[Answer, Catalog], Response]
+ReadRequest = Callable[[Request, bytes, Catalog], tuple[EmbedRequest, Respond]]
 """A body to the typed request and what answers it. Raises `ApiError`; large bodies are read in a thread."""
 
 
 def embedding_handler(endpoint: Endpoint, service: Service) -> Callable[[Request], Coroutine[Any, Any, Response]]:
     """What answers an endpoint's requests."""
 
-    def read(request: Request, data: bytes, catalogue: Catalogue) -> tuple[EmbedRequest, Respond]:
+    def read(request: Request, data: bytes, catalog: Catalog) -> tuple[EmbedRequest, Respond]:
         read_body = _body_reader(endpoint, request)
         body = read_body(data, request.headers.get("content-type", ""), request.query_params.multi_items())
-        typed, write = _dialect(endpoint, body).read(body, catalogue)
+        typed, write = _dialect(endpoint, body).read(body, catalog)
         return typed, lambda answer, of: json_response(write(answer, of))
 
     async def embed(request: Request) -> Response:
@@ -61,14 +61,14 @@ async def answer_request(request: Request, service: Service, read: ReadRequest) 
     service.metrics.stage_seconds.labels("read").observe(time.monotonic() - begin)
     try:
         typed, respond = await _maybe_in_thread(
-            engine, len(data) > _LARGE_BODY, lambda: read(request, data, engine.catalogue)
+            engine, len(data) > _LARGE_BODY, lambda: read(request, data, engine.catalog)
         )
         answer = await while_connected(request, service, engine.embed(typed, deadline))
     finally:
         service.bodies.release(data)
     begin = time.monotonic()
     response = await _maybe_in_thread(
-        engine, answer.vectors.size > _LARGE_ANSWER, lambda: respond(answer, engine.catalogue)
+        engine, answer.vectors.size > _LARGE_ANSWER, lambda: respond(answer, engine.catalog)
     )
     service.metrics.stage_seconds.labels("answer").observe(time.monotonic() - begin)
     return response

@@ -12,7 +12,7 @@ from __future__ import annotations
 from fluxtalk.runtime.server.api import openai_embeddings
 from fluxtalk.runtime.server.api.named_items import Body, Writer, modality_called
 from fluxtalk.runtime.server.execution.requests import EmbedRequest
-from fluxtalk.runtime.server.execution.served_model import Catalogue
+from fluxtalk.runtime.server.execution.served_model import Catalog
 
 
 def speaks(body: Body) -> bool:
@@ -20,14 +20,14 @@ def speaks(body: Body) -> bool:
     return body.get("modality") is not None
 
 
-def read(body: Body, catalogue: Catalogue) -> tuple[EmbedRequest, Writer]:
+def read(body: Body, catalog: Catalog) -> tuple[EmbedRequest, Writer]:
     """A parsed body to a typed request, and what writes its answer.
 
     Raises:
         ApiError: 400 or 404, with the field at fault.
     """
-    as_openai = {**body, "modality": modality_called(body["modality"], catalogue, "modality")}
+    as_openai = {**body, "modality": modality_called(body["modality"], catalog, "modality")}
     if type(body.get("dimensions")) is int and body["dimensions"] == 0:
         del as_openai["dimensions"]
-    request, form = openai_embeddings.read_request(as_openai, catalogue)
+    request, form = openai_embeddings.read_request(as_openai, catalog)
     return request, lambda answer, of: openai_embeddings.write_answer(answer, form, of)

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from fluxtalk.runtime.embedder import OUTPUT_KINDS
 from fluxtalk.runtime.server.api.openai_embeddings import EMBEDDING_TYPES
-from fluxtalk.runtime.server.execution.served_model import Catalogue
+from fluxtalk.runtime.server.execution.served_model import Catalog
 from fluxtalk.runtime.server.http.errors import error_body, json_response
 from fluxtalk.runtime.server.metrics import CONTENT_TYPE
 from fluxtalk.runtime.server.service import Service
@@ -37,12 +37,12 @@ def fact_routes(service: Service) -> list[Route]:
         return json_response(_info(service))
 
     async def models(_request: Request) -> Response:
-        return json_response({"object": "list", "data": [_model(service.require_engine().catalogue)]})
+        return json_response({"object": "list", "data": [_model(service.require_engine().catalog)]})
 
     async def model(request: Request) -> Response:
-        catalogue = service.require_engine().catalogue
-        catalogue.require_model(request.path_params["model"])
-        return json_response(_model(catalogue))
+        catalog = service.require_engine().catalog
+        catalog.require_model(request.path_params["model"])
+        return json_response(_model(catalog))
 
     return [
         Route("/livez", livez),
@@ -54,38 +54,38 @@ def fact_routes(service: Service) -> list[Route]:
     ]
 
 
-def _model(catalogue: Catalogue) -> dict[str, Any]:
+def _model(catalog: Catalog) -> dict[str, Any]:
     return {
-        "id": catalogue.model,
+        "id": catalog.model,
         "object": "model",
-        "created": catalogue.created,
+        "created": catalog.created,
         "owned_by": "fluxtalk",
-        "revision": catalogue.revision,
+        "revision": catalog.revision,
     }
 
 
 def _info(service: Service) -> dict[str, Any]:
     engine, settings = service.require_engine(), service.settings
-    catalogue = engine.catalogue
-    manifest = catalogue.manifest
+    catalog = engine.catalog
+    manifest = catalog.manifest
     outputs = [
         name
         for name in OUTPUT_KINDS
         if name != "complementary" or manifest.num_register_tokens > manifest.num_overlapping_tokens
     ]
     return {
-        "model": catalogue.model,
-        "revision": catalogue.revision,
-        "precision": catalogue.precision,
+        "model": catalog.model,
+        "revision": catalog.revision,
+        "precision": catalog.precision,
         "version": importlib.metadata.version("fluxtalk"),
         "num_register_tokens": manifest.num_register_tokens,
         "num_overlapping_tokens": manifest.num_overlapping_tokens,
         "dimension": manifest.dim,
-        "modalities": {m: {"kind": kind, "engine": engine.sessions()[m]} for m, kind in catalogue.kinds.items()},
-        "outputs": {name: {"space_id": catalogue.space_id(name)} for name in outputs},
+        "modalities": {m: {"kind": kind, "engine": engine.sessions()[m]} for m, kind in catalog.kinds.items()},
+        "outputs": {name: {"space_id": catalog.space_id(name)} for name in outputs},
         "embedding_types": list(EMBEDDING_TYPES),
         "limits": {
-            "items": catalogue.max_items,
+            "items": catalog.max_items,
             "body_bytes": settings.max_body_bytes,
             "seconds": settings.timeout_s,
             "queued_items": settings.queue,

@@ -19,7 +19,7 @@ from fluxtalk.runtime.server.api.named_items import Body, Writer, finish, item_o
 from fluxtalk.runtime.server.api.openai_embeddings import FIELDS as OPENAI_FIELDS
 from fluxtalk.runtime.server.api.openai_embeddings import AnswerForm, read_form, refuse_unknown_fields
 from fluxtalk.runtime.server.execution.requests import EmbedRequest
-from fluxtalk.runtime.server.execution.served_model import Catalogue
+from fluxtalk.runtime.server.execution.served_model import Catalog
 from fluxtalk.runtime.server.http.errors import bad_request
 
 _FIXED = {"normalized": True, "truncate": True, "late_chunking": False}
@@ -37,7 +37,7 @@ def speaks(body: Body) -> bool:
     )
 
 
-def read(body: Body, catalogue: Catalogue) -> tuple[EmbedRequest, Writer]:
+def read(body: Body, catalog: Catalog) -> tuple[EmbedRequest, Writer]:
     """A parsed body to a typed request, and what writes its answer.
 
     Raises:
@@ -57,19 +57,19 @@ def read(body: Body, catalogue: Catalogue) -> tuple[EmbedRequest, Writer]:
             "input",
             "missing" if values is None else "invalid_type",
         )
-    catalogue.require_count(len(values))
+    catalog.require_count(len(values))
     items = [
-        named_item(_modality(body, catalogue), value, catalogue, f"input[{position}]")
+        named_item(_modality(body, catalog), value, catalog, f"input[{position}]")
         if isinstance(value, str)
-        else item_of_object(value, catalogue, f"input[{position}]")
+        else item_of_object(value, catalog, f"input[{position}]")
         for position, value in enumerate(values)
     ]
-    return finish(body, items, catalogue, _form(body))
+    return finish(body, items, catalog, _form(body))
 
 
-def _modality(body: Body, catalogue: Catalogue) -> str:
+def _modality(body: Body, catalog: Catalog) -> str:
     named = body.get("modality")
-    return catalogue.default_modality() if named is None else modality_called(named, catalogue, "modality")
+    return catalog.default_modality() if named is None else modality_called(named, catalog, "modality")
 
 
 def _form(body: Body) -> AnswerForm:

@@ -7,11 +7,11 @@ from typing import Any
 
 from fluxtalk.runtime.server.api.openai_embeddings import AnswerForm, check_dimensions, read_form, write_answer
 from fluxtalk.runtime.server.execution.requests import Answer, EmbedRequest, Item
-from fluxtalk.runtime.server.execution.served_model import Catalogue
+from fluxtalk.runtime.server.execution.served_model import Catalog
 from fluxtalk.runtime.server.http.errors import bad_request
 
 Body = dict[str, Any]
-Writer = Callable[[Answer, Catalogue], dict[str, Any]]
+Writer = Callable[[Answer, Catalog], dict[str, Any]]
 
 _TAKEN: dict[str, tuple[tuple[type, ...], str]] = {
     "text": ((str, list, bytes), "a string or a list of token ids"),
@@ -19,23 +19,23 @@ _TAKEN: dict[str, tuple[tuple[type, ...], str]] = {
 }
 
 
-def modality_called(name: object, catalogue: Catalogue, param: str) -> str:
+def modality_called(name: object, catalog: Catalog, param: str) -> str:
     """The modality of that name, or the only one of that kind.
 
     Raises:
         ApiError: 400: there is none.
     """
     if isinstance(name, str):
-        if name in catalogue.kinds:
+        if name in catalog.kinds:
             return name
-        of_kind = [modality for modality, kind in catalogue.kinds.items() if kind == name]
+        of_kind = [modality for modality, kind in catalog.kinds.items() if kind == name]
         if len(of_kind) == 1:
             return of_kind[0]
     shown = repr(name[:80]) if isinstance(name, str) else type(name).__name__
-    raise bad_request(f"An item is one of {', '.join(catalogue.kinds)}; got {shown}.", param)
+    raise bad_request(f"An item is one of {', '.join(catalog.kinds)}; got {shown}.", param)
 
 
-def named_item(name: object, value: Any, catalogue: Catalogue, param: str) -> Item:
+def named_item(name: object, value: Any, catalog: Catalog, param: str) -> Item:
     """An item of a modality. What is in it is checked when it is decoded.
 
     Args:
@@ -45,8 +45,8 @@ def named_item(name: object, value: Any, catalogue: Catalogue, param: str) -> It
     Raises:
         ApiError: 400: there is no such modality, or its items are of another type.
     """
-    modality = modality_called(name, catalogue, param)
-    kind = catalogue.kinds[modality]
+    modality = modality_called(name, catalog, param)
+    kind = catalog.kinds[modality]
     types, described = _TAKEN.get(kind, ((str, bytes), f"a file of kind {kind} in base64"))
     if not isinstance(value, types):
         raise bad_request(f"{param} is {described}; got {type(value).__name__}.", param, "invalid_type")
@@ -58,7 +58,7 @@ def named_item(name: object, value: Any, catalogue: Catalogue, param: str) -> It
     return Item(modality, value)
 
 
-def item_of_object(value: Any, catalogue: Catalogue, param: str) -> Item:
+def item_of_object(value: Any, catalog: Catalog, param: str) -> Item:
     """An item written as an object of one field, which is called like its modality.
 
     Raises:
@@ -68,10 +68,10 @@ def item_of_object(value: Any, catalogue: Catalogue, param: str) -> Item:
         got = f"{len(value)} fields" if isinstance(value, dict) else type(value).__name__
         raise bad_request(f'{param} is written {{"MODALITY": ITEM}}, with one field; got {got}.', param, "invalid_type")
     ((name, item),) = value.items()
-    return named_item(name, item, catalogue, param)
+    return named_item(name, item, catalog, param)
 
 
-def item_of_part(part: Any, catalogue: Catalogue, param: str) -> Item:
+def item_of_part(part: Any, catalog: Catalog, param: str) -> Item:
     """An item written as a content part: ``{"type": "text", "text": ...}``, ``{"type": "image_url", ...}``.
 
     Raises:
@@ -91,11 +91,11 @@ def item_of_part(part: Any, catalogue: Catalogue, param: str) -> Item:
         if "url" not in value or unread:
             raise bad_request(f'{param} has an {kind} written {{"url": ...}}.', param, "invalid_type")
         value = value["url"]
-    return named_item(kind.removesuffix("_url"), value, catalogue, param)
+    return named_item(kind.removesuffix("_url"), value, catalog, param)
 
 
 def finish(
-    body: Body, items: Sequence[Item], catalogue: Catalogue, form: AnswerForm | None = None
+    body: Body, items: Sequence[Item], catalog: Catalog, form: AnswerForm | None = None
 ) -> tuple[EmbedRequest, Writer]:
     """The fields that every body of `/v1/embeddings` may have, around its items.
 
@@ -105,10 +105,10 @@ def finish(
     Raises:
         ApiError: 400 or 404, with the field at fault.
     """
-    catalogue.require_model(body.get("model"))
+    catalog.require_model(body.get("model"))
     if not isinstance(body.get("user"), str | None):
         raise bad_request("user is a string.", "user", "invalid_type")
-    request = catalogue.request(items, body.get("tokens"), body.get("output"))
-    check_dimensions(body.get("dimensions"), request, catalogue)
+    request = catalog.request(items, body.get("tokens"), body.get("output"))
+    check_dimensions(body.get("dimensions"), request, catalog)
     written = read_form(body) if form is None else form
     return request, lambda answer, of: write_answer(answer, written, of)

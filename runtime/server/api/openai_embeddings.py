@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluxtalk.runtime.server.execution.requests import Answer, EmbedRequest, Item
-from fluxtalk.runtime.server.execution.served_model import Catalogue
+from fluxtalk.runtime.server.execution.served_model import Catalog
 from fluxtalk.runtime.server.http.errors import bad_request
-from fluxtalk.runtime.vectors import quantise
+from fluxtalk.runtime.vectors import quantize
 
 FIELDS = (
     "model",
@@ -51,23 +51,23 @@ class AnswerForm:
     """Of `EMBEDDING_TYPES`; none: ``embedding`` alone."""
 
 
-def read_request(body: dict[str, Any], catalogue: Catalogue) -> tuple[EmbedRequest, AnswerForm]:
+def read_request(body: dict[str, Any], catalog: Catalog) -> tuple[EmbedRequest, AnswerForm]:
     """A parsed body to a typed request.
 
     Raises:
         ApiError: 400 or 404, with the field at fault.
     """
     refuse_unknown_fields(body, FIELDS)
-    catalogue.require_model(body.get("model"))
+    catalog.require_model(body.get("model"))
     if not isinstance(body.get("user", ""), str | None):
         raise bad_request("user is a string.", "user", "invalid_type")
     if "input" not in body:
         raise bad_request("input is missing: a text, a list of texts, token ids, or lists of them.", "input", "missing")
     named = body.get("modality")
-    modality = catalogue.default_modality() if named is None else catalogue.require_modality(named)
-    values = _items(body["input"], catalogue.kinds[modality], catalogue.max_items)
-    request = catalogue.request([Item(modality, value) for value in values], body.get("tokens"), body.get("output"))
-    check_dimensions(body.get("dimensions"), request, catalogue)
+    modality = catalog.default_modality() if named is None else catalog.require_modality(named)
+    values = _items(body["input"], catalog.kinds[modality], catalog.max_items)
+    request = catalog.request([Item(modality, value) for value in values], body.get("tokens"), body.get("output"))
+    check_dimensions(body.get("dimensions"), request, catalog)
     return request, read_form(body)
 
 
@@ -101,7 +101,7 @@ def read_form(body: dict[str, Any]) -> AnswerForm:
     return AnswerForm(encoding, list(dict.fromkeys(types)))
 
 
-def check_dimensions(asked: Any, request: EmbedRequest, catalogue: Catalogue, field: str = "dimensions") -> None:
+def check_dimensions(asked: Any, request: EmbedRequest, catalog: Catalog, field: str = "dimensions") -> None:
     """``dimensions`` cuts nothing: an embedding of another size was never trained.
 
     Args:
@@ -110,7 +110,7 @@ def check_dimensions(asked: Any, request: EmbedRequest, catalogue: Catalogue, fi
     Raises:
         ApiError: 400: it is not the size that the answer has.
     """
-    manifest = catalogue.manifest
+    manifest = catalog.manifest
     overlapping = min(request.k, manifest.num_overlapping_tokens)
     size = manifest.dim * (overlapping if request.output == "concat" else 1)
     if asked is not None and (type(asked) is not int or asked != size):
@@ -121,7 +121,7 @@ def check_dimensions(asked: Any, request: EmbedRequest, catalogue: Catalogue, fi
         )
 
 
-def write_answer(answer: Answer, form: AnswerForm, catalogue: Catalogue) -> dict[str, Any]:
+def write_answer(answer: Answer, form: AnswerForm, catalog: Catalog) -> dict[str, Any]:
     """The answer's JSON, with arrays of numpy where lists of numbers stand."""
     vectors = answer.vectors
     several = vectors.ndim == 3
@@ -139,20 +139,20 @@ def write_answer(answer: Answer, form: AnswerForm, catalogue: Catalogue) -> dict
     return {
         "object": "list",
         "data": data,
-        "model": catalogue.model,
+        "model": catalog.model,
         "usage": {"prompt_tokens": answer.num_input_tokens, "total_tokens": answer.num_input_tokens},
-        **describe(answer, catalogue),
+        **describe(answer, catalog),
     }
 
 
-def describe(answer: Answer, catalogue: Catalogue) -> dict[str, Any]:
+def describe(answer: Answer, catalog: Catalog) -> dict[str, Any]:
     """What every answer says of its vectors, in whatever dialect."""
     return {
         "k": answer.request.k,
         "output": answer.request.output,
         "dimension": int(answer.vectors.shape[-1]),
-        "revision": catalogue.revision,
-        "space_id": catalogue.space_id(answer.request.output),
+        "revision": catalog.revision,
+        "space_id": catalog.space_id(answer.request.output),
     }
 
 
@@ -207,5 +207,5 @@ def typed_vectors(vectors: NDArray[np.float32], name: str) -> NDArray[Any]:
         return vectors
     if name == "binary":
         # Signed, as people know it: the bits' byte minus 128.
-        return (quantise(vectors, "binary").astype(np.int16) - 128).astype(np.int8)
-    return quantise(vectors, "binary" if name == "ubinary" else name)
+        return (quantize(vectors, "binary").astype(np.int16) - 128).astype(np.int8)
+    return quantize(vectors, "binary" if name == "ubinary" else name)

@@ -26,7 +26,7 @@ from fluxtalk.runtime.server.api.openapi_parts import (
     path_parameter,
     ref,
 )
-from fluxtalk.runtime.server.execution.served_model import Catalogue
+from fluxtalk.runtime.server.execution.served_model import Catalog
 from fluxtalk.runtime.server.http.errors import json_response
 from fluxtalk.runtime.server.http.guard import OPEN_PATHS
 from fluxtalk.runtime.server.kserve.openapi import kserve_paths, kserve_schemas
@@ -40,22 +40,22 @@ def openapi_routes(service: Service) -> list[Route]:
     """``/openapi.json``."""
 
     async def openapi(_request: Request) -> Response:
-        return json_response(document(service.require_engine().catalogue, bool(service.settings.api_keys)))
+        return json_response(document(service.require_engine().catalog, bool(service.settings.api_keys)))
 
     return [Route(PATH, openapi)]
 
 
-def document(catalogue: Catalogue, with_key: bool) -> dict[str, Any]:
+def document(catalog: Catalog, with_key: bool) -> dict[str, Any]:
     """The OpenAPI 3.1 document.
 
     Args:
         with_key: whether requests need one.
     """
     paths = {
-        **embedding_paths(catalogue),
-        **search_paths(catalogue),
-        **kserve_paths(catalogue),
-        **_fact_paths(catalogue),
+        **embedding_paths(catalog),
+        **search_paths(catalog),
+        **kserve_paths(catalog),
+        **_fact_paths(catalog),
     }
     for path in OPEN_PATHS & set(paths):
         for described in paths[path].values():
@@ -65,14 +65,14 @@ def document(catalogue: Catalogue, with_key: bool) -> dict[str, Any]:
         "info": {
             "title": "FluxTalk",
             "version": importlib.metadata.version("fluxtalk"),
-            "summary": f"Embeddings of {', '.join(catalogue.kinds)} in one space.",
+            "summary": f"Embeddings of {', '.join(catalog.kinds)} in one space.",
         },
         "paths": paths,
         "components": {
             "schemas": {
-                **embedding_schemas(catalogue),
+                **embedding_schemas(catalog),
                 **search_schemas(),
-                **kserve_schemas(catalogue),
+                **kserve_schemas(catalog),
                 **_fact_schemas(),
             },
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
@@ -81,9 +81,9 @@ def document(catalogue: Catalogue, with_key: bool) -> dict[str, Any]:
     }
 
 
-def _fact_paths(catalogue: Catalogue) -> Paths:
+def _fact_paths(catalog: Catalog) -> Paths:
     anything: Schema = {"type": "object"}
-    model = path_parameter("model", one_of([catalogue.model]))
+    model = path_parameter("model", one_of([catalog.model]))
     text = {"text/plain": {"schema": TEXT}}
     return {
         "/v1/models": {"get": operation("What is served.", json_content(ref("Models")))},

@@ -24,26 +24,26 @@ from fluxtalk.runtime.server.api.openapi_parts import (
     ref,
     timeout_header,
 )
-from fluxtalk.runtime.server.execution.served_model import Catalogue
+from fluxtalk.runtime.server.execution.served_model import Catalog
 from fluxtalk.runtime.server.http.multipart import OPTIONS
 
 PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAF0lEQVR42mNkYIEARgUog4UUBuMDKAMAR1gCmCOa8dUAAAAASUVORK5CYII="
 """An image of 8 x 8 pixels, for examples."""
 
 
-def embedding_paths(catalogue: Catalogue) -> Paths:
+def embedding_paths(catalog: Catalog) -> Paths:
     """Both routes."""
     errors = (*OF_BODY, 404)
     names = ("OpenAIRequest", "JinaRequest", "ChatRequest")
-    of_json = json_content({"anyOf": [ref(name) for name in names]}, examples=_examples(catalogue))
+    of_json = json_content({"anyOf": [ref(name) for name in names]}, examples=_examples(catalog))
     options = [
         {"name": name, "in": "query", "required": False, "schema": schema}
-        for name, schema in _form_options(catalogue).items()
+        for name, schema in _form_options(catalog).items()
     ]
     file: Schema = {"type": "string", "format": "binary"}
     bodies: dict[str, Any] = {
         **of_json,
-        "multipart/form-data": {"schema": _form(catalogue)},
+        "multipart/form-data": {"schema": _form(catalog)},
         "image/*": {"schema": file},
         "audio/*": {"schema": file},
     }
@@ -71,15 +71,15 @@ def embedding_paths(catalogue: Catalogue) -> Paths:
     }
 
 
-def embedding_schemas(catalogue: Catalogue) -> dict[str, Schema]:
+def embedding_schemas(catalog: Catalog) -> dict[str, Schema]:
     """What those routes refer to."""
-    common = _common(catalogue)
+    common = _common(catalog)
     message = closed({"role": one_of(["user"]), "content": ref("Content")}, ("role", "content"))
     element = {"anyOf": [TEXT, ref("ContentPart"), closed({"content": ref("Content")}, ("content",))]}
-    item = {"anyOf": [TEXT, *(closed({name: schema}, (name,)) for name, schema in _named(catalogue).items())]}
-    number_of_items = {"minItems": 1, "maxItems": catalogue.max_items}
+    item = {"anyOf": [TEXT, *(closed({name: schema}, (name,)) for name, schema in _named(catalog).items())]}
+    number_of_items = {"minItems": 1, "maxItems": catalog.max_items}
     own = {name: common[name] for name in FIELDS if name != "input"}
-    openai = {**own, "input": {"anyOf": [TEXT, listed(COUNT, minItems=1), _items(catalogue)]}}
+    openai = {**own, "input": {"anyOf": [TEXT, listed(COUNT, minItems=1), _items(catalog)]}}
     of_jina = {
         **own,
         "input": {"anyOf": [TEXT, listed(item, **number_of_items)]},
@@ -141,42 +141,42 @@ def embedding_schemas(catalogue: Catalogue) -> dict[str, Schema]:
     }
 
 
-def _common(catalogue: Catalogue) -> dict[str, Schema]:
-    manifest = catalogue.manifest
+def _common(catalog: Catalog) -> dict[str, Schema]:
+    manifest = catalog.manifest
     sizes = [manifest.dim * count for count in range(1, manifest.num_overlapping_tokens + 1)]
     return {
-        "model": maybe(one_of([catalogue.model])),
+        "model": maybe(one_of([catalog.model])),
         "encoding_format": maybe(one_of(ENCODINGS)),
         "dimensions": maybe({"type": "integer", "enum": sizes}),
         "user": maybe(TEXT),
-        "modality": maybe(one_of(_names(catalogue))),
+        "modality": maybe(one_of(_names(catalog))),
         "tokens": maybe({"type": "integer", "minimum": 1, "maximum": manifest.num_register_tokens}),
         "output": maybe(one_of(OUTPUT_KINDS)),
         "embedding_types": maybe(listed(one_of(EMBEDDING_TYPES))),
     }
 
 
-def _names(catalogue: Catalogue) -> list[str]:
+def _names(catalog: Catalog) -> list[str]:
     """What a request may call a modality: its name, or its kind where no other has it."""
-    kinds = list(catalogue.kinds.values())
-    return list(dict.fromkeys([*catalogue.kinds, *(kind for kind in kinds if kinds.count(kind) == 1)]))
+    kinds = list(catalog.kinds.values())
+    return list(dict.fromkeys([*catalog.kinds, *(kind for kind in kinds if kinds.count(kind) == 1)]))
 
 
-def _named(catalogue: Catalogue) -> dict[str, Schema]:
+def _named(catalog: Catalog) -> dict[str, Schema]:
     """Each of those names, and what an item of it is in JSON."""
     schemas = {
         "text": {"anyOf": [TEXT, listed(COUNT, minItems=1)]},
         "features": {"anyOf": [_file_text(), listed(NUMBER, minItems=1), listed(listed(NUMBER), minItems=1)]},
     }
-    return {name: schemas.get(catalogue.kinds.get(name, name), _file_text()) for name in _names(catalogue)}
+    return {name: schemas.get(catalog.kinds.get(name, name), _file_text()) for name in _names(catalog)}
 
 
-def _items(catalogue: Catalogue) -> Schema:
+def _items(catalog: Catalog) -> Schema:
     """A list of items of one modality."""
     item = {"anyOf": [TEXT, listed(COUNT, minItems=1)]}
-    if "features" in catalogue.kinds.values():
+    if "features" in catalog.kinds.values():
         item["anyOf"].append(listed(listed(NUMBER), minItems=1))
-    return listed(item, minItems=1, maxItems=catalogue.max_items)
+    return listed(item, minItems=1, maxItems=catalog.max_items)
 
 
 def _file_text() -> Schema:
@@ -191,19 +191,19 @@ def _image_url() -> Schema:
     return closed({"url": _file_text(), "detail": maybe(TEXT)}, ("url",))
 
 
-def _form_options(catalogue: Catalogue) -> dict[str, Schema]:
+def _form_options(catalog: Catalog) -> dict[str, Schema]:
     """Of a form or a query, where everything is a text."""
-    common = _common(catalogue)
+    common = _common(catalog)
     plain = {name: common[name]["anyOf"][0] for name in OPTIONS}
     return {**plain, "embedding_types": listed(one_of(EMBEDDING_TYPES), minItems=1)}
 
 
-def _form(catalogue: Catalogue) -> Schema:
+def _form(catalog: Catalog) -> Schema:
     items = {
-        name: TEXT if catalogue.kinds.get(name, name) == "text" else {"type": "string", "format": "binary"}
-        for name in _names(catalogue)
+        name: TEXT if catalog.kinds.get(name, name) == "text" else {"type": "string", "format": "binary"}
+        for name in _names(catalog)
     }
-    return {**closed({**_form_options(catalogue), **items}), "minProperties": 1}
+    return {**closed({**_form_options(catalog), **items}), "minProperties": 1}
 
 
 def _vector() -> Schema:
@@ -236,8 +236,8 @@ def _answer() -> Schema:
     )
 
 
-def _examples(catalogue: Catalogue) -> dict[str, Any]:
-    kinds = list(catalogue.kinds.values())
+def _examples(catalog: Catalog) -> dict[str, Any]:
+    kinds = list(catalog.kinds.values())
     examples: dict[str, Any] = {}
     if kinds.count("text") == 1:
         examples["texts"] = {"value": {"input": ["a cat", "a dog"], "encoding_format": "base64"}}

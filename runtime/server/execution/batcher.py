@@ -67,7 +67,7 @@ class Job:
         self.rows[position] = row
         self.missing -= 1
         if not self.missing:
-            with contextlib.suppress(InvalidStateError):  # cancelled in this very moment
+            with contextlib.suppress(InvalidStateError):  # canceled in this very moment
                 self.future.set_result(self.rows)
 
     def fail(self, error: Exception) -> None:

@@ -17,7 +17,7 @@ from fluxtalk.runtime.server.http.fetch import Fetcher
 
 _TEXTS_PER_CHUNK = 64
 _SHORT_CHARACTERS = 2048
-"""Texts of so many together are tokenised in less time than another thread takes to wake up."""
+"""Texts of so many together are tokenized in less time than another thread takes to wake up."""
 
 
 class Preparation:

@@ -84,7 +84,7 @@ def decode_text(preprocess: TextPreprocessor, value: Any) -> Array:
         InputError: it is neither, empty, or has no known token.
     """
     if isinstance(value, str):
-        return _tokenised(preprocess, value)
+        return _tokenized(preprocess, value)
     if not isinstance(value, list | tuple) or not value:
         raise InputError(f"A text is a string or a list of token ids; got {type(value).__name__}.")
     size = preprocess.vocabulary_size
@@ -96,7 +96,7 @@ def decode_text(preprocess: TextPreprocessor, value: Any) -> Array:
     return np.array(value, dtype=np.int64)
 
 
-def _tokenised(preprocess: TextPreprocessor, text: str) -> Array:
+def _tokenized(preprocess: TextPreprocessor, text: str) -> Array:
     """The tokens of a text, of which no more is read than can matter."""
     for characters in (_CHARACTERS_PER_TOKEN, _MOST_CHARACTERS_PER_TOKEN):
         limit = characters * preprocess.max_length

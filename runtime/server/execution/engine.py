@@ -20,7 +20,7 @@ from fluxtalk.runtime.golden import read_golden
 from fluxtalk.runtime.server.execution.batcher import Batcher, Job
 from fluxtalk.runtime.server.execution.decode_pool import Preparation
 from fluxtalk.runtime.server.execution.requests import Answer, EmbedRequest
-from fluxtalk.runtime.server.execution.served_model import Catalogue
+from fluxtalk.runtime.server.execution.served_model import Catalog
 from fluxtalk.runtime.server.http.errors import ApiError
 from fluxtalk.runtime.server.http.fetch import Fetcher
 from fluxtalk.runtime.server.metrics import Metrics
@@ -55,7 +55,7 @@ class Engine:
         self._metrics = metrics
         self._patience_s = settings.timeout_s
         self._preprocess: dict[str, Preprocessor] = {m: embedder.bundle.preprocess(m) for m in embedder.modalities}
-        self.catalogue = Catalogue(
+        self.catalog = Catalog(
             model=embedder.bundle.folder.resolve().name,
             revision=manifest.bundle_hash,
             created=int(embedder.bundle.folder.stat().st_mtime),
@@ -90,7 +90,7 @@ class Engine:
         return {m: self._embedder.session(m).describe() for m in self._embedder.modalities}
 
     def describe(self) -> str:
-        """The bundle, what runs each modality, and why that: a back end that was passed over is named."""
+        """The bundle, what runs each modality, and why that: a backend that was passed over is named."""
         return self._embedder.describe()
 
     def warm(self) -> None:

@@ -26,7 +26,7 @@ class Item:
 
 @dataclass(frozen=True)
 class EmbedRequest:
-    """What is to be embedded, and how. Checked by `Catalogue.request`, which makes it."""
+    """What is to be embedded, and how. Checked by `Catalog.request`, which makes it."""
 
     items: Sequence[Item]
     k: int

@@ -14,7 +14,7 @@ from fluxtalk.runtime.server.http.errors import ApiError, bad_request
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class Catalog:
     """What is served. Never changes while a server runs."""
 
     model: str

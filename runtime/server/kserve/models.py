@@ -17,7 +17,7 @@ from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.preprocess import AudioPreprocessor, FeaturesPreprocessor, ImagePreprocessor, Preprocessor
 from fluxtalk.runtime.server.api.named_items import named_item
 from fluxtalk.runtime.server.execution.requests import Item
-from fluxtalk.runtime.server.execution.served_model import Catalogue
+from fluxtalk.runtime.server.execution.served_model import Catalog
 from fluxtalk.runtime.server.http.errors import bad_request
 from fluxtalk.runtime.server.kserve.tensors import BYTES, Tensor
 
@@ -28,7 +28,7 @@ _MASK = "mask"
 _TYPES = {"pixels": "UINT8", "input_ids": "INT64", "features": "FP32", "samples": "FP32", _MASK: "BOOL"}
 
 
-def metadata(modality: str, preprocess: Preprocessor, catalogue: Catalogue) -> dict[str, Any]:
+def metadata(modality: str, preprocess: Preprocessor, catalog: Catalog) -> dict[str, Any]:
     """What a client is told of a model: every tensor that it may send, raw and prepared."""
     raw = [{"name": preprocess.kind, "datatype": BYTES, "shape": [-1]}] if preprocess.kind in RAW_KINDS else []
     prepared = [
@@ -36,7 +36,7 @@ def metadata(modality: str, preprocess: Preprocessor, catalogue: Catalogue) -> d
         for name in preprocess.input_names
     ]
     index = {"name": TOKEN_INDEX, "datatype": "INT64", "shape": [-1, -1]}
-    dim = catalogue.manifest.dim
+    dim = catalog.manifest.dim
     return {
         "name": modality,
         "versions": [VERSION],
@@ -46,7 +46,7 @@ def metadata(modality: str, preprocess: Preprocessor, catalogue: Catalogue) -> d
     }
 
 
-def read_items(tensors: Sequence[Tensor], modality: str, preprocess: Preprocessor, catalogue: Catalogue) -> list[Item]:
+def read_items(tensors: Sequence[Tensor], modality: str, preprocess: Preprocessor, catalog: Catalog) -> list[Item]:
     """The items of a request's tensors, ``token_index`` aside.
 
     Raises:
@@ -55,7 +55,7 @@ def read_items(tensors: Sequence[Tensor], modality: str, preprocess: Preprocesso
     by_name = {tensor.name: tensor for tensor in tensors if tensor.name != TOKEN_INDEX}
     raw = preprocess.kind if preprocess.kind in RAW_KINDS else None
     if raw is not None and set(by_name) == {raw}:
-        return _raw_items(by_name[raw], modality, catalogue)
+        return _raw_items(by_name[raw], modality, catalog)
     known = set(preprocess.input_names)
     main = preprocess.input_names[0]
     if main not in by_name or set(by_name) - known:
@@ -80,7 +80,7 @@ def read_items(tensors: Sequence[Tensor], modality: str, preprocess: Preprocesso
     if not count:
         # What stands beside it may then say any size at no cost.
         raise bad_request(f"{main} holds no row; give at least one.", "inputs", "empty")
-    catalogue.require_count(count)
+    catalog.require_count(count)
     values = _rows(by_name[main], by_name.get(_MASK))
     return [Item(modality, _as_item(row, preprocess)) for row in values]
 
@@ -107,13 +107,13 @@ def read_k(tensors: Sequence[Tensor], parameter: Any, rows: int) -> Any:
     return k
 
 
-def _raw_items(tensor: Tensor, modality: str, catalogue: Catalogue) -> list[Item]:
+def _raw_items(tensor: Tensor, modality: str, catalog: Catalog) -> list[Item]:
     if tensor.datatype != BYTES or (len(tensor.shape) > 1 and tensor.shape[1:] != (1,)):
         raise bad_request(
             f"{tensor.name} is BYTES of shape [n] or [n, 1]; got {tensor.datatype} {list(tensor.shape)}.", "inputs"
         )
     return [
-        named_item(modality, element, catalogue, f"{tensor.name}[{position}]")
+        named_item(modality, element, catalog, f"{tensor.name}[{position}]")
         for position, element in enumerate(tensor.elements)
     ]
 

@@ -23,7 +23,7 @@ from fluxtalk.runtime.server.api.openapi_parts import (
     ref,
     timeout_header,
 )
-from fluxtalk.runtime.server.execution.served_model import Catalogue
+from fluxtalk.runtime.server.execution.served_model import Catalog
 from fluxtalk.runtime.server.kserve.models import OUTPUTS, VERSION
 from fluxtalk.runtime.server.kserve.routes import HEADER_LENGTH
 from fluxtalk.runtime.server.kserve.tensors import BYTES, DTYPES
@@ -31,7 +31,7 @@ from fluxtalk.runtime.server.kserve.tensors import BYTES, DTYPES
 _BINARY: Schema = {"type": "string", "format": "binary"}
 
 
-def kserve_paths(catalogue: Catalogue) -> Paths:
+def kserve_paths(catalog: Catalog) -> Paths:
     """Every route under ``/v2`` but Cohere's."""
     health = {"type": "object", "additionalProperties": True}
     paths: Paths = {
@@ -45,7 +45,7 @@ def kserve_paths(catalogue: Catalogue) -> Paths:
             "get": operation("Whether requests should be sent here.", json_content(health), (400,), error="KServeError")
         },
     }
-    model = path_parameter("model", one_of(catalogue.kinds))
+    model = path_parameter("model", one_of(catalog.kinds))
     version = path_parameter("version", one_of([VERSION]))
     for prefix, parameters in (
         ("/v2/models/{model}", [model]),
@@ -74,7 +74,7 @@ def kserve_paths(catalogue: Catalogue) -> Paths:
     return paths
 
 
-def kserve_schemas(catalogue: Catalogue) -> dict[str, Schema]:
+def kserve_schemas(catalog: Catalog) -> dict[str, Schema]:
     """What those routes refer to."""
     datatypes = one_of([*DTYPES, BYTES])
     shape = listed({"type": "integer", "minimum": -1})
@@ -91,7 +91,7 @@ def kserve_schemas(catalogue: Catalogue) -> dict[str, Schema]:
     )
     flag = maybe({"type": "boolean"})
     output = closed({"name": one_of(OUTPUTS), "parameters": maybe(closed({"binary_data": flag}))}, ("name",))
-    k = {"type": "integer", "minimum": 1, "maximum": catalogue.manifest.num_register_tokens}
+    k = {"type": "integer", "minimum": 1, "maximum": catalog.manifest.num_register_tokens}
     request: dict[str, Any] = {
         "id": maybe(TEXT),
         "inputs": listed(tensor, minItems=1),
@@ -110,7 +110,7 @@ def kserve_schemas(catalogue: Catalogue) -> dict[str, Schema]:
                 "outputs": listed(described),
             }
         ),
-        "InferRequest": {**closed(request, ("inputs",)), "examples": _examples(catalogue)},
+        "InferRequest": {**closed(request, ("inputs",)), "examples": _examples(catalog)},
         "InferAnswer": opened(
             {
                 "model_name": TEXT,
@@ -134,8 +134,8 @@ def _header_length() -> dict[str, Any]:
     }
 
 
-def _examples(catalogue: Catalogue) -> list[Any]:
-    if "text" not in catalogue.kinds.values():
+def _examples(catalog: Catalog) -> list[Any]:
+    if "text" not in catalog.kinds.values():
         return []
     tensor = {"name": "text", "datatype": BYTES, "shape": [1], "data": ["a cat"]}
     return [{"inputs": [tensor], "parameters": {"k": 1}}]

@@ -26,7 +26,7 @@ from fluxtalk.runtime.server.api.dialects import read_json
 from fluxtalk.runtime.server.api.endpoint import Respond, answer_request
 from fluxtalk.runtime.server.api.openai_embeddings import describe
 from fluxtalk.runtime.server.execution.requests import Answer, EmbedRequest
-from fluxtalk.runtime.server.execution.served_model import Catalogue
+from fluxtalk.runtime.server.execution.served_model import Catalog
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request, json_response
 from fluxtalk.runtime.server.kserve.models import OUTPUTS, VERSION, metadata, read_items, read_k
 from fluxtalk.runtime.server.kserve.tensors import pack, read_tensors
@@ -52,8 +52,8 @@ def kserve_routes(service: Service) -> list[Route]:
 
     def model_routes(prefix: str) -> list[Route]:
         async def describe_model(request: Request) -> Response:
-            modality, preprocess, catalogue = _model(request, service)
-            return json_response(metadata(modality, preprocess, catalogue))
+            modality, preprocess, catalog = _model(request, service)
+            return json_response(metadata(modality, preprocess, catalog))
 
         async def model_ready(request: Request) -> Response:
             modality, _, _ = _model(request, service)
@@ -94,21 +94,21 @@ def _not_ready(why: str) -> Response:
     return json_response({"ready": False, "error": f"Not ready: {why}."}, 400)
 
 
-def _model(request: Request, service: Service) -> tuple[str, Preprocessor, Catalogue]:
+def _model(request: Request, service: Service) -> tuple[str, Preprocessor, Catalog]:
     engine = service.require_engine()
     name, version = request.path_params["model"], request.path_params.get("version", VERSION)
-    if name not in engine.catalogue.kinds:
-        known = ", ".join(engine.catalogue.kinds)
+    if name not in engine.catalog.kinds:
+        known = ", ".join(engine.catalog.kinds)
         raise ApiError(404, f"The model {name[:80]!r} is not served here; there is {known}.", "model_not_found")
     if version != VERSION:
         raise ApiError(
             404, f"The model {name} has the version {VERSION} only; got {version[:80]!r}.", "model_not_found"
         )
-    return name, engine.preprocess(name), engine.catalogue
+    return name, engine.preprocess(name), engine.catalog
 
 
 def _read(
-    modality: str, preprocess: Preprocessor, request: Request, data: bytes, catalogue: Catalogue
+    modality: str, preprocess: Preprocessor, request: Request, data: bytes, catalog: Catalog
 ) -> tuple[EmbedRequest, Respond]:
     length = _header_length(request.headers.get(HEADER_LENGTH), len(data))
     body = read_json(data[:length], "application/json")
@@ -120,9 +120,9 @@ def _read(
         raise bad_request("id is a string.", "id", "invalid_type")
     k, binary = _parameters(body.get("parameters"))
     wanted = _Wanted(identifier, modality, _outputs(body.get("outputs"), binary))
-    tensors = read_tensors(body.get("inputs"), data[length:], catalogue.max_items)
-    items = read_items(tensors, modality, preprocess, catalogue)
-    typed = catalogue.request(items, read_k(tensors, k, len(items)), "tokens")
+    tensors = read_tensors(body.get("inputs"), data[length:], catalog.max_items)
+    items = read_items(tensors, modality, preprocess, catalog)
+    typed = catalog.request(items, read_k(tensors, k, len(items)), "tokens")
     return typed, functools.partial(_respond, wanted)
 
 
@@ -167,10 +167,10 @@ def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
     return default if value is None else value
 
 
-def _respond(wanted: _Wanted, answer: Answer, catalogue: Catalogue) -> Response:
+def _respond(wanted: _Wanted, answer: Answer, catalog: Catalog) -> Response:
     arrays = {"tokens": answer.vectors}
     if "embeddings" in wanted.outputs:
-        arrays["embeddings"] = _prefixes(answer.vectors, catalogue.manifest.num_overlapping_tokens)
+        arrays["embeddings"] = _prefixes(answer.vectors, catalog.manifest.num_overlapping_tokens)
     entries: list[dict[str, Any]] = []
     buffers: list[bytes] = []
     for name, binary in wanted.outputs.items():
@@ -182,13 +182,13 @@ def _respond(wanted: _Wanted, answer: Answer, catalogue: Catalogue) -> Response:
         else:
             entry["data"] = np.ascontiguousarray(array).reshape(math.prod(array.shape))
         entries.append(entry)
-    described = {name: value for name, value in describe(answer, catalogue).items() if name != "output"}
+    described = {name: value for name, value in describe(answer, catalog).items() if name != "output"}
     if "embeddings" in wanted.outputs:
-        described["space_id"] = catalogue.space_id("pooled")
+        described["space_id"] = catalog.space_id("pooled")
     content: dict[str, Any] = {
         "model_name": wanted.modality,
         "model_version": VERSION,
-        "parameters": {**described, "tokens_space_id": catalogue.space_id("tokens")},
+        "parameters": {**described, "tokens_space_id": catalog.space_id("tokens")},
         "outputs": entries,
     }
     if wanted.id is not None:

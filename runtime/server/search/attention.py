@@ -61,24 +61,24 @@ def grid_of(length: int, height: int, width: int) -> tuple[int, int] | None:
 
 
 async def _attention(engine: Engine, body: Body, deadline: float) -> dict[str, Any]:
-    catalogue = engine.catalogue
-    images = [m for m, kind in catalogue.kinds.items() if kind == "image"]
+    catalog = engine.catalog
+    images = [m for m, kind in catalog.kinds.items() if kind == "image"]
     if not images:
         raise bad_request("This bundle embeds no images, and attention is shown over images.", code="no_image")
-    if ATTENTION not in catalogue.manifest.outputs:
+    if ATTENTION not in catalog.manifest.outputs:
         raise bad_request(
             "The bundle was exported without attention; export the run again: fluxtalk-export onnx RUN --attention.",
             code="no_attention",
         )
     item = read_item(body, OPTIONS, images)
-    request = catalogue.request([item], read_k(body, catalogue.manifest.num_register_tokens, catalogue), "tokens")
+    request = catalog.request([item], read_k(body, catalog.manifest.num_register_tokens, catalog), "tokens")
     answer = await embed_one(engine, dataclasses.replace(request, output=ATTENTION), deadline)
     weights = answer.vectors[0]
-    shape = _image_shape(catalogue.manifest, item.modality)
+    shape = _image_shape(catalog.manifest, item.modality)
     grid = grid_of(weights.shape[1], shape["height"], shape["width"])
     return {
         "object": "attention",
-        "model": catalogue.model,
+        "model": catalog.model,
         "modality": item.modality,
         "k": request.k,
         "length": weights.shape[1],
@@ -86,7 +86,7 @@ async def _attention(engine: Engine, body: Body, deadline: float) -> dict[str, A
         "before_grid": weights.shape[1] - grid[0] * grid[1] if grid else None,
         "image": shape,
         "attention": weights,
-        "revision": catalogue.revision,
+        "revision": catalog.revision,
     }
 
 

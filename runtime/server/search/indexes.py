@@ -12,7 +12,7 @@ from fluxtalk.errors import UsageError
 from fluxtalk.runtime.index.index import SearchIndex
 from fluxtalk.runtime.index.multi_vectors import MultiVectors
 from fluxtalk.runtime.index.near_vectors import Floats, NearVectors
-from fluxtalk.runtime.server.execution.served_model import Catalogue
+from fluxtalk.runtime.server.execution.served_model import Catalog
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request
 
 POOLED, RERANK = "pooled", "rerank"
@@ -26,25 +26,25 @@ class ServedIndex:
     Args:
         name: under which requests ask for it.
         folder: of the index.
-        catalogue: of the bundle that embeds the queries.
+        catalog: of the bundle that embeds the queries.
 
     Raises:
         IndexFileError: it is missing, was changed, or is of another space than the bundle.
         BackendError: usearch is not installed.
     """
 
-    def __init__(self, name: str, folder: Path, catalogue: Catalogue) -> None:
+    def __init__(self, name: str, folder: Path, catalog: Catalog) -> None:
         opened = SearchIndex(folder)
         self.name = name
         self.manifest = opened.manifest
-        opened.require_space(catalogue.space_id(self.manifest.output), f"the bundle {catalogue.model}")
-        self.kind = catalogue.kinds.get(self.manifest.modality, "")
-        """Of its items, as `Catalogue.kinds` has it."""
+        opened.require_space(catalog.space_id(self.manifest.output), f"the bundle {catalog.model}")
+        self.kind = catalog.kinds.get(self.manifest.modality, "")
+        """Of its items, as `Catalog.kinds` has it."""
         self.items: Sequence[str] = json.loads((folder / "items.json").read_text(encoding="utf-8"))
         self.item_path = opened.item_path
         """The file of an item, by its row."""
         self._near = NearVectors.view(folder / "vectors.usearch", self.manifest.dtype)
-        self._overlapping = catalogue.manifest.num_overlapping_tokens
+        self._overlapping = catalog.manifest.num_overlapping_tokens
         self._multi: list[MultiVectors] = []
         """By one less than the tokens of an item that are compared."""
         if self.manifest.output == "tokens":
@@ -111,7 +111,7 @@ def index_name(folder: Path) -> str:
     return folder.resolve().name.removesuffix(".index")
 
 
-def open_indexes(folders: Sequence[Path], catalogue: Catalogue) -> dict[str, ServedIndex]:
+def open_indexes(folders: Sequence[Path], catalog: Catalog) -> dict[str, ServedIndex]:
     """Open every index of a server.
 
     Raises:
@@ -123,7 +123,7 @@ def open_indexes(folders: Sequence[Path], catalogue: Catalogue) -> dict[str, Ser
         name = index_name(folder)
         if name in opened:
             raise UsageError(f"Two indexes are called {name!r}: rename the folder of one of them.")
-        opened[name] = ServedIndex(name, folder, catalogue)
+        opened[name] = ServedIndex(name, folder, catalog)
     return opened
 
 

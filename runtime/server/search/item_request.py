@@ -13,7 +13,7 @@ from fluxtalk.runtime.server.api.dialects import Body, read_json
 from fluxtalk.runtime.server.api.endpoint import while_connected
 from fluxtalk.runtime.server.execution.engine import Engine
 from fluxtalk.runtime.server.execution.requests import Answer, EmbedRequest, Item
-from fluxtalk.runtime.server.execution.served_model import Catalogue
+from fluxtalk.runtime.server.execution.served_model import Catalog
 from fluxtalk.runtime.server.http.body import time_limit
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request
 from fluxtalk.runtime.server.http.form_parts import Part, read_parts
@@ -88,13 +88,13 @@ def read_integer(body: Body, name: str, default: int, largest: int) -> int:
     return value
 
 
-def read_k(body: Body, default: int, catalogue: Catalogue) -> int:
+def read_k(body: Body, default: int, catalog: Catalog) -> int:
     """``k`` of a body: register tokens from the first.
 
     Raises:
         ApiError: 400.
     """
-    total = catalogue.manifest.num_register_tokens
+    total = catalog.manifest.num_register_tokens
     return read_integer(body, "k", min(default, total), total)
 
 

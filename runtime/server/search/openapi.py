@@ -23,12 +23,12 @@ from fluxtalk.runtime.server.api.openapi_parts import (
     ref,
     timeout_header,
 )
-from fluxtalk.runtime.server.execution.served_model import Catalogue
+from fluxtalk.runtime.server.execution.served_model import Catalog
 from fluxtalk.runtime.server.search import attention
 from fluxtalk.runtime.server.search import routes as search
 
 
-def search_paths(catalogue: Catalogue) -> Paths:
+def search_paths(catalog: Catalog) -> Paths:
     """``/v1/search``, ``/v1/indexes``, ``/v1/attention``."""
     picture = {"schema": {"type": "string", "format": "binary"}}
     row = path_parameter("row", {"type": "integer", "minimum": 0, "maximum": (1 << 31) - 1})
@@ -38,7 +38,7 @@ def search_paths(catalogue: Catalogue) -> Paths:
                 "The items of an index that are nearest to one item.",
                 json_content(ref("SearchAnswer")),
                 (*OF_BODY, 404),
-                _bodies(_query(catalogue, search.OPTIONS)),
+                _bodies(_query(catalog, search.OPTIONS)),
                 [timeout_header()],
             )
         },
@@ -47,7 +47,7 @@ def search_paths(catalogue: Catalogue) -> Paths:
                 "Where each register looks in an image.",
                 json_content(ref("AttentionAnswer")),
                 OF_BODY,
-                _bodies(_query(catalogue, attention.OPTIONS, images_only=True)),
+                _bodies(_query(catalog, attention.OPTIONS, images_only=True)),
                 [timeout_header()],
             )
         },
@@ -99,15 +99,15 @@ def _bodies(schema: Schema) -> dict[str, Any]:
     return {**json_content(schema), "multipart/form-data": {"schema": schema}}
 
 
-def _query(catalogue: Catalogue, options: tuple[str, ...], images_only: bool = False) -> Schema:
+def _query(catalog: Catalog, options: tuple[str, ...], images_only: bool = False) -> Schema:
     """One item in the field that is called like its modality, and options."""
     of_options = {
         "index": maybe(TEXT),
         "n": maybe({"type": "integer", "minimum": 1, "maximum": search.MAX_ANSWERS}),
-        "k": maybe({"type": "integer", "minimum": 1, "maximum": catalogue.manifest.num_register_tokens}),
+        "k": maybe({"type": "integer", "minimum": 1, "maximum": catalog.manifest.num_register_tokens}),
         "how": maybe(TEXT),
     }
-    modalities = [m for m, kind in catalogue.kinds.items() if kind == "image" or not images_only]
+    modalities = [m for m, kind in catalog.kinds.items() if kind == "image" or not images_only]
     return {
         **closed({**dict.fromkeys(modalities, TEXT), **{name: of_options[name] for name in options}}),
         "oneOf": [{"required": [modality]} for modality in modalities] or [False],

@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from fluxtalk.runtime.server.api.dialects import Body
 from fluxtalk.runtime.server.execution.requests import Item
-from fluxtalk.runtime.server.execution.served_model import Catalogue
+from fluxtalk.runtime.server.execution.served_model import Catalog
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request, json_response
 from fluxtalk.runtime.server.search.indexes import ServedIndex, require_index
 from fluxtalk.runtime.server.search.item_request import embed_one, read_integer, read_item, read_k, with_body
@@ -47,20 +47,20 @@ class SearchRequest:
     n: int
 
 
-def read_search(body: Body, catalogue: Catalogue, indexes: dict[str, ServedIndex]) -> SearchRequest:
+def read_search(body: Body, catalog: Catalog, indexes: dict[str, ServedIndex]) -> SearchRequest:
     """A parsed body to a typed request.
 
     Raises:
         ApiError: 400 or 404, with the field at fault.
     """
-    item = read_item(body, OPTIONS, list(catalogue.kinds))
+    item = read_item(body, OPTIONS, list(catalog.kinds))
     index = require_index(indexes, body.get("index"))
     how = body.get("how")
     how = index.ways[0] if how is None else how
     if how not in index.ways:
         shown = repr(how[:80]) if isinstance(how, str) else type(how).__name__
         raise bad_request(f"The index {index.name} is searched by how = {' or '.join(index.ways)}; got {shown}.", "how")
-    k = read_k(body, index.default_k, catalogue)
+    k = read_k(body, index.default_k, catalog)
     index.require_k(k)
     return SearchRequest(item, index, how, k, read_integer(body, "n", _DEFAULT_ANSWERS, MAX_ANSWERS))
 
@@ -73,7 +73,7 @@ def search_routes(service: Service) -> list[Route]:
     async def search(request: Request) -> Response:
         async def work(body: Body, deadline: float) -> Response:
             engine = service.require_engine()
-            asked = read_search(body, engine.catalogue, service.indexes)
+            asked = read_search(body, engine.catalog, service.indexes)
             return json_response(await _search(service, asked, deadline))
 
         return await with_body(request, service, work)
@@ -128,7 +128,7 @@ def describe_index(index: ServedIndex, serve_items: bool) -> dict[str, Any]:
 async def _search(service: Service, asked: SearchRequest, deadline: float) -> dict[str, Any]:
     engine = service.require_engine()
     index = asked.index
-    wanted = engine.catalogue.request([asked.item], asked.k, index.output(asked.how))
+    wanted = engine.catalog.request([asked.item], asked.k, index.output(asked.how))
     begin = time.perf_counter()
     answer = await embed_one(engine, wanted, deadline)
     embedded = time.perf_counter()
@@ -144,7 +144,7 @@ async def _search(service: Service, asked: SearchRequest, deadline: float) -> di
         ],
         "index": index.name,
         "modality": index.manifest.modality,
-        "model": engine.catalogue.model,
+        "model": engine.catalog.model,
         "how": asked.how,
         "k": asked.k,
         "tokens_compared": index.tokens_compared(asked.how, asked.k),
@@ -153,7 +153,7 @@ async def _search(service: Service, asked: SearchRequest, deadline: float) -> di
             "embed": round(1000 * (embedded - begin), 3),
             "search": round(1000 * (found - embedded), 3),
         },
-        "revision": engine.catalogue.revision,
+        "revision": engine.catalog.revision,
         "space_id": index.manifest.space_id,
     }
 

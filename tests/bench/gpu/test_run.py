@@ -62,7 +62,7 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_nothing_measured_is_no_success(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bundle, and no back end that could run it: every part ends well, and has nothing to show."""
+    """A bundle, and no backend that could run it: every part ends well, and has nothing to show."""
     monkeypatch.setattr(gpu_engines, "backends", lambda cpu: ("ort-cuda",))
     monkeypatch.setattr(gpu_latency, "backends", lambda cpu: ("ort-cuda",))
     monkeypatch.setattr(gpu_engines, "FLAVORS", ())

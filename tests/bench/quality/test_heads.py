@@ -51,7 +51,7 @@ def tokens(head: TokenHead, count: int, values: Tensor | None = None, mask: Tens
     [AttentionPoolHead(config(1)), QueryFormerHead(config(3)), MatryoshkaHead(config(3, 0.5))],
     ids=lambda head: type(head).__name__,
 )
-def test_padding_and_neighbours_change_nothing(head: TokenHead) -> None:
+def test_padding_and_neighbors_change_nothing(head: TokenHead) -> None:
     head.eval()
     count = head.config.num_register_tokens
     mask = torch.ones(5, 7, dtype=torch.bool)
@@ -103,7 +103,7 @@ def test_every_query_sees_every_other() -> None:
         assert (moved > 1e-3).all()
 
 
-def test_pooled_matryoshka_tokens_are_the_normalised_truncation() -> None:
+def test_pooled_matryoshka_tokens_are_the_normalized_truncation() -> None:
     head = MatryoshkaHead(config(3, 0.5)).eval()
     whole = tokens(head, 3)
     numbers = whole.sum(dim=1)

@@ -35,7 +35,7 @@ def _data(shape: tuple[int, int], noise: float, seed: int = 0) -> tuple[Floats, 
 @pytest.mark.parametrize("noise", [0.1, 3.0, 100.0])
 @pytest.mark.parametrize("shape", [TALL, WIDE], ids=["tall", "wide"])
 def test_ridge_is_scikit_learns(shape: tuple[int, int], noise: float) -> None:
-    """The same penalty for each target, and the same predictions of other items, which are not standardised anew."""
+    """The same penalty for each target, and the same predictions of other items, which are not standardized anew."""
     x, y = _data(shape, noise)
     probe = fit_ridge(x, y)
     mean, scale = x.mean(axis=0), x.std(axis=0)

@@ -89,7 +89,7 @@ def test_no_value_is_converted_twice_or_for_nothing(modality: str, kind: str) ->
             assert by_output.get(part.input[0]) != "Cast"
 
 
-def test_pixels_are_normalised_in_float32() -> None:
+def test_pixels_are_normalized_in_float32() -> None:
     half = to_half(graph("image"), "bf16")
     made, readers = types(half), consumers(half)
     value = "pixels"
@@ -282,16 +282,16 @@ def test_emulation_rounds_as_numpy_and_torch_do(kind: str) -> None:
 
 
 @each_modality
-def test_emulated_float16_is_the_real_one_at_every_optimisation_level(modality: str) -> None:
+def test_emulated_float16_is_the_real_one_at_every_optimization_level(modality: str) -> None:
     model, arrays = graph(modality), inputs(modality, 8)
     expected = embed(model, arrays)["embeddings"]
-    plain = embed(emulate_half(model, "fp16"), arrays, optimise=False)["embeddings"]
-    optimised = embed(emulate_half(model, "fp16"), arrays)["embeddings"]
+    plain = embed(emulate_half(model, "fp16"), arrays, optimize=False)["embeddings"]
+    optimized = embed(emulate_half(model, "fp16"), arrays)["embeddings"]
     real = embed(to_half(model, "fp16"), arrays)["embeddings"]
     lost = np.abs(plain - expected).mean()
     assert lost > 5e-6
-    assert np.abs(optimised - plain).mean() < lost
-    assert np.abs(optimised - expected).mean() == pytest.approx(lost, rel=0.25)
+    assert np.abs(optimized - plain).mean() < lost
+    assert np.abs(optimized - expected).mean() == pytest.approx(lost, rel=0.25)
     # ONNX Runtime leaves some roundings between its own float16 operators out.
     assert embedding_difference(plain, real).mean_abs < 2 * lost
     coarse = embed(emulate_half(model, "bf16"), arrays)["embeddings"]

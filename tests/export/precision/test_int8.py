@@ -14,9 +14,9 @@ from fluxtalk.errors import UsageError
 from fluxtalk.export.graph.graph_tools import ancestors, constants, cut, run
 from fluxtalk.export.precision.int8 import (
     TABLE_NUMBERS,
-    nothing_to_quantise,
-    quantise_dynamic,
-    quantise_static,
+    nothing_to_quantize,
+    quantize_dynamic,
+    quantize_static,
     weight_only_int8,
 )
 from fluxtalk.scoring.parity import TOLERANCES, embedding_difference
@@ -29,7 +29,7 @@ each_method = pytest.mark.parametrize("method", METHODS)
 each_encoder = pytest.mark.parametrize("modality", ["text", "image"])
 
 
-def quantised(modality: str, method: str) -> onnx.ModelProto:
+def quantized(modality: str, method: str) -> onnx.ModelProto:
     return _METHODS[method](graph(modality), calibration(modality))
 
 
@@ -39,8 +39,8 @@ def calibration(modality: str) -> list[Arrays]:
 
 
 _METHODS: dict[str, Callable[[onnx.ModelProto, list[Arrays]], onnx.ModelProto]] = {
-    "static": quantise_static,
-    "dynamic": lambda model, _: quantise_dynamic(model),
+    "static": quantize_static,
+    "dynamic": lambda model, _: quantize_dynamic(model),
     "weight-only": lambda model, _: weight_only_int8(model),
 }
 
@@ -50,11 +50,11 @@ _METHODS: dict[str, Callable[[onnx.ModelProto, list[Arrays]], onnx.ModelProto]] 
 def test_graphs_are_standard_deterministic_and_small(modality: str, method: str) -> None:
     model = graph(modality)
     before = content(model)
-    found = quantised(modality, method)
+    found = quantized(modality, method)
     onnx.checker.check_model(found, full_check=True)
     assert {part.domain for part in found.graph.node} == {""}
     assert [(part.domain, part.version) for part in found.opset_import] == [("", 20)]
-    assert content(found) == content(quantised(modality, method))
+    assert content(found) == content(quantized(modality, method))
     assert content(model) == before
     assert b"/tmp" not in content(found)
     assert found.producer_name == model.producer_name
@@ -74,7 +74,7 @@ def test_graphs_are_standard_deterministic_and_small(modality: str, method: str)
 @each_encoder
 @each_method
 def test_the_head_is_as_it_was(modality: str, method: str) -> None:
-    model, found = graph(modality), quantised(modality, method)
+    model, found = graph(modality), quantized(modality, method)
     arrays = inputs(modality, 3)
     (features,) = run(cut(model, [], [FEATURES]), encoder_inputs(model, arrays))
     everything = {**arrays, FEATURES: features, TOKEN_INDEX: np.arange(3)}
@@ -88,7 +88,7 @@ def test_the_head_is_as_it_was(modality: str, method: str) -> None:
 @each_encoder
 @each_method
 def test_cosines_prefixes_and_rows(modality: str, method: str) -> None:
-    model, found = graph(modality), quantised(modality, method)
+    model, found = graph(modality), quantized(modality, method)
     arrays = inputs(modality, 16, 12, seed=100)
     got, expected = embed(found, arrays), embed(model, arrays)
     difference = embedding_difference(got["embeddings"], expected["embeddings"])
@@ -110,29 +110,29 @@ def test_static_scales_come_from_the_calibration_data() -> None:
     expected = embed(model, arrays)["embeddings"]
 
     def cosine(batches: list[Arrays]) -> float:
-        found = embed(quantise_static(model, batches), arrays)["embeddings"]
+        found = embed(quantize_static(model, batches), arrays)["embeddings"]
         return embedding_difference(found, expected).min_cosine
 
     assert cosine(dark) < cosine(calibration("image"))
     with_index = [{**batch, TOKEN_INDEX: np.arange(2)} for batch in dark]
-    assert content(quantise_static(model, with_index)) == content(quantise_static(model, dark))
+    assert content(quantize_static(model, with_index)) == content(quantize_static(model, dark))
     with pytest.raises(UsageError, match="calibration data, and got no batch"):
-        quantise_static(model, [])
+        quantize_static(model, [])
 
 
 def test_static_leaves_logging_as_it_was() -> None:
     handlers = list(logging.root.handlers)
-    quantised("image", "static")
+    quantized("image", "static")
     assert logging.root.handlers == handlers
     assert logging.root.manager.disable == logging.NOTSET
 
 
-def test_precomputed_features_have_nothing_to_quantise() -> None:
-    assert nothing_to_quantise(graph("features"))
+def test_precomputed_features_have_nothing_to_quantize() -> None:
+    assert nothing_to_quantize(graph("features"))
     for modality in ("text", "image"):
-        assert not nothing_to_quantise(graph(modality))
+        assert not nothing_to_quantize(graph(modality))
     for method in METHODS:
-        with pytest.raises(UsageError, match="nothing to quantise"):
+        with pytest.raises(UsageError, match="nothing to quantize"):
             _METHODS[method](graph("features"), [inputs("features", 2)])
 
 
@@ -153,11 +153,11 @@ def test_weights_are_rounded_by_output_channel(operator: str) -> None:
     scale[5] = 1
     rounded = np.rint(w / scale) * scale
     np.testing.assert_allclose(
-        run(found, {"x": x}, optimise=False)[0], np.maximum(x @ rounded + len(bias), 0), rtol=1e-4, atol=1e-3
+        run(found, {"x": x}, optimize=False)[0], np.maximum(x @ rounded + len(bias), 0), rtol=1e-4, atol=1e-3
     )
     (matrix,) = [tensor for tensor in found.graph.initializer if tensor.data_type == INT8]
     assert sorted(matrix.dims) == [24, 40]
-    for dynamic_or_static in (quantise_dynamic(model), quantise_static(model, [{"x": x}])):
+    for dynamic_or_static in (quantize_dynamic(model), quantize_static(model, [{"x": x}])):
         (got,) = run(dynamic_or_static, {"x": x})
         (expected,) = run(model, {"x": x})
         largest = np.abs(expected).max(axis=0) + 1e-6
@@ -190,12 +190,12 @@ def test_big_tables_become_float32_row_by_row() -> None:
     }
     small = {"table": np.ones((10, 8), np.float32)}
     nodes = [node("Gather", ["table", "ids"], FEATURES), node("Relu", [FEATURES], "y")]
-    assert nothing_to_quantise(model_of(nodes, {"ids": (INT64, ["batch"])}, {"y": 2}, small))
+    assert nothing_to_quantize(model_of(nodes, {"ids": (INT64, ["batch"])}, {"y": 2}, small))
 
 
 @each_method
-def test_convolutions_are_quantised_where_they_are_most_of_the_encoder(method: str) -> None:
-    behind = quantised("image", method)
+def test_convolutions_are_quantized_where_they_are_most_of_the_encoder(method: str) -> None:
+    behind = quantized("image", method)
     convolutions = [part for part in ancestors(behind, FEATURES) if part.op_type == "Conv"]
     assert [constants(behind)[part.input[1]].data_type for part in convolutions] == [FLOAT] * 3
     rng = np.random.default_rng(0)

@@ -34,7 +34,7 @@ MODALITIES = ("image", "text")
 def every_precision(
     trained_run: TrainedRun, table_data: PairDataset, glyph_data: PairDataset, tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
-    # A head of 96 characters tells others hardly apart: 8 bits of a number move its neighbours more than is allowed.
+    # A head of 96 characters tells others hardly apart: 8 bits of a number move its neighbors more than is allowed.
     options = ExportOptions(precisions=("fp32", "fp16", "bf16", "int8"), allow_quality_loss=True)
     output = tmp_path_factory.mktemp("precisions") / "bundle"
     return write_bundle(trained_run, table_data, output, options, eval_data=glyph_data)
@@ -55,7 +55,7 @@ def test_a_bundle_holds_every_precision_proved(every_precision: Bundle) -> None:
     # It does measure: halves differ from float32, and bfloat16 more than float16.
     assert 0 < report["fp16"]["max_abs"] < report["bf16"]["max_abs"]
     assert manifest.precisions["int8"].method in ("static", "weight-only")
-    # An item's int8 embedding does not depend on its neighbours.
+    # An item's int8 embedding does not depend on its neighbors.
     assert max(report["int8"]["rows"].values()) <= 1e-5
     sizes = {p: every_precision.graph("text", p).stat().st_size for p in manifest.precisions}
     assert sizes["fp16"] < 0.62 * sizes["fp32"]

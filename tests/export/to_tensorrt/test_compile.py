@@ -424,14 +424,14 @@ def test_progress_of_a_real_build(
 def test_phases_inside_of_phases_count_as_parts() -> None:
     state = BuildProgress("text in fp32")
     state.start("build", None, 4)
-    state.start("optimise", "build", 2)
-    assert state.step("optimise", 0)
+    state.start("optimize", "build", 2)
+    assert state.step("optimize", 0)
     assert state.share == pytest.approx(1 / 8)
-    state.start("time", "optimise", 10)
+    state.start("time", "optimize", 10)
     assert state.step("time", 4)
     assert state.share == pytest.approx((1 / 2 + 1 / 4) / 4)
     state.finish("time")
-    state.finish("optimise")
+    state.finish("optimize")
     assert state.step("build", 0)
     assert state.share == pytest.approx(1 / 4)
     state.cancelled = True

@@ -1,4 +1,4 @@
-"""Optimisation profiles as the command line spells them."""
+"""Optimization profiles as the command line spells them."""
 
 from __future__ import annotations
 

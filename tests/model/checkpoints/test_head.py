@@ -31,7 +31,7 @@ DIMS = {"image": 6, "text": 5}
 def _checkpoint(**settings: Any) -> tuple[RegisterTokenModule, HeadCheckpoint]:
     torch.manual_seed(0)
     head = RegisterTokenModule(DIMS, dim=8, heads=2, **settings).eval()
-    state = {"log_scale": torch.tensor(2.5), "optimiser.registers.step": torch.tensor(3, dtype=torch.int64)}
+    state = {"log_scale": torch.tensor(2.5), "optimizer.registers.step": torch.tensor(3, dtype=torch.int64)}
     identity = Identity("mine", "other", git_revision="abc+")
     progress = {"step": 7, "steps": 20, "best_score": 0.25, "best_epoch": 2}
     return head, HeadCheckpoint(head.config, head.state_dict(), "f00d", identity, progress, state)

@@ -372,12 +372,12 @@ REFUSED = {
     "name": ({"image": {"encoder": "module:stage1_user_code:nope", "preprocess": IMAGE}}, "cannot be imported"),
     "no-module": ({"image": {"encoder": "module:stage1_user_code:number", "preprocess": IMAGE}}, "returned int"),
     "options": (
-        {"image": {"encoder": "small-image", "options": {"colour": 1}, "preprocess": IMAGE}},
-        "small-image does not take these options.*colour",
+        {"image": {"encoder": "small-image", "options": {"color": 1}, "preprocess": IMAGE}},
+        "small-image does not take these options.*color",
     ),
     "factory-options": (
-        {"image": {"encoder": "module:stage1_user_code:patches", "options": {"colour": 1}, "preprocess": IMAGE}},
-        "patches.* does not take these options.*colour",
+        {"image": {"encoder": "module:stage1_user_code:patches", "options": {"color": 1}, "preprocess": IMAGE}},
+        "patches.* does not take these options.*color",
     ),
     "shape": ({"image": {"encoder": "module:stage1_user_code:flat", "preprocess": IMAGE}}, r"\(batch, length, 288\)"),
     "crash": ({"image": {"encoder": "module:stage1_user_code:crash", "preprocess": IMAGE}}, "fails on one image input"),

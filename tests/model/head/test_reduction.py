@@ -84,7 +84,7 @@ def test_too_few_vectors_are_said() -> None:
 
 
 @pytest.mark.parametrize("pool", [1, 3])
-def test_rows_do_not_depend_on_padding_or_neighbours(pool: int) -> None:
+def test_rows_do_not_depend_on_padding_or_neighbors(pool: int) -> None:
     """Contract 4, with PCA; a row without any feature stays finite, and empty."""
     lengths = [5, 2, 0]
     values, mask = reduction(pool, 4)(ragged(lengths, extra=4, padding=7.0))

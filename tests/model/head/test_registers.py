@@ -95,7 +95,7 @@ def test_tokens_differ_from_each_other_and_between_modalities() -> None:
     assert torch.cdist(tokens, tokens).add(torch.eye(TOKENS) * 9).min() > 0.1
 
 
-def test_pooled_is_the_normalised_mean_of_the_overlapping_tokens_among_k() -> None:
+def test_pooled_is_the_normalized_mean_of_the_overlapping_tokens_among_k() -> None:
     """Contract 2 by a plain loop; above the number of overlapping tokens nothing changes any more."""
     head = _head()
     features, mask = _batch("image")
@@ -141,7 +141,7 @@ def test_k_out_of_range_names_the_range(k: Any) -> None:
 
 @pytest.mark.parametrize("settings", VARIANTS)
 @pytest.mark.parametrize("garbage", [1e6, -3e3])
-def test_neighbours_and_padding_do_not_matter(settings: dict[str, Any], garbage: float) -> None:
+def test_neighbors_and_padding_do_not_matter(settings: dict[str, Any], garbage: float) -> None:
     """Contract 4: each row alone and unpadded equals the row in a batch, whatever its padding holds."""
     head = _head(**settings)
     features, mask = _batch("image")

@@ -1,6 +1,6 @@
 """A GPU that is not there: `cuda.bindings.runtime` and TensorRT's runtime, as far as a session calls them.
 
-The lowest seam, and strict: work waits in its stream until that is synchronised, every access is checked against live
+The lowest seam, and strict: work waits in its stream until that is synchronized, every access is checked against live
 memory of the right kind, an execution context refuses shapes outside of its profile, and a recording may be replayed
 only while its context is alive and unchanged. What runs is the engine's own ONNX graph, on ONNX Runtime. So whatever
 passes here and fails on a GPU is the GPU's doing.

@@ -68,7 +68,7 @@ def flavor(request: pytest.FixtureRequest, bundle: Bundle) -> Flavor:
 
 
 def provider(backend: str, folder: Path) -> None:
-    """Skip where a back end of ONNX Runtime does not start: it names providers whose libraries are missing too."""
+    """Skip where a backend of ONNX Runtime does not start: it names providers whose libraries are missing too."""
     tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "twice", tensors[:1], tensors[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", DEFAULT_OPSET)], ir_version=10)

@@ -30,7 +30,7 @@ OPENVINO = importlib.util.find_spec("openvino") is not None
 
 
 def test_a_whole_examination(made: Made) -> None:
-    """Back ends that run are measured, the others say why not; and one is recommended."""
+    """Backends that run are measured, the others say why not; and one is recommended."""
     done = CliRunner().invoke(main, [str(made.bundle.folder), "--json", "--threads", "1"])
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
@@ -38,7 +38,7 @@ def test_a_whole_examination(made: Made) -> None:
     trials = {(trial["backend"], trial["precision"]): trial for trial in found["trials"]}
     assert ("ort-cpu", "fp32") in trials
     assert (("openvino", "fp32") in trials) == OPENVINO
-    # Every back end is in one of the two.
+    # Every backend is in one of the two.
     assert {backend for backend, _ in trials} | set(found["refused"]) == set(BACKENDS[1:])
     for trial in trials.values():
         assert len(trial["parity"]) == 8
@@ -93,7 +93,7 @@ def test_broken_parity_is_exit_code_1(made: Made, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, [str(folder), "--backend", "ort-cpu", "--threads", "1"])
     assert done.exit_code == 1
     assert "ort-cpu      fp32       BROKEN" in done.stdout
-    assert "Nothing is recommended: no back end reproduces the golden vectors." in done.stdout
+    assert "Nothing is recommended: no backend reproduces the golden vectors." in done.stdout
     assert "Parity is broken in 1 of 1 trials" in done.stderr
     assert "ort-cpu in fp32: text: max_abs is" in done.stderr
 
@@ -102,7 +102,7 @@ def test_where_nothing_runs(made: Made) -> None:
     found = apart(refusals, made.bundle.folder, "tensorrt", ["fp32"], None)
     if not found:
         pytest.skip("TensorRT runs here")
-    with pytest.raises(BackendError, match=r"No back end runs .* here: .*TensorRT"):
+    with pytest.raises(BackendError, match=r"No backend runs .* here: .*TensorRT"):
         examine(made.bundle.folder, Goal(), ["tensorrt"])
 
 
@@ -125,7 +125,7 @@ def test_memory_is_that_of_one_process(made: Made) -> None:
 
 
 def trial(backend: str, precision: str, by_k: dict[int, float], broken: bool = False) -> Trial:
-    """A back end that takes so many milliseconds with k tokens, and a quarter for a text of an eighth."""
+    """A backend that takes so many milliseconds with k tokens, and a quarter for a text of an eighth."""
     latency = [
         Latency("text", length, k, ms / 4 if length == 4 else ms) for length in (4, 32) for k, ms in by_k.items()
     ]

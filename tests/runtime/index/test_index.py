@@ -18,7 +18,7 @@ from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BackendError, IndexFileError, UsageError
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_bundle import write_bundle
-from fluxtalk.runtime import DTYPES, load, maxsim, quantise, similarity
+from fluxtalk.runtime import DTYPES, load, maxsim, quantize, similarity
 from fluxtalk.runtime.index.index import IndexContent, SearchIndex, build_index, read_index_manifest
 from tests.conftest import Made
 from tests.runtime.test_serving import one_sentence, run
@@ -46,7 +46,7 @@ def test_a_search_is_the_order_of_all_similarities(tmp_path: Path, dtype: str) -
     parts = np.array_split(vectors, 7)
     manifest = build_index(tmp_path / "index", parts, NAMES, content(dtype=dtype))
     assert manifest.bytes_per_item == {"float32": 80, "float16": 40, "int8": 20, "binary": 3}[dtype]
-    stored = quantise(vectors, dtype)
+    stored = quantize(vectors, dtype)
     scores = similarity(stored[:5], stored)
     for row, found in enumerate(SearchIndex(tmp_path / "index").search(vectors[:5], 4)):
         assert len(found) == 4
@@ -64,13 +64,13 @@ def test_tokens_are_searched_coarse_to_fine(tmp_path: Path, dtype: str) -> None:
     assert manifest.bytes_per_item == 4 * 24 * {"float32": 4, "float16": 2, "int8": 1}[dtype]
     index = SearchIndex(tmp_path / "index")
     queries = clustered((6, 3, 24), seed=1)
-    exact = maxsim(queries, quantise(tokens, dtype))
+    exact = maxsim(queries, quantize(tokens, dtype))
     found = index.search(queries, 5, candidates=300)
     for row, hits in enumerate(found):
         assert [hit.item for hit in hits] == [NAMES[i] for i in np.argsort(-exact[row], kind="stable")[:5]]
         np.testing.assert_allclose([hit.similarity for hit in hits], np.sort(exact[row])[::-1][:5], atol=1e-5)
     # With few candidates: the best by MaxSim among those whose first token is nearest.
-    first = similarity(queries[:, 0], quantise(tokens[:, 0], dtype))
+    first = similarity(queries[:, 0], quantize(tokens[:, 0], dtype))
     for row, hits in enumerate(index.search(queries, 3, candidates=12)):
         nearest = np.argsort(-first[row], kind="stable")[:12]
         expected = nearest[np.argsort(-exact[row][nearest], kind="stable")[:3]]

@@ -200,7 +200,7 @@ def test_an_unexpected_failure_is_a_plain_error(up: Threaded, monkeypatch: pytes
 
 
 def test_many_clients_at_once_each_get_their_own(made: Made, embedder: Embedder) -> None:
-    names = [f"{colour} chess {piece}" for colour in ("black", "white") for piece in ("king", "queen", "rook", "pawn")]
+    names = [f"{color} chess {piece}" for color in ("black", "white") for piece in ("king", "queen", "rook", "pawn")]
     names += ["latin small letter a", "omega", "greek capital letter delta with tonos", "digit one"]
     expected = {(name, k): embedder.embed("text", [name], k)[0] for name in names for k in range(1, 5)}
     with in_thread(made.bundle) as up:

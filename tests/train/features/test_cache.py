@@ -16,7 +16,7 @@ import torch
 from fluxtalk.artifacts.files import hash_file
 from fluxtalk.errors import ArtifactError
 from fluxtalk.model.process_group import OneProcess
-from fluxtalk.train.features.build import build_cache, quantise
+from fluxtalk.train.features.build import build_cache, quantize
 from fluxtalk.train.features.cache import CachedFeatures, CacheKey
 from fluxtalk.train.features.encoding import Encoding
 from fluxtalk.train.features.sources import cache_key
@@ -39,7 +39,7 @@ def test_int8_keeps_every_vector_to_half_a_step() -> None:
     """However large it is, and zero as zero."""
     vectors = torch.randn(50, 12) * torch.logspace(-30, 30, 50)[:, None]
     vectors[7] = 0
-    codes, scales = quantise(vectors)
+    codes, scales = quantize(vectors)
     assert codes.dtype == torch.int8
     assert (codes.abs().amax(dim=1)[vectors.any(dim=1)] == 127).all()
     assert ((codes.float() * scales[:, None] - vectors).abs() <= scales[:, None] * 0.5001).all()

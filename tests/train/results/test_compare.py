@@ -253,7 +253,7 @@ def test_a_number_beyond_all_floats_is_no_number(tmp_path: Path, name: str, digi
         ("run.json", {"parameters": "abc"}, "needs a number as parameters; got 'abc'"),
         ("run.json", {"encoder_hashes": [1]}, "needs an object as encoder_hashes"),
         ("run.json", {"data_hash": None}, "needs a string as data_hash"),
-        ("results.json", {"step": "x"}, "needs step, the number of optimiser steps done; got 'x'"),
+        ("results.json", {"step": "x"}, "needs step, the number of optimizer steps done; got 'x'"),
         ("results.json", {"seconds": "long"}, "needs a number as seconds"),
     ],
 )

@@ -22,16 +22,16 @@ def test_the_plot_shows_every_run_and_says_what_it_shows(tmp_path: Path) -> None
     # Text is drawn as outlines, each after a comment that says it.
     texts = re.findall(r"<!-- (.*?) -->", (tmp_path / "plot.svg").read_text())
     for text in (
-        "text → image: recall@10", "recall@10 (%)", "register tokens k", "Training loss", "optimiser step",
+        "text → image: recall@10", "recall@10 (%)", "register tokens k", "Training loss", "optimizer step",
         "Validation score: mean of all recalls", "[1] _b: cursor, validation", "[2] c: other, validation",
     ):  # fmt: skip
         assert text in texts
     assert any(text.startswith("[1] a") for text in texts)
     assert run(*runs, "-o", tmp_path / "plot.png").exit_code == 0
     with Image.open(tmp_path / "plot.png") as picture:
-        colours = {tuple(colour) for colour in np.asarray(picture.convert("RGB")).reshape(-1, 3)}
-    # The first three colours of matplotlib's cycle: one per run.
-    assert {(0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E), (0x2C, 0xA0, 0x2C)} <= colours
+        colors = {tuple(color) for color in np.asarray(picture.convert("RGB")).reshape(-1, 3)}
+    # The first three colors of matplotlib's cycle: one per run.
+    assert {(0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E), (0x2C, 0xA0, 0x2C)} <= colors
 
 
 def test_a_plot_without_matplotlib_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,7 @@ def picky():
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A user's modules on the path, and a tokenizer of ten tokens, the largest of which is 9."""
     (tmp_path / "probe_user_code.py").write_text(CODE)
-    (tmp_path / "probe_no_import.py").write_text("raise RuntimeError('no licence')")
+    (tmp_path / "probe_no_import.py").write_text("raise RuntimeError('no license')")
     monkeypatch.syspath_prepend(str(tmp_path))
     vocabulary = {"[UNK]": 0} | {f"w{i}": i for i in range(1, 10)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -134,7 +134,7 @@ def test_whatever_an_encoder_raises_is_one_sentence(
 
 
 def test_a_module_that_fails_when_it_is_imported(folder: Path) -> None:
-    with pytest.raises(UsageError, match=r"probe_no_import:make cannot be imported \(RuntimeError: no licence\)"):
+    with pytest.raises(UsageError, match=r"probe_no_import:make cannot be imported \(RuntimeError: no license\)"):
         _created(folder, "probe_no_import:make", {})
 
 

@@ -261,7 +261,7 @@ def test_broken_forms(client: httpx.Client) -> None:
     for files, data in [
         ({"file": ("a", picture(), "application/octet-stream")}, {}),
         ({"image": ("a", picture(), "image/png")}, {"tokens": "two"}),
-        ({"image": ("a", picture(), "image/png")}, {"colour": "red"}),
+        ({"image": ("a", picture(), "image/png")}, {"color": "red"}),
         ({"text": ("a", b"\xff\xfe", "application/octet-stream")}, {}),
     ]:
         answer = client.post("/v1/embeddings", files=files, data=data)
@@ -271,7 +271,7 @@ def test_broken_forms(client: httpx.Client) -> None:
     answer = client.post("/v1/embeddings?tokens=2&api-version=1", json={"input": "a"})
     assert answer.json()["error"]["param"] == "tokens"
     assert client.post("/v1/embeddings?api-version=1", json={"input": "a"}).status_code == 200
-    answer = client.post("/v1/embeddings?colour=red", content=picture(), headers={"content-type": "image/png"})
+    answer = client.post("/v1/embeddings?color=red", content=picture(), headers={"content-type": "image/png"})
     assert answer.json()["error"]["code"] == "unknown_field"
 
 

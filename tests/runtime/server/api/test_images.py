@@ -31,9 +31,9 @@ def pixels(height: int = 48, width: int = 40, channels: int = 0) -> np.ndarray:
     return np.asarray(Image.fromarray(smooth).resize((width, height), Image.Resampling.BOX))
 
 
-def png(width: int, height: int, bits: int = 1, colour: int = 0, rows: int | None = None) -> bytes:
+def png(width: int, height: int, bits: int = 1, color: int = 0, rows: int | None = None) -> bytes:
     """A black PNG written by hand, as large as one likes; fewer ``rows`` than it says, if wanted."""
-    channels = {0: 1, 2: 3, 6: 4}[colour]
+    channels = {0: 1, 2: 3, 6: 4}[color]
     row = bytes(1 + -(-width * bits * channels // 8))
     packer = zlib.compressobj(9)
     packed = [packer.compress(row) for _ in range(height if rows is None else rows)]
@@ -41,7 +41,7 @@ def png(width: int, height: int, bits: int = 1, colour: int = 0, rows: int | Non
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
     return b"".join(
         (
             b"\x89PNG\r\n\x1a\n",
@@ -62,33 +62,33 @@ def vector(answer: httpx.Response) -> np.ndarray:
 
 
 def odd_images() -> dict[str, tuple[bytes, np.ndarray]]:
-    """A file of each odd kind, and the grey pixels that it shows."""
-    grey, colour = pixels(), pixels(channels=3)
-    as_grey = np.asarray(Image.fromarray(colour).convert("L"))
-    palette = Image.fromarray(colour).quantize(64)
-    cmyk = Image.fromarray(np.dstack([colour, np.zeros_like(grey)]), "CMYK")
-    frames = [Image.fromarray(grey), Image.fromarray(255 - grey)]
+    """A file of each odd kind, and the gray pixels that it shows."""
+    gray, color = pixels(), pixels(channels=3)
+    as_gray = np.asarray(Image.fromarray(color).convert("L"))
+    palette = Image.fromarray(color).quantize(64)
+    cmyk = Image.fromarray(np.dstack([color, np.zeros_like(gray)]), "CMYK")
+    frames = [Image.fromarray(gray), Image.fromarray(255 - gray)]
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
     return {
-        "grey": (saved(Image.fromarray(grey)), grey),
-        "colour": (saved(Image.fromarray(colour)), as_grey),
-        "transparent": (saved(Image.fromarray(np.dstack([colour, grey]), "RGBA")), as_grey),
-        "16 bits": (saved(Image.fromarray(grey.astype(np.uint16) * 256 + 17)), grey),
+        "gray": (saved(Image.fromarray(gray)), gray),
+        "color": (saved(Image.fromarray(color)), as_gray),
+        "transparent": (saved(Image.fromarray(np.dstack([color, gray]), "RGBA")), as_gray),
+        "16 bits": (saved(Image.fromarray(gray.astype(np.uint16) * 256 + 17)), gray),
         "palette": (saved(palette), np.asarray(palette.convert("RGB").convert("L"))),
         "CMYK": (saved(cmyk, "TIFF"), np.asarray(cmyk.convert("L"))),
-        "two colours": (
-            saved(Image.fromarray(grey > 127)),
-            np.where(grey > 127, 255, 0).astype(np.uint8),
+        "two colors": (
+            saved(Image.fromarray(gray > 127)),
+            np.where(gray > 127, 255, 0).astype(np.uint8),
         ),
-        "animated GIF": (saved(frames[0], "GIF", save_all=True, append_images=frames[1:]), grey),
-        "animated PNG": (saved(frames[0], save_all=True, append_images=frames[1:]), grey),
+        "animated GIF": (saved(frames[0], "GIF", save_all=True, append_images=frames[1:]), gray),
+        "animated PNG": (saved(frames[0], save_all=True, append_images=frames[1:]), gray),
         "animated WebP": (
-            saved(Image.fromarray(colour), "WEBP", save_all=True, append_images=[frames[1]], lossless=True),
-            as_grey,
+            saved(Image.fromarray(color), "WEBP", save_all=True, append_images=[frames[1]], lossless=True),
+            as_gray,
         ),
-        "turned": (saved(Image.fromarray(grey), exif=exif), np.rot90(grey, -1)),
-        "one pixel": (saved(Image.fromarray(grey[:1, :1])), grey[:1, :1]),
+        "turned": (saved(Image.fromarray(gray), exif=exif), np.rot90(gray, -1)),
+        "one pixel": (saved(Image.fromarray(gray[:1, :1])), gray[:1, :1]),
     }
 
 

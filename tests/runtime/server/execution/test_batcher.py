@@ -192,7 +192,7 @@ def test_what_is_too_late_is_never_run(batcher: Batcher, gate: Gate) -> None:
     assert [len(lengths) for lengths in gate.lengths] == [1, 1]
 
 
-def test_what_was_cancelled_is_never_run(batcher: Batcher, gate: Gate) -> None:
+def test_what_was_canceled_is_never_run(batcher: Batcher, gate: Gate) -> None:
     busy(batcher, gate)
     gone = batcher.submit(job(5, 5, 5))
     kept = batcher.submit(job(5))

@@ -14,7 +14,7 @@ import pytest
 
 from bench.server.client import Client, Reply, post_json
 from bench.server.load import closed_loop, open_loop
-from bench.server.phases import drain_phase, memory_phase, neighbours_phase, vectors_of
+from bench.server.phases import drain_phase, memory_phase, neighbors_phase, vectors_of
 from bench.server.process import serving
 from bench.server.requests import PATH, harmful, mixed, one_text
 from fluxtalk.runtime import Embedder
@@ -94,7 +94,7 @@ def test_the_largest_request_takes_the_room_of_no_other(slow: Threaded) -> None:
 def test_harm_changes_nobody_elses_answers(server: Process) -> None:
     async def load() -> Any:
         async with Client(server.url) as client:
-            return await neighbours_phase(client, ASKS, harmful(KINDS, 256), 1.5)
+            return await neighbors_phase(client, ASKS, harmful(KINDS, 256), 1.5)
 
     found = asyncio.run(load())
     assert set(found["statuses"]) == {"200"}

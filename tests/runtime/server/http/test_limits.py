@@ -257,7 +257,7 @@ def test_a_long_text_is_read_as_far_as_it_matters(client: httpx.Client, embedder
     assert np.abs(np.array([answer.json()["data"][0]["embedding"]]) - expected).max() <= 1e-6
 
 
-def test_a_long_text_is_cut_before_it_is_tokenised(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_text_is_cut_before_it_is_tokenized(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     preprocess = made.bundle.preprocess("text")
     assert isinstance(preprocess, TextPreprocessor)
     text = "black chess queen " * 50_000
