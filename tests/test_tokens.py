@@ -128,7 +128,7 @@ def test_a_selection_cuts_a_larger_batch_to_what_it_says(tokens: NDArray[np.floa
     for selection in chosen:
         values = {"embeddings": embeddings, "tokens": tokens}[selection.graph_output]
         cut = selection.cut(values)
-        assert np.abs(cut - plain(selection.k)).max() < 1e-6
+        np.testing.assert_allclose(cut, plain(selection.k), atol=1e-6)
         assert cut.shape == (ITEMS, *selection.shape)
         assert cut[0].size == selection.values_per_item
         assert selection.empty().shape == (0, *selection.shape)
