@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -117,18 +118,18 @@ def test_k_may_be_an_integer_of_numpy(tokens: NDArray[np.float32]) -> None:
 def test_a_selection_cuts_a_larger_batch_to_what_it_says(tokens: NDArray[np.float32], output: str) -> None:
     layout = algebra.TokenLayout(TOKENS, 3, DIM)
     embeddings = np.stack([algebra.pool(tokens, 3, k) for k in range(1, TOKENS + 1)], axis=1)
-    plain = {
+    references: dict[str, Callable[[int], NDArray[np.float32]]] = {
         "pooled": lambda k: algebra.pool(tokens, 3, k),
         "concat": lambda k: algebra.concatenate(tokens, 3, k),
         "tokens": lambda k: tokens[:, :k],
         "complementary": lambda _k: tokens[:, 3:],
-    }[output]
+    }
     chosen = layout.selections(output)
     assert [selection.k for selection in chosen] == ([TOKENS] if output == "complementary" else [1, 2, 3, 4])
     for selection in chosen:
         values = {"embeddings": embeddings, "tokens": tokens}[selection.graph_output]
         cut = selection.cut(values)
-        np.testing.assert_allclose(cut, plain(selection.k), atol=1e-6)
+        np.testing.assert_allclose(cut, references[output](selection.k), atol=1e-6)
         assert cut.shape == (ITEMS, *selection.shape)
         assert cut[0].size == selection.values_per_item
         assert selection.empty().shape == (0, *selection.shape)
