@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from fluxtalk.artifacts.bundle import (
-    ATTENTION,
     OUTPUTS,
     TOKEN_INDEX,
     Bundle,
@@ -29,6 +28,7 @@ from fluxtalk.export.options import ExportOptions
 from fluxtalk.model.checkpoints.run import TrainedRun
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.golden import Golden, golden_bytes
+from fluxtalk.tokens import ATTENTION, OUTPUT_KINDS, TokenLayout
 
 GOLDEN = "golden.safetensors"
 QUALITY = "quality.json"
@@ -136,17 +136,11 @@ def _manifest(
         head_hash=run.head.space_hash(),
         identity=run.head.identity.fields(),
         training=training,
-        bytes_per_item=_bytes_per_item(tokens, overlapping, config.dim),
+        bytes_per_item=_bytes_per_item(TokenLayout(tokens, overlapping, config.dim)),
     )
 
 
-def _bytes_per_item(tokens: int, overlapping: int, dim: int) -> dict[str, Any]:
-    counts = range(1, tokens + 1)
-    sizes: dict[str, Any] = {
-        "pooled": {str(k): 4 * dim for k in counts},
-        "concat": {str(k): 4 * dim * min(k, overlapping) for k in counts},
-        "tokens": {str(k): 4 * dim * k for k in counts},
-    }
-    if overlapping < tokens:
-        sizes["complementary"] = {str(tokens): 4 * dim * (tokens - overlapping)}
-    return sizes
+def _bytes_per_item(layout: TokenLayout) -> dict[str, Any]:
+    """Bytes of one item's vectors in float32, by kind of output and k."""
+    sizes = {output: {str(s.k): 4 * s.values_per_item for s in layout.selections(output)} for output in OUTPUT_KINDS}
+    return {output: by_k for output, by_k in sizes.items() if by_k}

@@ -2,8 +2,9 @@
 
 from fluxtalk.runtime.backends.choose import BACKENDS
 from fluxtalk.runtime.backends.session import FakeSession, Session
-from fluxtalk.runtime.embedder import OUTPUT_KINDS, Embedder, load
+from fluxtalk.runtime.embedder import Embedder, load
 from fluxtalk.runtime.vectors import DTYPES, hamming, maxsim, quantize, similarity
+from fluxtalk.tokens import OUTPUT_KINDS
 
 __all__ = [
     "BACKENDS",

@@ -11,9 +11,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk import tokens as token_algebra
-from fluxtalk.artifacts.bundle import ATTENTION, TOKEN_INDEX, Bundle, read_bundle
-from fluxtalk.errors import UsageError, check_token_count
+from fluxtalk.artifacts.bundle import Bundle, read_bundle
+from fluxtalk.errors import UsageError
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.arguments import check_integer, check_items
 from fluxtalk.runtime.backends.open import open_sessions
@@ -22,11 +21,9 @@ from fluxtalk.runtime.backends.threads import check_threads
 from fluxtalk.runtime.batching import batches_by_length
 from fluxtalk.runtime.golden import verify_golden
 from fluxtalk.runtime.vectors import Vectors, quantize
+from fluxtalk.tokens import ATTENTION, POOLED, Floats, Selection
 
-OUTPUT_KINDS = ("pooled", "concat", "tokens", "complementary")
 _WINDOW = 4096
-
-Floats = NDArray[np.float32]
 
 
 class Embedder:
@@ -47,7 +44,6 @@ class Embedder:
         self._sessions = dict(sessions)
         self._preprocess: dict[str, Preprocessor] = {m: bundle.preprocess(m) for m in sessions}
         self._reason = reason
-        self._indices = [np.arange(k, dtype=np.int64) for k in range(bundle.manifest.num_register_tokens + 1)]
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -74,7 +70,7 @@ class Embedder:
         modality: str,
         items: Sequence[Any],
         k: int | None = None,
-        output: str = "pooled",
+        output: str = POOLED,
         batch_size: int = 32,
         first: int | None = None,
         dtype: str = "float32",
@@ -86,10 +82,8 @@ class Embedder:
             items: any number; strings, or images as path, bytes, PIL image or uint8 array, or sound as path, bytes or
                 (array, rate), or features as array or ``.npy`` path, by the modality's preprocessing.
             k: how many register tokens to compute, from the first; None takes all.
-            output: ``pooled``, the normalized mean over the overlapping tokens among the first k, (items, dim);
-                ``concat``, those tokens side by side, (items, min(k, overlapping) * dim); ``tokens``, the first k
-                tokens as they are, (items, k, dim); ``complementary``, what only this modality knows,
-                (items, N - overlapping, dim), which takes no k below N.
+            output: ``pooled``, ``concat``, ``tokens`` or ``complementary``; `fluxtalk.tokens.TokenLayout.select` says
+                what each is and which shape it has.
             batch_size: the largest batch of one session run.
             first: the position of ``items[0]`` in a longer list that the caller embeds in parts; errors count from it.
             dtype: ``float32``, ``float16``, ``int8`` or ``binary``, as `fluxtalk.runtime.vectors` defines them: each
@@ -104,21 +98,18 @@ class Embedder:
                 from 1, or ``complementary`` was asked for with fewer than all tokens, or of a bundle without such.
             InputError: an item cannot be preprocessed; its position is named.
         """
-        count = self._check(modality, items, k, output, batch_size)
+        self._check(modality, items, batch_size)
+        selection = self.bundle.manifest.layout.select(k, output)
         parts = [
             quantize(
-                self._window(
-                    modality, items[start : start + _WINDOW], _position(first, start), count, output, batch_size
-                ),
+                self._window(modality, items[start : start + _WINDOW], _position(first, start), selection, batch_size),
                 dtype,
             )
             for start in range(0, len(items), _WINDOW)
         ]
         if len(parts) == 1:
             return parts[0]
-        return (
-            np.concatenate(parts) if parts else quantize(np.empty((0, *self._shape(count, output)), np.float32), dtype)
-        )
+        return np.concatenate(parts) if parts else quantize(selection.empty(), dtype)
 
     def attention(self, modality: str, items: Sequence[Any], k: int | None = None) -> list[Floats]:
         """Where each register looked: the attention of its last block, the mean over the heads.
@@ -133,19 +124,16 @@ class Embedder:
             UsageError: the bundle was exported without attention, or as for `embed`.
             TokenCountError, InputError: as for `embed`.
         """
-        count = self._check(modality, items, k, "tokens", 1)
-        if ATTENTION not in self.bundle.manifest.outputs:
+        self._check(modality, items)
+        layout = self.bundle.manifest.layout
+        if not layout.attention:
             raise UsageError(
                 f"The bundle {self.bundle.folder} was exported without attention; "
                 "export the run again with --attention."
             )
-        preprocess, session = self._preprocess[modality], self._sessions[modality]
-        found = []
+        selection = layout.select(k, ATTENTION)
         # One at a time: in a batch, the features of padding would have to be told from the others.
-        for prepared in self.prepare(modality, items):
-            inputs = {**preprocess.collate([prepared]), TOKEN_INDEX: self._indices[count]}
-            found.append(session.run(inputs, (ATTENTION,))[ATTENTION][0])
-        return found
+        return [self._run(modality, [prepared], selection)[0] for prepared in self.prepare(modality, items)]
 
     def input_kind(self, modality: str) -> str:
         """What a modality's raw items are: ``text``, ``image``, ``audio`` or ``features``.
@@ -206,54 +194,27 @@ class Embedder:
         if not isinstance(modality, str) or modality not in self._sessions:
             raise UsageError(f"This bundle embeds {', '.join(self._sessions)}; got modality {modality!r}.")
 
-    def _check(self, modality: str, items: Sequence[Any], k: int | None, output: str, batch_size: int) -> int:
+    def _check(self, modality: str, items: Sequence[Any], batch_size: int = 1) -> None:
         self._require_modality(modality)
-        if output not in OUTPUT_KINDS:
-            raise UsageError(f"output is one of {', '.join(OUTPUT_KINDS)}; got {output!r}.")
         check_items(items)
         check_integer("batch_size", batch_size, 1)
-        count = check_token_count(k, self.num_tokens, "this bundle")
-        if output == "complementary":
-            if self.num_overlapping == self.num_tokens:
-                raise UsageError("This bundle has no complementary tokens: all of its tokens are overlapping.")
-            if count != self.num_tokens:
-                raise UsageError(
-                    f"complementary tokens come last, so they need all {self.num_tokens} tokens; leave k out."
-                )
-        return count
 
     def _window(
-        self, modality: str, items: Sequence[Any], first: int | None, k: int, output: str, batch_size: int
+        self, modality: str, items: Sequence[Any], first: int | None, selection: Selection, batch_size: int
     ) -> Floats:
         prepared = self.prepare(modality, items, first)
         if len(prepared) == 1:
-            return self._run(modality, prepared, k, output)
+            return self._run(modality, prepared, selection)
         length = self._preprocess[modality].length
-        result = np.empty((len(items), *self._shape(k, output)), dtype=np.float32)
+        result = np.empty((len(items), *selection.shape), dtype=np.float32)
         for rows in batches_by_length([length(array) for array in prepared], batch_size):
-            result[rows] = self._run(modality, [prepared[row] for row in rows], k, output)
+            result[rows] = self._run(modality, [prepared[row] for row in rows], selection)
         return result
 
-    def _run(self, modality: str, prepared: Sequence[NDArray[Any]], k: int, output: str) -> Floats:
-        """One batch; asked for no more than is needed."""
-        wanted = "embeddings" if output == "pooled" else "tokens"
-        inputs = {**self._preprocess[modality].collate(prepared), TOKEN_INDEX: self._indices[k]}
-        values = self._sessions[modality].run(inputs, (wanted,))[wanted]
-        if output == "pooled":
-            return values[:, k - 1]
-        if output == "concat":
-            return token_algebra.concatenate(values, self.num_overlapping)
-        return values if output == "tokens" else values[:, self.num_overlapping :]
-
-    def _shape(self, k: int, output: str) -> tuple[int, ...]:
-        """Of one item's vector in float32."""
-        shapes: dict[str, tuple[int, ...]] = {
-            "pooled": (self.dim,),
-            "concat": (min(k, self.num_overlapping) * self.dim,),
-            "tokens": (k, self.dim),
-            "complementary": (self.num_tokens - self.num_overlapping, self.dim),
-        }
-        return shapes[output]
+    def _run(self, modality: str, prepared: Sequence[NDArray[Any]], selection: Selection) -> Floats:
+        """Run one batch, asking the session for no more than the selection needs."""
+        inputs, wanted = self._preprocess[modality].collate(prepared), selection.graph_output
+        return selection.cut(self._sessions[modality].run(inputs, selection.k, (wanted,))[wanted])
 
 
 def _position(first: int | None, start: int) -> int | None:

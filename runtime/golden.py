@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from fluxtalk.artifacts.bundle import ATTENTION, OUTPUTS, TOKEN_INDEX, Bundle
+from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX, Bundle
 from fluxtalk.errors import BackendError, BundleError, InputError, ParityError, reason
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.scoring.parity import Difference, Tolerance, largest, top1_agreement
 from fluxtalk.scoring.parity_accumulator import AttentionDifference, Worst
+from fluxtalk.tokens import ATTENTION
 
 _MORE_PADDING = 7
 _ALONE = 12
@@ -246,7 +247,7 @@ def replay_longest(
 
 
 def _run(session: Session, batch: Arrays, k: int, outputs: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-    return session.run({**batch, TOKEN_INDEX: np.arange(k, dtype=np.int64)}, outputs)
+    return session.run(batch, k, outputs)
 
 
 def _run_longest(

@@ -12,7 +12,6 @@ import numpy as np
 
 from bench.gpu.models import Arrays, Subject
 from bench.gpu.report import Report
-from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.artifacts.engine import FLAVORS
 from fluxtalk.devices.tensorrt_api import MODULES, load_tensorrt
 from fluxtalk.errors import BackendError, UsageError
@@ -161,8 +160,8 @@ def _against_eager(
 
 
 def _difference(session: Session, arrays: Arrays, expected: tuple[Any, Any], k: int) -> Difference:
-    found = session.run({**arrays, TOKEN_INDEX: np.arange(k)})
-    whole = session.run({**arrays, TOKEN_INDEX: np.arange(expected[0].shape[1])})
+    found = session.run(arrays, k)
+    whole = session.run(arrays, expected[0].shape[1])
     return dataclasses.replace(
         embedding_difference(found["embeddings"], expected[1][:, :k]),
         tokens=token_difference(found["tokens"], expected[0][:, :k]),

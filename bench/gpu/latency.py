@@ -17,7 +17,7 @@ from bench.gpu.compiler import missing_compiler
 from bench.gpu.engines import backends
 from bench.gpu.models import Arrays, Subject
 from bench.gpu.report import Report
-from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle
+from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.errors import BackendError
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import to_tensors
@@ -111,8 +111,7 @@ def _opened(bundle: Bundle, modality: str, backend: str, precision: str, graphs:
 
 
 def _run_session(session: Session, arrays: Arrays, k: int) -> Call:
-    inputs = {**arrays, TOKEN_INDEX: np.arange(k)}
-    return lambda: session.run(inputs)
+    return lambda: session.run(arrays, k)
 
 
 def _run_eager(module: Any, device: str, dtype: torch.dtype | None, arrays: Arrays, k: int) -> Call:

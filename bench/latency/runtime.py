@@ -19,7 +19,6 @@ import onnxruntime
 
 from bench.latency.runtime_features import MODALITY, features_embedder
 from bench.machine import processor
-from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.artifacts.files import git_revision, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.runtime import Embedder, load
@@ -82,12 +81,11 @@ def measured(bundle: Path, runs: int, threads: int | None) -> Iterator[dict[str,
 def _row(what: str, embedder: Embedder, modality: str, item: Any, k: int, runs: int) -> dict[str, Any]:
     session = embedder.session(modality)
     batch = embedder.bundle.preprocess(modality).collate(embedder.prepare(modality, [item]))
-    inputs = {**batch, TOKEN_INDEX: np.arange(k, dtype=np.int64)}
     # In turn, so that a change of the machine's speed meets all three.
     embed, bare, prepare = _medians(
         [
             lambda: embedder.embed(modality, [item], k),
-            lambda: session.run(inputs, ("embeddings",)),
+            lambda: session.run(batch, k, ("embeddings",)),
             lambda: embedder.prepare(modality, [item]),
         ],
         runs,

@@ -7,10 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from bench.server.requests import Ask
-from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.runtime import Embedder
 
 
@@ -37,10 +34,9 @@ def bare_rates(embedder: Embedder, asks: Sequence[Ask], seconds: float) -> dict[
 def _session_call(embedder: Embedder, ask: Ask) -> Callable[[], Any]:
     preprocess = embedder.bundle.preprocess(ask.modality)
     batch = preprocess.collate(embedder.prepare(ask.modality, list(ask.items)))
-    inputs = {**batch, TOKEN_INDEX: np.arange(ask.k, dtype=np.int64)}
     session = embedder.session(ask.modality)
-    wanted = ("embeddings",) if ask.output == "pooled" else ("tokens",)
-    return lambda: session.run(inputs, wanted)
+    wanted = (embedder.bundle.manifest.layout.select(ask.k, ask.output).graph_output,)
+    return lambda: session.run(batch, ask.k, wanted)
 
 
 def _library_call(embedder: Embedder, ask: Ask) -> Callable[[], Any]:

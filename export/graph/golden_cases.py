@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fluxtalk.artifacts.bundle import ATTENTION, OUTPUTS, PrecisionEntry
+from fluxtalk.artifacts.bundle import OUTPUTS, PrecisionEntry
 from fluxtalk.errors import UsageError, reason
 from fluxtalk.export.graph.graph_writer import graph_name, widened
 from fluxtalk.export.precision.precision import runs_on_cpu
@@ -19,6 +19,7 @@ from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import to_tensors
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from fluxtalk.runtime.golden import Golden, replay_longest
+from fluxtalk.tokens import ATTENTION
 
 _LARGEST = 4 << 20
 """Bytes of a row that is worth its place in every copy of the bundle: about a minute of sound, any text."""

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import fluxtalk
-from fluxtalk.artifacts.bundle import ATTENTION, FEATURES, OUTPUTS, TOKEN_INDEX
+from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS, TOKEN_INDEX
 from fluxtalk.artifacts.files import write_atomically
 from fluxtalk.errors import UsageError, reason
 from fluxtalk.export.graph.graph_tools import fold_constants
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.preprocess import Preprocessor
+from fluxtalk.tokens import ATTENTION
 
 MIN_OPSET, MAX_OPSET, DEFAULT_OPSET = 18, 22, 20
 """Opset 20 brings a native Gelu; 23 brings an Attention operator, which ONNX Runtime's quantizer and TensorRT-RTX

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.datasets import Items, PairDataset, Split
 from fluxtalk.errors import DataError
 from fluxtalk.preprocess import Preprocessor
@@ -86,7 +85,7 @@ class HeldOut:
 
     def _run(self, modality: str, session: Session, rows: Sequence[int], k: int) -> dict[str, Floats]:
         batch = self.preprocess[modality].collate([self.prepared[modality][row] for row in rows])
-        return session.run({**batch, TOKEN_INDEX: np.arange(k, dtype=np.int64)})
+        return session.run(batch, k)
 
 
 @dataclass(frozen=True)

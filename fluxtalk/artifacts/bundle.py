@@ -25,14 +25,13 @@ from fluxtalk.config import StrictConfig, require, require_modality_name
 from fluxtalk.errors import ArtifactError, BundleError, UsageError
 from fluxtalk.preprocess import Preprocessor, from_parts
 from fluxtalk.scoring.parity import Tolerance
+from fluxtalk.tokens import ATTENTION, TokenLayout
 
 FORMAT = "fluxtalk.bundle"
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 TOKEN_INDEX = "token_index"
 OUTPUTS = ("tokens", "embeddings")
-ATTENTION = "attention"
-"""The output that a bundle exported with ``--attention`` has too: (batch, k, length), where each register looked."""
 FEATURES = "frozen_features"
 """The value between encoder and head in every graph."""
 ENGINES = "engines"
@@ -146,6 +145,13 @@ class Manifest(StrictConfig):
     def bundle_hash(self) -> str:
         """What identifies the bundle's content: the hashes of its files, joined."""
         return hash_json(self.files)
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The register tokens of the bundle, which check and cut every ``k`` (`fluxtalk.tokens`)."""
+        return TokenLayout(
+            self.num_register_tokens, self.num_overlapping_tokens, self.dim, attention=ATTENTION in self.outputs
+        )
 
     def space_id(self, output: str) -> str:
         """Which space vectors lie in: those of one space compare, whatever their precision, k or number of bytes.

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk.artifacts.bundle import ATTENTION
 from fluxtalk.scoring.parity import Difference, Tolerance, embedding_difference, largest, token_difference
+from fluxtalk.tokens import ATTENTION
 
 _SUM = 1e-2
 """What rounding each of many weights to half precision may do to their sum; a sum that was scaled is further off."""

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX
+from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.errors import BackendError, InputError, reason
 from fluxtalk.runtime.backends.engine_shapes import Layout
-from fluxtalk.runtime.backends.session import Arrays
+from fluxtalk.runtime.backends.session import Arrays, with_token_index
 from fluxtalk.runtime.backends.threads import available_cores
 
 PROVIDERS = {
@@ -157,7 +157,7 @@ class OnnxRuntimeSession:
         self._threads = options.intra_op_num_threads
         self._layout = layout if backend == "ort-tensorrt" else None
 
-    def run(self, inputs: Arrays, outputs: Sequence[str] = OUTPUTS) -> dict[str, NDArray[np.float32]]:
+    def run(self, inputs: Arrays, k: int, outputs: Sequence[str] = OUTPUTS) -> dict[str, NDArray[np.float32]]:
         """See `Session.run`. More rows than an engine of ``ort-tensorrt`` takes are run in parts.
 
         Raises:
@@ -165,10 +165,10 @@ class OnnxRuntimeSession:
             BackendError: ONNX Runtime or its device failed, or the session was closed.
         """
         if self._layout is None:
-            return self._run(inputs, outputs)
+            return self._run(inputs, k, outputs)
         parts = []
-        for rows in self._layout.parts(self._layout.sizes(inputs)):
-            parts.append(self._run({n: a if n == TOKEN_INDEX else a[rows] for n, a in inputs.items()}, outputs))
+        for rows in self._layout.parts(self._layout.sizes(with_token_index(inputs, k))):
+            parts.append(self._run({name: array[rows] for name, array in inputs.items()}, k, outputs))
         return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
 
     @property
@@ -185,9 +185,9 @@ class OnnxRuntimeSession:
         """See `Session.close`."""
         self._session = None
 
-    def _run(self, inputs: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    def _run(self, inputs: Arrays, k: int, outputs: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         try:
-            values = self._session.run(outputs, inputs)
+            values = self._session.run(outputs, with_token_index(inputs, k))
         except Exception as error:  # as above
             if self._session is None:
                 raise BackendError("This session was closed; load the bundle again.") from None

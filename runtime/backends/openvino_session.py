@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.errors import BackendError, InputError, reason
-from fluxtalk.runtime.backends.session import Arrays
+from fluxtalk.runtime.backends.session import Arrays, with_token_index
 from fluxtalk.runtime.backends.threads import available_cores
 
 _TELEMETRY = "openvino_telemetry"
@@ -104,7 +104,7 @@ class OpenVinoSession:
         self._idle: list[Any] = []
         self._swollen = False
 
-    def run(self, inputs: Arrays, outputs: Sequence[str] = OUTPUTS) -> dict[str, NDArray[np.float32]]:
+    def run(self, inputs: Arrays, k: int, outputs: Sequence[str] = OUTPUTS) -> dict[str, NDArray[np.float32]]:
         """See `Session.run`.
 
         Raises:
@@ -112,7 +112,8 @@ class OpenVinoSession:
             BackendError: OpenVINO failed.
         """
         # OpenVINO takes what is missing from the run before, and casts whatever comes.
-        came = {name: array.dtype for name, array in inputs.items()}
+        given = with_token_index(inputs, k)
+        came = {name: array.dtype for name, array in given.items()}
         if came != self._types:
             raise InputError(f"The graph takes {_listed(self._types)}; got {_listed(came)}.")
         # A request serves one caller at a time; there are as many as there ever were callers at once.
@@ -121,7 +122,7 @@ class OpenVinoSession:
         except IndexError:
             request = self._model.create_infer_request()
         try:
-            found = request.infer(dict(inputs), share_inputs=True, share_outputs=True)
+            found = request.infer(given, share_inputs=True, share_outputs=True)
             # The request writes into the same memory again.
             values = {name: np.array(found[name]) for name in outputs}
         except Exception as error:  # as above

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX, Bundle
+from fluxtalk.artifacts.bundle import OUTPUTS, Bundle
 from fluxtalk.artifacts.engine import EngineRecord, Flavor, find_engine, read_plan
 from fluxtalk.devices.gpu import compute_capability
 from fluxtalk.devices.tensorrt_api import TensorRT, load_tensorrt
@@ -21,7 +21,7 @@ from fluxtalk.errors import BackendError, InputError
 from fluxtalk.runtime.backends.cuda import Cuda
 from fluxtalk.runtime.backends.engine_shapes import Layout, input_of
 from fluxtalk.runtime.backends.execution_slot import Lane
-from fluxtalk.runtime.backends.session import Arrays
+from fluxtalk.runtime.backends.session import Arrays, with_token_index
 
 LANES = 2
 """Threads that run at the same time; a GPU gains little from more."""
@@ -84,7 +84,7 @@ class TensorRTSession:
         with self._lane():
             pass  # So that what cannot be allocated is refused now.
 
-    def run(self, inputs: Arrays, outputs: Sequence[str] = OUTPUTS) -> dict[str, NDArray[np.float32]]:
+    def run(self, inputs: Arrays, k: int, outputs: Sequence[str] = OUTPUTS) -> dict[str, NDArray[np.float32]]:
         """See `Session.run`. More rows than the engine takes are run in parts.
 
         Raises:
@@ -94,11 +94,11 @@ class TensorRTSession:
         unknown = set(outputs) - set(self._outputs)
         if unknown:
             raise InputError(f"The engine of {self._layout.modality} does not give {', '.join(sorted(unknown))}.")
-        sizes = self._layout.sizes(inputs)
+        sizes = self._layout.sizes(with_token_index(inputs, k))
         parts = []
         with self._lane() as lane:
             for rows in self._layout.parts(sizes):
-                part = {name: a if name == TOKEN_INDEX else a[rows] for name, a in inputs.items()}
+                part = with_token_index({name: array[rows] for name, array in inputs.items()}, k)
                 parts.append(lane.run(part, {**sizes, "batch": rows.stop - rows.start}, outputs))
         if len(parts) == 1:
             return parts[0]

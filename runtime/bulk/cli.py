@@ -13,9 +13,10 @@ from fluxtalk.runtime.backends.choose import BACKENDS
 from fluxtalk.runtime.bulk.inputs import open_input
 from fluxtalk.runtime.bulk.output import check_output
 from fluxtalk.runtime.bulk.stream import Wanted, embed_to_file
-from fluxtalk.runtime.embedder import OUTPUT_KINDS, load
+from fluxtalk.runtime.embedder import load
 from fluxtalk.runtime.vectors import DTYPES
 from fluxtalk.scoring.parity import PRECISIONS
+from fluxtalk.tokens import OUTPUT_KINDS
 
 
 def backend_options(command: Any) -> Any:

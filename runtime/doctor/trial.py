@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle, read_bundle
+from fluxtalk.artifacts.bundle import Bundle, read_bundle
 from fluxtalk.errors import BackendError, FluxTalkError
 from fluxtalk.runtime.backends.choose import choose, open_session
 from fluxtalk.runtime.backends.session import Session
@@ -129,14 +129,14 @@ def apart(what: Callable[..., T], *arguments: object) -> T:
 
 def counts(bundle: Bundle) -> list[int]:
     """The k that are tried: 1, the powers of 2, all overlapping ones, and all."""
-    total, overlapping = bundle.manifest.num_register_tokens, bundle.manifest.num_overlapping_tokens
+    layout = bundle.manifest.layout
+    total, overlapping = layout.num_register_tokens, layout.num_overlapping_tokens
     return sorted({k for k in (1, 2, 4, 8, 16, 32, 64, overlapping, total) if k <= total})
 
 
 def _latencies(bundle: Bundle, modality: str, session: Session) -> Iterator[Latency]:
     for length, item in _items(bundle, modality):
-        batches = {k: {**item, TOKEN_INDEX: np.arange(k, dtype=np.int64)} for k in counts(bundle)}
-        for k, ms in _medians(session, batches).items():
+        for k, ms in _medians(session, item, counts(bundle)).items():
             yield Latency(modality, length, k, round(ms, 4))
 
 
@@ -158,18 +158,18 @@ def _repeated(array: NDArray[Any], real: int, length: int) -> NDArray[Any]:
     return np.ascontiguousarray(np.concatenate([array[:, :real]] * -(-length // real), axis=1)[:, :length])
 
 
-def _medians(session: Session, batches: Mapping[int, Arrays]) -> dict[int, float]:
-    """Milliseconds for each; they take turns, so that a change of the machine's speed meets all."""
-    times: dict[int, list[float]] = {k: [] for k in batches}
-    for inputs in batches.values():
-        session.run(inputs, ("embeddings",))
-    ends = time.perf_counter() + _CELL_SECONDS * len(batches)
+def _medians(session: Session, inputs: Arrays, ks: Sequence[int]) -> dict[int, float]:
+    """Milliseconds at each k; they take turns, so that a change of the machine's speed meets all."""
+    times: dict[int, list[float]] = {k: [] for k in ks}
+    for k in ks:
+        session.run(inputs, k, ("embeddings",))
+    ends = time.perf_counter() + _CELL_SECONDS * len(ks)
     for turn in range(_MOST):
         if turn >= _FEWEST and time.perf_counter() > ends:
             break
-        for k, inputs in batches.items():
+        for k in ks:
             started = time.perf_counter()
-            session.run(inputs, ("embeddings",))
+            session.run(inputs, k, ("embeddings",))
             times[k].append(1e3 * (time.perf_counter() - started))
     return {k: statistics.median(found) for k, found in times.items()}
 

@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 
-from fluxtalk.artifacts.bundle import TOKEN_INDEX, read_bundle
+from fluxtalk.artifacts.bundle import read_bundle
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BundleError, TokenCountError, UsageError
 from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
@@ -97,7 +97,7 @@ def test_a_bundle_with_attention_serves_it(made: Made, table_data: PairDataset, 
     features = embedder.encoder(torch.from_numpy(batch["input_ids"]), torch.from_numpy(batch["mask"]))
     _, expected = embedder.read_with_attention(features, torch.arange(3))
     session = OnnxRuntimeSession(bundle.graph("text"))
-    found = session.run({**batch, TOKEN_INDEX: np.arange(3)}, ["attention"])
+    found = session.run(batch, 3, ["attention"])
     assert list(found) == ["attention"]
     np.testing.assert_allclose(found["attention"], expected.detach().numpy(), rtol=0, atol=1e-6)
     assert not found["attention"][~np.broadcast_to(batch["mask"][:, None], found["attention"].shape)].any()
@@ -118,14 +118,13 @@ def test_large_weights_lie_beside_the_graph_and_are_hashed(made: Made, tmp_path:
     assert locations == {"text.onnx.data"}
     inside, beside = OnnxRuntimeSession(made.bundle.graph("text")), OnnxRuntimeSession(tmp_path / "text.onnx")
     for k in (1, 4):
-        inputs = {**batch, TOKEN_INDEX: np.arange(k)}
-        np.testing.assert_array_equal(inside.run(inputs)["embeddings"], beside.run(inputs)["embeddings"])
+        np.testing.assert_array_equal(inside.run(batch, k)["embeddings"], beside.run(batch, k)["embeddings"])
     # Nor does a loaded graph notice what becomes of them.
     with (tmp_path / "text.onnx.data").open("r+b") as file:
         file.write(bytes((tmp_path / "text.onnx.data").stat().st_size))
-        np.testing.assert_array_equal(inside.run(inputs)["embeddings"], beside.run(inputs)["embeddings"])
+        np.testing.assert_array_equal(inside.run(batch, k)["embeddings"], beside.run(batch, k)["embeddings"])
         file.truncate(0)
-        np.testing.assert_array_equal(inside.run(inputs)["embeddings"], beside.run(inputs)["embeddings"])
+        np.testing.assert_array_equal(inside.run(batch, k)["embeddings"], beside.run(batch, k)["embeddings"])
 
 
 def test_every_byte_of_a_bundle_counts(made: Made, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.datasets import PairDataset
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from tests.conftest import Made
@@ -28,7 +27,7 @@ def batch_of(made: Made, data: PairDataset, modality: str, count: int, padding: 
 
 def graph(made: Made, modality: str, batch: Arrays, k: int) -> dict[str, NDArray[np.float32]]:
     session = OnnxRuntimeSession(made.bundle.graph(modality))
-    return session.run({**batch, TOKEN_INDEX: np.arange(k, dtype=np.int64)})
+    return session.run(batch, k)
 
 
 @pytest.mark.parametrize("modality", MODALITIES)

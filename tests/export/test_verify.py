@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
 from safetensors.numpy import load_file, save_file
 
-from fluxtalk.artifacts.bundle import ATTENTION, Bundle, read_bundle, write_manifest
+from fluxtalk.artifacts.bundle import Bundle, read_bundle, write_manifest
 from fluxtalk.artifacts.engine import EngineRecord, TensorRecord, record_path, write_engine
 from fluxtalk.artifacts.files import hash_bytes, hash_file
 from fluxtalk.datasets import PairDataset
@@ -24,6 +24,7 @@ from fluxtalk.export.graph.golden_cases import eager_outputs, longest_case, prov
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.runtime.golden import read_golden, read_longest
+from fluxtalk.tokens import ATTENTION
 from tests.conftest import Made
 
 PLAN = bytes(range(256)) * 8

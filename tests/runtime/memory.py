@@ -20,11 +20,11 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 session = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])(Path(sys.argv[3]), threads=1)
-small, large = ({"pixels": np.zeros((n, 32, 32, 1), np.uint8), "token_index": np.arange(4)} for n in (1, 2048))
-session.run(small)
+small, large = ({"pixels": np.zeros((n, 32, 32, 1), np.uint8)} for n in (1, 2048))
+session.run(small, 4)
 before = resident()
-session.run(large)
-session.run(small)
+session.run(large, 4)
+session.run(small, 4)
 print(resident() - before)
 """
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX
+from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.errors import InputError, ParityError
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from fluxtalk.runtime.backends.session import Arrays
@@ -29,8 +29,8 @@ class Faulty:
         self._fault = fault
         self.max_length: int | None = None
 
-    def run(self, inputs: Arrays, outputs: Sequence[str] = OUTPUTS) -> Outputs:
-        found = self._session.run(inputs, outputs)
+    def run(self, inputs: Arrays, k: int, outputs: Sequence[str] = OUTPUTS) -> Outputs:
+        found = self._session.run(inputs, k, outputs)
         self._fault(inputs, found)
         return found
 
@@ -56,8 +56,8 @@ def test_without_a_fault_nothing_is_found(made: Made, modality: str) -> None:
         report.require()
 
 
-def only_at_two(inputs: Arrays, found: Outputs) -> None:
-    if len(inputs[TOKEN_INDEX]) == 2:
+def only_at_two(_: Arrays, found: Outputs) -> None:
+    if found["tokens"].shape[1] == 2:
         found["embeddings"][:, 0] += 1e-3
 
 

@@ -123,8 +123,8 @@ def test_the_fake_session_keeps_the_contract() -> None:
     session = FakeSession()
     ids = np.arange(12).reshape(3, 4)
     mask = np.ones((3, 4), dtype=bool)
-    whole = session.run({"input_ids": ids, "mask": mask, "token_index": np.arange(4)})
-    prefix = session.run({"input_ids": ids[1:2], "mask": mask[1:2], "token_index": np.arange(2)})
+    whole = session.run({"input_ids": ids, "mask": mask}, 4)
+    prefix = session.run({"input_ids": ids[1:2], "mask": mask[1:2]}, 2)
     for name in ("tokens", "embeddings"):
         assert np.allclose(prefix[name][0], whole[name][1, :2])
 

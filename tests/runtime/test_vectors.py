@@ -164,9 +164,9 @@ def test_sessions_are_asked_for_no_more_than_is_needed(made: Made) -> None:
         session = embedder.session("text")
 
         class Listening:
-            def run(self, inputs: dict, outputs: tuple[str, ...]) -> dict:
+            def run(self, inputs: dict, k: int, outputs: tuple[str, ...]) -> dict:
                 asked.append(tuple(outputs))
-                return session.run(inputs, outputs)
+                return session.run(inputs, k, outputs)
 
             def describe(self) -> str:
                 return "listening"

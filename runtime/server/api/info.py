@@ -9,12 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from fluxtalk.runtime.embedder import OUTPUT_KINDS
 from fluxtalk.runtime.server.api.openai_embeddings import EMBEDDING_TYPES
 from fluxtalk.runtime.server.execution.served_model import Catalog
 from fluxtalk.runtime.server.http.errors import error_body, json_response
 from fluxtalk.runtime.server.metrics import CONTENT_TYPE
 from fluxtalk.runtime.server.service import Service
+from fluxtalk.tokens import OUTPUT_KINDS
 
 
 def fact_routes(service: Service) -> list[Route]:

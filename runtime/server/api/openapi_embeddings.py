@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from fluxtalk.runtime.embedder import OUTPUT_KINDS
 from fluxtalk.runtime.server.api import chat, cohere, jina
 from fluxtalk.runtime.server.api.openai_embeddings import EMBEDDING_TYPES, ENCODINGS, FIELDS
 from fluxtalk.runtime.server.api.openapi_parts import (
@@ -26,6 +25,7 @@ from fluxtalk.runtime.server.api.openapi_parts import (
 )
 from fluxtalk.runtime.server.execution.served_model import Catalog
 from fluxtalk.runtime.server.http.multipart import OPTIONS
+from fluxtalk.tokens import OUTPUT_KINDS
 
 PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAF0lEQVR42mNkYIEARgUog4UUBuMDKAMAR1gCmCOa8dUAAAAASUVORK5CYII="
 """An image of 8 x 8 pixels, for examples."""

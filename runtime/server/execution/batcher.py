@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.errors import InputError
 from fluxtalk.preprocess import Array, Preprocessor
 from fluxtalk.runtime.backends.session import Session
@@ -294,7 +293,7 @@ class Batcher:
                 batch[0].job.fail(self._item_error(batch[0], error))
                 if not isinstance(error, InputError) and self._known_good is not None:
                     # Was it the item? Else nobody gets an answer here any more, and that ends this thread.
-                    self._session.run(self._known_good)
+                    self._session.run(self._known_good, 1)
                 return
             log.warning("A batch of %d %s items failed; they are run one by one.", len(batch), self.modality)
             self._metrics.batch_retries.labels(self.modality).inc()
@@ -320,7 +319,7 @@ class Batcher:
         inputs = self._preprocess.collate([entry.job.arrays[entry.position] for entry in batch])
         k = max(entry.job.k for entry in batch)
         wanted = sorted({entry.job.wants for entry in batch})
-        return self._session.run({**inputs, TOKEN_INDEX: np.arange(k, dtype=np.int64)}, wanted)
+        return self._session.run(inputs, k, wanted)
 
     def _item_error(self, entry: _Entry, error: Exception) -> Exception:
         position = entry.job.positions[entry.position]

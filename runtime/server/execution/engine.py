@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluxtalk import tokens as token_algebra
-from fluxtalk.artifacts.bundle import ATTENTION, TOKEN_INDEX
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.backends.threads import available_cores
 from fluxtalk.runtime.embedder import Embedder
@@ -25,6 +24,7 @@ from fluxtalk.runtime.server.http.errors import ApiError
 from fluxtalk.runtime.server.http.fetch import Fetcher
 from fluxtalk.runtime.server.metrics import Metrics
 from fluxtalk.runtime.server.settings import ServerSettings
+from fluxtalk.tokens import ATTENTION
 
 _ON_CPU, _ON_GPU = 8, 64
 """Items of a batch: on a CPU, more of them hardly make an item cheaper, and all of them wait for the last."""
@@ -103,7 +103,7 @@ class Engine:
                 chosen = np.resize(np.arange(rows), count)
                 batch = {name: array[chosen] for name, array in inputs.items()}
                 for k in range(1, bundle.manifest.num_register_tokens + 1):
-                    self._embedder.session(modality).run({**batch, TOKEN_INDEX: np.arange(k, dtype=np.int64)})
+                    self._embedder.session(modality).run(batch, k)
 
     async def embed(self, request: EmbedRequest, deadline: float) -> Answer:
         """The vectors of a request. Cancel it, and what has not begun is never run.
@@ -166,7 +166,7 @@ class Engine:
 
     def _known_good(self, modality: str) -> dict[str, NDArray[Any]]:
         inputs, _ = read_golden(self._embedder.bundle, modality)
-        return {**{name: array[:1] for name, array in inputs.items()}, TOKEN_INDEX: np.arange(1, dtype=np.int64)}
+        return {name: array[:1] for name, array in inputs.items()}
 
     def _select(self, vectors: NDArray[np.float32], output: str) -> NDArray[np.float32]:
         overlapping = self._embedder.num_overlapping

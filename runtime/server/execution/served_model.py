@@ -8,9 +8,9 @@ from typing import Any
 
 from fluxtalk.artifacts.bundle import Manifest
 from fluxtalk.errors import UsageError, check_token_count
-from fluxtalk.runtime.embedder import OUTPUT_KINDS
 from fluxtalk.runtime.server.execution.requests import EmbedRequest, Item
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request
+from fluxtalk.tokens import OUTPUT_KINDS
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from fluxtalk.artifacts.bundle import ATTENTION, Manifest
+from fluxtalk.artifacts.bundle import Manifest
 from fluxtalk.runtime.server.api.dialects import Body
 from fluxtalk.runtime.server.execution.engine import Engine
 from fluxtalk.runtime.server.http.errors import bad_request, json_response
 from fluxtalk.runtime.server.search.item_request import embed_one, read_item, read_k, with_body
 from fluxtalk.runtime.server.service import Service
+from fluxtalk.tokens import ATTENTION
 
 OPTIONS = ("k",)
 _MOST_OTHERS = 16

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle, read_bundle
+from fluxtalk.artifacts.bundle import Bundle, read_bundle
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BackendError, QualityError, UsageError
 from fluxtalk.export.cli import main
@@ -184,7 +184,7 @@ def test_scores_of_a_known_change(made: Made, table_data: PairDataset) -> None:
     row = int(np.flatnonzero(text.groups == validation.ids.index(held_out.split.ids[7]))[0])
     batch = preprocess["text"].collate([preprocess["text"].prepare(text.values[row])])
     mine = int(np.flatnonzero(held_out.split.items["text"].groups == 7)[0])
-    alone = sessions["text"].run({**batch, TOKEN_INDEX: np.arange(4)})["embeddings"][0]
+    alone = sessions["text"].run(batch, 4)["embeddings"][0]
     assert np.abs(reference.embeddings["text"][mine] - alone).max() <= 1e-6
     assert max(reference.rows.values()) <= 1e-6
 

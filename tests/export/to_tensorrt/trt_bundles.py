@@ -17,7 +17,6 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
 
 from fluxtalk.artifacts.bundle import (
-    ATTENTION,
     OUTPUTS,
     TOKEN_INDEX,
     Bundle,
@@ -37,6 +36,7 @@ from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor, ImagePreprocessor, Preprocessor, TextPreprocessor
 from fluxtalk.scoring.parity import TOLERANCES
+from fluxtalk.tokens import ATTENTION
 
 DIM = 32
 MAX_LENGTH = 24

@@ -273,13 +273,13 @@ def test_batches_beyond_the_compiled_profile(made: Made, tmp_path: Path, monkeyp
     bundle = in_precisions(made, tmp_path / "bundle", "fp32")
     session = open_session(bundle, "text", "ort-tensorrt", "fp32", threads=1)
     golden, expected = read_golden(bundle, "text")
-    inputs = {**{name: np.concatenate([array] * 4) for name, array in golden.items()}, "token_index": np.arange(4)}
+    inputs = {name: np.concatenate([array] * 4) for name, array in golden.items()}
     assert len(inputs["mask"]) > 128
-    found = session.run(inputs)
+    found = session.run(inputs, 4)
     np.testing.assert_allclose(found["embeddings"], np.concatenate([expected["embeddings"]] * 4), atol=2e-6)
     longer = {name: np.pad(a, [(0, 0), (0, 40)]) if a.ndim > 1 else a for name, a in inputs.items()}
     with pytest.raises(InputError, match="length 1 to 32, k 1 to 4; got batch"):
-        session.run(longer)
+        session.run(longer, 4)
     assert compiled_layout(bundle, "image").profiles[0] == {"batch": [1, 8, 64], "k": [1, 4, 4]}
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle
+from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.artifacts.engine import FLAVORS, Flavor
 from fluxtalk.datasets import PairDataset
 from fluxtalk.devices.tensorrt_api import MODULES, load_tensorrt
@@ -105,7 +105,7 @@ def require_parity(made: Made, bundle: Bundle, modality: str, session: Session, 
     for batch in batches(bundle, modality):
         tokens, embeddings = eager.embed_arrays(batch, 4)
         for k in (1, 2, 3, 4, 4, 1):
-            found = session.run({**batch, TOKEN_INDEX: np.arange(k)})
+            found = session.run(batch, k)
             difference = embedding_difference(found["embeddings"], embeddings[:, :k])
             assert difference.broken(tolerance) == [], (k, {n: a.shape for n, a in batch.items()}, session.describe())
             if tolerance.tokens is not None:
@@ -128,10 +128,9 @@ def test_native_engines_equal_eager(
 def test_a_recorded_shape_gives_the_same_every_time(bundle: Bundle, flavor: Flavor, modality: str) -> None:
     with_graphs, without = (TensorRTSession(bundle, modality, "fp32", flavor, cuda_graphs=g) for g in (True, False))
     for batch in batches(bundle, modality):
-        inputs = {**batch, TOKEN_INDEX: np.arange(4)}
-        plain = without.run(inputs)
+        plain = without.run(batch, 4)
         for _ in range(4):
-            recorded = with_graphs.run(inputs)
+            recorded = with_graphs.run(batch, 4)
             for name, array in plain.items():
                 np.testing.assert_allclose(recorded[name], array, atol=1e-5, rtol=1e-5)
     for session in (with_graphs, without):
@@ -140,22 +139,23 @@ def test_a_recorded_shape_gives_the_same_every_time(bundle: Bundle, flavor: Flav
 
 def test_threads_get_what_one_gets(bundle: Bundle, flavor: Flavor) -> None:
     session = TensorRTSession(bundle, "text", "fp32", flavor)
-    inputs = [{**batch, TOKEN_INDEX: np.arange(1 + i % 4)} for i, batch in enumerate(batches(bundle, "text"))]
-    expected = [session.run(given)["embeddings"] for given in inputs]
+    inputs = list(batches(bundle, "text"))
+    ks = [1 + i % 4 for i in range(len(inputs))]
+    expected = [session.run(batch, k)["embeddings"] for batch, k in zip(inputs, ks, strict=True)]
     with ThreadPoolExecutor(8) as pool:
         for _ in range(5):
-            for found, right in zip(pool.map(session.run, inputs), expected, strict=True):
+            for found, right in zip(pool.map(session.run, inputs, ks), expected, strict=True):
                 np.testing.assert_allclose(found["embeddings"], right, atol=1e-5)
     session.close()
 
 
 def test_closing_gives_the_memory_back(bundle: Bundle, flavor: Flavor) -> None:
-    inputs = {**next(iter(batches(bundle, "text"))), TOKEN_INDEX: np.arange(4)}
+    inputs = next(iter(batches(bundle, "text")))
 
     def load_and_run() -> int:
         session = TensorRTSession(bundle, "text", "fp16", flavor)
         for _ in range(3):
-            session.run(inputs)
+            session.run(inputs, 4)
         session.close()
         return int(torch.cuda.mem_get_info()[0])
 
@@ -201,7 +201,7 @@ def test_onnxruntime_keeps_its_engines(made: Made, bundle: Bundle, modality: str
     written = modified(folder)
     assert any(name.endswith(".engine") for name in written)
     again = open_session(bundle, modality, "ort-tensorrt", "fp32")
-    again.run({**next(iter(batches(bundle, modality))), TOKEN_INDEX: np.arange(2)})
+    again.run(next(iter(batches(bundle, modality))), 2)
     engines = {name for name in written if name.endswith(".engine")}
     assert {name: time for name, time in modified(folder).items() if name in engines} == {
         name: written[name] for name in engines

@@ -93,14 +93,14 @@ def test_many_threads_share_a_session(made: Made) -> None:
         row, k = number % 30, 1 + number % 4
         rows = slice(None) if number % 7 == 0 else slice(row, row + 1 + number % 3)
         part = {name: array[rows] for name, array in golden.items()}
-        found = session.run({**part, "token_index": np.arange(k)})["embeddings"]
+        found = session.run(part, k)["embeddings"]
         return float(np.abs(found - expected["embeddings"][rows, :k]).max())
 
     with ThreadPoolExecutor(8) as pool:
         assert max(pool.map(run, range(400))) < 1e-5
-    first = session.run({**golden, "token_index": np.arange(4)})["tokens"]
+    first = session.run(golden, 4)["tokens"]
     kept = first.copy()
-    session.run({**{name: np.roll(array, 1, axis=0) for name, array in golden.items()}, "token_index": np.arange(4)})
+    session.run({name: np.roll(array, 1, axis=0) for name, array in golden.items()}, 4)
     np.testing.assert_array_equal(first, kept)
 
 
@@ -109,23 +109,23 @@ def test_arrays_that_are_views_or_read_only_are_taken(made: Made) -> None:
     golden, expected = read_golden(made.bundle, "image")
     pixels = np.concatenate([golden["pixels"]] * 2)[::2]
     pixels.setflags(write=False)
-    found = session.run({"pixels": pixels, "token_index": np.arange(4)})["embeddings"]
+    found = session.run({"pixels": pixels}, 4)["embeddings"]
     np.testing.assert_allclose(found, np.concatenate([expected["embeddings"]] * 2)[::2], atol=1e-5)
 
 
 def test_wrong_inputs_are_refused(made: Made) -> None:
     """OpenVINO itself takes what is missing from the run before, and casts what has another type."""
     session = OpenVinoSession(made.bundle.graph("image"), 1)
-    pixels, index = np.zeros((1, 32, 32, 1), np.uint8), np.arange(4)
-    session.run({"pixels": pixels, "token_index": index})
-    with pytest.raises(InputError, match=r"takes pixels \(uint8\), token_index \(int64\); got pixels \(uint8\)\."):
-        session.run({"pixels": pixels})
+    pixels = np.zeros((1, 32, 32, 1), np.uint8)
+    session.run({"pixels": pixels}, 4)
+    with pytest.raises(InputError, match=r"takes pixels \(uint8\), token_index \(int64\); got token_index \(int64\)\."):
+        session.run({}, 4)
     with pytest.raises(InputError, match=r"got pixels \(float32\), token_index \(int64\)\."):
-        session.run({"pixels": pixels.astype(np.float32), "token_index": index})
+        session.run({"pixels": pixels.astype(np.float32)}, 4)
     with pytest.raises(InputError, match=r"OpenVINO could not run the graph: .*shape=\[\?,32,32,1\].*incompatible\."):
-        session.run({"pixels": pixels[:, :30], "token_index": index})
+        session.run({"pixels": pixels[:, :30]}, 4)
     # And none of them spoils the next.
-    assert session.run({"pixels": pixels, "token_index": index})["tokens"].shape == (1, 4, 48)
+    assert session.run({"pixels": pixels}, 4)["tokens"].shape == (1, 4, 48)
 
 
 def test_a_graph_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -211,5 +211,5 @@ def test_the_file_may_change_while_it_serves(made: Made, tmp_path: Path) -> None
     session = OpenVinoSession(bundle.graph("text"), 1)
     golden, expected = read_golden(bundle, "text")
     bundle.graph("text").write_bytes(b"other")
-    found = session.run({**golden, "token_index": np.arange(4)})["embeddings"]
+    found = session.run(golden, 4)["embeddings"]
     np.testing.assert_allclose(found, expected["embeddings"], atol=1e-5)

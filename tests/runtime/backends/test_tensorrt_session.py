@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fluxtalk.artifacts.bundle import ATTENTION, OUTPUTS, Bundle, read_bundle
+from fluxtalk.artifacts.bundle import OUTPUTS, Bundle, read_bundle
 from fluxtalk.artifacts.engine import Flavor, Profile, read_plan, write_engine
 from fluxtalk.artifacts.files import hash_bytes, write_atomically
 from fluxtalk.devices.gpu import compute_capability
@@ -28,6 +28,7 @@ from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from fluxtalk.runtime.backends.tensorrt_session import TensorRTSession
 from fluxtalk.runtime.golden import padding_room, read_golden, replay
 from fluxtalk.scoring.parity import EXPORT_TOLERANCE
+from fluxtalk.tokens import ATTENTION
 from tests.conftest import Made
 from tests.export.to_tensorrt.trt_bundles import bundle_of, graph_of, kinds
 from tests.export.to_tensorrt.trt_usage import dump
@@ -59,11 +60,12 @@ def golden(bundle: Bundle, modality: str, k: int = 4) -> dict[str, Any]:
     return {**read_golden(bundle, modality)[0], "token_index": np.arange(k)}
 
 
-def texts(batch: int, length: int, k: int = 4, seed: int = 0) -> dict[str, Any]:
+def texts(batch: int, length: int, k: int = 4, seed: int = 0) -> tuple[dict[str, Any], int]:
+    """Random texts, and the k to run them with."""
     rng = np.random.default_rng([seed, batch, length])
     mask = np.arange(length) < rng.integers(1, length + 1, (batch, 1))
     ids = np.where(mask, rng.integers(1, 60, (batch, length)), 0)
-    return {"input_ids": ids, "mask": mask, "token_index": np.arange(k)}
+    return {"input_ids": ids, "mask": mask}, k
 
 
 @pytest.mark.parametrize("graphs", [True, False])
@@ -97,22 +99,22 @@ def test_every_kind_of_input_and_attention(gpu: FakeGpu, tmp_path: Path, modalit
     kind = kinds()[modality]
     bundle = bundle_of(tmp_path / "bundle", {modality: graph_of(modality, kind, attention=True)}, attention=True)
     batch = kind.preprocess.collate([kind.preprocess.prepare(item) for item in kind.items])
-    given = {**batch, "token_index": np.arange(3)}
     profile = {**WIDE, "length": [2, 8, 20]} if "mask" in batch else without_length(WIDE)
     gpu.put_engine(bundle, modality, [profile], "tensorrt")
     session = TensorRTSession(bundle, modality, "fp32", "tensorrt")
     reference = OnnxRuntimeSession(bundle.graph(modality))
     for outputs in (OUTPUTS, [*OUTPUTS, ATTENTION], [ATTENTION], OUTPUTS, OUTPUTS):
-        found, expected = session.run(given, outputs), reference.run(given, outputs)
+        found, expected = session.run(batch, 3, outputs), reference.run(batch, 3, outputs)
         assert list(found) == list(outputs)
         for name in outputs:
             assert found[name].shape == expected[name].shape
             np.testing.assert_allclose(found[name], expected[name], atol=2e-6)
     if "mask" in batch:
-        short = {name: array if name == "token_index" else array[:, :1] for name, array in given.items()}
-        np.testing.assert_allclose(session.run(short)["embeddings"], reference.run(short)["embeddings"], atol=2e-6)
+        short = {name: array[:, :1] for name, array in batch.items()}
+        found, expected = session.run(short, 3), reference.run(short, 3)
+        np.testing.assert_allclose(found["embeddings"], expected["embeddings"], atol=2e-6)
         with pytest.raises(InputError, match="of lengths from 2 on; got 1"):
-            session.run(short, [ATTENTION])
+            session.run(short, 3, [ATTENTION])
 
 
 def test_a_batch_takes_the_tightest_profile_and_large_ones_go_in_parts(gpu: FakeGpu, bundle: Bundle) -> None:
@@ -135,7 +137,7 @@ def test_a_batch_takes_the_tightest_profile_and_large_ones_go_in_parts(gpu: Fake
         (texts(35, 5, 4), 2, (3, 5)),
         (texts(35, 14, 1), 0, (3, 14)),
     ):
-        found, expected = session.run(inputs), reference.run(inputs)
+        found, expected = session.run(*inputs), reference.run(*inputs)
         assert (context.active_optimization_profile, context.shapes["mask"]) == (profile, shape)
         for name in OUTPUTS:
             np.testing.assert_allclose(found[name], expected[name], atol=2e-6)
@@ -148,9 +150,9 @@ def test_sizes_beyond_every_profile_and_wrong_inputs_are_refused(gpu: FakeGpu, b
     session = TensorRTSession(bundle, "text", "fp32", "tensorrt")
     for wrong in (texts(1, 13, 1), texts(1, 5, 4)):
         with pytest.raises(InputError, match="batch 1 to 4, length 4 to 12, k 1 to 3; got batch 1") as refused:
-            session.run(wrong)
+            session.run(*wrong)
         assert "--profile text:" in str(refused.value)
-    right = texts(2, 5, 2)
+    right, k = texts(2, 5, 2)
     for changed, message in (
         ({"mask": right["mask"][:1]}, "mask as bool"),
         ({"mask": right["mask"].astype(np.int64)}, r"got int64 \(2, 5\)"),
@@ -158,29 +160,25 @@ def test_sizes_beyond_every_profile_and_wrong_inputs_are_refused(gpu: FakeGpu, b
         ({"pixels": right["mask"]}, "takes the inputs input_ids, mask, token_index"),
     ):
         with pytest.raises(InputError, match=message):
-            session.run({**right, **changed})
+            session.run({**right, **changed}, k)
     with pytest.raises(InputError, match="does not give attention"):
-        session.run(right, [ATTENTION])
-    assert session.run(right)["tokens"].shape == (2, 2, 48)
-    assert session.run({name: a if name == "token_index" else a[:0] for name, a in right.items()})["tokens"].shape == (
-        0,
-        2,
-        48,
-    )
+        session.run(right, k, [ATTENTION])
+    assert session.run(right, k)["tokens"].shape == (2, 2, 48)
+    assert session.run({name: array[:0] for name, array in right.items()}, k)["tokens"].shape == (0, 2, 48)
 
 
 def test_buffers_are_bound_once_and_again_when_they_have_grown(gpu: FakeGpu, bundle: Bundle) -> None:
     gpu.put_engine(bundle, "text", [WIDE], "tensorrt")
     session = TensorRTSession(bundle, "text", "fp32", "tensorrt", cuda_graphs=False)
-    session.run(texts(8, 16))
+    session.run(*texts(8, 16))
     calls = gpu.cudart.calls
     bound, allocated = calls["set_tensor_address"], calls["cudaMalloc"]
     assert (bound, allocated) == (5, 5)
     for batch in range(1, 9):
-        session.run(texts(batch, 16, 1 + batch % 4))
+        session.run(*texts(batch, 16, 1 + batch % 4))
     assert (calls["set_tensor_address"], calls["cudaMalloc"]) == (bound, allocated)
     for batch in range(9, 17):
-        session.run(texts(batch, 16))
+        session.run(*texts(batch, 16))
     # Everything but the token positions grew, once: to twice as much.
     assert (calls["set_tensor_address"], calls["cudaMalloc"]) == (10, 9)
     assert len(gpu.cudart.memory) == 10
@@ -193,10 +191,10 @@ def test_shapes_are_recorded_when_they_come_again_and_the_oldest_goes(
     gpu.put_engine(bundle, "text", [WIDE], "tensorrt")
     session = TensorRTSession(bundle, "text", "fp32", "tensorrt")
     calls = gpu.cudart.calls
-    session.run(texts(100, 30))  # so that nothing grows below
+    session.run(*texts(100, 30))  # so that nothing grows below
     begun: list[int] = []
     for batch in (1, 1, 1, 2, 2, 2, 3, 3, 2, 1, 3):
-        session.run(texts(batch, 7))
+        session.run(*texts(batch, 7))
         begun.append(calls["cudaStreamBeginCapture"])
     # The third shape takes the place of the first, which is recorded anew, in the place of the third.
     assert begun == [0, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5]
@@ -208,11 +206,11 @@ def test_shapes_are_recorded_when_they_come_again_and_the_oldest_goes(
     # Near sizes share a recording: 33 to 40 rows are 40, 17 to 20 words are 20.
     before = calls["cudaStreamBeginCapture"]
     for batch, length in ((33, 17), (40, 18), (37, 20), (34, 19)):
-        session.run(texts(batch, length))
+        session.run(*texts(batch, length))
     assert calls["cudaStreamBeginCapture"] == before + 1
     assert calls["cudaGraphLaunch"] == 5
     # Buffers that move take the recordings with them.
-    session.run(texts(128, 32))
+    session.run(*texts(128, 32))
     assert len(gpu.cudart.graphs) == 0
 
 
@@ -221,9 +219,9 @@ def test_where_nothing_can_be_recorded_the_engine_runs_without(gpu: FakeGpu, bun
     gpu.put_engine(bundle, "text", [WIDE], "tensorrt")
     session = TensorRTSession(bundle, "text", "fp32", "tensorrt")
     gpu.cudart.failing[failing] = "cudaErrorStreamCaptureUnsupported"
-    reference = OnnxRuntimeSession(bundle.graph("text", "fp32")).run(texts(5, 9))
+    reference = OnnxRuntimeSession(bundle.graph("text", "fp32")).run(*texts(5, 9))
     for _ in range(4):
-        found = session.run(texts(5, 9))
+        found = session.run(*texts(5, 9))
         np.testing.assert_allclose(found["embeddings"], reference["embeddings"], atol=2e-6)
     assert gpu.cudart.calls[failing] == 1
     assert "CUDA graphs off, because CUDA reports cudaErrorStreamCaptureUnsupported" in session.describe()
@@ -236,13 +234,13 @@ def test_threads_share_a_few_lanes(gpu: FakeGpu, bundle: Bundle, flavor: Flavor)
     reference = OnnxRuntimeSession(bundle.graph("text", "fp32"))
     batches = [texts(1 + i % 5, 3 + i % 4, 1 + i % 4, seed=i) for i in range(60)]
     with ThreadPoolExecutor(8) as pool:
-        for batch, found in zip(batches, pool.map(session.run, batches), strict=True):
-            np.testing.assert_allclose(found["tokens"], reference.run(batch)["tokens"], atol=1e-5)
+        for batch, found in zip(batches, pool.map(lambda batch: session.run(*batch), batches), strict=True):
+            np.testing.assert_allclose(found["tokens"], reference.run(*batch)["tokens"], atol=1e-5)
     assert 1 <= len(gpu.cudart.streams) <= 3
     session.close()
     session.close()
     with pytest.raises(BackendError, match="closed"):
-        session.run(batches[0])
+        session.run(*batches[0])
     gc.collect()
     assert (gpu.cudart.live, gpu.contexts(flavor)) == (0, [])
 

@@ -58,11 +58,11 @@ class Counting(FakeSession):
         self.items = 0
         self.limit = limit
 
-    def run(self, inputs: Arrays, outputs: Sequence[str] = OUTPUTS) -> dict[str, np.ndarray]:
+    def run(self, inputs: Arrays, k: int, outputs: Sequence[str] = OUTPUTS) -> dict[str, np.ndarray]:
         self.items += len(inputs["input_ids"])
         if self.limit is not None and self.items > self.limit:
             raise KeyboardInterrupt
-        return super().run(inputs, outputs)
+        return super().run(inputs, k, outputs)
 
 
 def items(texts: list[str] = TEXTS) -> list[Item]:

@@ -127,11 +127,11 @@ class Faulty:
     """Rows of every run."""
 
     def run(
-        self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str] = OUTPUTS
+        self, inputs: Mapping[str, NDArray[Any]], k: int, outputs: Sequence[str] = OUTPUTS
     ) -> dict[str, NDArray[np.float32]]:
         self.sizes.append(len(next(iter(inputs.values()))))
         self.before(inputs)
-        found = self.session.run(inputs, outputs)
+        found = self.session.run(inputs, k, outputs)
         self.after(found)
         return found
 
