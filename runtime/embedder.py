@@ -17,9 +17,9 @@ from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.arguments import check_integer, check_items
 from fluxtalk.runtime.backends.open import open_sessions
 from fluxtalk.runtime.backends.session import Session
-from fluxtalk.runtime.backends.threads import check_threads
+from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.batching import batches_by_length
-from fluxtalk.runtime.golden import verify_golden
+from fluxtalk.runtime.verify import verify_sessions
 from fluxtalk.runtime.vectors import Vectors, quantize
 from fluxtalk.tokens import ATTENTION, POOLED, Floats, Selection
 
@@ -251,19 +251,19 @@ def load(
         UsageError: the backend, a modality or the precision is unknown, or ``threads`` is no such number.
         ParityError: with ``verify``, the golden vectors are not reproduced.
     """
-    threads = check_threads(threads)
+    options = BackendOptions(backend, precision, threads, spinning, allow_host_code)
     opened = read_bundle(Path(bundle))
     wanted = list(modalities) if modalities is not None else list(opened.manifest.modalities)
     unknown = [name for name in wanted if name not in opened.manifest.modalities]
     if unknown:
         raise UsageError(f"This bundle embeds {', '.join(opened.manifest.modalities)}; got {', '.join(unknown)}.")
-    choice, sessions = open_sessions(opened, wanted, backend, precision, threads, spinning, allow_host_code)
+    choice, sessions = open_sessions(opened, wanted, options)
     with ExitStack() as opening:
         for session in sessions.values():
             opening.callback(session.close)
         embedder = Embedder(opened, sessions, choice.reason, choice.precision)
         if verify:
-            for report in verify_golden(opened, embedder.session, wanted, choice.precision):
+            for report in verify_sessions(opened, embedder.session, wanted, choice.precision):
                 report.require()
         opening.pop_all()
     return embedder

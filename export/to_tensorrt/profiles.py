@@ -13,9 +13,6 @@ from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.artifacts.engine import AXES, Profile
 from fluxtalk.errors import UsageError
 
-DEFAULT_BATCH = [1, 8, 64]
-DEFAULT_LENGTH = [1, 64, 512]
-"""Cut to the longest input that the modality's preprocessing gives."""
 
 
 def profiles_of(bundle: Bundle, modalities: Sequence[str], texts: Sequence[str]) -> dict[str, list[Profile]]:
@@ -44,7 +41,7 @@ def profiles_of(bundle: Bundle, modalities: Sequence[str], texts: Sequence[str])
         if profile in found.setdefault(modality, []):
             raise UsageError(f"--profile {text} is given twice; leave one out.")
         found[modality].append(profile)
-    return {modality: found.get(modality) or [default_profile(bundle, modality)] for modality in modalities}
+    return {modality: found.get(modality) or [default_profile(bundle.manifest, modality)] for modality in modalities}
 
 
 def parse_profile(text: str) -> tuple[str, Profile]:
@@ -67,16 +64,6 @@ def parse_profile(text: str) -> tuple[str, Profile]:
             raise UsageError(f"--profile {text} names the axis {axis} twice; leave one out.")
         profile[axis] = _sizes(text, axis, sizes)
     return modality, profile
-
-
-def default_profile(bundle: Bundle, modality: str) -> Profile:
-    """Batches of up to 64, every length the modality may have (up to 512), every k; fastest at k = N."""
-    tokens = bundle.manifest.num_register_tokens
-    profile: Profile = {"batch": [*DEFAULT_BATCH]}
-    if _has_length(bundle, modality):
-        longest = _longest(bundle, modality)
-        profile["length"] = [size if longest is None else min(size, longest) for size in DEFAULT_LENGTH]
-    return {**profile, "k": [1, tokens, tokens]}
 
 
 def sizes_at(profile: Profile, axes: Sequence[str | int], which: int) -> tuple[int, ...]:
@@ -107,23 +94,14 @@ def _sizes(text: str, axis: str, sizes: str) -> list[int]:
 
 def _complete(bundle: Bundle, modality: str, given: Profile, text: str) -> Profile:
     """Fill in the axes that are not named, in the order of `AXES`, and check the sizes against the bundle."""
-    if "length" in given and not _has_length(bundle, modality):
+    entry = bundle.manifest.modalities[modality]
+    if "length" in given and not entry.has_length:
         raise UsageError(f"--profile {text}: {modality} has no length, only batch and k; leave length out.")
-    tokens, longest = bundle.manifest.num_register_tokens, _longest(bundle, modality)
+    tokens, longest = bundle.manifest.num_register_tokens, entry.max_length
     if "k" in given and given["k"][2] > tokens:
         raise UsageError(f"--profile {text}: this bundle has {tokens} register tokens; k goes up to {tokens}.")
     if "length" in given and longest is not None and given["length"][2] > longest:
         raise UsageError(
             f"--profile {text}: the {modality} encoder takes at most {longest} tokens; length goes up to {longest}."
         )
-    return {axis: given.get(axis, sizes) for axis, sizes in default_profile(bundle, modality).items()}
-
-
-def _has_length(bundle: Bundle, modality: str) -> bool:
-    """Images alone have none: what is padded has a mask."""
-    return "mask" in bundle.manifest.modalities[modality].inputs
-
-
-def _longest(bundle: Bundle, modality: str) -> int | None:
-    longest = bundle.manifest.modalities[modality].preprocess.get("max_length")
-    return longest if isinstance(longest, int) else None
+    return {axis: given.get(axis, sizes) for axis, sizes in default_profile(bundle.manifest, modality).items()}

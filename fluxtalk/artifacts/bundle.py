@@ -17,21 +17,27 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from fluxtalk.artifacts.golden import GoldenVectors, read_golden_file
 from fluxtalk.artifacts.files import Identity, hash_file, hash_json, write_json
 from fluxtalk.config import StrictConfig, require, require_modality_name
 from fluxtalk.errors import ArtifactError, BundleError, UsageError
 from fluxtalk.preprocess import Preprocessor, from_parts
 from fluxtalk.scoring.parity import Tolerance
-from fluxtalk.tokens import ATTENTION, TokenLayout
+from fluxtalk.tokens import ATTENTION, OUTPUT_KINDS, TokenLayout
 
 FORMAT = "fluxtalk.bundle"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 TOKEN_INDEX = "token_index"
 OUTPUTS = ("tokens", "embeddings")
+AXES = ("batch", "length", "k")
+"""The sizes of a graph's inputs that may vary."""
 FEATURES = "frozen_features"
 """The value between encoder and head in every graph."""
 ENGINES = "engines"
@@ -40,13 +46,37 @@ _OWN_HASH = "manifest_hash"
 
 
 @dataclass(frozen=True)
+class TensorSpec(StrictConfig):
+    """One input of a graph."""
+
+    name: str
+    dtype: str
+    """NumPy's name of its type, such as ``uint8``."""
+    shape: list[str | int]
+    """Sizes in order; a size that may vary is its axis: ``batch``, ``length`` or ``k``."""
+
+    def __post_init__(self) -> None:
+        _require_strings([self.name, self.dtype], "name and dtype")
+        try:
+            np.dtype(self.dtype)
+        except TypeError:
+            raise UsageError(f"dtype is a type of NumPy's; got {self.dtype!r}") from None
+        require(
+            isinstance(self.shape, list) and all(size in AXES or type(size) is int for size in self.shape),
+            f"shape holds {', '.join(AXES)} and integers; got {self.shape!r}",
+        )
+
+
+@dataclass(frozen=True)
 class ModalityEntry(StrictConfig):
     """One modality of a bundle."""
 
     graphs: dict[str, str]
     """Precision to the ONNX graph's file name."""
-    inputs: list[str]
+    inputs: list[TensorSpec]
     """The graph's inputs in order; the last is ``token_index`` (int64, (k,))."""
+    max_length: int | None
+    """The longest input that preprocessing gives; None if it has no length, or no longest."""
     preprocess: dict[str, Any]
     """Settings of `fluxtalk.preprocess`."""
     preprocess_files: dict[str, str]
@@ -55,10 +85,24 @@ class ModalityEntry(StrictConfig):
     def __post_init__(self) -> None:
         require(isinstance(self.graphs, dict) and bool(self.graphs), "graphs is an object with a graph")
         _require_strings(list(self.graphs.values()), "graphs")
-        _require_strings(self.inputs, "inputs")
+        require(bool(self.inputs), "inputs names at least one tensor")
+        require(
+            self.max_length is None or (type(self.max_length) is int and self.max_length >= 1),
+            f"max_length is a positive integer or null; got {self.max_length!r}",
+        )
         require(isinstance(self.preprocess, dict), "preprocess is an object")
         require(isinstance(self.preprocess_files, dict), "preprocess_files is an object")
         _require_strings(list(self.preprocess_files.values()), "preprocess_files")
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> ModalityEntry:
+        """Read back what `to_dict` gave."""
+        return cls.from_dict({**content, "inputs": [TensorSpec.from_dict(spec) for spec in content["inputs"]]})
+
+    @property
+    def has_length(self) -> bool:
+        """Whether inputs vary in length, and are padded."""
+        return any("length" in spec.shape for spec in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -135,18 +179,18 @@ class Manifest(StrictConfig):
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Manifest:
         """Read back what `to_dict` gave."""
-        entries = {name: ModalityEntry.from_dict(entry) for name, entry in content["modalities"].items()}
+        entries = {name: ModalityEntry.from_json(entry) for name, entry in content["modalities"].items()}
         for name in entries:
             require_modality_name(name)
         precisions = {name: PrecisionEntry.from_json(entry) for name, entry in content["precisions"].items()}
         return cls.from_dict({**content, "modalities": entries, "precisions": precisions})
 
-    @property
+    @cached_property
     def bundle_hash(self) -> str:
-        """What identifies the bundle's content: the hashes of its files, joined."""
+        """The bundle's identity: a hash over the hashes of its files."""
         return hash_json(self.files)
 
-    @property
+    @cached_property
     def layout(self) -> TokenLayout:
         """The register tokens of the bundle, which check and cut every ``k`` (`fluxtalk.tokens`)."""
         return TokenLayout(
@@ -154,12 +198,16 @@ class Manifest(StrictConfig):
         )
 
     def space_id(self, output: str) -> str:
-        """Which space vectors lie in: those of one space compare, whatever their precision, k or number of bytes.
+        """Identify the space of vectors: those of one space compare, whatever their precision, k or number of bytes.
 
         Args:
-            output: ``pooled``, ``concat``, ``tokens`` or ``complementary``.
+            output: one of `fluxtalk.tokens.OUTPUT_KINDS`.
         """
-        return hash_json([self.stage1_hash, self.head_hash, output])
+        return self._space_ids[output]
+
+    @cached_property
+    def _space_ids(self) -> dict[str, str]:
+        return {output: hash_json([self.stage1_hash, self.head_hash, output]) for output in OUTPUT_KINDS}
 
 
 @dataclass(frozen=True)
@@ -202,8 +250,21 @@ class Bundle:
         """The folder of what is compiled for one kind of machine; it may be absent."""
         return self.folder / ENGINES
 
+    @cached_property
+    def golden(self) -> GoldenVectors:
+        """The golden vectors, read when they are first asked for.
+
+        Raises:
+            BundleError: the file cannot be read, or lacks an array.
+        """
+        inputs = {
+            modality: [spec.name for spec in entry.inputs if spec.name != TOKEN_INDEX]
+            for modality, entry in self.manifest.modalities.items()
+        }
+        return read_golden_file(self.folder / self.manifest.golden, inputs, self.manifest.outputs)
+
     def preprocess(self, modality: str) -> Preprocessor:
-        """The preprocessing of a modality."""
+        """Build the preprocessing of a modality."""
         entry = self.manifest.modalities[modality]
         files = {
             name: (self.folder / file).read_text(encoding="utf-8") for name, file in entry.preprocess_files.items()
@@ -247,7 +308,7 @@ def read_bundle(folder: Path, check_hashes: bool = True) -> Bundle:
     if content.get("schema_version") != SCHEMA_VERSION:
         raise BundleError(
             f"{folder} has bundle schema {content.get('schema_version')}; this FluxTalk reads {SCHEMA_VERSION}: "
-            "export it again."
+            "export its run again with `fluxtalk-export onnx RUN -o BUNDLE`."
         )
     own_hash = content.pop(_OWN_HASH, None)
     if check_hashes and own_hash != hash_json(content):

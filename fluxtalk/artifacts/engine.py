@@ -21,23 +21,38 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from fluxtalk.artifacts.bundle import AXES, Manifest
 from fluxtalk.artifacts.files import Identity, hash_bytes, hash_json, write_atomically, write_json
 from fluxtalk.config import StrictConfig, require, require_modality_name
 from fluxtalk.errors import ArtifactError, BackendError, UsageError
 
 FORMAT = "fluxtalk.engine"
 SCHEMA_VERSION = 1
-AXES = ("batch", "length", "k")
 
 Flavor = Literal["tensorrt", "rtx"]
 FLAVORS: tuple[Flavor, ...] = ("tensorrt", "rtx")
 Profile = dict[str, list[int]]
 """Axis (``batch``, ``length``, ``k``) to its smallest, optimal and largest size."""
 
+_BATCH = [1, 8, 64]
+_LENGTH = [1, 64, 512]
 _SUFFIX = ".engine"
 _CAPABILITY = re.compile(r"[1-9][0-9]?\.[0-9]\Z")
 _VERSION = re.compile(r"[0-9]+(\.[0-9a-z]+)+\Z")
 _PRECISION = re.compile(r"[a-z][a-z0-9]*\Z")
+
+
+def default_profile(manifest: Manifest, modality: str) -> Profile:
+    """Give the profile for which engines are compiled unless a user names another.
+
+    It takes batches of up to 64, every length that the modality may have (up to 512) and every k, and is fastest at
+    k = N.
+    """
+    entry, tokens = manifest.modalities[modality], manifest.num_register_tokens
+    profile: Profile = {"batch": [*_BATCH]}
+    if entry.has_length:
+        profile["length"] = [size if entry.max_length is None else min(size, entry.max_length) for size in _LENGTH]
+    return {**profile, "k": [1, tokens, tokens]}
 
 
 @dataclass(frozen=True)

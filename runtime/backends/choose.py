@@ -8,24 +8,20 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle
-from fluxtalk.artifacts.engine import Flavor, Profile, find_engine
+import numpy as np
+
+from fluxtalk.artifacts.bundle import Bundle
+from fluxtalk.artifacts.engine import Flavor, default_profile, find_engine
 from fluxtalk.devices.gpu import compute_capability
 from fluxtalk.devices.tensorrt_api import MODULES, load_tensorrt
-from fluxtalk.errors import BackendError, UsageError
-from fluxtalk.runtime.backends.engine_shapes import Layout, input_of
-from fluxtalk.runtime.backends.onnxruntime_session import PROVIDERS, OnnxRuntimeSession, import_onnxruntime
+from fluxtalk.errors import BackendError
+from fluxtalk.runtime.backends.engine_shapes import Input, Layout
+from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession, import_onnxruntime
 from fluxtalk.runtime.backends.openvino_session import OpenVinoSession, computes_bf16, openvino_installed
+from fluxtalk.runtime.backends.options import AUTO, NATIVE, OPENVINO, PROVIDERS, BackendOptions
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.backends.tensorrt_session import TensorRTSession
-from fluxtalk.runtime.golden import read_golden
 
-NATIVE: dict[str, Flavor] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
-OPENVINO = "openvino"
-BACKENDS = ("auto", *PROVIDERS, *NATIVE, OPENVINO)
-_BATCH = [1, 8, 64]
-_LENGTH = [1, 64, 512]
-"""What ONNX Runtime's TensorRT provider compiles for; lengths are cut to the longest that the modality has."""
 _LARGE = 8_000_000
 """Numbers in a graph from which on OpenVINO was faster (bench/latency/backends.py)."""
 
@@ -43,114 +39,83 @@ class Choice:
 
 def choose(
     bundle: Bundle,
-    backend: str = "auto",
-    precision: str | None = None,
+    options: BackendOptions,
     modalities: Sequence[str] | None = None,
-    allow_host_code: bool = False,
     failed: Mapping[str, str] | None = None,
 ) -> Choice:
     """Choose what runs a bundle on this machine.
 
     Args:
-        backend: what is named is taken, or refused. ``auto`` takes the first that is installed and fits: a native
-            engine for every modality, ONNX Runtime on CUDA where there is a GPU, OpenVINO where it was measured to be
+        options: a backend that is named is taken, or refused. ``auto`` takes the first that is installed and fits: a
+            native engine for every modality; ONNX Runtime on CUDA if there is a GPU; OpenVINO if it was measured to be
             faster than ONNX Runtime on the CPU (large graphs, in a precision that it computes in) or alone runs what is
-            asked, and ONNX Runtime on the CPU.
-        precision: what is named is taken, or refused. None takes on a GPU fp16, else bf16, else the bundle's first
-            (bf16 last in ONNX Runtime, whose providers have only some operators for it); on the CPU the bundle's first
-            that runs there.
-        modalities: that will be loaded; None takes all.
-        allow_host_code: see `TensorRTSession`.
+            asked; and ONNX Runtime on the CPU. A precision that is named is taken, or refused. None takes on a GPU
+            fp16, else bf16, else the bundle's first (bf16 last in ONNX Runtime, whose providers have only some
+            operators for it); on the CPU the bundle's first that runs there.
+        modalities: those that will be loaded; None takes all.
         failed: backend to why it did not start, of those that ``auto`` tried already.
 
     Raises:
-        UsageError: the backend or the precision is unknown.
+        UsageError: the bundle does not hold the precision.
         BackendError: what was asked for is missing, or does not run.
         ArtifactError: the record of an engine was changed.
     """
-    if backend not in BACKENDS:
-        raise UsageError(f"backend is one of {', '.join(BACKENDS)}; got {backend!r}.")
+    backend, precision = options.backend, options.precision
     bundle.precision(precision)
     wanted = list(modalities) if modalities is not None else list(bundle.manifest.modalities)
     if backend in NATIVE:
-        chosen = _native_precision(bundle, NATIVE[backend], precision, wanted, allow_host_code)
+        chosen = _native_precision(bundle, NATIVE[backend], options, wanted)
         return Choice(backend, chosen, "asked for by name")
     if backend == OPENVINO:
         return Choice(backend, bundle.precision(precision), "asked for by name")
-    if backend != "auto":
+    if backend != AUTO:
         return Choice(backend, _onnxruntime_precision(bundle, backend, precision), "asked for by name")
-    return _choose_automatically(bundle, precision, wanted, allow_host_code, failed or {})
+    return _choose_automatically(bundle, options, wanted, failed or {})
 
 
-def open_session(
-    bundle: Bundle,
-    modality: str,
-    backend: str,
-    precision: str,
-    threads: int | None = None,
-    spinning: bool = True,
-    allow_host_code: bool = False,
-) -> Session:
+def open_session(bundle: Bundle, modality: str, options: BackendOptions) -> Session:
     """Open one modality's session on a backend by name.
 
     Args:
-        backend: one of `BACKENDS`, and not ``auto``.
-        precision: one that the bundle holds.
-        threads: for one operator on the CPU; None takes the available cores.
-        spinning: of ONNX Runtime's threads, see `OnnxRuntimeSession`; those of OpenVINO sleep while they wait.
-        allow_host_code: see `TensorRTSession`.
+        options: with a backend other than ``auto``, and a precision that the bundle holds.
 
     Raises:
         BackendError: the backend is missing, or refuses the graph or engine.
         ArtifactError: the engine or its record was changed.
     """
+    backend, precision = options.backend, bundle.precision(options.precision)
     if backend in NATIVE:
-        return TensorRTSession(bundle, modality, precision, NATIVE[backend], allow_host_code=allow_host_code)
+        return TensorRTSession(
+            bundle, modality, precision, NATIVE[backend], allow_host_code=options.allow_host_code
+        )
     graph = bundle.graph(modality, precision)
     if backend == OPENVINO:
-        return OpenVinoSession(graph, threads, precision)
+        return OpenVinoSession(graph, options.threads, precision)
     if backend != "ort-tensorrt":
-        return OnnxRuntimeSession(graph, backend, threads, precision, spinning=spinning)
+        return OnnxRuntimeSession(graph, backend, options.threads, precision, spinning=options.spinning)
     engines = bundle.engines / "ort-tensorrt" / bundle.graph_hash(modality, precision)[:16]
-    return OnnxRuntimeSession(graph, backend, threads, precision, engines, compiled_layout(bundle, modality), spinning)
+    layout = compiled_layout(bundle, modality)
+    return OnnxRuntimeSession(graph, backend, options.threads, precision, engines, layout, options.spinning)
 
 
 def compiled_layout(bundle: Bundle, modality: str) -> Layout:
-    """What ONNX Runtime's TensorRT provider compiles a modality for: its inputs, and one profile.
-
-    Raises:
-        BundleError: the golden file, which shows the inputs, cannot be read.
-    """
-    golden, _ = read_golden(bundle, modality)
-    padded = "mask" in golden
-    tokens = bundle.manifest.num_register_tokens
+    """Say what ONNX Runtime's TensorRT provider compiles a modality for: its inputs, and one profile."""
     inputs = {
-        name: input_of(name, str(array.dtype), [-1, *[-1] * padded, *array.shape[1 + padded :]])
-        for name, array in golden.items()
+        spec.name: Input(np.dtype(spec.dtype), tuple(spec.shape)) for spec in bundle.manifest.modalities[modality].inputs
     }
-    # With one token the graph's k is fixed.
-    inputs[TOKEN_INDEX] = input_of(TOKEN_INDEX, "int64", [-1 if tokens > 1 else 1])
-    profile: Profile = {"batch": _BATCH}
-    if padded:
-        longest = bundle.manifest.modalities[modality].preprocess.get("max_length", _LENGTH[-1])
-        profile["length"] = [min(size, longest) for size in _LENGTH]
-    profile["k"] = [1, tokens, tokens]
-    return Layout(modality, inputs, [profile])
+    return Layout(modality, inputs, [default_profile(bundle.manifest, modality)])
 
 
 def _choose_automatically(
-    bundle: Bundle,
-    precision: str | None,
-    modalities: Sequence[str],
-    allow_host_code: bool,
-    failed: Mapping[str, str],
+    bundle: Bundle, options: BackendOptions, modalities: Sequence[str], failed: Mapping[str, str]
 ) -> Choice:
+    precision = options.precision
     passed_over = [f"{name} was passed over: {why}" for name, why in failed.items()]
     for name in _native_backends():
         if name in failed:
             continue
         try:
-            chosen = _native_precision(bundle, NATIVE[name], precision, modalities, allow_host_code)
+            chosen = _native_precision(bundle, NATIVE[name], options, modalities)
             reason = f"chosen because {bundle.engines} has engines for this GPU"
             return Choice(name, chosen, "; ".join([reason, *passed_over]))
         except BackendError as error:
@@ -213,7 +178,7 @@ def _importable(module: str) -> bool:
 
 
 def _native_precision(
-    bundle: Bundle, flavor: Flavor, precision: str | None, modalities: Sequence[str], allow_host_code: bool
+    bundle: Bundle, flavor: Flavor, options: BackendOptions, modalities: Sequence[str]
 ) -> str:
     """The first precision, of those that may be taken, in which every modality has an engine that fits."""
     library = load_tensorrt(flavor)
@@ -223,7 +188,7 @@ def _native_precision(
             f"{library.name} needs an NVIDIA GPU and its driver, and there is none here; serve with ort-cpu."
         )
     first: BackendError | None = None
-    for candidate in [precision] if precision is not None else _gpu_order(bundle):
+    for candidate in [options.precision] if options.precision is not None else _gpu_order(bundle):
         try:
             for modality in modalities:
                 find_engine(
@@ -235,7 +200,7 @@ def _native_precision(
                     capability,
                     bundle.graph_hash(modality, candidate),
                     library.cuda_major,
-                    allow_host_code,
+                    options.allow_host_code,
                 )
             return candidate
         except BackendError as error:

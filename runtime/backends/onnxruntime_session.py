@@ -16,14 +16,10 @@ from numpy.typing import NDArray
 from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.errors import BackendError, InputError, reason
 from fluxtalk.runtime.backends.engine_shapes import Layout
+from fluxtalk.runtime.backends.options import PROVIDERS
 from fluxtalk.runtime.backends.session import Arrays, with_token_index
 from fluxtalk.runtime.backends.threads import available_cores
 
-PROVIDERS = {
-    "ort-cpu": "CPUExecutionProvider",
-    "ort-cuda": "CUDAExecutionProvider",
-    "ort-tensorrt": "TensorrtExecutionProvider",
-}
 _CUDA = {
     # Otherwise float32 is rounded to 10 bits before it is multiplied.
     "use_tf32": "0",

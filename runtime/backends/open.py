@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from contextlib import ExitStack
 
 from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.errors import BackendError
-from fluxtalk.runtime.backends.choose import NATIVE, Choice, choose, open_session
+from fluxtalk.runtime.backends.choose import Choice, choose, open_session
+from fluxtalk.runtime.backends.options import AUTO, NATIVE, BackendOptions
 from fluxtalk.runtime.backends.session import Session
 
 _ON_GPU = (*NATIVE, "ort-cuda")
@@ -16,16 +18,12 @@ _ON_GPU = (*NATIVE, "ort-cuda")
 def open_sessions(
     bundle: Bundle,
     modalities: Sequence[str],
-    backend: str = "auto",
-    precision: str | None = None,
-    threads: int | None = None,
-    spinning: bool = True,
-    allow_host_code: bool = False,
+    options: BackendOptions,
 ) -> tuple[Choice, dict[str, Session]]:
     """Choose what runs a bundle, and open a session for each modality.
 
     Args:
-        backend: what is named starts, or is refused. For ``auto``, what does not start on the GPU is passed over, and
+        options: a backend that is named starts, or is refused. For ``auto``, what does not start on the GPU is passed over, and
             the choice's reason says so: that a library was built for CUDA does not tell whether CUDA's are here.
 
     Returns:
@@ -36,18 +34,17 @@ def open_sessions(
     """
     failed: dict[str, str] = {}
     while True:
-        choice = choose(bundle, backend, precision, modalities, allow_host_code, failed)
+        choice = choose(bundle, options, modalities, failed)
+        chosen = dataclasses.replace(options, backend=choice.backend, precision=choice.precision)
         try:
             with ExitStack() as opening:
                 sessions: dict[str, Session] = {}
                 for modality in modalities:
-                    sessions[modality] = open_session(
-                        bundle, modality, choice.backend, choice.precision, threads, spinning, allow_host_code
-                    )
+                    sessions[modality] = open_session(bundle, modality, chosen)
                     opening.callback(sessions[modality].close)
                 opening.pop_all()
                 return choice, sessions
         except BackendError as error:
-            if backend != "auto" or choice.backend not in _ON_GPU:
+            if options.backend != AUTO or choice.backend not in _ON_GPU:
                 raise
             failed[choice.backend] = str(error)

@@ -1,0 +1,314 @@
+"""The one verifier of bundles: golden vectors replayed on whatever serves them.
+
+In: a bundle, and sessions or the name of a backend. Out: a `ParityReport` for each modality and k, which says what of the
+promised tolerance is broken. `fluxtalk-export verify`, `fluxtalk doctor`, the start of a server and the export itself
+all ask it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluxtalk.artifacts.bundle import Bundle, read_bundle
+from fluxtalk.artifacts.engine import read_engines, read_plan
+from fluxtalk.artifacts.golden import Arrays, GoldenCase
+from fluxtalk.errors import BackendError, InputError, ParityError, reason
+from fluxtalk.runtime.backends.open import open_sessions
+from fluxtalk.runtime.backends.options import BackendOptions
+from fluxtalk.runtime.backends.session import Session
+from fluxtalk.scoring.parity import Difference, Tolerance, largest, top1_agreement
+from fluxtalk.scoring.parity_accumulator import AttentionDifference, Worst
+
+_MORE_PADDING = 7
+"""Positions by which a batch is padded beyond its longest item, at most."""
+_ALONE = 12
+"""Rows that are also run one at a time."""
+_COLUMNS = ("max abs", "mean abs", "1 - min cos", "tokens", "prefix", "rows", "top-1")
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """How far a session is from the eager outputs with the first k tokens, over the batches tried."""
+
+    modality: str
+    precision: str
+    session: str
+    k: int
+    cases: int
+    difference: Difference
+    tolerance: Tolerance
+    attention: AttentionDifference | None = None
+    """None where the golden vectors hold no attention."""
+
+    @property
+    def broken(self) -> list[str]:
+        """One phrase for each promise that does not hold."""
+        phrases = self.difference.broken(self.tolerance)
+        return phrases + (self.attention.broken(self.tolerance) if self.attention is not None else [])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, for JSON."""
+        return {**dataclasses.asdict(self), "holds": not self.broken, "broken": self.broken}
+
+    def require(self) -> None:
+        """Raise unless parity holds.
+
+        Raises:
+            ParityError: it does not.
+        """
+        if self.broken:
+            raise ParityError(
+                f"Parity does not hold: {self.modality} in {self.precision} with k = {self.k} on {self.session}: "
+                f"{'; '.join(self.broken)}; do not serve this bundle with this backend."
+            )
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found, precision by precision."""
+
+    bundle: Bundle
+    reports: list[ParityReport]
+    not_run: dict[str, str]
+    """Precision to why the backend does not run it."""
+    engines: list[str]
+    """The compiled engines beside the bundle: those with a record, each with the bytes that it was built with."""
+
+    @property
+    def broken(self) -> list[ParityReport]:
+        """Those that break what their precision promises."""
+        return [report for report in self.reports if report.broken]
+
+    def table(self) -> str:
+        """Render a line for each modality, precision and k."""
+        lines = [f"{'modality':<10} {'precision':<9} {'k':>2} " + " ".join(f"{name:>11}" for name in _COLUMNS)]
+        for report in self.reports:
+            d = report.difference
+            cells = [f"{value:11.1e}" for value in (d.max_abs, d.mean_abs, 1 - d.min_cosine)]
+            cells += [f"{value:11.1e}" if value is not None else f"{'':>11}" for value in (d.tokens, d.prefix, d.rows)]
+            cells.append(f"{d.top1:11.4f}" if d.top1 is not None else f"{'':>11}")
+            mark = f"  broken: {'; '.join(report.broken)}" if report.broken else ""
+            lines.append(f"{report.modality:<10} {report.precision:<9} {report.k:>2} " + " ".join(cells) + mark)
+        lines += [f"{name}: not run: {why}" for name, why in self.not_run.items()]
+        sessions = sorted({f"{report.precision} on {report.session}" for report in self.reports})
+        lines += ["; ".join(sessions)]
+        if not self.broken:
+            runs = sum(report.cases for report in self.reports)
+            lines.append(
+                f"{self.bundle.folder}: {len(self.bundle.manifest.files)} files and {len(self.engines)} engines "
+                f"unchanged, parity holds in {runs} runs"
+            )
+        return "\n".join(lines)
+
+    def json(self) -> str:
+        """Render everything as JSON."""
+        content = {
+            "bundle_hash": self.bundle.manifest.bundle_hash,
+            "holds": not self.broken,
+            "tolerances": {n: e.tolerance.to_dict() for n, e in self.bundle.manifest.precisions.items()},
+            "reports": [report.to_dict() for report in self.reports],
+            "not_run": self.not_run,
+            "engines": self.engines,
+        }
+        return json.dumps(content, indent=2)
+
+    def require(self) -> None:
+        """Raise unless every promise holds.
+
+        Raises:
+            ParityError: one does not.
+        """
+        if self.broken:
+            raise ParityError(
+                f"{len(self.broken)} of {len(self.reports)} parity checks break what the manifest promises; do not "
+                "serve this bundle with this backend. "
+                f"The first: {self.broken[0].modality} in {self.broken[0].precision} with k = {self.broken[0].k}: "
+                f"{'; '.join(self.broken[0].broken)}."
+            )
+
+
+def verify_bundle(folder: Path, options: BackendOptions, precisions: Sequence[str] = ()) -> Verification:
+    """Check the hash of every file and every engine, and replay the golden vectors.
+
+    Args:
+        options: what runs the graphs; its ``precision`` is not looked at.
+        precisions: those alone, and each has to run; without any, all of the bundle that the backend runs.
+
+    Raises:
+        BundleError: a file is missing, foreign or was changed.
+        ArtifactError: an engine or its record was changed.
+        ParityError: a session does not run an input of the longest length.
+        BackendError: the backend is missing, does not run a precision that was named, or runs none of them.
+        UsageError: the bundle does not hold a precision that was named.
+    """
+    bundle = read_bundle(folder)
+    # All of them, also those of other machines, which nothing here would load.
+    records = read_engines(bundle.engines)
+    for record in records:
+        read_plan(bundle.engines, record)
+    modalities = list(bundle.manifest.modalities)
+    reports: list[ParityReport] = []
+    not_run: dict[str, str] = {}
+    for name in precisions or bundle.manifest.precisions:
+        try:
+            _, sessions = open_sessions(bundle, modalities, dataclasses.replace(options, precision=name))
+        except BackendError as error:
+            if precisions or len(not_run) + 1 == len(bundle.manifest.precisions):
+                raise
+            not_run[name] = str(error)
+            continue
+        # What starts and then fails is not a precision that the backend does not run.
+        try:
+            reports += verify_sessions(bundle, sessions.__getitem__, modalities, name)
+        finally:
+            for session in sessions.values():
+                session.close()
+    return Verification(bundle, reports, not_run, [record.file for record in records])
+
+
+def verify_sessions(
+    bundle: Bundle,
+    session_of: Callable[[str], Session],
+    modalities: Sequence[str] | None = None,
+    precision: str | None = None,
+) -> Iterator[ParityReport]:
+    """Replay every modality's golden vectors, for every k, alone and in batches.
+
+    Args:
+        session_of: modality to the session under test.
+        modalities: replay these alone; None takes all.
+        precision: of the sessions, whose tolerance holds; None is the bundle's first.
+
+    Raises:
+        BundleError: the golden file cannot be read, or lacks an array.
+    """
+    name = bundle.precision(precision)
+    tolerance = bundle.manifest.precisions[name].tolerance
+    for modality in modalities if modalities is not None else bundle.manifest.modalities:
+        case, longest = bundle.golden.batch[modality], bundle.golden.longest.get(modality)
+        room = padding_room(bundle.manifest.modalities[modality].max_length, case.inputs)
+        yield from replay(modality, name, session_of(modality), case, tolerance, room, longest)
+
+
+def padding_room(max_length: int | None, inputs: Arrays) -> int:
+    """Count by how many positions a batch may be padded further: an encoder with learned positions has a longest input.
+
+    Args:
+        max_length: the longest input, or None.
+    """
+    if "mask" not in inputs:
+        return 0
+    return _MORE_PADDING if max_length is None else min(_MORE_PADDING, max_length - int(inputs["mask"].shape[1]))
+
+
+def replay(
+    modality: str,
+    precision: str,
+    session: Session,
+    case: GoldenCase,
+    tolerance: Tolerance,
+    room: int = 0,
+    longest: GoldenCase | None = None,
+) -> Iterator[ParityReport]:
+    """Run a session on batches cut and padded from a golden case, for every k, against what is expected at k = N.
+
+    Args:
+        room: by how much a batch may be padded further.
+        longest: a row of the longest input; a session that was compiled for shorter ones is not asked for it.
+
+    Yields:
+        one report for each k.
+
+    Raises:
+        ParityError: the session does not run the longest input.
+    """
+    inputs, expected = case.inputs, case.expected
+    outputs, total = tuple(expected), expected["tokens"].shape[1]
+    whole = _run(session, inputs, total, outputs)
+    for k in range(1, total + 1):
+        worst, rows = Worst(), 0.0
+        found = _run(session, inputs, k, outputs)
+        worst.add(inputs, found, _first(expected, k))
+        for chosen, batch in _variations(inputs, room):
+            varied = _run(session, batch, k, outputs)
+            worst.add(batch, varied, _first(expected, k, chosen))
+            rows = max(rows, largest(varied["embeddings"] - found["embeddings"][chosen]))
+        if longest is not None and _takes(session, longest.inputs):
+            worst.add(longest.inputs, _run_longest(modality, precision, session, longest, k), _first(longest.expected, k))
+        difference = dataclasses.replace(
+            worst.difference,
+            rows=rows,
+            prefix=largest(found["embeddings"] - whole["embeddings"][:, :k]),
+            top1=top1_agreement(found["embeddings"][:, k - 1], expected["embeddings"][:, k - 1]),
+        )
+        described = session.describe()
+        yield ParityReport(modality, precision, described, k, worst.cases, difference, tolerance, worst.attention)
+
+
+def replay_longest(
+    modality: str, precision: str, session: Session, longest: GoldenCase, tolerance: Tolerance
+) -> Iterator[ParityReport]:
+    """As `replay`, of the longest input alone: rows, prefixes and neighbors are not looked at.
+
+    Raises:
+        ParityError: the session does not run it.
+    """
+    for k in range(1, longest.expected["tokens"].shape[1] + 1):
+        worst = Worst()
+        worst.add(longest.inputs, _run_longest(modality, precision, session, longest, k), _first(longest.expected, k))
+        described = session.describe()
+        yield ParityReport(modality, precision, described, k, worst.cases, worst.difference, tolerance, worst.attention)
+
+
+def _run(session: Session, batch: Arrays, k: int, outputs: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    return session.run(batch, k, outputs)
+
+
+def _run_longest(
+    modality: str, precision: str, session: Session, longest: GoldenCase, k: int
+) -> dict[str, NDArray[np.float32]]:
+    try:
+        return _run(session, longest.inputs, k, tuple(longest.expected))
+    except (InputError, BackendError) as error:
+        raise ParityError(
+            f"{modality} in {precision} does not run the longest input that its preprocessing gives, of length "
+            f"{longest.inputs['mask'].shape[1]}, on {session.describe()} ({reason(error)}); export the run again with an "
+            "encoder or a max_length that fit each other."
+        ) from None
+
+
+def _takes(session: Session, inputs: Arrays) -> bool:
+    """Whether a session was compiled for inputs of that length; one that was not says so to whoever sends one."""
+    compiled: int | None = getattr(session, "max_length", None)
+    return compiled is None or int(inputs["mask"].shape[1]) <= compiled
+
+
+def _first(expected: Arrays, k: int, rows: slice = slice(None)) -> Arrays:
+    return {name: array[rows, :k] for name, array in expected.items()}
+
+
+def _variations(inputs: Arrays, room: int) -> Iterator[tuple[slice, Arrays]]:
+    """An odd part; and a few rows alone, with as much padding as they have, with more and with none."""
+    total = len(next(iter(inputs.values())))
+    yield slice(0, max(1, total - 1)), {name: array[: max(1, total - 1)] for name, array in inputs.items()}
+    if room:
+        yield slice(0, total), {name: _padded(array, room) for name, array in inputs.items()}
+    for row in sorted({*range(min(total, _ALONE // 2)), *range(max(0, total - _ALONE // 2), total)}):
+        alone = {name: array[row : row + 1] for name, array in inputs.items()}
+        yield slice(row, row + 1), alone
+        if "mask" in inputs:
+            # Cut behind the last feature; a row without any keeps one of padding.
+            end = 1 + int(np.flatnonzero(inputs["mask"][row]).max(initial=0))
+            yield slice(row, row + 1), {name: array[:, :end] for name, array in alone.items()}
+
+
+def _padded(array: NDArray[Any], more: int) -> NDArray[Any]:
+    return np.pad(array, [(0, 0), (0, more)] + [(0, 0)] * (array.ndim - 2))
