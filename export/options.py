@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fluxtalk.errors import UsageError
 from fluxtalk.export.graph.to_onnx import DEFAULT_OPSET
-from fluxtalk.export.precision.precision import INT8_METHODS, check_precisions
+from fluxtalk.export.precision.convert import INT8_METHODS, check_precisions
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,13 +20,12 @@ from fluxtalk.artifacts.bundle import (
 from fluxtalk.artifacts.files import atomic_folder, hash_file, write_atomically, write_json
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BundleError, check_token_count
-from fluxtalk.export.graph.golden_cases import eager_outputs, longest_case, prove_longest
-from fluxtalk.export.graph.graph_writer import GraphWriter, graph_name
-from fluxtalk.export.graph.traced import TracedModality, trace
+from fluxtalk.export.graph.trace import TracedModality, trace
 from fluxtalk.export.options import ExportOptions
+from fluxtalk.export.write_graphs import GraphWriter, graph_name, prove_longest
 from fluxtalk.model.checkpoints.run import TrainedRun
 from fluxtalk.preprocess import Preprocessor
-from fluxtalk.runtime.golden import Golden, golden_bytes
+from fluxtalk.runtime.golden import golden_bytes
 from fluxtalk.tokens import ATTENTION, OUTPUT_KINDS, TokenLayout
 
 GOLDEN = "golden.safetensors"
@@ -66,12 +64,11 @@ def write_bundle(
     tokens = check_token_count(options.tokens, run.head.config.num_register_tokens, "this run")
     with atomic_folder(output, BundleError) as folder, tempfile.TemporaryDirectory() as scratch:
         traced: dict[str, TracedModality] = {}
-        longest: dict[str, Golden] = {}
         for modality, part in run.stage1.modalities.items():
             say(f"exporting {modality} ({part.spec.source})")
-            traced[modality], case = _trace(run, dataset, modality, tokens, options)
-            if case is not None:
-                longest[modality] = case
+            calibrate = "int8" in options.precisions
+            traced[modality] = trace(run, dataset, modality, tokens, options.opset, options.attention, calibrate)
+        longest = {m: part.longest for m, part in traced.items() if part.longest is not None}
         writer = GraphWriter(folder, Path(scratch), traced, options, tokens, say)
         reference = writer.float32_scores(run, eval_data or dataset)
         precisions = {name: writer.precision(name, reference) for name in options.precisions}
@@ -82,16 +79,6 @@ def write_bundle(
         entries = {m: _entry(folder, m, part.preprocess, options.precisions) for m, part in traced.items()}
         write_manifest(folder, _manifest(run, dataset.public_name, folder, entries, precisions, options, tokens))
     return read_bundle(output)
-
-
-def _trace(
-    run: TrainedRun, dataset: PairDataset, modality: str, tokens: int, options: ExportOptions
-) -> tuple[TracedModality, Golden | None]:
-    """A modality with golden vectors of every output, and its longest input where there is one."""
-    traced, embedder = trace(run, dataset, modality, tokens, options), run.embedder(modality, tokens)
-    if options.attention:
-        traced = dataclasses.replace(traced, outputs=eager_outputs(embedder, traced.inputs, attention=True))
-    return traced, longest_case(embedder, traced.preprocess.to_parts()[0], traced.inputs, options.attention)
 
 
 def _entry(folder: Path, modality: str, preprocess: Preprocessor, precisions: Sequence[str]) -> ModalityEntry:

@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
+from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import FEATURES, TOKEN_INDEX
 from fluxtalk.errors import UsageError
 from fluxtalk.export.graph.graph_tools import ancestors, constants, copied, replace_nodes
@@ -32,8 +32,6 @@ from fluxtalk.runtime.backends.onnxruntime_session import import_onnxruntime
 
 TABLE_NUMBERS = 1 << 16
 """From so many numbers on, an embedding table is worth two more operators."""
-
-Arrays = dict[str, NDArray[Any]]
 
 
 def nothing_to_quantize(model: onnx.ModelProto) -> bool:

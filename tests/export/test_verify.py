@@ -20,9 +20,10 @@ from fluxtalk.artifacts.files import hash_bytes, hash_file
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BundleError, ParityError, UsageError
 from fluxtalk.export.cli import main
-from fluxtalk.export.graph.golden_cases import eager_outputs, longest_case, prove_longest
+from fluxtalk.export.graph.eager import eager_outputs, longest_case
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_bundle import write_bundle
+from fluxtalk.export.write_graphs import prove_longest
 from fluxtalk.runtime.golden import read_golden, read_longest
 from fluxtalk.tokens import ATTENTION
 from tests.conftest import Made

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from fluxtalk.artifacts.bundle import Bundle, read_bundle
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BackendError, QualityError, UsageError
+from fluxtalk.export import write_graphs
 from fluxtalk.export.cli import main
-from fluxtalk.export.graph import graph_writer
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.precision.quality import Scores, held_out_items, quality, score
 from fluxtalk.export.verify import verify_bundle
@@ -121,7 +121,7 @@ def spoilt_int8(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             tried.append(method)
         return noisy(model, 0.5) if precision == "int8" else model
 
-    monkeypatch.setattr(graph_writer, "convert", convert)
+    monkeypatch.setattr(write_graphs, "convert", convert)
     return tried
 
 

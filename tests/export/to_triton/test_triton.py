@@ -18,7 +18,7 @@ from fluxtalk.artifacts.engine import Profile
 from fluxtalk.errors import UsageError
 from fluxtalk.export.cli import main
 from fluxtalk.export.graph.to_onnx import graph_files
-from fluxtalk.export.graph.traced import sample_batch
+from fluxtalk.export.graph.trace import sample_batch
 from fluxtalk.export.to_triton import repository as triton_repository
 from fluxtalk.export.to_triton.model import TritonOptions, with_batched_index, write_model
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import onnx
-from numpy.typing import NDArray
 
+from fluxtalk.arrays import Arrays
 from fluxtalk.errors import UsageError
-from fluxtalk.export.precision.half import emulate_half, to_half
+from fluxtalk.export.precision.half import to_half
 from fluxtalk.export.precision.int8 import nothing_to_quantize, quantize_dynamic, quantize_static, weight_only_int8
 from fluxtalk.scoring.parity import PRECISIONS, TOLERANCES, Tolerance
 
 INT8_METHODS = ("static", "weight-only", "dynamic")
 """In order of preference. The last makes a row depend on its neighbors in the batch, so only its name selects it."""
-
-Batches = Sequence[dict[str, NDArray[Any]]]
 
 
 def check_precisions(precisions: Sequence[str]) -> None:
@@ -42,7 +39,7 @@ def methods_of(precision: str, int8: str) -> tuple[str, ...]:
     return INT8_METHODS[:2] if int8 == "auto" else (int8,)
 
 
-def convert(model: onnx.ModelProto, precision: str, method: str, calibration: Batches) -> onnx.ModelProto:
+def convert(model: onnx.ModelProto, precision: str, method: str, calibration: Sequence[Arrays]) -> onnx.ModelProto:
     """The graph of a modality in a precision.
 
     Args:
@@ -71,11 +68,6 @@ def convert(model: onnx.ModelProto, precision: str, method: str, calibration: Ba
 def runs_on_cpu(precision: str) -> bool:
     """Whether ONNX Runtime's CPU provider has the operators; it has none for bfloat16."""
     return precision != "bf16"
-
-
-def stand_in(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
-    """A float32 graph that rounds as the precision does, for machines without its operators."""
-    return emulate_half(model, precision)
 
 
 def promise(precision: str, method: str) -> Tolerance:

@@ -17,14 +17,15 @@ from fluxtalk.artifacts.bundle import PrecisionEntry
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import DataError, ParityError, QualityError
 from fluxtalk.export.graph.to_onnx import graph_files
-from fluxtalk.export.graph.traced import TracedModality
+from fluxtalk.export.graph.trace import TracedModality
 from fluxtalk.export.options import ExportOptions
-from fluxtalk.export.precision.precision import convert, methods_of, promise, runs_on_cpu, stand_in
+from fluxtalk.export.precision.convert import convert, methods_of, promise, runs_on_cpu
+from fluxtalk.export.precision.half import emulate_half
 from fluxtalk.export.precision.quality import HeldOut, Scores, held_out_items, quality, score
 from fluxtalk.model.checkpoints.run import TrainedRun
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from fluxtalk.runtime.backends.session import Session
-from fluxtalk.runtime.golden import ParityReport, replay
+from fluxtalk.runtime.golden import Golden, ParityReport, replay, replay_longest
 from fluxtalk.scoring.parity import EXPORT_TOLERANCE, Difference, Tolerance
 from fluxtalk.scoring.parity_accumulator import AttentionDifference, attention_tolerance
 
@@ -94,7 +95,9 @@ class GraphWriter:
             graphs = {m: convert(part.model, name, method, part.calibration) for m, part in self._traced.items()}
             for modality, model in graphs.items():
                 graph_files(model, self._folder, graph_name(modality, name))
-            tried = graphs if runs_on_cpu(name) else {m: stand_in(part.model, name) for m, part in self._traced.items()}
+            tried = (
+                graphs if runs_on_cpu(name) else {m: emulate_half(part.model, name) for m, part in self._traced.items()}
+            )
             with self._sessions(tried, self._scratch, label) as sessions:
                 tolerance = promise(name, method)
                 problems, tolerance = self._golden_problems(name, sessions, tolerance)
@@ -188,3 +191,30 @@ def widened(tolerance: Tolerance, difference: Difference, attention: AttentionDi
     if attention is not None and not attention.max_abs <= attention_tolerance(tolerance):
         changes["attention"] = 1.5 * attention.max_abs
     return dataclasses.replace(tolerance, **changes)
+
+
+def prove_longest(
+    folder: Path, longest: Mapping[str, Golden], precisions: Mapping[str, PrecisionEntry], allow_quality_loss: bool
+) -> dict[str, PrecisionEntry]:
+    """Run each graph that runs on the CPU on its modality's longest input.
+
+    Returns:
+        the precisions; where a loss is allowed, with promises that were widened to what was measured.
+
+    Raises:
+        ParityError: a graph does not run it, or differs from eager PyTorch by more than its precision promises.
+    """
+    proved = dict(precisions)
+    for name in filter(runs_on_cpu, precisions):
+        for modality, case in longest.items():
+            session = OnnxRuntimeSession(folder / graph_name(modality, name), precision=name)
+            try:
+                for report in replay_longest(modality, name, session, case, proved[name].tolerance):
+                    if report.broken and allow_quality_loss and name != "fp32":
+                        wider = widened(proved[name].tolerance, report.difference, report.attention)
+                        proved[name] = dataclasses.replace(proved[name], tolerance=wider)
+                    # Held to what the bundle promises in the end.
+                    dataclasses.replace(report, tolerance=proved[name].tolerance).require()
+            finally:
+                session.close()
+    return proved

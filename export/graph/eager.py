@@ -1,33 +1,26 @@
-"""Golden vectors beyond a batch of items: where registers looked, and the longest input."""
+"""Outputs of eager PyTorch that every graph is held against: of a batch, and of the longest input."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from fluxtalk.artifacts.bundle import OUTPUTS, PrecisionEntry
+from fluxtalk.arrays import Array
+from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.errors import UsageError, reason
-from fluxtalk.export.graph.graph_writer import graph_name, widened
-from fluxtalk.export.precision.precision import runs_on_cpu
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import to_tensors
-from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
-from fluxtalk.runtime.golden import Golden, replay_longest
+from fluxtalk.runtime.golden import Golden
 from fluxtalk.tokens import ATTENTION
 
 _LARGEST = 4 << 20
 """Bytes of a row that is worth its place in every copy of the bundle: about a minute of sound, any text."""
 
-Arrays = dict[str, NDArray[Any]]
 
-
-def eager_outputs(embedder: Embedder, inputs: Arrays, attention: bool) -> Arrays:
+def eager_outputs(embedder: Embedder, inputs: dict[str, Array], attention: bool) -> dict[str, Array]:
     """What eager PyTorch makes of a batch at k = N.
 
     Returns:
@@ -47,7 +40,9 @@ def eager_outputs(embedder: Embedder, inputs: Arrays, attention: bool) -> Arrays
     }
 
 
-def longest_case(embedder: Embedder, preprocess: Mapping[str, Any], inputs: Arrays, attention: bool) -> Golden | None:
+def longest_case(
+    embedder: Embedder, preprocess: Mapping[str, Any], inputs: dict[str, Array], attention: bool
+) -> Golden | None:
     """One row of the longest input that preprocessing gives, and what eager PyTorch makes of it.
 
     Args:
@@ -77,30 +72,3 @@ def longest_case(embedder: Embedder, preprocess: Mapping[str, Any], inputs: Arra
             f"The {embedder.modality} encoder does not run the longest input that its preprocessing gives, of length "
             f"{longest} ({reason(error)}); create stage 1 with a max_length that the encoder takes."
         ) from error
-
-
-def prove_longest(
-    folder: Path, longest: Mapping[str, Golden], precisions: Mapping[str, PrecisionEntry], allow_quality_loss: bool
-) -> dict[str, PrecisionEntry]:
-    """Run each graph that runs on the CPU on its modality's longest input.
-
-    Returns:
-        the precisions; where a loss is allowed, with promises that were widened to what was measured.
-
-    Raises:
-        ParityError: a graph does not run it, or differs from eager PyTorch by more than its precision promises.
-    """
-    proved = dict(precisions)
-    for name in filter(runs_on_cpu, precisions):
-        for modality, case in longest.items():
-            session = OnnxRuntimeSession(folder / graph_name(modality, name), precision=name)
-            try:
-                for report in replay_longest(modality, name, session, case, proved[name].tolerance):
-                    if report.broken and allow_quality_loss and name != "fp32":
-                        wider = widened(proved[name].tolerance, report.difference, report.attention)
-                        proved[name] = dataclasses.replace(proved[name], tolerance=wider)
-                    # Held to what the bundle promises in the end.
-                    dataclasses.replace(report, tolerance=proved[name].tolerance).require()
-            finally:
-                session.close()
-    return proved
