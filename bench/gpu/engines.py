@@ -30,7 +30,8 @@ def build(report: Report, subject: Subject, rehearse: bool) -> list[dict[str, An
     Args:
         rehearse: there is no GPU: TensorRT-RTX compiles one graph for another machine's.
     """
-    from fluxtalk.export.to_tensorrt.compile import build_engine, held, source_of, target_of
+    from fluxtalk.export.to_tensorrt.compile import build_engine
+    from fluxtalk.export.to_tensorrt.job import builder_options, compile_job, default_precisions
     from fluxtalk.export.to_tensorrt.profiles import profiles_of
 
     bundle, rows = subject.bundle, []
@@ -44,19 +45,19 @@ def build(report: Report, subject: Subject, rehearse: bool) -> list[dict[str, An
         def target(flavor: Any = flavor) -> Any:
             api = load_tensorrt(flavor)
             try:
-                return api, target_of(api, ["8.9"] if rehearse and flavor == "rtx" else [])
+                return api, builder_options(api, ["8.9"] if rehearse and flavor == "rtx" else [])
             except UsageError as error:  # a GPU that this flavor does not know
                 raise BackendError(str(error)) from None
 
         loaded = report.attempt(f"engines of {flavor}", target)
         if loaded is None:
             continue
-        todo = [(modality, precision) for modality in modalities for precision in held(bundle)]
+        todo = [(modality, precision) for modality in modalities for precision in default_precisions(bundle)]
         for modality, precision in todo[:1] if rehearse else todo:
 
             def one(modality: str = modality, precision: str = precision, loaded: Any = loaded) -> dict[str, Any]:
                 started = time.monotonic()
-                source = source_of(bundle, modality, precision, profiles[modality])
+                source = compile_job(bundle, modality, precision, profiles[modality])
                 record = build_engine(loaded[0], source, loaded[1], bundle.engines)
                 size = record.engine_bytes if record is not None else None
                 seconds = round(time.monotonic() - started, 1)

@@ -14,7 +14,8 @@ from fluxtalk.artifacts.files import atomic_folder, hash_file
 from fluxtalk.devices.tensorrt_api import load_tensorrt
 from fluxtalk.errors import BackendError, BundleError, UsageError
 from fluxtalk.export.graph.to_onnx import graph_files
-from fluxtalk.export.to_tensorrt.compile import Source, build_engine, target_of
+from fluxtalk.export.to_tensorrt.compile import build_engine
+from fluxtalk.export.to_tensorrt.job import CompileJob, builder_options
 from fluxtalk.export.to_tensorrt.profiles import profiles_of
 from fluxtalk.export.to_triton.model import TritonOptions, with_batched_index, write_model
 
@@ -66,8 +67,8 @@ def _plan(
     graph = scratch / f"{modality}.onnx"
     manifest = bundle.manifest
     inputs, outputs = manifest.modalities[modality].inputs, manifest.outputs
-    source = Source(modality, precision, graph, hash_file(graph), inputs, outputs, [*profiles])
-    record = build_engine(api, source, target_of(api), scratch / "engines")
+    source = CompileJob(modality, precision, graph, hash_file(graph), inputs, outputs, [*profiles])
+    record = build_engine(api, source, builder_options(api), scratch / "engines")
     if record is None:
         raise BackendError(f"TensorRT made no plan of {modality}; run the command again.")
     return read_plan(scratch / "engines", record)

@@ -20,7 +20,8 @@ from fluxtalk.devices.tensorrt_api import MODULES, load_tensorrt
 from fluxtalk.errors import BackendError
 from fluxtalk.export.graph.to_onnx import DEFAULT_OPSET
 from fluxtalk.export.options import ExportOptions
-from fluxtalk.export.to_tensorrt.compile import build_engine, source_of, target_of
+from fluxtalk.export.to_tensorrt.compile import build_engine
+from fluxtalk.export.to_tensorrt.job import builder_options, compile_job
 from fluxtalk.export.to_tensorrt.profiles import profiles_of
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.runtime import load
@@ -60,10 +61,10 @@ def flavor(request: pytest.FixtureRequest, bundle: Bundle) -> Flavor:
     capability = "{}.{}".format(*torch.cuda.get_device_capability())
     if name == "rtx" and capability not in api.named_capabilities:
         pytest.skip(f"{api.name} knows no compute capability {capability}")
-    target, profiles = target_of(api), profiles_of(bundle, MODALITIES, ())
+    target, profiles = builder_options(api), profiles_of(bundle, MODALITIES, ())
     for modality in MODALITIES:
         for precision in PRECISIONS:
-            build_engine(api, source_of(bundle, modality, precision, profiles[modality]), target, bundle.engines)
+            build_engine(api, compile_job(bundle, modality, precision, profiles[modality]), target, bundle.engines)
     return name
 
 
