@@ -23,13 +23,11 @@ from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS, TOKEN_INDEX
 from fluxtalk.artifacts.files import write_atomically
 from fluxtalk.errors import UsageError, reason
 from fluxtalk.export.graph.graph_tools import fold_constants
+from fluxtalk.export.options import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.tokens import ATTENTION
 
-MIN_OPSET, MAX_OPSET, DEFAULT_OPSET = 18, 22, 20
-"""Opset 20 brings a native Gelu; 23 brings an Attention operator, which ONNX Runtime's quantizer and TensorRT-RTX
-refuse."""
 EXTERNAL_DATA = 1_500_000_000
 """Bytes of weights from which they lie in a file beside the graph."""
 
@@ -73,7 +71,7 @@ def export_onnx(
         UsageError: the opset is not supported, or the encoder cannot be exported.
     """
     if not MIN_OPSET <= opset <= MAX_OPSET:
-        raise UsageError(f"--opset lies in {MIN_OPSET}..{MAX_OPSET}; got {opset}.")
+        raise UsageError(f"--opset is in {MIN_OPSET}..{MAX_OPSET}; got {opset}.")
     arguments, shapes = _arguments(embedder, preprocess, sample)
     outputs = [*OUTPUTS, *[ATTENTION] * attention, FEATURES]
     try:

@@ -13,7 +13,8 @@ from fluxtalk.arrays import Array, Arrays
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import DataError
 from fluxtalk.export.graph.eager import eager_outputs, longest_case
-from fluxtalk.export.graph.to_onnx import DEFAULT_OPSET, export_onnx
+from fluxtalk.export.graph.to_onnx import export_onnx
+from fluxtalk.export.options import DEFAULT_OPSET
 from fluxtalk.model.checkpoints.run import TrainedRun
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.golden import Golden, hard_cases, padding_room

@@ -8,24 +8,10 @@ from collections.abc import Callable, Sequence
 import onnx
 
 from fluxtalk.arrays import Arrays
-from fluxtalk.errors import UsageError
+from fluxtalk.export.options import INT8_METHODS
 from fluxtalk.export.precision.half import to_half
 from fluxtalk.export.precision.int8 import nothing_to_quantize, quantize_dynamic, quantize_static, weight_only_int8
-from fluxtalk.scoring.parity import PRECISIONS, TOLERANCES, Tolerance
-
-INT8_METHODS = ("static", "weight-only", "dynamic")
-"""In order of preference. The last makes a row depend on its neighbors in the batch, so only its name selects it."""
-
-
-def check_precisions(precisions: Sequence[str]) -> None:
-    """Refuse what is unknown or named twice.
-
-    Raises:
-        UsageError: see above.
-    """
-    unknown = [name for name in precisions if name not in PRECISIONS]
-    if unknown or not precisions or len(set(precisions)) != len(precisions):
-        raise UsageError(f"--precision is one of {', '.join(PRECISIONS)}, each once; got {', '.join(precisions)}.")
+from fluxtalk.scoring.parity import TOLERANCES, Tolerance
 
 
 def methods_of(precision: str, int8: str) -> tuple[str, ...]:

@@ -154,7 +154,7 @@ def held_out_items(
         what = f"no {', '.join(missing)}" if missing else f"{len(split.ids)} ids"
         raise DataError(
             f"The {split_name} split of {dataset.name} has {what}, so quality cannot be measured on it; "
-            "name held-out pairs with --eval_data."
+            "name held-out pairs with --eval-data."
         )
     chosen = np.linspace(0, len(split.ids) - 1, min(limit, len(split.ids))).astype(int)
     position = np.full(len(split.ids), -1)

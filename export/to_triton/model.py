@@ -17,94 +17,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from fluxtalk.arrays import Array, Arrays
 from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle
 from fluxtalk.artifacts.engine import Profile
 from fluxtalk.artifacts.files import write_atomically
-from fluxtalk.errors import UsageError
 from fluxtalk.export.graph.to_onnx import graph_files
+from fluxtalk.export.to_triton.options import DEVICES, PLATFORMS, TritonOptions
 from fluxtalk.runtime.golden import read_golden
 
-Arrays = dict[str, NDArray[Any]]
-
-PLATFORMS = {"onnx": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
-KINDS = {"auto": "KIND_AUTO", "gpu": "KIND_GPU", "cpu": "KIND_CPU"}
 _FILES = {"onnx": "model.onnx", "tensorrt": "model.plan"}
 _ROW = "token_index_row"
-_BATCH = 64
-"""Rows of a batch where none are asked for."""
 _TYPES = {
     TensorProto.INT64: "TYPE_INT64",
     TensorProto.BOOL: "TYPE_BOOL",
     TensorProto.UINT8: "TYPE_UINT8",
     TensorProto.FLOAT: "TYPE_FP32",
 }
-
-
-@dataclass(frozen=True)
-class TritonOptions:
-    """How the models are served.
-
-    Raises:
-        UsageError: a value has no meaning.
-    """
-
-    platform: str = "onnx"
-    """``onnx`` (ONNX Runtime backend) or ``tensorrt`` (a compiled plan)."""
-    max_batch_size: int | None = None
-    """Rows that Triton puts into one batch; None takes 64, or what every profile of a plan takes."""
-    instances: int = 1
-    device: str = "auto"
-    """Where instances run: ``gpu``, ``cpu``, or ``auto``."""
-    queue_delay: int = 0
-    """Microseconds that a request may wait for company."""
-    prefix: str = "fluxtalk"
-
-    def __post_init__(self) -> None:
-        for name, value, known in (("--platform", self.platform, PLATFORMS), ("--device", self.device, KINDS)):
-            if value not in known:
-                raise UsageError(f"{name} is one of {', '.join(known)}; got {value!r}.")
-        for name, number, least in (
-            ("--max_batch_size", self.max_batch_size, 1),
-            ("--instances", self.instances, 1),
-            ("--queue_delay", self.queue_delay, 0),
-        ):
-            if number is not None and number < least:
-                raise UsageError(f"{name} is at least {least}; got {number}.")
-        if not self.prefix.isidentifier():
-            raise UsageError(
-                f"--prefix begins the models' names: letters, digits and underscores; got {self.prefix!r}."
-            )
-        if self.platform == "tensorrt" and self.device == "cpu":
-            raise UsageError("A TensorRT plan runs on a GPU; got --device cpu.")
-
-    def batch_size(self, modality: str, profiles: Sequence[Profile]) -> int:
-        """The ``max_batch_size`` of a modality's model.
-
-        Args:
-            profiles: of its plan; none for a graph.
-
-        Raises:
-            UsageError: no profile takes as many rows as were asked for, so Triton would refuse the model.
-        """
-        largest = [profile["batch"][2] for profile in profiles]
-        if self.max_batch_size is None:
-            # Rows of any size may meet in a batch, so every profile has to take as many.
-            return min(_BATCH, *largest) if largest else _BATCH
-        if largest and self.max_batch_size > max(largest):
-            raise UsageError(
-                f"--max_batch_size {self.max_batch_size} is more than the {max(largest)} rows that the profiles of "
-                f"{modality} take; ask for fewer, or give a --profile {modality}:batch=MIN,OPT,MAX of as many."
-            )
-        return self.max_batch_size
 
 
 def with_batched_index(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -161,7 +95,7 @@ def write_model(
 
 
 def _config(name: str, model: onnx.ModelProto, options: TritonOptions, batch_size: int, profiles: int) -> str:
-    group = f"    count: {options.instances}\n    kind: {KINDS[options.device]}\n"
+    group = f"    count: {options.instances}\n    kind: {DEVICES[options.device]}\n"
     if options.platform == "tensorrt":
         group = f"    count: {options.instances}\n    kind: KIND_GPU\n" + "".join(
             f'    profile: "{number}"\n' for number in range(profiles)
@@ -213,7 +147,8 @@ def _requests(rows: Arrays, tokens: int, profiles: Sequence[Profile]) -> Iterato
     """Name, inputs of one row, and how often Triton is to repeat the row, of each warm-up request."""
     for number, profile in enumerate(profiles or [None]):
         prefix = f"profile{number}." if len(profiles) > 1 else ""
-        fitting, batch_size, counts = rows, 1, {1, tokens}
+        fitting: Arrays = rows
+        batch_size, counts = 1, {1, tokens}
         if profile is not None:
             batch_size, counts = profile["batch"][0], {profile["k"][0], profile["k"][2]}
             if "mask" in rows:
@@ -231,7 +166,7 @@ def _of_length(rows: Arrays, length: int) -> Arrays:
     }
 
 
-def _warmup_input(folder: Path, value: onnx.ValueInfoProto, array: NDArray[Any], request: str) -> str:
+def _warmup_input(folder: Path, value: onnx.ValueInfoProto, array: Array, request: str) -> str:
     file = f"{value.name}.{request.replace('=', '')}"
     write_atomically(folder / "warmup" / file, array.tobytes())
     dims = ", ".join(map(str, array.shape[1:]))

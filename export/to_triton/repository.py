@@ -17,7 +17,8 @@ from fluxtalk.export.graph.to_onnx import graph_files
 from fluxtalk.export.to_tensorrt.compile import build_engine
 from fluxtalk.export.to_tensorrt.job import CompileJob, builder_options
 from fluxtalk.export.to_tensorrt.profiles import profiles_of
-from fluxtalk.export.to_triton.model import TritonOptions, with_batched_index, write_model
+from fluxtalk.export.to_triton.model import with_batched_index, write_model
+from fluxtalk.export.to_triton.options import TritonOptions
 
 
 def write_repository(

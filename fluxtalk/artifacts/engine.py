@@ -295,10 +295,11 @@ def find_engine(
         return max(fitting, key=lambda record: record.built_at)
     found = "; ".join(f"{record.file} is {record.misfit(*there)}" for record in candidates) or "there is none of them"
     target = f" --compute-capability {compute_capability}" if flavor == RTX else ""
+    name = FLAVOR_NAMES[flavor]
     raise BackendError(
-        f"No engine in {folder} is {modality} in {precision} for {FLAVOR_NAMES[flavor]} {version} and compute capability "
+        f"No engine in {folder} is {modality} in {precision} for {name} {version} and compute capability "
         f"{compute_capability}, built from this bundle's graph ({found}); build one{'' if target else ' on this GPU'} "
-        f"with `fluxtalk-export trt {folder.parent} --flavor {FLAVOR_NAMES[flavor]} --modality {modality} --precision {precision}"
+        f"with `fluxtalk-export trt {folder.parent} --flavor {name} --modality {modality} --precision {precision}"
         f"{target}`."
     )
 

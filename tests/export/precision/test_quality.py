@@ -155,7 +155,7 @@ def test_an_allowed_loss_is_written_down_and_promised_no_more(
 def test_without_held_out_pairs_only_float32_is_exported(made: Made, table_data: PairDataset, tmp_path: Path) -> None:
     empty = dataclasses.replace(table_data.split("validation"), ids=(), items={}, seen=np.zeros(0, dtype=bool))
     nothing = dataclasses.replace(table_data, name="nothing", splits={**table_data.splits, "validation": empty})
-    with pytest.raises(QualityError, match=r"fp16: it could not be measured: .*nothing.*--eval_data"):
+    with pytest.raises(QualityError, match=r"fp16: it could not be measured: .*nothing.*--eval-data"):
         write_bundle(made.run, table_data, tmp_path / "b", ExportOptions(("fp32", "fp16")), eval_data=nothing)
     assert list(tmp_path.iterdir()) == []
     bundle = write_bundle(made.run, table_data, tmp_path / "b", eval_data=nothing)
@@ -168,7 +168,7 @@ def test_the_gate_from_the_command_line(made: Made, tmp_path: Path, spoilt_int8:
     assert done.exit_code == 1
     assert done.stderr.startswith("error: The quality gate does not hold for int8 (static)")
     assert not (tmp_path / "bundle").exists()
-    assert CliRunner().invoke(main, [*parts, "--allow_quality_loss"]).exit_code == 0
+    assert CliRunner().invoke(main, [*parts, "--allow-quality-loss"]).exit_code == 0
     assert read_bundle(tmp_path / "bundle").manifest.modalities["text"].graphs == {"int8": "text.int8.onnx"}
 
 

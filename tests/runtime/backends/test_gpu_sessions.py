@@ -18,8 +18,7 @@ from fluxtalk.artifacts.engine import FLAVORS, Flavor
 from fluxtalk.datasets import PairDataset
 from fluxtalk.devices.tensorrt_api import MODULES, load_tensorrt
 from fluxtalk.errors import BackendError
-from fluxtalk.export.graph.to_onnx import DEFAULT_OPSET
-from fluxtalk.export.options import ExportOptions
+from fluxtalk.export.options import DEFAULT_OPSET, ExportOptions
 from fluxtalk.export.to_tensorrt.compile import build_engine
 from fluxtalk.export.to_tensorrt.job import builder_options, compile_job
 from fluxtalk.export.to_tensorrt.profiles import profiles_of
