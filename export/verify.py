@@ -1,4 +1,4 @@
-"""A bundle's golden vectors, replayed in every precision on a backend; without PyTorch."""
+"""Verification of a bundle without PyTorch: hashes, and golden vectors replayed in every precision on a backend."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _COLUMNS = ("max abs", "mean abs", "1 - min cos", "tokens", "prefix", "rows", "t
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found, precision by precision."""
+    """Result of `verify_bundle`."""
 
     bundle: Bundle
     reports: list[ParityReport]
     not_run: dict[str, str]
-    """Precision to why the backend does not run it."""
+    """Precision to the reason why the backend does not run it."""
     engines: list[str]
-    """The compiled engines beside the bundle: those with a record, each with the bytes that it was built with."""
+    """File names of the TensorRT engines beside the bundle, whose hashes were checked."""
 
     @property
     def broken(self) -> list[ParityReport]:
-        """Those that break what their precision promises."""
+        """Reports with a violation of their precision's tolerance."""
         return [report for report in self.reports if report.broken]
 
     def table(self) -> str:
-        """For people: a line for each modality, precision and k."""
+        """Table for people: a line for each modality, precision and k."""
         lines = [f"{'modality':<10} {'precision':<9} {'k':>2} " + " ".join(f"{name:>11}" for name in _COLUMNS)]
         for report in self.reports:
             d = report.difference
@@ -54,7 +54,7 @@ class Verification:
         return "\n".join(lines)
 
     def json(self) -> str:
-        """For programs."""
+        """JSON document of the result."""
         content = {
             "bundle_hash": self.bundle.manifest.bundle_hash,
             "holds": not self.broken,
@@ -66,15 +66,15 @@ class Verification:
         return json.dumps(content, indent=2)
 
     def require(self) -> None:
-        """Raise unless every promise holds.
+        """Raise if a tolerance is violated.
 
         Raises:
-            ParityError: one does not.
+            ParityError: names the first violation.
         """
         if self.broken:
             raise ParityError(
-                f"{len(self.broken)} of {len(self.reports)} parity checks break what the manifest promises; do not "
-                "serve this bundle with this backend. "
+                f"{len(self.broken)} of {len(self.reports)} parity checks exceed the manifest's tolerances; do not serve "
+                "this bundle with this backend. "
                 f"The first: {self.broken[0].modality} in {self.broken[0].precision} with k = {self.broken[0].k}: "
                 f"{'; '.join(self.broken[0].broken)}."
             )
@@ -86,7 +86,7 @@ def verify_bundle(
     """Check the hash of every file and every engine, and replay the golden vectors.
 
     Args:
-        precisions: those alone, and each has to run; without any, all of the bundle that the backend runs.
+        precisions: the ones to replay, all of which have to run; if empty, all of the bundle that the backend runs.
         allow_host_code: see `fluxtalk.runtime.load`.
 
     Raises:
@@ -97,7 +97,7 @@ def verify_bundle(
         UsageError: the bundle does not hold a precision that was named.
     """
     bundle = read_bundle(folder)
-    # All of them, also those of other machines, which nothing here would load.
+    # Engines for other machines are checked too, although nothing here would load them.
     records = read_engines(bundle.engines)
     for record in records:
         read_plan(bundle.engines, record)
@@ -111,7 +111,7 @@ def verify_bundle(
                 raise
             not_run[name] = str(error)
             continue
-        # What starts and then fails is no precision that the backend does not run.
+        # Outside of `try`: a failure after the start is not a precision that the backend does not run.
         with embedder:
             reports += verify_golden(bundle, embedder.session, precision=name)
     return Verification(bundle, reports, not_run, [record.file for record in records])

@@ -21,8 +21,8 @@ from safetensors.numpy import load_file, save
 from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX, Bundle
 from fluxtalk.errors import BackendError, BundleError, InputError, ParityError, reason
 from fluxtalk.runtime.backends.session import Session
-from fluxtalk.scoring.parity import Difference, Tolerance, largest, top1_agreement
-from fluxtalk.scoring.parity_accumulator import AttentionDifference, Worst
+from fluxtalk.scoring.parity import OutputDifference, Tolerance, largest, top1_agreement
+from fluxtalk.scoring.parity_accumulator import AttentionDifference, ParityAccumulator
 from fluxtalk.tokens import ATTENTION
 
 _MORE_PADDING = 7
@@ -45,7 +45,7 @@ class ParityReport:
     session: str
     k: int
     cases: int
-    difference: Difference
+    difference: OutputDifference
     tolerance: Tolerance
     attention: AttentionDifference | None = None
     """None where the golden vectors hold no attention."""
@@ -53,8 +53,8 @@ class ParityReport:
     @property
     def broken(self) -> list[str]:
         """One phrase for each promise that does not hold."""
-        phrases = self.difference.broken(self.tolerance)
-        return phrases + (self.attention.broken(self.tolerance) if self.attention is not None else [])
+        phrases = self.difference.violations(self.tolerance)
+        return phrases + (self.attention.violations(self.tolerance) if self.attention is not None else [])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, for JSON."""
@@ -212,7 +212,7 @@ def replay(
     outputs, total = tuple(expected), expected["tokens"].shape[1]
     whole = _run(session, inputs, total, outputs)
     for k in range(1, total + 1):
-        worst, rows = Worst(), 0.0
+        worst, rows = ParityAccumulator(), 0.0
         found = _run(session, inputs, k, outputs)
         worst.add(inputs, found, _first(expected, k))
         for chosen, batch in _variations(inputs, room):
@@ -240,7 +240,7 @@ def replay_longest(
         ParityError: the session does not run it.
     """
     for k in range(1, longest[1]["tokens"].shape[1] + 1):
-        worst = Worst()
+        worst = ParityAccumulator()
         worst.add(longest[0], _run_longest(modality, precision, session, longest, k), _first(longest[1], k))
         described = session.describe()
         yield ParityReport(modality, precision, described, k, worst.cases, worst.difference, tolerance, worst.attention)

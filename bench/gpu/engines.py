@@ -18,7 +18,7 @@ from fluxtalk.errors import BackendError, UsageError
 from fluxtalk.runtime.backends.choose import NATIVE, choose, open_session
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.golden import verify_golden
-from fluxtalk.scoring.parity import TOLERANCES, Difference, embedding_difference, largest, token_difference
+from fluxtalk.scoring.parity import TOLERANCES, OutputDifference, embedding_difference, largest, token_difference
 
 BATCHES = (1, 3, 17, 70)
 """One more than a default profile takes, so that parts are put together."""
@@ -115,7 +115,7 @@ def parity(report: Report, subject: Subject, names: tuple[str, ...], quick: bool
             differences = [("golden", r.k, r.cases, r.difference) for r in golden]
             differences += [("eager", *row) for row in _against_eager(subject, modality, session, quick)]
             for against, k, cases, difference in differences:
-                broken = difference.broken(tolerance)
+                broken = difference.violations(tolerance)
                 found.append({"against": against, "k": k, "cases": cases, "broken": broken, **_plain(difference)})
             return found
 
@@ -138,7 +138,7 @@ def parity(report: Report, subject: Subject, names: tuple[str, ...], quick: bool
 
 def _against_eager(
     subject: Subject, modality: str, session: Session, quick: bool
-) -> Iterator[tuple[int, int, Difference]]:
+) -> Iterator[tuple[int, int, OutputDifference]]:
     """k, how many batches, and the largest differences over them."""
     if modality not in subject.eager:
         return
@@ -150,7 +150,7 @@ def _against_eager(
         arrays = subject.batch(modality, batch, length, seed=number)
         cases.append((arrays, subject.eager[modality].embed_arrays(arrays, tokens)))
     for k in range(1, tokens + 1):
-        worst: Difference | None = None
+        worst: OutputDifference | None = None
         for arrays, expected in cases:
             # Twice: the second time a recorded graph may answer.
             for _ in range(2):
@@ -160,7 +160,7 @@ def _against_eager(
         yield k, len(cases), worst
 
 
-def _difference(session: Session, arrays: Arrays, expected: tuple[Any, Any], k: int) -> Difference:
+def _difference(session: Session, arrays: Arrays, expected: tuple[Any, Any], k: int) -> OutputDifference:
     found = session.run(arrays, k)
     whole = session.run(arrays, expected[0].shape[1])
     return dataclasses.replace(
@@ -170,16 +170,16 @@ def _difference(session: Session, arrays: Arrays, expected: tuple[Any, Any], k: 
     )
 
 
-def _worse(first: Difference, second: Difference) -> Difference:
+def _worse(first: OutputDifference, second: OutputDifference) -> OutputDifference:
     values = {}
     for name, value in dataclasses.asdict(first).items():
         other = getattr(second, name)
         if value is not None and other is not None:
             values[name] = min(value, other) if name in ("min_cosine", "top1") else max(value, other)
-    return Difference(**values)
+    return OutputDifference(**values)
 
 
-def _plain(difference: Difference) -> dict[str, float | None]:
+def _plain(difference: OutputDifference) -> dict[str, float | None]:
     """For JSON, which has no infinity."""
     values = dataclasses.asdict(difference)
     return {name: None if value is None else float(np.nan_to_num(value, posinf=1e30)) for name, value in values.items()}

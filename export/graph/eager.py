@@ -16,15 +16,15 @@ from fluxtalk.model.encoders import to_tensors
 from fluxtalk.runtime.golden import Golden
 from fluxtalk.tokens import ATTENTION
 
-_LARGEST = 4 << 20
-"""Bytes of a row that is worth its place in every copy of the bundle: about a minute of sound, any text."""
+_MAX_ROW_BYTES = 4 << 20
+"""Bytes of the longest row that is kept in the bundle: about a minute of sound, any text."""
 
 
 def eager_outputs(embedder: Embedder, inputs: dict[str, Array], attention: bool) -> dict[str, Array]:
-    """What eager PyTorch makes of a batch at k = N.
+    """Embed a batch with eager PyTorch at k = N.
 
     Returns:
-        ``tokens`` and ``embeddings``, float32 (batch, N, dim); with ``attention``, that too: (batch, N, length).
+        ``tokens`` and ``embeddings``, float32 (batch, N, dim); and ``attention`` (batch, N, length) if asked for.
     """
     tokens = embedder.head.config.num_register_tokens
     if not attention:
@@ -32,10 +32,10 @@ def eager_outputs(embedder: Embedder, inputs: dict[str, Array], attention: bool)
     device = embedder.head.registers.device
     with torch.inference_mode():
         features = embedder.encoder(*to_tensors(inputs, device))
-        found, weights = embedder.read_with_attention(features, torch.arange(tokens, device=device))
+        embedded, weights = embedder.read_with_attention(features, torch.arange(tokens, device=device))
     return {
-        "tokens": found.tokens.cpu().numpy(),
-        "embeddings": found.embeddings.cpu().numpy(),
+        "tokens": embedded.tokens.cpu().numpy(),
+        "embeddings": embedded.embeddings.cpu().numpy(),
         ATTENTION: weights.cpu().numpy(),
     }
 
@@ -43,14 +43,14 @@ def eager_outputs(embedder: Embedder, inputs: dict[str, Array], attention: bool)
 def longest_case(
     embedder: Embedder, preprocess: Mapping[str, Any], inputs: dict[str, Array], attention: bool
 ) -> Golden | None:
-    """One row of the longest input that preprocessing gives, and what eager PyTorch makes of it.
+    """Make one row of the longest input that preprocessing gives, and embed it with eager PyTorch.
 
     Args:
-        preprocess: its settings; ``max_length`` is the longest input.
+        preprocess: settings of the preprocessing; ``max_length`` is the longest input.
         inputs: the golden batch, whose longest item is repeated until it is as long.
 
     Returns:
-        None where no input is the longest, where a row would be large, or where an item is as long already.
+        None if the length has no limit, if a row would be large, or if a golden item is as long already.
 
     Raises:
         UsageError: the encoder does not run an input of that length.
@@ -62,7 +62,7 @@ def longest_case(
     row = int(lengths.argmax())
     real = inputs["mask"][row]
     bytes_each = sum(array[row, 0].nbytes for array in inputs.values())
-    if lengths[row] >= longest or longest * bytes_each > _LARGEST:
+    if lengths[row] >= longest or longest * bytes_each > _MAX_ROW_BYTES:
         return None
     case = {name: np.resize(array[row][real], (longest, *array.shape[2:]))[None] for name, array in inputs.items()}
     try:

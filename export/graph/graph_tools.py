@@ -1,6 +1,6 @@
 """Tools that the transformations of a graph share: constants, readers and ancestors of a value, constant folding.
 
-Every function takes a model whose weights are in memory, and leaves it as it was.
+Every function takes a model whose weights are in memory, and all but `replace_nodes` leave it as it was.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout")
 
 
 def copied(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the model with local functions inlined, and `Constant` nodes as initializers."""
+    """Copy a model, with local functions inlined and `Constant` nodes turned into initializers."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     if result.functions:
@@ -37,13 +37,13 @@ def copied(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Name to tensor of what cannot change: initializers that are not inputs too."""
+    """Name to tensor of the initializers that cannot be overridden by an input of the same name."""
     inputs = {value.name for value in model.graph.input}
     return {tensor.name: tensor for tensor in model.graph.initializer if tensor.name not in inputs}
 
 
 def inputs_of(node: onnx.NodeProto) -> list[str]:
-    """The values that a node reads, those of its inner graphs included."""
+    """Values that a node reads, those that its subgraphs read from outside included."""
     names = [name for name in node.input if name]
     for attribute in node.attribute:
         for graph in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
@@ -55,7 +55,7 @@ def inputs_of(node: onnx.NodeProto) -> list[str]:
 
 
 def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
-    """Value to the node that makes it."""
+    """Value to the node that outputs it."""
     return {name: node for node in model.graph.node for name in node.output if name}
 
 
@@ -69,7 +69,7 @@ def consumers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
 
 
 def ancestors(model: onnx.ModelProto, value: str) -> list[onnx.NodeProto]:
-    """The nodes that a value is made of, in the graph's order.
+    """Nodes that a value depends on, in the graph's order.
 
     Raises:
         UsageError: the graph has no such value.
@@ -78,7 +78,7 @@ def ancestors(model: onnx.ModelProto, value: str) -> list[onnx.NodeProto]:
     found = []
     known = {part.name for part in [*model.graph.input, *model.graph.initializer]} | set(producers(model))
     if value not in known:
-        raise UsageError(f"The graph should have a value called {value}, and has none; export it again.")
+        raise UsageError(f"The graph has no value called {value}; export it again.")
     for node in reversed(model.graph.node):
         if wanted.intersection(node.output):
             wanted.update(inputs_of(node))
@@ -87,7 +87,7 @@ def ancestors(model: onnx.ModelProto, value: str) -> list[onnx.NodeProto]:
 
 
 def replace_nodes(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> None:
-    """Change the model's nodes, and drop the initializers that none of them reads."""
+    """Replace the model's nodes in place, and drop the initializers that none of them reads."""
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(kept)
@@ -101,10 +101,10 @@ def replace_nodes(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> No
 
 
 def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Replace every chain of operators over constants by its result, unless that is larger than what it is made of.
+    """Replace every chain of operators over constants by its result, unless that is larger than the constants.
 
-    The size of a result does not matter otherwise, so that whole weights are folded into each other. Results are
-    computed by ONNX Runtime with one thread; the same model gives the same bytes.
+    Results of any size are kept otherwise, so that whole weights are folded into each other. They are computed by ONNX
+    Runtime with one thread, so the same model gives the same bytes.
     """
     model = copied(model)
     known = constants(model)
@@ -126,7 +126,7 @@ def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in folding:
         outputs = [name for name in node.output if name]
         allowed = {name: sum(sizes[source] for source in made_of[name]) for name in outputs}
-        # Of nothing at all come only shapes and the like, which are small.
+        # 64 bytes are allowed in any case: generators without inputs give shapes and the like.
         if all(name in small for name in inputs_of(node)) and all(
             results[name].nbytes <= max(allowed[name], 64) for name in outputs
         ):
@@ -142,10 +142,13 @@ def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def run_model(model: onnx.ModelProto, inputs: Arrays, optimize: bool = True) -> list[Array]:
-    """All outputs of a model, by ONNX Runtime on the CPU with one thread.
+    """Run a model by ONNX Runtime on the CPU with one thread; returns all outputs in order.
+
+    Args:
+        optimize: whether ONNX Runtime may transform the graph.
 
     Raises:
-        UsageError: it cannot be run.
+        UsageError: the model cannot be run.
     """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
@@ -162,7 +165,7 @@ def run_model(model: onnx.ModelProto, inputs: Arrays, optimize: bool = True) -> 
 
 
 def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    """The value of a `Constant` node of plain numbers."""
+    """Tensor of a `Constant` node of numbers; None for other nodes."""
     if node.op_type != "Constant" or node.domain:
         return None
     (attribute,) = node.attribute

@@ -1,4 +1,4 @@
-"""The float32 graph in another precision: which transformation, what it promises, and what it runs on here."""
+"""Conversion of a float32 graph to a precision, and the tolerance of the result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fluxtalk.scoring.parity import TOLERANCES, Tolerance
 
 
 def methods_of(precision: str, int8: str) -> tuple[str, ...]:
-    """The ways to make a precision, in the order in which they are tried; the empty one where there is one only.
+    """Methods that make a precision, in the order in which they are tried; ``("",)`` for all but int8.
 
     Args:
         int8: ``auto``, or one of `INT8_METHODS`.
@@ -26,38 +26,38 @@ def methods_of(precision: str, int8: str) -> tuple[str, ...]:
 
 
 def convert(model: onnx.ModelProto, precision: str, method: str, calibration: Sequence[Arrays]) -> onnx.ModelProto:
-    """The graph of a modality in a precision.
+    """Convert the graph of a modality to a precision.
 
     Args:
-        model: in float32; it is not changed.
+        model: in float32; not changed.
         method: one of `methods_of`.
         calibration: batches of the graph's inputs, for ``static``.
 
     Raises:
-        UsageError: the graph does not fit into the precision.
+        UsageError: the graph cannot be converted.
     """
     if precision == "fp32":
         return model
     if precision != "int8":
         return to_half(model, precision)
     if nothing_to_quantize(model):
-        # Features come precomputed; what is left is the head, which stays float32.
+        # Precomputed features: the graph is only the head, which stays float32.
         return model
-    makers: dict[str, Callable[[], onnx.ModelProto]] = {
+    methods: dict[str, Callable[[], onnx.ModelProto]] = {
         "static": lambda: quantize_static(model, calibration),
         "weight-only": lambda: weight_only_int8(model),
         "dynamic": lambda: quantize_dynamic(model),
     }
-    return makers[method]()
+    return methods[method]()
 
 
 def runs_on_cpu(precision: str) -> bool:
-    """Whether ONNX Runtime's CPU provider has the operators; it has none for bfloat16."""
+    """True unless ONNX Runtime's CPU provider lacks the operators, as it does for bfloat16."""
     return precision != "bf16"
 
 
-def promise(precision: str, method: str) -> Tolerance:
-    """What the precision promises against eager float32."""
+def tolerance_of(precision: str, method: str) -> Tolerance:
+    """Tolerance of a precision made by a method, against eager float32."""
     tolerance = TOLERANCES[precision]
-    # The scale of an activation is taken over the whole batch.
+    # A dynamic scale is taken over the whole batch, so that a row depends on the others.
     return dataclasses.replace(tolerance, rows=None) if method == "dynamic" else tolerance

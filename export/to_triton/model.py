@@ -1,4 +1,4 @@
-"""A bundle as a model repository of NVIDIA Triton Inference Server: one model per modality.
+"""One modality of a bundle as a model in a repository of NVIDIA Triton Inference Server.
 
 ::
 
@@ -10,7 +10,7 @@
 
 Triton batches requests along the first dimension of *every* input, so the graph's ``token_index`` (k,) becomes
 (batch, k), of which the graph reads the first row. Triton only batches requests of equal shapes, so all rows have the
-same k; and clients that pad texts to a few lengths are batched more often.
+same k, and clients that pad texts to a few lengths are batched more often.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _TYPES = {
 
 
 def with_batched_index(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with ``token_index`` (batch, k), of which the first row counts."""
+    """Copy a graph and give it ``token_index`` as (batch, k), of which it reads the first row."""
     batched = onnx.ModelProto()
     batched.CopyFrom(model)
     graph = batched.graph
@@ -68,12 +68,12 @@ def write_model(
     plan: bytes | None,
     profiles: Sequence[Profile] = (),
 ) -> str:
-    """Write one model into a repository.
+    """Write one modality's model into a repository.
 
     Args:
-        model: of `with_batched_index`; with ``plan``, it only says what inputs and outputs there are.
+        model: graph of `with_batched_index`; with ``plan``, only its inputs and outputs are used.
         plan: the compiled engine, for the platform ``tensorrt``.
-        profiles: of the plan, in its order; every instance uses all of them.
+        profiles: those of the plan, in its order; every instance uses all of them.
 
     Returns:
         The model's name.
@@ -124,14 +124,14 @@ def _type(value: onnx.ValueInfoProto) -> str:
 
 
 def _dims(value: onnx.ValueInfoProto) -> list[int]:
-    """Of one row: without the batch; -1 where a size is dynamic."""
+    """Dimensions of one row, without the batch; -1 if a size is dynamic."""
     return [-1 if dim.dim_param else dim.dim_value for dim in value.type.tensor_type.shape.dim][1:]
 
 
 def _warmups(folder: Path, bundle: Bundle, modality: str, model: onnx.ModelProto, profiles: Sequence[Profile]) -> str:
-    """Requests of the first golden item for the smallest and the largest k, of each profile where there are any."""
+    """Warm-up requests of the first golden item for the smallest and the largest k, of each profile if there is one."""
     inputs, _ = read_golden(bundle, modality)
-    rows = {name: np.ascontiguousarray(array[:1]) for name, array in inputs.items()}
+    rows: Arrays = {name: np.ascontiguousarray(array[:1]) for name, array in inputs.items()}
     if "mask" in rows:
         rows = _of_length(rows, max(1, int(rows["mask"].sum())))
     tokens = bundle.manifest.num_register_tokens
@@ -144,7 +144,7 @@ def _warmups(folder: Path, bundle: Bundle, modality: str, model: onnx.ModelProto
 
 
 def _requests(rows: Arrays, tokens: int, profiles: Sequence[Profile]) -> Iterator[tuple[str, Arrays, int]]:
-    """Name, inputs of one row, and how often Triton is to repeat the row, of each warm-up request."""
+    """Yield each warm-up request: its name, the inputs of one row, and the number of rows that Triton repeats it to."""
     for number, profile in enumerate(profiles or [None]):
         prefix = f"profile{number}." if len(profiles) > 1 else ""
         fitting: Arrays = rows
@@ -159,7 +159,7 @@ def _requests(rows: Arrays, tokens: int, profiles: Sequence[Profile]) -> Iterato
 
 
 def _of_length(rows: Arrays, length: int) -> Arrays:
-    """Rows (1, L, ...) cut, or padded as their mask tells, to a length."""
+    """Cut or pad rows (1, L, ...) to a length; padding is 0, and False in the mask."""
     return {
         name: np.pad(array[:, :length], [(0, 0), (0, max(0, length - array.shape[1]))] + [(0, 0)] * (array.ndim - 2))
         for name, array in rows.items()

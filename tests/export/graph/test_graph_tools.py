@@ -77,5 +77,5 @@ def test_values_read_in_inner_graphs_are_inputs() -> None:
 
 
 def test_a_value_that_is_not_there_is_named() -> None:
-    with pytest.raises(UsageError, match="should have a value called nowhere"):
+    with pytest.raises(UsageError, match="has no value called nowhere"):
         ancestors(graph("features"), "nowhere")

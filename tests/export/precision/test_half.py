@@ -302,7 +302,7 @@ def holds(kind: str, found: NDArray, expected: NDArray) -> None:
     """Assert the tier's promise on embeddings."""
     assert np.isfinite(found).all()
     difference, tolerance = embedding_difference(found, expected), TOLERANCES[kind]
-    assert not difference.broken(tolerance)
+    assert not difference.violations(tolerance)
 
 
 def unit(array: NDArray) -> NDArray:

@@ -121,4 +121,4 @@ def test_an_encoder_of_boolean_masks_keeps_its_tier_against_eager(kind: str) -> 
     half = to_half(graph, kind) if kind == "fp16" else emulate_half(graph, kind)
     found = dict(zip(OUTPUTS, run_model(half, {**arrays, TOKEN_INDEX: np.arange(4)}), strict=True))["embeddings"]
     assert np.isfinite(found).all()
-    assert not embedding_difference(found, expected).broken(TOLERANCES[kind])
+    assert not embedding_difference(found, expected).violations(TOLERANCES[kind])

@@ -14,7 +14,7 @@ from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS, TOKEN_INDEX
 from fluxtalk.errors import UsageError
 from fluxtalk.export.graph.graph_tools import ancestors, constants, run_model
 from fluxtalk.export.precision.int8 import (
-    TABLE_NUMBERS,
+    MIN_TABLE_ELEMENTS,
     nothing_to_quantize,
     quantize_dynamic,
     quantize_static,
@@ -65,7 +65,7 @@ def test_graphs_are_standard_deterministic_and_small(modality: str, method: str)
     # All the encoder's matrices, and its table: a quarter. A few operators are added, biases and convolutions stay.
     for name in encoder_weights(found):
         tensor = constants(found)[name]
-        assert tensor.data_type != FLOAT or len(tensor.dims) == 4 or np.prod(tensor.dims) < TABLE_NUMBERS // 16
+        assert tensor.data_type != FLOAT or len(tensor.dims) == 4 or np.prod(tensor.dims) < MIN_TABLE_ELEMENTS // 16
     kept = sum(constants(model)[name].ByteSize() for name in encoder_weights(model) if is_small_or_conv(model, name))
     whole = sum(constants(model)[name].ByteSize() for name in encoder_weights(model))
     now = sum(constants(found)[name].ByteSize() for name in encoder_weights(found))
@@ -182,7 +182,7 @@ def test_weights_are_float32_again_before_the_product_and_written_once() -> None
 
 
 def test_big_tables_become_float32_row_by_row() -> None:
-    assert VOCABULARY * DIMS["text"] >= TABLE_NUMBERS
+    assert VOCABULARY * DIMS["text"] >= MIN_TABLE_ELEMENTS
     found = weight_only_int8(graph("text"))
     lookups = [part for part in ancestors(found, FEATURES) if part.op_type == "Gather" and "input_ids" in part.input]
     assert len(lookups) == 2

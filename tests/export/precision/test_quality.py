@@ -18,7 +18,7 @@ from fluxtalk.errors import BackendError, QualityError, UsageError
 from fluxtalk.export import write_graphs
 from fluxtalk.export.cli import main
 from fluxtalk.export.options import ExportOptions
-from fluxtalk.export.precision.quality import Scores, held_out_items, quality, score
+from fluxtalk.export.precision.quality import Scores, compare_quality, held_out_items, score
 from fluxtalk.export.verify import verify_bundle
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.model.checkpoints.run import TrainedRun
@@ -188,12 +188,12 @@ def test_scores_of_a_known_change(made: Made, table_data: PairDataset) -> None:
     assert np.abs(reference.embeddings["text"][mine] - alone).max() <= 1e-6
     assert max(reference.rows.values()) <= 1e-6
 
-    same = quality(held_out, reference, reference, "int8", TOLERANCES["int8"], "here")
+    same = compare_quality(held_out, reference, reference, "int8", TOLERANCES["int8"], "here")
     assert (same.max_abs, same.top1, same.recall_loss, same.broken) == (0, 1, 0, [])
     # Texts take each other's places: all of them are found by the wrong query.
     turned = {**reference.embeddings, "text": np.roll(reference.embeddings["text"], 1, axis=0)}
     tokens = {**reference.tokens, "text": np.roll(reference.tokens["text"], 1, axis=0)}
-    worse = quality(
+    worse = compare_quality(
         held_out,
         reference,
         Scores(tokens, turned, reference.recall, reference.rows),
@@ -206,7 +206,7 @@ def test_scores_of_a_known_change(made: Made, table_data: PairDataset) -> None:
     lost = {
         d: {k: {c: v - 0.05 for c, v in cut.items()} for k, cut in by.items()} for d, by in reference.recall.items()
     }
-    low = quality(
+    low = compare_quality(
         held_out,
         reference,
         Scores(reference.tokens, reference.embeddings, lost, reference.rows),
@@ -231,7 +231,7 @@ def test_of_a_few_queries_one_may_be_lost(made: Made, table_data: PairDataset) -
             for d, by in reference.recall.items()
         }
         found = Scores(reference.tokens, reference.embeddings, recall, reference.rows)
-        return quality(held_out, reference, found, "fp16", TOLERANCES["fp16"], "here").broken
+        return compare_quality(held_out, reference, found, "fp16", TOLERANCES["fp16"], "here").broken
 
     assert losing(1) == []
     (phrase,) = losing(2)

@@ -100,14 +100,18 @@ def batches(bundle: Bundle, modality: str) -> Iterator[dict[str, Any]]:
 def require_parity(made: Made, bundle: Bundle, modality: str, session: Session, tolerance: Tolerance) -> None:
     """Golden vectors for every k, and every batch against eager PyTorch for every k, twice."""
     for report in verify_golden(bundle, lambda _: session, [modality]):
-        assert report.difference.broken(tolerance) == [], report
+        assert report.difference.violations(tolerance) == [], report
     eager = made.run.embedder(modality)
     for batch in batches(bundle, modality):
         tokens, embeddings = eager.embed_arrays(batch, 4)
         for k in (1, 2, 3, 4, 4, 1):
             found = session.run(batch, k)
             difference = embedding_difference(found["embeddings"], embeddings[:, :k])
-            assert difference.broken(tolerance) == [], (k, {n: a.shape for n, a in batch.items()}, session.describe())
+            assert difference.violations(tolerance) == [], (
+                k,
+                {n: a.shape for n, a in batch.items()},
+                session.describe(),
+            )
             if tolerance.tokens is not None:
                 assert token_difference(found["tokens"], tokens[:, :k]) <= tolerance.tokens
 
