@@ -1,4 +1,4 @@
-"""`fluxtalk-export`: a run in, a bundle out; and a bundle verified anywhere."""
+"""`fluxtalk-export`: export a run to a bundle, verify and compile the bundle."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from pathlib import Path
 
 import click
 
-from fluxtalk.console import debug_option, option, sentence_errors
+from fluxtalk.artifacts.engine import FLAVOR_ALIASES
+from fluxtalk.console import AliasChoice, debug_option, option, sentence_errors
+from fluxtalk.export.options import DEFAULT_OPSET, INT8_METHODS, MAX_OPSET, MIN_OPSET, ExportOptions
 from fluxtalk.export.to_tensorrt.cli import trt
 from fluxtalk.export.to_triton.cli import triton
+from fluxtalk.runtime.backends.choose import BACKENDS
+from fluxtalk.scoring.parity import PRECISIONS
 
 
 @click.group(name="export")
@@ -18,38 +22,40 @@ def main() -> None:
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="The bundle's folder, new or empty."
-)
-@click.option(
+@option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Folder of the bundle, new or empty.")
+@option(
     "--precision",
     "precisions",
     multiple=True,
+    type=click.Choice(PRECISIONS),
     default=("fp32",),
     show_default=True,
-    help="fp32, fp16, bf16 or int8; repeatable. Serving takes the first where none is asked for.",
+    help="Precision of the graphs; repeatable. Serving takes the first unless another is asked for.",
 )
-@click.option(
+@option(
     "--int8",
+    type=click.Choice(["auto", *INT8_METHODS]),
     default="auto",
     show_default=True,
-    help="How int8 is made: static (calibrated), weight-only, dynamic; auto tries the first two in turn.",
+    help="Method of int8: static is calibrated on training items; auto tries static, then weight-only.",
 )
-@click.option("--tokens", type=int, metavar="K", help="Keep the first K register tokens only.  [default: all]")
-@click.option("--attention", is_flag=True, help="Graphs also give where each register looked.")
-@click.option("--opset", default=20, show_default=True, help="ONNX opset, 18 to 22.")
-@click.option("--data", metavar="DATA", help="Data set of golden inputs and calibration.  [default: the run's]")
+@option("--tokens", type=int, metavar="K", help="Keep the first K register tokens only, for good.  [default: all]")
+@option("--attention", is_flag=True, help="Graphs also give where each register looked.")
+@option(
+    "--opset", type=click.IntRange(MIN_OPSET, MAX_OPSET), default=DEFAULT_OPSET, show_default=True, help="ONNX opset."
+)
+@option("--data", metavar="DATA", help="Data set of golden inputs and calibration.  [default: the run's]")
 @option(
     "--eval_data",
     metavar="DATA",
-    help="Data set whose validation split is what quality is measured on.  [default: that of --data]",
+    help="Data set on whose validation split quality is measured.  [default: that of --data]",
 )
-@option("--eval_items", default=1000, show_default=True, help="Ids that quality is measured on, at most.")
+@option("--eval_items", default=1000, show_default=True, help="Largest number of ids that quality is measured on.")
 @option("--allow_quality_loss", is_flag=True, help="Write the bundle although a precision fails the quality gate.")
 @option(
-    "--stage1_checkpoint", type=click.Path(path_type=Path), help="Where stage 1 lies, if it was moved since training."
+    "--stage1_checkpoint", type=click.Path(path_type=Path), help="Stage 1 checkpoint, if it was moved since training."
 )
-@option("--cache_dir", metavar="DIR", help="For renderings.  [default: the run's]")
+@option("--cache_dir", metavar="DIR", help="Folder of the renderings' cache.  [default: the run's]")
 @debug_option
 @sentence_errors
 def onnx(
@@ -71,9 +77,8 @@ def onnx(
 
     fluxtalk-export onnx runs/mine -o bundle --precision fp32 --precision fp16 --precision int8
     """
-    # Only here: `--help` and `verify` must not wait for torch.
+    # Imported here so that `--help` and `verify` do not wait for torch.
     from fluxtalk.datasets import default_cache_dir, load_dataset
-    from fluxtalk.export.options import ExportOptions
     from fluxtalk.export.write_bundle import write_bundle
     from fluxtalk.model.checkpoints.run import open_run
 
@@ -100,15 +105,22 @@ def onnx(
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--backend", default="auto", show_default=True, help="What to verify on.")
-@click.option(
+@option(
+    "--backend",
+    type=AliasChoice(BACKENDS, FLAVOR_ALIASES),
+    default="auto",
+    show_default=True,
+    help="Backend to verify on.",
+)
+@option(
     "--precision",
     "precisions",
     multiple=True,
-    help="Which to verify; repeatable.  [default: all that the backend runs]",
+    type=click.Choice(PRECISIONS),
+    help="Precision to verify; repeatable.  [default: all that the backend runs]",
 )
 @option("--allow_host_code", is_flag=True, help="Run version-compatible engines, and the code that they bring.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@option("--json", "as_json", is_flag=True, help="Print JSON.")
 @debug_option
 @sentence_errors
 def verify(bundle: Path, backend: str, precisions: tuple[str, ...], allow_host_code: bool, as_json: bool) -> None:

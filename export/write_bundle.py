@@ -1,8 +1,7 @@
-"""From a training run to a bundle on disk; parity and quality proved before it appears."""
+"""Export of a training run to a bundle, which appears on disk only if parity and quality hold."""
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,19 +20,18 @@ from fluxtalk.artifacts.bundle import (
 from fluxtalk.artifacts.files import atomic_folder, hash_file, write_atomically, write_json
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BundleError, check_token_count
-from fluxtalk.export.graph.golden_cases import eager_outputs, longest_case, prove_longest
-from fluxtalk.export.graph.graph_writer import GraphWriter, graph_name
-from fluxtalk.export.graph.traced import TracedModality, trace
+from fluxtalk.export.graph.trace import TracedModality, trace
 from fluxtalk.export.options import ExportOptions
+from fluxtalk.export.write_graphs import GraphWriter, check_longest, graph_name
 from fluxtalk.model.checkpoints.run import TrainedRun
 from fluxtalk.preprocess import Preprocessor
-from fluxtalk.runtime.golden import Golden, golden_bytes
+from fluxtalk.runtime.golden import golden_bytes
 from fluxtalk.tokens import ATTENTION, OUTPUT_KINDS, TokenLayout
 
 GOLDEN = "golden.safetensors"
 QUALITY = "quality.json"
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def write_bundle(
@@ -41,57 +39,46 @@ def write_bundle(
     dataset: PairDataset,
     output: Path,
     options: ExportOptions | None = None,
-    say: Say = lambda _: None,
+    log: Log = lambda _: None,
     eval_data: PairDataset | None = None,
 ) -> Bundle:
-    """Export every modality of a run, prove each graph against eager PyTorch, and measure what precisions cost.
+    """Export every modality of a run, hold each graph against eager PyTorch, and measure each precision's quality.
 
     Args:
-        run: with its best head.
-        dataset: gives the golden inputs, from its validation split, and calibrates int8, from its training split.
-        output: the bundle's folder; it must not exist, or be empty.
-        options: the defaults where absent.
-        say: told what happens.
-        eval_data: its validation split is what quality is measured on; None takes ``dataset``.
+        run: opened with its best head.
+        dataset: its validation split gives the golden inputs, its training split calibrates int8.
+        output: folder of the bundle; must not exist, or be empty.
+        options: None takes the defaults.
+        log: gets a line for each step and measurement.
+        eval_data: quality is measured on its validation split; None takes ``dataset``.
 
     Raises:
-        BundleError: the folder is in the way.
+        BundleError: the folder exists and is not empty.
         DataError: the data set lacks a modality or has too few items.
         ParityError: a graph differs from eager PyTorch.
-        QualityError: a precision costs more than it may, or that could not be measured.
+        QualityError: a precision does not pass the quality gate, or could not be measured.
         UsageError: an option does not fit the run, or an encoder cannot be exported.
-        After any of them nothing is left behind.
+        None of them leaves anything behind.
     """
     options = options or ExportOptions()
     tokens = check_token_count(options.tokens, run.head.config.num_register_tokens, "this run")
     with atomic_folder(output, BundleError) as folder, tempfile.TemporaryDirectory() as scratch:
         traced: dict[str, TracedModality] = {}
-        longest: dict[str, Golden] = {}
         for modality, part in run.stage1.modalities.items():
-            say(f"exporting {modality} ({part.spec.source})")
-            traced[modality], case = _trace(run, dataset, modality, tokens, options)
-            if case is not None:
-                longest[modality] = case
-        writer = GraphWriter(folder, Path(scratch), traced, options, tokens, say)
+            log(f"exporting {modality} ({part.spec.source})")
+            calibrate = "int8" in options.precisions
+            traced[modality] = trace(run, dataset, modality, tokens, options.opset, options.attention, calibrate)
+        longest = {m: part.longest for m, part in traced.items() if part.longest is not None}
+        writer = GraphWriter(folder, Path(scratch), traced, options, tokens, log)
         reference = writer.float32_scores(run, eval_data or dataset)
-        precisions = {name: writer.precision(name, reference) for name in options.precisions}
-        precisions = prove_longest(folder, longest, precisions, options.allow_quality_loss)
+        precisions = {name: writer.write(name, reference) for name in options.precisions}
+        precisions = check_longest(folder, longest, precisions, options.allow_quality_loss)
         inputs, outputs = {m: e.inputs for m, e in traced.items()}, {m: e.outputs for m, e in traced.items()}
         write_atomically(folder / GOLDEN, golden_bytes(inputs, outputs, longest))
         write_json(folder / QUALITY, {"data": (eval_data or dataset).public_name, "precisions": writer.reports})
         entries = {m: _entry(folder, m, part.preprocess, options.precisions) for m, part in traced.items()}
         write_manifest(folder, _manifest(run, dataset.public_name, folder, entries, precisions, options, tokens))
     return read_bundle(output)
-
-
-def _trace(
-    run: TrainedRun, dataset: PairDataset, modality: str, tokens: int, options: ExportOptions
-) -> tuple[TracedModality, Golden | None]:
-    """A modality with golden vectors of every output, and its longest input where there is one."""
-    traced, embedder = trace(run, dataset, modality, tokens, options), run.embedder(modality, tokens)
-    if options.attention:
-        traced = dataclasses.replace(traced, outputs=eager_outputs(embedder, traced.inputs, attention=True))
-    return traced, longest_case(embedder, traced.preprocess.to_parts()[0], traced.inputs, options.attention)
 
 
 def _entry(folder: Path, modality: str, preprocess: Preprocessor, precisions: Sequence[str]) -> ModalityEntry:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -85,6 +85,23 @@ def sentence_errors(command: Command) -> Command:
 def _debugging() -> bool:
     context = click.get_current_context(silent=True)
     return context is not None and bool(context.find_root().meta.get("fluxtalk.debug"))
+
+
+class AliasChoice(click.Choice[str]):
+    """A choice that also accepts other spellings, which help does not show.
+
+    Args:
+        choices: as for `click.Choice`.
+        aliases: other spelling to the choice that it stands for.
+    """
+
+    def __init__(self, choices: Sequence[str], aliases: Mapping[str, str]) -> None:
+        super().__init__(choices)
+        self._aliases = aliases
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The choice that a spelling stands for."""
+        return super().convert(self._aliases.get(value, value), param, ctx)
 
 
 def progress(items: Iterable[T] | None, what: str, total: int | None = None, unit: str = "it") -> Any:

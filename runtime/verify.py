@@ -24,8 +24,8 @@ from fluxtalk.errors import BackendError, InputError, ParityError, reason
 from fluxtalk.runtime.backends.open import open_sessions
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.backends.session import Session
-from fluxtalk.scoring.parity import Difference, Tolerance, largest, top1_agreement
-from fluxtalk.scoring.parity_accumulator import AttentionDifference, Worst
+from fluxtalk.scoring.parity import OutputDifference, Tolerance, largest, top1_agreement
+from fluxtalk.scoring.parity_accumulator import AttentionDifference, ParityAccumulator
 
 _MORE_PADDING = 7
 """Positions by which a batch is padded beyond its longest item, at most."""
@@ -43,7 +43,7 @@ class ParityReport:
     session: str
     k: int
     cases: int
-    difference: Difference
+    difference: OutputDifference
     tolerance: Tolerance
     attention: AttentionDifference | None = None
     """None where the golden vectors hold no attention."""
@@ -51,8 +51,8 @@ class ParityReport:
     @property
     def broken(self) -> list[str]:
         """One phrase for each promise that does not hold."""
-        phrases = self.difference.broken(self.tolerance)
-        return phrases + (self.attention.broken(self.tolerance) if self.attention is not None else [])
+        phrases = self.difference.violations(self.tolerance)
+        return phrases + (self.attention.violations(self.tolerance) if self.attention is not None else [])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, for JSON."""
@@ -73,18 +73,18 @@ class ParityReport:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found, precision by precision."""
+    """Result of `verify_bundle`."""
 
     bundle: Bundle
     reports: list[ParityReport]
     not_run: dict[str, str]
-    """Precision to why the backend does not run it."""
+    """Precision to the reason why the backend does not run it."""
     engines: list[str]
-    """The compiled engines beside the bundle: those with a record, each with the bytes that it was built with."""
+    """File names of the TensorRT engines beside the bundle, whose hashes were checked."""
 
     @property
     def broken(self) -> list[ParityReport]:
-        """Those that break what their precision promises."""
+        """Reports with a violation of their precision's tolerance."""
         return [report for report in self.reports if report.broken]
 
     def table(self) -> str:
@@ -121,15 +121,15 @@ class Verification:
         return json.dumps(content, indent=2)
 
     def require(self) -> None:
-        """Raise unless every promise holds.
+        """Raise if a tolerance is violated.
 
         Raises:
-            ParityError: one does not.
+            ParityError: names the first violation.
         """
         if self.broken:
             raise ParityError(
-                f"{len(self.broken)} of {len(self.reports)} parity checks break what the manifest promises; do not "
-                "serve this bundle with this backend. "
+                f"{len(self.broken)} of {len(self.reports)} parity checks exceed the manifest's tolerances; do not serve "
+                "this bundle with this backend. "
                 f"The first: {self.broken[0].modality} in {self.broken[0].precision} with k = {self.broken[0].k}: "
                 f"{'; '.join(self.broken[0].broken)}."
             )
@@ -140,7 +140,7 @@ def verify_bundle(folder: Path, options: BackendOptions, precisions: Sequence[st
 
     Args:
         options: what runs the graphs; its ``precision`` is not looked at.
-        precisions: those alone, and each has to run; without any, all of the bundle that the backend runs.
+        precisions: the ones to replay, all of which have to run; if empty, all of the bundle that the backend runs.
 
     Raises:
         BundleError: a file is missing, foreign or was changed.
@@ -150,7 +150,7 @@ def verify_bundle(folder: Path, options: BackendOptions, precisions: Sequence[st
         UsageError: the bundle does not hold a precision that was named.
     """
     bundle = read_bundle(folder)
-    # All of them, also those of other machines, which nothing here would load.
+    # Engines for other machines are checked too, although nothing here would load them.
     records = read_engines(bundle.engines)
     for record in records:
         read_plan(bundle.engines, record)
@@ -165,7 +165,7 @@ def verify_bundle(folder: Path, options: BackendOptions, precisions: Sequence[st
                 raise
             not_run[name] = str(error)
             continue
-        # What starts and then fails is not a precision that the backend does not run.
+        # Outside of `try`: a failure after the start is not a precision that the backend does not run.
         try:
             reports += verify_sessions(bundle, sessions.__getitem__, modalities, name)
         finally:
@@ -234,23 +234,23 @@ def replay(
     outputs, total = tuple(expected), expected["tokens"].shape[1]
     whole = _run(session, inputs, total, outputs)
     for k in range(1, total + 1):
-        worst, rows = Worst(), 0.0
+        accumulator, rows = ParityAccumulator(), 0.0
         found = _run(session, inputs, k, outputs)
-        worst.add(inputs, found, _first(expected, k))
+        accumulator.add(inputs, found, _first(expected, k))
         for chosen, batch in _variations(inputs, room):
             varied = _run(session, batch, k, outputs)
-            worst.add(batch, varied, _first(expected, k, chosen))
+            accumulator.add(batch, varied, _first(expected, k, chosen))
             rows = max(rows, largest(varied["embeddings"] - found["embeddings"][chosen]))
         if longest is not None and _takes(session, longest.inputs):
-            worst.add(longest.inputs, _run_longest(modality, precision, session, longest, k), _first(longest.expected, k))
+            accumulator.add(longest.inputs, _run_longest(modality, precision, session, longest, k), _first(longest.expected, k))
         difference = dataclasses.replace(
-            worst.difference,
+            accumulator.difference,
             rows=rows,
             prefix=largest(found["embeddings"] - whole["embeddings"][:, :k]),
             top1=top1_agreement(found["embeddings"][:, k - 1], expected["embeddings"][:, k - 1]),
         )
         described = session.describe()
-        yield ParityReport(modality, precision, described, k, worst.cases, difference, tolerance, worst.attention)
+        yield ParityReport(modality, precision, described, k, accumulator.cases, difference, tolerance, accumulator.attention)
 
 
 def replay_longest(
@@ -262,10 +262,10 @@ def replay_longest(
         ParityError: the session does not run it.
     """
     for k in range(1, longest.expected["tokens"].shape[1] + 1):
-        worst = Worst()
-        worst.add(longest.inputs, _run_longest(modality, precision, session, longest, k), _first(longest.expected, k))
+        accumulator = ParityAccumulator()
+        accumulator.add(longest.inputs, _run_longest(modality, precision, session, longest, k), _first(longest.expected, k))
         described = session.describe()
-        yield ParityReport(modality, precision, described, k, worst.cases, worst.difference, tolerance, worst.attention)
+        yield ParityReport(modality, precision, described, k, accumulator.cases, accumulator.difference, tolerance, accumulator.attention)
 
 
 def _run(session: Session, batch: Arrays, k: int, outputs: Sequence[str]) -> dict[str, NDArray[np.float32]]:

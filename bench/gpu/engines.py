@@ -18,7 +18,7 @@ from fluxtalk.errors import BackendError, UsageError
 from fluxtalk.runtime.backends.choose import NATIVE, choose, open_session
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.golden import verify_golden
-from fluxtalk.scoring.parity import TOLERANCES, Difference, embedding_difference, largest, token_difference
+from fluxtalk.scoring.parity import TOLERANCES, OutputDifference, embedding_difference, largest, token_difference
 
 BATCHES = (1, 3, 17, 70)
 """One more than a default profile takes, so that parts are put together."""
@@ -30,7 +30,8 @@ def build(report: Report, subject: Subject, rehearse: bool) -> list[dict[str, An
     Args:
         rehearse: there is no GPU: TensorRT-RTX compiles one graph for another machine's.
     """
-    from fluxtalk.export.to_tensorrt.compile import build_engine, held, source_of, target_of
+    from fluxtalk.export.to_tensorrt.compile import build_engine
+    from fluxtalk.export.to_tensorrt.job import builder_options, compile_job, default_precisions
     from fluxtalk.export.to_tensorrt.profiles import profiles_of
 
     bundle, rows = subject.bundle, []
@@ -44,19 +45,19 @@ def build(report: Report, subject: Subject, rehearse: bool) -> list[dict[str, An
         def target(flavor: Any = flavor) -> Any:
             api = load_tensorrt(flavor)
             try:
-                return api, target_of(api, ["8.9"] if rehearse and flavor == "rtx" else [])
+                return api, builder_options(api, ["8.9"] if rehearse and flavor == "rtx" else [])
             except UsageError as error:  # a GPU that this flavor does not know
                 raise BackendError(str(error)) from None
 
         loaded = report.attempt(f"engines of {flavor}", target)
         if loaded is None:
             continue
-        todo = [(modality, precision) for modality in modalities for precision in held(bundle)]
+        todo = [(modality, precision) for modality in modalities for precision in default_precisions(bundle)]
         for modality, precision in todo[:1] if rehearse else todo:
 
             def one(modality: str = modality, precision: str = precision, loaded: Any = loaded) -> dict[str, Any]:
                 started = time.monotonic()
-                source = source_of(bundle, modality, precision, profiles[modality])
+                source = compile_job(bundle, modality, precision, profiles[modality])
                 record = build_engine(loaded[0], source, loaded[1], bundle.engines)
                 size = record.engine_bytes if record is not None else None
                 seconds = round(time.monotonic() - started, 1)
@@ -114,7 +115,7 @@ def parity(report: Report, subject: Subject, names: tuple[str, ...], quick: bool
             differences = [("golden", r.k, r.cases, r.difference) for r in golden]
             differences += [("eager", *row) for row in _against_eager(subject, modality, session, quick)]
             for against, k, cases, difference in differences:
-                broken = difference.broken(tolerance)
+                broken = difference.violations(tolerance)
                 found.append({"against": against, "k": k, "cases": cases, "broken": broken, **_plain(difference)})
             return found
 
@@ -137,7 +138,7 @@ def parity(report: Report, subject: Subject, names: tuple[str, ...], quick: bool
 
 def _against_eager(
     subject: Subject, modality: str, session: Session, quick: bool
-) -> Iterator[tuple[int, int, Difference]]:
+) -> Iterator[tuple[int, int, OutputDifference]]:
     """k, how many batches, and the largest differences over them."""
     if modality not in subject.eager:
         return
@@ -149,7 +150,7 @@ def _against_eager(
         arrays = subject.batch(modality, batch, length, seed=number)
         cases.append((arrays, subject.eager[modality].embed_arrays(arrays, tokens)))
     for k in range(1, tokens + 1):
-        worst: Difference | None = None
+        worst: OutputDifference | None = None
         for arrays, expected in cases:
             # Twice: the second time a recorded graph may answer.
             for _ in range(2):
@@ -159,7 +160,7 @@ def _against_eager(
         yield k, len(cases), worst
 
 
-def _difference(session: Session, arrays: Arrays, expected: tuple[Any, Any], k: int) -> Difference:
+def _difference(session: Session, arrays: Arrays, expected: tuple[Any, Any], k: int) -> OutputDifference:
     found = session.run(arrays, k)
     whole = session.run(arrays, expected[0].shape[1])
     return dataclasses.replace(
@@ -169,16 +170,16 @@ def _difference(session: Session, arrays: Arrays, expected: tuple[Any, Any], k: 
     )
 
 
-def _worse(first: Difference, second: Difference) -> Difference:
+def _worse(first: OutputDifference, second: OutputDifference) -> OutputDifference:
     values = {}
     for name, value in dataclasses.asdict(first).items():
         other = getattr(second, name)
         if value is not None and other is not None:
             values[name] = min(value, other) if name in ("min_cosine", "top1") else max(value, other)
-    return Difference(**values)
+    return OutputDifference(**values)
 
 
-def _plain(difference: Difference) -> dict[str, float | None]:
+def _plain(difference: OutputDifference) -> dict[str, float | None]:
     """For JSON, which has no infinity."""
     values = dataclasses.asdict(difference)
     return {name: None if value is None else float(np.nan_to_num(value, posinf=1e30)) for name, value in values.items()}

@@ -140,8 +140,9 @@ def write_large_bundle(folder: Path, precisions: tuple[str, ...]) -> Subject:
     """Export the large embedders: random weights have nothing to recall, so there is no quality gate to hold."""
     from fluxtalk.artifacts.bundle import OUTPUTS, Manifest, ModalityEntry, PrecisionEntry, read_bundle, write_manifest
     from fluxtalk.artifacts.files import hash_file, write_atomically
-    from fluxtalk.export.graph.to_onnx import DEFAULT_OPSET, export_onnx, graph_files
-    from fluxtalk.export.precision.precision import convert
+    from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
+    from fluxtalk.export.options import DEFAULT_OPSET
+    from fluxtalk.export.precision.convert import convert
     from fluxtalk.runtime.golden import golden_bytes
     from fluxtalk.scoring.parity import TOLERANCES
 

@@ -34,7 +34,7 @@ from bench.quality.report import markdown_table
 from fluxtalk.artifacts.files import git_revision, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
-from fluxtalk.export.precision.precision import convert
+from fluxtalk.export.precision.convert import convert
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import FrozenEncoder, SmallImageEncoder, SmallTextEncoder
 from fluxtalk.model.head.registers import RegisterTokenModule

@@ -168,17 +168,18 @@ def tables(results: dict[str, Any]) -> list[str]:
 
 def _compile(bundle: Bundle, compute_capability: str) -> list[dict[str, Any]]:
     from fluxtalk.devices.tensorrt_api import load_tensorrt
-    from fluxtalk.export.to_tensorrt.compile import build_engine, held, source_of, target_of
+    from fluxtalk.export.to_tensorrt.compile import build_engine
+    from fluxtalk.export.to_tensorrt.job import builder_options, compile_job, default_precisions
     from fluxtalk.export.to_tensorrt.profiles import profiles_of
 
     api = load_tensorrt("rtx")
-    target = target_of(api, [compute_capability])
+    target = builder_options(api, [compute_capability])
     profiles = profiles_of(bundle, list(bundle.manifest.modalities), [])
     found = []
     for modality in bundle.manifest.modalities:
-        for precision in held(bundle):
+        for precision in default_precisions(bundle):
             start = time.perf_counter()
-            build_engine(api, source_of(bundle, modality, precision, profiles[modality]), target, bundle.engines)
+            build_engine(api, compile_job(bundle, modality, precision, profiles[modality]), target, bundle.engines)
             seconds = round(time.perf_counter() - start, 1)
             record = max(read_engines(bundle.engines), key=lambda record: record.built_at)
             found.append({"name": record.file, "bytes": record.engine_bytes, "seconds": seconds})

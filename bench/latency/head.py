@@ -22,13 +22,15 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from bench.latency.graphs import cut, multiply_adds, zeros
 from bench.latency.vit import vit_small
 from bench.machine import processor
 from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS, TOKEN_INDEX
 from fluxtalk.artifacts.files import git_revision, write_json
 from fluxtalk.console import debug_option, sentence_errors
-from fluxtalk.export.graph.graph_tools import cut, fold_constants, multiply_adds, zeros
-from fluxtalk.export.graph.to_onnx import DEFAULT_OPSET, export_onnx, graph_files
+from fluxtalk.export.graph.graph_tools import fold_constants
+from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
+from fluxtalk.export.options import DEFAULT_OPSET
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import FrozenEncoder, GivenFeatures
 from fluxtalk.model.head.registers import RegisterBlock, RegisterTokenModule

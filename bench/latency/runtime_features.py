@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX, Bundle, Manifest, ModalityEntry, PrecisionEntry
-from fluxtalk.export.graph.to_onnx import DEFAULT_OPSET, export_onnx, graph_files
+from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
+from fluxtalk.export.options import DEFAULT_OPSET
 from fluxtalk.model.embedder import Embedder as EagerEmbedder
 from fluxtalk.model.encoders import FrozenEncoder, GivenFeatures
 from fluxtalk.model.head.registers import RegisterTokenModule

@@ -1,4 +1,4 @@
-"""From a trained modality to ONNX graphs with golden vectors.
+"""A trained modality as a float32 ONNX graph with golden vectors.
 
-In: an `Embedder` and sample inputs. Out: graphs whose float32 parity was measured, one per precision.
+In: a run and items of its data set. Out: `TracedModality`: graph, golden inputs and the outputs of eager PyTorch.
 """

@@ -1,31 +1,25 @@
-"""What the transformations of a graph share: constants, ancestors, folding, cutting, and counting multiply-adds.
+"""Tools that the transformations of a graph share: constants, readers and ancestors of a value, constant folding.
 
-Every function takes a model whose weights are in memory, and leaves it as it was.
+Every function takes a model whose weights are in memory, and all but `replace_nodes` leave it as it was.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
 import onnx.inliner
-import onnx.utils
-from numpy.typing import NDArray
 
+from fluxtalk.arrays import Array, Arrays
 from fluxtalk.errors import UsageError, reason
 from fluxtalk.runtime.backends.onnxruntime_session import import_onnxruntime
 
-Arrays = dict[str, NDArray[Any]]
-
 _RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout")
-_COUNTED = ("MatMul", "MatMulInteger", "Gemm", "Conv", "Einsum")
 
 
 def copied(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the model with local functions inlined, and `Constant` nodes as initializers."""
+    """Copy a model, with local functions inlined and `Constant` nodes turned into initializers."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     if result.functions:
@@ -43,13 +37,13 @@ def copied(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Name to tensor of what cannot change: initializers that are not inputs too."""
+    """Name to tensor of the initializers that cannot be overridden by an input of the same name."""
     inputs = {value.name for value in model.graph.input}
     return {tensor.name: tensor for tensor in model.graph.initializer if tensor.name not in inputs}
 
 
 def inputs_of(node: onnx.NodeProto) -> list[str]:
-    """The values that a node reads, those of its inner graphs included."""
+    """Values that a node reads, those that its subgraphs read from outside included."""
     names = [name for name in node.input if name]
     for attribute in node.attribute:
         for graph in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
@@ -61,7 +55,7 @@ def inputs_of(node: onnx.NodeProto) -> list[str]:
 
 
 def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
-    """Value to the node that makes it."""
+    """Value to the node that outputs it."""
     return {name: node for node in model.graph.node for name in node.output if name}
 
 
@@ -75,7 +69,7 @@ def consumers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
 
 
 def ancestors(model: onnx.ModelProto, value: str) -> list[onnx.NodeProto]:
-    """The nodes that a value is made of, in the graph's order.
+    """Nodes that a value depends on, in the graph's order.
 
     Raises:
         UsageError: the graph has no such value.
@@ -84,7 +78,7 @@ def ancestors(model: onnx.ModelProto, value: str) -> list[onnx.NodeProto]:
     found = []
     known = {part.name for part in [*model.graph.input, *model.graph.initializer]} | set(producers(model))
     if value not in known:
-        raise UsageError(f"The graph should have a value called {value}, and has none; export it again.")
+        raise UsageError(f"The graph has no value called {value}; export it again.")
     for node in reversed(model.graph.node):
         if wanted.intersection(node.output):
             wanted.update(inputs_of(node))
@@ -93,7 +87,7 @@ def ancestors(model: onnx.ModelProto, value: str) -> list[onnx.NodeProto]:
 
 
 def replace_nodes(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> None:
-    """Change the model's nodes, and drop the initializers that none of them reads."""
+    """Replace the model's nodes in place, and drop the initializers that none of them reads."""
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(kept)
@@ -107,10 +101,10 @@ def replace_nodes(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> No
 
 
 def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Replace every chain of operators over constants by its result, unless that is larger than what it is made of.
+    """Replace every chain of operators over constants by its result, unless that is larger than the constants.
 
-    The size of a result does not matter otherwise, so that whole weights are folded into each other. Results are
-    computed by ONNX Runtime with one thread; the same model gives the same bytes.
+    Results of any size are kept otherwise, so that whole weights are folded into each other. They are computed by ONNX
+    Runtime with one thread, so the same model gives the same bytes.
     """
     model = copied(model)
     known = constants(model)
@@ -132,7 +126,7 @@ def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in folding:
         outputs = [name for name in node.output if name]
         allowed = {name: sum(sizes[source] for source in made_of[name]) for name in outputs}
-        # Of nothing at all come only shapes and the like, which are small.
+        # 64 bytes are allowed in any case: generators without inputs give shapes and the like.
         if all(name in small for name in inputs_of(node)) and all(
             results[name].nbytes <= max(allowed[name], 64) for name in outputs
         ):
@@ -147,82 +141,14 @@ def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def cut(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
-    """The part of a model between values, such as its head: from `frozen_features` on.
+def run_model(model: onnx.ModelProto, inputs: Arrays, optimize: bool = True) -> list[Array]:
+    """Run a model by ONNX Runtime on the CPU with one thread; returns all outputs in order.
 
     Args:
-        inputs: values that the part is given; graph inputs that it reads are added.
-        outputs: values that it gives.
+        optimize: whether ONNX Runtime may transform the graph.
 
     Raises:
-        UsageError: the graph has no such value.
-    """
-    model = copied(model)
-    wanted = set(outputs)
-    for node in reversed(model.graph.node):
-        if wanted.intersection(node.output) - set(inputs):
-            wanted.update(inputs_of(node))
-    given = [*inputs, *(v.name for v in model.graph.input if v.name in wanted and v.name not in inputs)]
-    try:
-        extracted = onnx.utils.Extractor(model).extract_model(given, list(outputs))
-    except ValueError as error:
-        raise UsageError(
-            f"The graph cannot be cut between {', '.join(inputs)} and {', '.join(outputs)} ({reason(error)}); "
-            "name values that it has."
-        ) from None
-    extracted.graph.name = model.graph.name
-    result: onnx.ModelProto = extracted
-    return result
-
-
-def multiply_adds(model: onnx.ModelProto, **dims: int) -> int:
-    """How many multiplications with addition the matrix products and convolutions of a graph take.
-
-    The graph is run once, by ONNX Runtime on the CPU, on zeros of the sizes given, for the shapes within.
-
-    Args:
-        dims: the size of every dimension of the inputs that has a name, such as ``batch=1, length=64, k=4``.
-
-    Raises:
-        UsageError: a dimension is missing, or the graph cannot be run with these sizes.
-    """
-    model = copied(model)
-    counted = [node for node in model.graph.node if node.op_type in _COUNTED]
-    names = list(dict.fromkeys(name for node in counted for name in (*node.input, node.output[0]) if name))
-    if not names:
-        return 0
-    nodes = [*model.graph.node, *(onnx.helper.make_node("Shape", [n], [f"{n}__shape"]) for n in names)]
-    del model.graph.output[:]
-    for name in names:
-        model.graph.output.append(onnx.helper.make_tensor_value_info(f"{name}__shape", onnx.TensorProto.INT64, None))
-    replace_nodes(model, nodes)
-    shapes = dict(zip(names, run(model, zeros(model, dims)), strict=True))
-    return sum(_products(node, shapes) for node in counted)
-
-
-def zeros(model: onnx.ModelProto, dims: Mapping[str, int]) -> Arrays:
-    """Zeros for every input of a graph; masks are True.
-
-    Raises:
-        UsageError: the size of a named dimension is missing.
-    """
-    arrays: Arrays = {}
-    for value in model.graph.input:
-        sizes = []
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param and dim.dim_param not in dims:
-                raise UsageError(f"The input {value.name} has a dimension {dim.dim_param}; give its size.")
-            sizes.append(dims[dim.dim_param] if dim.dim_param else dim.dim_value)
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        arrays[value.name] = np.full(sizes, dtype == np.bool_, dtype)
-    return arrays
-
-
-def run(model: onnx.ModelProto, inputs: Arrays, optimize: bool = True) -> list[NDArray[Any]]:
-    """All outputs of a model, by ONNX Runtime on the CPU with one thread.
-
-    Raises:
-        UsageError: it cannot be run.
+        UsageError: the model cannot be run.
     """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
@@ -232,14 +158,14 @@ def run(model: onnx.ModelProto, inputs: Arrays, optimize: bool = True) -> list[N
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        results: list[NDArray[Any]] = session.run(None, inputs)
+        results: list[Array] = session.run(None, inputs)
     except Exception as error:  # ONNX Runtime's exceptions have no public base
         raise UsageError(f"ONNX Runtime cannot run the graph ({reason(error)}); use another --opset.") from None
     return results
 
 
 def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    """The value of a `Constant` node of plain numbers."""
+    """Tensor of a `Constant` node of numbers; None for other nodes."""
     if node.op_type != "Constant" or node.domain:
         return None
     (attribute,) = node.attribute
@@ -268,35 +194,4 @@ def _evaluate(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> Arrays
         del values[:]
     part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     replace_nodes(part, nodes)
-    return dict(zip(names, run(part, {}, optimize=False), strict=True))
-
-
-def _products(node: onnx.NodeProto, shapes: Mapping[str, NDArray[Any]]) -> int:
-    given = [[int(size) for size in shapes[name]] for name in node.input if name]
-    result = math.prod(int(size) for size in shapes[node.output[0]])
-    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    if node.op_type == "Conv":
-        # One output number reads the whole kernel of its output channel.
-        return result * math.prod(given[1][1:])
-    if node.op_type == "Gemm":
-        return result * given[0][0 if attributes.get("transA") else 1]
-    if node.op_type == "Einsum":
-        return math.prod(_einsum_sizes(attributes["equation"].decode(), given).values())
-    return result * given[0][-1]
-
-
-def _einsum_sizes(equation: str, given: Sequence[Sequence[int]]) -> dict[str, int]:
-    """Letter to size. The dots of an equation are letters too: their dimensions, counted from the last."""
-    sizes: dict[str, int] = {}
-    for term, shape in zip(equation.replace(" ", "").split("->")[0].split(","), given, strict=True):
-        letters = list(_letters(term, len(shape)))
-        sizes.update((letter, max(sizes.get(letter, 1), size)) for letter, size in zip(letters, shape, strict=True))
-    return sizes
-
-
-def _letters(term: str, rank: int) -> Iterator[str]:
-    before, dots, after = term.partition("...")
-    yield from before
-    if dots:
-        yield from (f".{place}" for place in range(rank - len(before) - len(after), 0, -1))
-    yield from after
+    return dict(zip(names, run_model(part, {}, optimize=False), strict=True))

@@ -1,4 +1,4 @@
-"""One modality's embedder as an ONNX graph: dynamic batch, length and k; no custom operator, no random node."""
+"""One modality's embedder as an ONNX graph: batch, length and k dynamic, standard operators, no random node."""
 
 from __future__ import annotations
 
@@ -23,19 +23,17 @@ from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS, TOKEN_INDEX
 from fluxtalk.artifacts.files import write_atomically
 from fluxtalk.errors import UsageError, reason
 from fluxtalk.export.graph.graph_tools import fold_constants
+from fluxtalk.export.options import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.tokens import ATTENTION
 
-MIN_OPSET, MAX_OPSET, DEFAULT_OPSET = 18, 22, 20
-"""Opset 20 brings a native Gelu; 23 brings an Attention operator, which ONNX Runtime's quantizer and TensorRT-RTX
-refuse."""
 EXTERNAL_DATA = 1_500_000_000
-"""Bytes of weights from which they lie in a file beside the graph."""
+"""Bytes of weights above which they go into a file beside the graph."""
 
 
-class _Traced(nn.Module):
-    """What is traced: the embedder; the value between encoder and head is one more output, so that it has a name."""
+class _NamedFeatures(nn.Module):
+    """The embedder with the value between encoder and head as one more output, which gives it a name in the graph."""
 
     def __init__(self, embedder: Embedder, attention: bool) -> None:
         super().__init__()
@@ -63,23 +61,23 @@ def export_onnx(
     Args:
         embedder: in float32, on the CPU.
         preprocess: names the inputs.
-        sample: a preprocessed batch; its sizes do not stay in the graph.
+        sample: a preprocessed batch, whose sizes do not stay in the graph.
         attention: whether the graph also gives where each register looked.
 
     Returns:
-        A checked ONNX model, without source paths. The value between encoder and head is called `FEATURES`.
+        A checked ONNX model, without source paths. Its value between encoder and head is called `FEATURES`.
 
     Raises:
         UsageError: the opset is not supported, or the encoder cannot be exported.
     """
     if not MIN_OPSET <= opset <= MAX_OPSET:
-        raise UsageError(f"--opset lies in {MIN_OPSET}..{MAX_OPSET}; got {opset}.")
+        raise UsageError(f"--opset is in {MIN_OPSET}..{MAX_OPSET}; got {opset}.")
     arguments, shapes = _arguments(embedder, preprocess, sample)
     outputs = [*OUTPUTS, *[ATTENTION] * attention, FEATURES]
     try:
         with _quiet() as report:
             program = torch.onnx.export(
-                _Traced(embedder, attention).eval(),
+                _NamedFeatures(embedder, attention).eval(),
                 arguments,
                 dynamo=True,
                 opset_version=opset,
@@ -103,7 +101,7 @@ def export_onnx(
 
 
 def graph_files(model: onnx.ModelProto, folder: Path, name: str, limit: int = EXTERNAL_DATA) -> None:
-    """Check a graph and write it into a folder; weights of more than ``limit`` bytes go into ``name`` + ``.data``.
+    """Write a graph into a folder and check it; weights of more than ``limit`` bytes go into ``name`` + ``.data``.
 
     Raises:
         UsageError: the graph is not valid ONNX, or uses operators that are not standard.
@@ -116,7 +114,7 @@ def graph_files(model: onnx.ModelProto, folder: Path, name: str, limit: int = EX
             onnx.save_model(model, path, save_as_external_data=True, location=f"{name}.data", size_threshold=1024)
         else:
             write_atomically(path, model.SerializeToString(deterministic=True))
-        # By its path: the checker follows external data.
+        # Checked by its path, so that the checker finds external data.
         onnx.checker.check_model(path, full_check=True)
     except onnx.checker.ValidationError as error:
         raise UsageError(f"The graph {name} is not valid ONNX ({error}); use another --opset.") from error
@@ -125,7 +123,7 @@ def graph_files(model: onnx.ModelProto, folder: Path, name: str, limit: int = EX
 def _arguments(
     embedder: Embedder, preprocess: Preprocessor, sample: dict[str, NDArray[Any]]
 ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
-    """Example inputs of two rows or more and their dynamic dimensions (the exporter fixes sizes 0 and 1)."""
+    """Example inputs and their dynamic dimensions; at least two rows, because the exporter fixes sizes 0 and 1."""
     batch, length = Dim("batch", min=1), Dim("length", min=1)
     tokens = embedder.head.config.num_register_tokens
     arguments: list[Tensor] = []
@@ -138,22 +136,22 @@ def _arguments(
                 f"got {tuple(array.shape)}."
             )
         if preprocess.kind != "image":
-            # The exporter fixes a size of 1: pooling must see more than one window.
+            # Pooling has to see more than one window, because the exporter fixes a size of 1.
             missing = max(0, embedder.reduction.config.pool + 1 - array.shape[1])
             array = torch.cat([array, array.new_zeros(array.shape[0], missing, *array.shape[2:])], dim=1)
         arguments.append(array)
         shapes.append({0: batch} if preprocess.kind == "image" else {0: batch, 1: length})
-    # With one register token k cannot vary, and a size of 1 stays fixed, which is then right.
+    # With one register token k cannot vary, so that the fixed size of 1 is right.
     arguments.append(torch.arange(tokens))
     shapes.append({0: Dim("k", min=1, max=tokens)} if tokens > 1 else None)
     return tuple(arguments), tuple(shapes)
 
 
 def _refusal(modality: str, error: BaseException) -> str:
-    """What the exporter refuses, and the encoder's line that asks for it where its traceback has one."""
+    """The exporter's reason, and the encoder's line that caused it if the traceback has one."""
     while error.__cause__ is not None:
         error = error.__cause__
-    # Up to the encoder's call all is ours, and from its tensors' calls on all is PyTorch's.
+    # Frames before the encoder's are FluxTalk's, frames inside its tensor operations are PyTorch's.
     foreign = (*(f"{Path(str(package.__file__)).parent}{os.sep}" for package in (fluxtalk, torch)), "<")
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(foreign)]
     where = f" at {frames[-1].filename}, line {frames[-1].lineno}, `{frames[-1].line}`" if frames else ""
@@ -165,7 +163,7 @@ def _refusal(modality: str, error: BaseException) -> str:
 
 
 def _require_dynamic(model: onnx.ModelProto, shapes: Sequence[Any], modality: str) -> None:
-    """The exporter falls back, without a word, to a graph of the example's sizes where code fixes them."""
+    """Refuse a graph of the example's sizes, which the exporter falls back to silently if code fixes them."""
     for value, expected in zip(model.graph.input, shapes, strict=True):
         dims = value.type.tensor_type.shape.dim
         for place, dim in (expected or {}).items():
@@ -177,7 +175,7 @@ def _require_dynamic(model: onnx.ModelProto, shapes: Sequence[Any], modality: st
 
 
 def _strip_paths(model: onnx.ModelProto) -> None:
-    """Remove what the exporter noted of this machine's source tree."""
+    """Remove the paths of this machine's source tree that the exporter noted."""
     for container in (model, model.graph, *model.functions):
         container.doc_string = ""
         del container.metadata_props[:]
@@ -199,7 +197,7 @@ def _strip_paths(model: onnx.ModelProto) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[io.StringIO]:
-    """Keep what the exporter prints, graphs, progress and warnings of versions, away from our output, and give it."""
+    """Capture what the exporter prints (graphs, progress, warnings of versions), and yield it."""
     printed = io.StringIO()
     names = ("torch.onnx", "torch.fx.experimental.symbolic_shapes", "onnxscript")
     loggers = [logging.getLogger(name) for name in names]

@@ -1,8 +1,8 @@
-"""A float32 graph in float16 or bfloat16: the types in the graph are the precision.
+"""A float32 graph in float16 or bfloat16, by the types of its values.
 
 Matrix products, convolutions and elementwise arithmetic are computed in half precision. Normalization, softmax, sums,
-powers, roots, everything unknown, and all that comes after the tokens stay in float32; so do scores on their way to a
-softmax. The graph that is converted is the one that was proved, so that any encoder can be.
+powers, roots, unknown operators, and everything after the tokens stay in float32, and so do scores on their way to a
+softmax (`half_plan.py`). The input is the float32 graph whose parity was measured, so any encoder can be converted.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from fluxtalk.errors import UsageError
 from fluxtalk.export.graph.graph_tools import copied, replace_nodes
-from fluxtalk.export.precision.half_plan import HALF_TYPES, Plan, plan_half
+from fluxtalk.export.precision.half_plan import HALF_TYPES, HalfPlan, plan_half
 
 _NUMPY: dict[str, Any] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 
 
 def to_half(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
-    """The graph with weights and most operators in half precision; inputs and outputs keep their types.
+    """Convert weights and most operators to half precision; inputs and outputs keep their types.
 
     Args:
         model: in float32.
@@ -31,19 +31,19 @@ def to_half(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
     Raises:
         UsageError: a weight does not fit into float16, or the graph cannot be converted.
     """
-    return _converted(model, kind, _Real)
+    return _converted(model, kind, _HalfTypes)
 
 
 def emulate_half(model: onnx.ModelProto, kind: str) -> onnx.ModelProto:
-    """A float32 graph whose numbers are those of `to_half`: what is half there is rounded here.
+    """Make a float32 graph that computes the numbers of `to_half`, by rounding every value that is half there.
 
-    For measuring bfloat16 on a processor that has no operators for it. What an operator adds up on the way to one
-    number is float32 in both, as on a GPU. Any optimization level of ONNX Runtime keeps the rounding.
+    It measures bfloat16 on a processor that has no operators for it. Operators accumulate in float32 in both, as on a
+    GPU. Any optimization level of ONNX Runtime keeps the rounding.
 
     Raises:
         UsageError: as `to_half`.
     """
-    return _converted(model, kind, _Emulated)
+    return _converted(model, kind, _RoundedFloats)
 
 
 def _converted(model: onnx.ModelProto, kind: str, writer: type[_Writer]) -> onnx.ModelProto:
@@ -62,14 +62,14 @@ def _converted(model: onnx.ModelProto, kind: str, writer: type[_Writer]) -> onnx
 
 
 class _Writer:
-    """Writes the nodes again, each value in every type that is read of it, converted once.
+    """Rewrites the nodes of a graph; converts each value once to each type that its readers want.
 
     Args:
-        model: is changed by `finish`.
-        plan: which nodes and values are half.
+        model: changed by `finish`.
+        plan: tells which nodes and values are half.
     """
 
-    def __init__(self, model: onnx.ModelProto, plan: Plan, kind: str) -> None:
+    def __init__(self, model: onnx.ModelProto, plan: HalfPlan, kind: str) -> None:
         self.model = model
         self.plan = plan
         self.kind = kind
@@ -79,7 +79,7 @@ class _Writer:
         self._names: dict[tuple[str, bool], str] = {}
 
     def add(self, node: onnx.NodeProto) -> None:
-        """Write a node in the type that the plan gives it."""
+        """Write a node in the type that the plan assigns."""
         half = self.plan.is_half(node)
         written = onnx.NodeProto()
         written.CopyFrom(node)
@@ -89,7 +89,7 @@ class _Writer:
         self.write(written, half)
 
     def read(self, name: str, half: bool) -> str:
-        """The name of a float value in a type, converted if need be."""
+        """Name of a float value in a type; writes the conversion if it is not there yet."""
         if (name, half) not in self._names:
             if name in self._tensors and half:
                 self._names[name, half] = self._half_weight(self._tensors[name])
@@ -100,7 +100,7 @@ class _Writer:
         return self._names[name, half]
 
     def named(self, name: str, half: bool, new: str) -> None:
-        """Note what a value is called in a type."""
+        """Note the name of a value in a type."""
         self._names[name, half] = new
 
     def write(self, node: onnx.NodeProto, half: bool) -> None:
@@ -108,19 +108,19 @@ class _Writer:
         raise NotImplementedError
 
     def convert(self, name: str, half: bool) -> str:
-        """Write the conversion of a value to the type that it does not have, and return its name there."""
+        """Write the conversion of a value to its other type, and return its name in that type."""
         raise NotImplementedError
 
     def weight(self, array: NDArray[Any], name: str) -> onnx.TensorProto:
-        """A rounded weight as an initializer."""
+        """Make an initializer of a rounded weight."""
         raise NotImplementedError
 
     def cast(self, name: str, new: str, to: int) -> None:
-        """Write a conversion."""
+        """Write a `Cast` node."""
         self.nodes.append(onnx.helper.make_node("Cast", [name], [new], name=f"{new}__cast", to=to))
 
     def finish(self) -> None:
-        """Put what was written into the model."""
+        """Replace the model's nodes by those that were written."""
         replace_nodes(self.model, self.nodes)
 
     def _half_weight(self, tensor: onnx.TensorProto) -> str:
@@ -128,7 +128,7 @@ class _Writer:
         with np.errstate(over="ignore"):
             rounded = array.astype(_NUMPY[self.kind])
         if (np.isinf(rounded) & np.isfinite(array)).any():
-            # bfloat16 has float32's range, but for what rounds up at its very end.
+            # bfloat16 has float32's range, except for numbers that round up at its end.
             other = "bf16 or fp32" if self.kind == "fp16" else "fp32"
             raise UsageError(
                 f"The weight {tensor.name} has numbers up to {np.abs(array[np.isfinite(array)]).max():.3g}, and "
@@ -139,46 +139,41 @@ class _Writer:
         return name
 
 
-class _Real(_Writer):
-    """Half values have the half type."""
+class _HalfTypes(_Writer):
+    """Writes half values in the half type."""
 
     def write(self, node: onnx.NodeProto, half: bool) -> None:
-        """See `_Writer.write`."""
         if half:
             if node.op_type == "Cast":
                 node.attribute[0].i = HALF_TYPES[self.kind]
             for place, name in enumerate(node.output):
                 if name in self.outputs:
-                    # The output keeps its name and its type; this is what it is converted from.
+                    # The graph's output keeps its name and type, and is converted from this value.
                     node.output[place] = f"{name}__{self.kind}"
                     self.named(name, True, node.output[place])
         self.nodes.append(node)
 
     def convert(self, name: str, half: bool) -> str:
-        """See `_Writer.convert`."""
         new = f"{name}__{self.kind if half else 'fp32'}" if half or name not in self.outputs else name
         self.cast(self.read(name, not half), new, HALF_TYPES[self.kind] if half else onnx.TensorProto.FLOAT)
         return new
 
     def weight(self, array: NDArray[Any], name: str) -> onnx.TensorProto:
-        """See `_Writer.weight`."""
         tensor = onnx.TensorProto(name=name, data_type=HALF_TYPES[self.kind], dims=array.shape)
         tensor.raw_data = array.tobytes()
         return tensor
 
     def finish(self) -> None:
-        """See `_Writer.finish`."""
         for info in self.model.graph.value_info:
             if info.name in self.plan.half:
                 info.type.tensor_type.elem_type = HALF_TYPES[self.kind]
         super().finish()
 
 
-class _Emulated(_Writer):
-    """Half values are float32 numbers that half precision has."""
+class _RoundedFloats(_Writer):
+    """Writes half values in float32, rounded to numbers of the half type."""
 
     def write(self, node: onnx.NodeProto, half: bool) -> None:
-        """See `_Writer.write`."""
         rounded = [name for name in node.output if half and self.plan.rounds(node) and name in self.plan.half]
         for place, name in enumerate(node.output):
             if name in rounded:
@@ -188,7 +183,6 @@ class _Emulated(_Writer):
             self._round(f"{name}__exact", name)
 
     def convert(self, name: str, half: bool) -> str:
-        """See `_Writer.convert`."""
         if not half:
             return name
         new = f"{name}__{self.kind}"
@@ -196,7 +190,6 @@ class _Emulated(_Writer):
         return new
 
     def weight(self, array: NDArray[Any], name: str) -> onnx.TensorProto:
-        """See `_Writer.weight`."""
         tensor: onnx.TensorProto = onnx.numpy_helper.from_array(array.astype(np.float32), name)
         return tensor
 

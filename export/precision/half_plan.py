@@ -1,4 +1,4 @@
-"""Which operators of a float32 graph are computed in half precision, and which keep float32."""
+"""Decision which operators of a float32 graph are computed in half precision, and which keep float32."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ _MOVEMENT = frozenset(
 )
 _SOFTMAX = frozenset({"Softmax", "LogSoftmax"})
 _RANGES = {"fp16": (2.0**-14, 65504.0), "bf16": (2.0**-126, 3.3895313892515355e38)}
-"""The smallest and the largest normal number."""
+"""Type to its smallest and largest normal number."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What `plan_half` decided."""
+class HalfPlan:
+    """Values and nodes in half precision; made by `plan_half`."""
 
     floats: frozenset[str]
-    """The graph's float32 values, weights included."""
+    """Float32 values of the graph, weights included."""
     half: frozenset[str]
-    """Those of them that a node gives in half precision."""
+    """Those of them that their node computes in half precision."""
 
     def is_half(self, node: onnx.NodeProto) -> bool:
-        """Whether a node is computed in half precision."""
+        """True if a node is computed in half precision."""
         return any(name in self.half for name in node.output)
 
     def rounds(self, node: onnx.NodeProto) -> bool:
-        """Whether a half node's results have to be rounded: those of moved numbers are as they were."""
+        """True if a half node's results have to be rounded: moving numbers leaves them as they were."""
         return node.op_type in _PRODUCTS | _ARITHMETIC
 
 
-def plan_half(model: onnx.ModelProto, kind: str) -> Plan:
-    """Decide what is half precision.
+def plan_half(model: onnx.ModelProto, kind: str) -> HalfPlan:
+    """Decide which values are half precision.
 
     Args:
         model: in float32, from `graph_tools.copied`.
@@ -65,7 +65,7 @@ def plan_half(model: onnx.ModelProto, kind: str) -> Plan:
 
 
 class _Planner:
-    """The rules, in the order in which they are tried, in `_own_type`."""
+    """Applies the rules of `_own_type` to every node, in the graph's order."""
 
     def __init__(self, model: onnx.ModelProto, types: dict[str, int], floats: frozenset[str], kind: str) -> None:
         self._model = model
@@ -79,12 +79,12 @@ class _Planner:
         self._opset = next(part.version for part in model.opset_import if part.domain in ("", "ai.onnx"))
         self._after_tokens = self._downstream(OUTPUTS[0])
         self._open: set[str] = set(self._constants)
-        """Values that so far are neither: constants, masks as numbers, and what moves them."""
+        """Undecided values: constants, masks as numbers, and these after being moved."""
         self._given = {value.name for value in model.graph.input}
-        """What the graph is given: float inputs, and integers as numbers, moved, scaled and shifted."""
+        """Inputs of the graph as floats, also after being moved, scaled and shifted."""
         self._half: set[str] = set()
 
-    def plan(self) -> Plan:
+    def plan(self) -> HalfPlan:
         undecided = []
         for node in self._model.graph.node:
             outputs = [name for name in node.output if name in self._floats]
@@ -96,27 +96,27 @@ class _Planner:
                 undecided.append(node)
             elif half:
                 self._half.update(outputs)
-        # What is open is whatever its readers are. They come later, so that theirs is known first.
+        # An undecided value takes the type of its readers, which are decided first: they come later.
         for node in reversed(undecided):
             readers = [reader for name in node.output for reader in self._consumers.get(name, [])]
             if any(name in self._half for reader in readers for name in reader.output):
                 self._half.update(name for name in node.output if name in self._floats)
-        return Plan(self._floats, frozenset(self._half))
+        return HalfPlan(self._floats, frozenset(self._half))
 
     def _own_type(self, node: onnx.NodeProto) -> bool | None:
-        """Whether a node is half precision; None where its readers decide."""
+        """True if a node is half precision, False if float32, None if its readers decide."""
         given = [name for name in node.input if name in self._floats]
         known = [name for name in given if name not in self._open]
         all_half = all(name in self._half for name in known)
         if known and self._given.issuperset(known) and node.op_type in _ARITHMETIC | _MOVEMENT:
-            # (pixel - mean) / std in bfloat16 would lose a hundredth.
+            # (pixel - mean) / std in bfloat16 would be wrong by a hundredth.
             self._given.update(node.output)
             return False
         if self._is_float(node):
             self._given.update(node.output if node.op_type == "Cast" else ())
             return False
         if self._guards_softmax(node):
-            # Rounded in front of the guard: behind it, TensorRT's fusion of attention fails on its own check.
+            # Rounded before the guard, because TensorRT's fusion of attention fails if the cast comes after it.
             return True
         if node.op_type in _MOVEMENT or node.op_type == "Cast":
             return all_half if known else None
@@ -125,12 +125,12 @@ class _Planner:
             if known and not any_half and (len(known) > 1 or self._leads_to(node, self._is_float)):
                 return False
             if node.op_type in ("Mul", "Sub") and any_half and not all_half:
-                # x - mean and x * (1 / norm), of a normalization that is written out.
+                # x - mean and x * (1 / norm) of a normalization that is written out.
                 return False
         return True
 
     def _is_float(self, node: onnx.NodeProto) -> bool:
-        """Whether a node is float32 whatever is around it."""
+        """True if a node is float32 whatever its neighbors are."""
         if node.domain or self._after_tokens.intersection(node.input):
             return True
         if node.op_type == "Cast":
@@ -142,17 +142,16 @@ class _Planner:
         if node.op_type == "Div" and node.input[1] not in self._constants:
             return True
         if node.op_type == "Mul" and node.input[0] == node.input[1]:
-            # A square: 256 is enough to leave float16.
+            # A square: 256 is enough to overflow float16.
             return True
         if any(self._is_lost(name) for name in node.input):
             return True
         return self._leads_to(node, lambda reader: reader.op_type in _SOFTMAX)
 
     def _guards_softmax(self, node: onnx.NodeProto) -> bool:
-        """Whether a node is the ``Where(IsNaN(softmax), 0, softmax)`` of rows that see no key, read by products alone.
+        """True for the ``Where(IsNaN(softmax), 0, softmax)`` of rows that see no key, if only products read it.
 
-        PyTorch's attention has it wherever its mask is boolean. It only selects, so that rounding in front of it gives
-        the same numbers.
+        PyTorch's attention has it if its mask is boolean. It only selects, so rounding before it changes no number.
         """
         if node.op_type != "Where":
             return False
@@ -164,7 +163,7 @@ class _Planner:
         return bool(products) and test.input[0] == node.input[2] and node.output[0] not in self._outputs
 
     def _leads_to(self, node: onnx.NodeProto, target: Callable[[onnx.NodeProto], bool]) -> bool:
-        """Whether all that is made of a node goes into certain nodes, at most moved, scaled or added to before."""
+        """True if all readers of a node's outputs, through moves and arithmetic, are target nodes."""
         for name in node.output:
             readers = self._consumers.get(name, [])
             if name in self._outputs or not readers:
@@ -176,7 +175,7 @@ class _Planner:
         return True
 
     def _is_lost(self, name: str) -> bool:
-        """Whether half precision makes infinity or 0 of a single constant number, such as -3.4e38 or 1e-12."""
+        """True if half precision rounds a constant scalar, such as -3.4e38 or 1e-12, to infinity or 0."""
         tensor = self._constants.get(name)
         if tensor is None or name not in self._floats or int(np.prod(tensor.dims)) != 1:
             return False
@@ -197,7 +196,7 @@ class _Planner:
 
 @functools.cache
 def _allows(operator: str, opset: int, kind: str) -> bool:
-    """Whether ONNX defines an operator for a half type: a convolution has no bfloat16 before opset 22."""
+    """True if ONNX defines an operator for a half type: a convolution has no bfloat16 before opset 22."""
     try:
         schema = onnx.defs.get_schema(operator, opset)
     except onnx.defs.SchemaError:
@@ -208,7 +207,7 @@ def _allows(operator: str, opset: int, kind: str) -> bool:
 
 
 def _element_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Value to its element type."""
+    """Infer the element type of every value."""
     for node in model.graph.node:
         if set(inputs_of(node)) - set(node.input) or any(a.HasField("g") or a.graphs for a in node.attribute):
             raise UsageError(

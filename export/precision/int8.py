@@ -1,15 +1,14 @@
-"""A float32 graph with an 8-bit encoder, for the CPU. The head stays float32, so that k never changes a number's scale.
+"""A float32 graph with an 8-bit encoder, for the CPU. The head stays float32, so that k never changes a scale.
 
-The weights of matrix products are int8 with one scale for each output channel; big embedding tables have one for each
-row. What is multiplied with them differs:
+The weights of matrix products are int8 with one scale for each output channel; large embedding tables have one for each
+row. The activations differ by method:
 
-- *static*: uint8, with scales taken beforehand from calibration data. A row does not depend on others.
-- *dynamic*: uint8, with a scale taken from each batch as it comes: a row depends on its neighbors.
-- *weight-only*: float32. ONNX Runtime may round it to 8 bits too, in blocks of a row, so that rows stay independent.
+- *static*: uint8, with scales from calibration data. A row does not depend on others.
+- *dynamic*: uint8, with a scale from each batch: a row depends on its neighbors.
+- *weight-only*: float32. ONNX Runtime may round them to 8 bits too, in blocks of a row, so that rows stay independent.
 
-Convolutions stay float32 in front of a transformer, whose cosine they would cost more than all its products do; where
-they hold most of an encoder's weights, these are int8, and what is multiplied with them is float32. All three kinds are
-made of standard operators.
+Convolutions before a transformer stay float32: in int8 they would cost more cosine than all its products do. If they
+hold most of an encoder's weights, these are int8 and the activations float32. All methods use standard operators.
 """
 
 from __future__ import annotations
@@ -23,29 +22,27 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
+from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import FEATURES, TOKEN_INDEX
 from fluxtalk.errors import UsageError
 from fluxtalk.export.graph.graph_tools import ancestors, constants, copied, replace_nodes
 from fluxtalk.runtime.backends.onnxruntime_session import import_onnxruntime
 
-TABLE_NUMBERS = 1 << 16
-"""From so many numbers on, an embedding table is worth two more operators."""
-
-Arrays = dict[str, NDArray[Any]]
+MIN_TABLE_ELEMENTS = 1 << 16
+"""Elements from which on an embedding table in int8 is worth two more operators."""
 
 
 def nothing_to_quantize(model: onnx.ModelProto) -> bool:
-    """Whether the graph has no encoder with weights: features that are given precomputed."""
+    """True if the graph has no encoder with weights, because features are precomputed."""
     return not _weighted(copied(model))
 
 
 def quantize_static(model: onnx.ModelProto, calibration: Sequence[Arrays]) -> onnx.ModelProto:
-    """Weights int8, what they are multiplied with uint8 in the range that it takes on calibration data.
+    """Quantize weights to int8, and activations to uint8 in the range that they have on calibration data.
 
-    The largest and the smallest number seen are the range: cutting off outliers, or the range of least entropy, hardly
-    changed the cosines, and needs inputs of one length.
+    The range is from the smallest to the largest number seen: cutting off outliers, or the range of least entropy,
+    hardly changed the cosines and needs inputs of one length.
 
     Args:
         model: in float32, with constants folded.
@@ -64,7 +61,7 @@ def quantize_static(model: onnx.ModelProto, calibration: Sequence[Arrays]) -> on
         quantization.quantize_static(
             prepared,
             path,
-            _Batches(prepared, calibration),
+            _CalibrationReader(prepared, calibration),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=["MatMul"],
             per_channel=True,
@@ -72,7 +69,7 @@ def quantize_static(model: onnx.ModelProto, calibration: Sequence[Arrays]) -> on
             weight_type=quantization.QuantType.QInt8,
             nodes_to_quantize=products,
             calibrate_method=quantization.CalibrationMethod.MinMax,
-            # Results stay float32: rounding them too costs cosine.
+            # Results stay float32, because rounding them costs cosine.
             extra_options={"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["MatMul"]},
         )
 
@@ -80,7 +77,7 @@ def quantize_static(model: onnx.ModelProto, calibration: Sequence[Arrays]) -> on
 
 
 def quantize_dynamic(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights int8, what they are multiplied with uint8 in the range that it takes in each batch.
+    """Quantize weights to int8, and activations to uint8 in the range that they have in each batch.
 
     Raises:
         UsageError: the encoder has nothing to quantize.
@@ -101,7 +98,7 @@ def quantize_dynamic(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def weight_only_int8(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Weights int8, followed by DequantizeLinear; everything else float32.
+    """Quantize weights to int8, each followed by DequantizeLinear; activations stay float32.
 
     Raises:
         UsageError: the encoder has nothing to quantize.
@@ -110,22 +107,22 @@ def weight_only_int8(model: onnx.ModelProto) -> onnx.ModelProto:
     return _with_int8_weights(prepared, {node.name for node in _weighted(prepared)})
 
 
-class _Batches:
-    """Calibration data as ONNX Runtime reads it."""
+class _CalibrationReader:
+    """Calibration data in the interface of ONNX Runtime's `CalibrationDataReader`."""
 
     def __init__(self, model: onnx.ModelProto, batches: Sequence[Arrays]) -> None:
-        # The head runs too, and is not looked at.
+        # The head runs too, but its ranges are not used.
         self._given = {TOKEN_INDEX: np.arange(1)} if TOKEN_INDEX in {v.name for v in model.graph.input} else {}
         self._left = iter(batches)
 
     def get_next(self) -> Arrays | None:
-        """The next batch; None after the last."""
+        """Return the next batch; None after the last."""
         batch = next(self._left, None)
         return None if batch is None else {**self._given, **batch}
 
 
 def _quantized(model: onnx.ModelProto, quantize: Callable[[onnx.ModelProto, list[str], Path], None]) -> onnx.ModelProto:
-    """Let ONNX Runtime quantize the encoder's matrix products; then the weights of all else."""
+    """Quantize the encoder's matrix products by ONNX Runtime, then the weights of its other nodes."""
     prepared = _prepared(model)
     weighted = _weighted(prepared)
     products = [node.name for node in weighted if node.op_type == "MatMul"]
@@ -144,22 +141,22 @@ def _quantized(model: onnx.ModelProto, quantize: Callable[[onnx.ModelProto, list
 
 
 def _with_int8_weights(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
-    """Replace the weights of the nodes of these names."""
-    writing = _Weights(model)
+    """Replace the weights of the nodes of these names by int8."""
+    weights = _Int8Weights(model)
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         if node.name not in names:
             nodes.append(node)
         elif node.op_type == "Gather":
-            nodes.extend(writing.lookup(node))
+            nodes.extend(weights.lookup(node))
         else:
-            nodes.extend(writing.product(node))
+            nodes.extend(weights.product(node))
     replace_nodes(model, nodes)
     return model
 
 
-class _Weights:
-    """Writes int8 weights, each once, and what makes float32 of them again."""
+class _Int8Weights:
+    """Writes int8 weights, each once, and the nodes that make float32 of them again."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._graph = model.graph
@@ -167,7 +164,7 @@ class _Weights:
         self._written: dict[tuple[str, int], str] = {}
 
     def product(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-        """The nodes of a product or convolution with int8 weights."""
+        """Nodes of a product or convolution with int8 weights."""
         axis = _channel_axis(node)
         fresh = (node.input[1], axis) not in self._written
         name = self._int8(node.input[1], axis)
@@ -181,7 +178,7 @@ class _Weights:
         yield changed
 
     def lookup(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-        """The nodes of an embedding: only the rows that are read become float32."""
+        """Nodes of an embedding lookup that makes float32 of the rows that are read only."""
         name, out = self._int8(node.input[0], 0, keepdims=True), node.output[0]
         for source, found in ((name, f"{out}__int8"), (f"{name}_scale", f"{out}__scale")):
             yield onnx.helper.make_node("Gather", [source, node.input[1]], [found], name=found, axis=0)
@@ -195,7 +192,7 @@ class _Weights:
             others = tuple(place for place in range(array.ndim) if place != axis)
             largest = np.abs(array).max(axis=others, keepdims=True)
             scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-            # The same weights may be read along another axis elsewhere.
+            # The name has the axis, because another node may read the same weights along another one.
             new = self._written[name, axis] = f"{name}__int8_{axis}"
             rounded = np.rint(array / scale).clip(-127, 127).astype(np.int8)
             self._graph.initializer.append(onnx.numpy_helper.from_array(rounded, new))
@@ -205,16 +202,16 @@ class _Weights:
 
 
 def _channel_axis(node: onnx.NodeProto) -> int:
-    """Along which dimension of the weights the output channels lie."""
+    """Dimension of a node's weights that holds the output channels."""
     return 0 if node.op_type == "Conv" else 1
 
 
 def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which every node has a name of its own, and products are `MatMul`, the one that all kinds know."""
+    """Copy a model, with unique node names and `MatMul` for every product, which all methods support."""
     model = copied(model)
     if not _weighted(model):
         raise UsageError(
-            "There is nothing to quantize: int8 is for the weights of an encoder, and these features are given "
+            "There is nothing to quantize: int8 is for the weights of an encoder, and these features are "
             "precomputed; use --precision fp32."
         )
     _split_gemms(model)
@@ -226,7 +223,7 @@ def _prepared(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _split_gemms(model: onnx.ModelProto) -> None:
-    """Make matrix product and addition of the encoder's `Gemm` nodes."""
+    """Split the encoder's `Gemm` nodes into matrix product and addition, in place."""
     gemms = {node.output[0] for node in _weighted(model) if node.op_type == "Gemm"}
     tensors = constants(model)
     nodes: list[onnx.NodeProto] = []
@@ -252,7 +249,7 @@ def _split_gemms(model: onnx.ModelProto) -> None:
 
 
 def _is_plain(node: onnx.NodeProto) -> bool:
-    """Whether a `Gemm` is x W + b, W perhaps transposed."""
+    """True if a `Gemm` is x W + b or x W^T + b."""
     values = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     return not values.get("transA") and values.get("alpha", 1.0) == 1.0 and values.get("beta", 1.0) == 1.0
 
@@ -262,7 +259,7 @@ def _transposes(node: onnx.NodeProto) -> bool:
 
 
 def _weighted(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The encoder's nodes whose weights can be int8."""
+    """Nodes of the encoder whose weights can be int8."""
     tensors = constants(model)
 
     def matrix(name: str) -> onnx.TensorProto | None:
@@ -274,7 +271,7 @@ def _weighted(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     for node in ancestors(model, FEATURES):
         if node.op_type == "Gather":
             table, axis = matrix(node.input[0]), next((a.i for a in node.attribute if a.name == "axis"), 0)
-            chosen = table is not None and axis == 0 and int(np.prod(table.dims)) >= TABLE_NUMBERS
+            chosen = table is not None and axis == 0 and int(np.prod(table.dims)) >= MIN_TABLE_ELEMENTS
         elif node.op_type == "Conv":
             weight = tensors.get(node.input[1])
             chosen = weight is not None and weight.data_type == onnx.TensorProto.FLOAT
@@ -289,7 +286,7 @@ def _weighted(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def _quantization() -> Any:
-    """ONNX Runtime's quantizer.
+    """Import ONNX Runtime's quantizer.
 
     Raises:
         BackendError: ONNX Runtime is not installed.
@@ -302,7 +299,7 @@ def _quantization() -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep ONNX Runtime from advising, through the root logger, a preparation that folding constants has done."""
+    """Silence ONNX Runtime's advice, by the root logger, to prepare the model: its constants are folded already."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

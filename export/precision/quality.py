@@ -1,7 +1,7 @@
-"""What a precision costs, measured on held-out pairs: the gate that an export has to pass.
+"""Loss of quality of a precision on held-out pairs: the gate that an export has to pass.
 
-Every precision is compared with the float32 graph, which export proves equal to eager PyTorch, on raw items of the
-validation split, through the very session that serves.
+Every precision is compared with the float32 graph, whose parity with eager PyTorch is measured first, on raw items of
+the validation split, through the session that serves.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fluxtalk.arrays import Array, Floats
 from fluxtalk.datasets import Items, PairDataset, Split
 from fluxtalk.errors import DataError
 from fluxtalk.preprocess import Preprocessor
@@ -25,29 +25,30 @@ from fluxtalk.scoring.parity import Tolerance, embedding_difference, largest, ne
 from fluxtalk.scoring.retrieval import ItemTokens, retrieval
 
 MAX_RECALL_LOSS = 0.01
-"""Of Recall@10, in every direction and at every k; of a few queries, one may be lost."""
+"""Largest loss of Recall@10 in any direction and at any k; a single query may be lost in any case."""
 MAX_MOVED = {"fp32": 0.0, "fp16": 0.01, "bf16": 0.02, "int8": 0.01}
-"""Share of queries whose nearest item in the other modality may become another one; of a few queries, one may."""
+"""Precision to the share of queries whose nearest item of the other modality may change; one query may in any case."""
 _CUTOFF = "10"
 _BATCH = 32
 _ALONE = 16
+"""Items that are compared alone and in a batch."""
 _TIMED = 15
-
-Floats = NDArray[np.float32]
+"""Runs of which the median is a latency."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out items, preprocessed, and what float32 makes of them."""
+    """Held-out items of every modality, preprocessed."""
 
     split: Split
-    prepared: Mapping[str, list[NDArray[Any]]]
+    prepared: Mapping[str, list[Array]]
+    """Modality to its prepared items, in the order of the split."""
     preprocess: Mapping[str, Preprocessor]
     num_overlapping: int
     aggregation: str
 
     def run(self, modality: str, session: Session, k: int) -> tuple[Floats, Floats]:
-        """Tokens and embeddings of all items: (items, k, dim) both."""
+        """Compute tokens and embeddings of all items: (items, k, dim) both."""
         preprocess, prepared = self.preprocess[modality], self.prepared[modality]
         tokens: Floats | None = None
         embeddings: Floats | None = None
@@ -62,11 +63,11 @@ class HeldOut:
         return tokens, embeddings
 
     def queries(self, source: str, target: str) -> int:
-        """How many items of ``source`` have a partner in ``target``."""
+        """Number of items of ``source`` that have a partner in ``target``."""
         return int(np.isin(self.split.items[source].groups, self.split.items[target].groups).sum())
 
     def rows_apart(self, modality: str, session: Session, k: int) -> float:
-        """By how much the embedding of an item alone and in a batch of others differ at most."""
+        """Largest difference between an item's embedding alone and in a batch of others."""
         preprocess, prepared = self.preprocess[modality], self.prepared[modality]
         order = np.argsort([preprocess.length(array) for array in prepared], kind="stable")
         rows = order[np.linspace(0, len(order) - 1, min(_ALONE, len(order))).astype(int)].tolist()
@@ -75,7 +76,7 @@ class HeldOut:
         return largest(np.concatenate(alone) - together)
 
     def latency(self, modality: str, session: Session, k: int) -> float:
-        """Milliseconds for one item, the median of a few runs; preprocessing is not counted."""
+        """Median time for one item in milliseconds, without preprocessing."""
         times = []
         for _ in range(_TIMED):
             start = time.perf_counter()
@@ -90,44 +91,49 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Scores:
-    """What one precision gives for the held-out items."""
+    """Outputs of one precision for the held-out items, and their recall."""
 
     tokens: dict[str, Floats]
     embeddings: dict[str, Floats]
     recall: dict[str, Any]
     rows: dict[str, float]
-    """Modality to how far an item alone is from itself in a batch."""
+    """Modality to the largest difference between an item's embedding alone and in a batch."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What one precision costs against float32, over all directions and k."""
+    """Differences of one precision from float32, the worst over all directions and k.
+
+    The fields' names are those of the bundle's ``quality.json``.
+    """
 
     items: dict[str, int]
-    """Modality to how many were compared."""
+    """Modality to the number of items compared."""
     measured_on: str
+    """What ran the graphs, for people."""
     max_abs: float
     mean_abs: float
     min_cosine: float
     mean_cosine: dict[str, float]
     top1: float
-    """The smallest share, over directions and k, of queries whose nearest item stays the same."""
+    """Smallest share, over directions and k, of queries whose nearest item stays the same."""
     queries: int
-    """How many there were in that direction."""
+    """Number of queries in that direction."""
     recall_loss: float
-    """The largest loss of Recall@10, over directions and k; below 0 where it is better."""
+    """Largest loss of Recall@10 over directions and k; negative if it is a gain."""
     recall_queries: int
-    """How many queries were scored in that direction."""
+    """Number of queries scored in that direction."""
     rows: dict[str, float]
+    """As in `Scores`."""
     broken: list[str] = field(default_factory=list)
-    """What keeps the gate shut, one phrase each."""
+    """One phrase for each bound of the gate that is exceeded."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only, for JSON; rounded, so that the same machine writes the same file."""
+        """Plain types for JSON, rounded so that the same machine writes the same file."""
         return {**_rounded(dataclasses.asdict(self)), "holds": not self.broken}
 
     def line(self) -> str:
-        """The report for people."""
+        """One line for people."""
         return (
             f"min cosine {self.min_cosine:.6f}, top-1 agreement {100 * self.top1:.1f} %, "
             f"Recall@10 {0.0 - 100 * self.recall_loss:+.2f} points at worst, rows apart {max(self.rows.values()):.0e}"
@@ -142,7 +148,7 @@ def held_out_items(
     aggregation: str,
     split_name: str = "validation",
 ) -> HeldOut:
-    """The counted items of up to ``limit`` ids, spread evenly over a split.
+    """Take the counted items of up to ``limit`` ids, spread evenly over a split.
 
     Raises:
         DataError: the split lacks a modality, or has no pair.
@@ -154,7 +160,7 @@ def held_out_items(
         what = f"no {', '.join(missing)}" if missing else f"{len(split.ids)} ids"
         raise DataError(
             f"The {split_name} split of {dataset.name} has {what}, so quality cannot be measured on it; "
-            "name held-out pairs with --eval_data."
+            "name held-out pairs with --eval-data."
         )
     chosen = np.linspace(0, len(split.ids) - 1, min(limit, len(split.ids))).astype(int)
     position = np.full(len(split.ids), -1)
@@ -171,7 +177,7 @@ def held_out_items(
 
 
 def score(held_out: HeldOut, sessions: Mapping[str, Session], num_tokens: int) -> Scores:
-    """Run a precision's sessions over the held-out items."""
+    """Run a precision's sessions over the held-out items, and score them."""
     tokens, embeddings, rows = {}, {}, {}
     for modality, session in sessions.items():
         tokens[modality], embeddings[modality] = held_out.run(modality, session, num_tokens)
@@ -180,13 +186,15 @@ def score(held_out: HeldOut, sessions: Mapping[str, Session], num_tokens: int) -
     return Scores(tokens, embeddings, retrieval(compared, held_out.split)["recall"], rows)
 
 
-def quality(
+def compare_quality(
     held_out: HeldOut, reference: Scores, found: Scores, precision: str, tolerance: Tolerance, measured_on: str
 ) -> Quality:
-    """Compare a precision's scores with float32's, and say what breaks the gate.
+    """Compare a precision's scores with those of float32, and hold them against the gate.
 
     Args:
-        tolerance: what the precision promises, as made.
+        reference: scores of float32.
+        found: scores of the precision.
+        tolerance: that of the precision, as it was made.
         measured_on: what ``found`` ran on, for people.
     """
     differences = {m: embedding_difference(found.embeddings[m], reference.embeddings[m]) for m in found.embeddings}
@@ -206,9 +214,9 @@ def quality(
             )
             count = len(found.embeddings[query])
             top1, queries = min((top1, queries or count), (agreement, count))
-            lost = by_k[k][_CUTOFF] - found.recall[direction][k][_CUTOFF]
-            # By what is lost beyond the one query that may be: one of few is more points than ten of many.
-            loss, scored = max((loss, scored), (lost, asked), key=lambda one: _beyond(*one))
+            loss_at_k = by_k[k][_CUTOFF] - found.recall[direction][k][_CUTOFF]
+            # By the loss beyond what is allowed: one query of few is more points than ten of many.
+            loss, scored = max((loss, scored), (loss_at_k, asked), key=lambda one: _beyond(*one))
     worst = Quality(
         items={m: len(part) for m, part in held_out.prepared.items()},
         measured_on=measured_on,
@@ -248,12 +256,12 @@ def _broken(found: Quality, tolerance: Tolerance, max_moved: float) -> list[str]
 
 
 def _beyond(loss: float, queries: int) -> float:
-    """By how much a loss of recall is larger than what is allowed."""
+    """Loss of recall beyond what the gate allows."""
     return loss - max(MAX_RECALL_LOSS, 1 / queries if queries else 0)
 
 
 def _mean_cosine(found: Floats, expected: Floats) -> float:
-    # Both have length 1 but for rounding.
+    # Both have length 1, up to rounding.
     return float(np.einsum("bkd,bkd->bk", found.astype(np.float64), expected.astype(np.float64)).mean())
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fluxtalk.artifacts.bundle import Bundle
-from fluxtalk.artifacts.engine import AXES, Profile
+from fluxtalk.artifacts.bundle import AXES
+from fluxtalk.artifacts.engine import Profile, default_profile
 from fluxtalk.errors import UsageError
-
 
 
 def profiles_of(bundle: Bundle, modalities: Sequence[str], texts: Sequence[str]) -> dict[str, list[Profile]]:

@@ -1,4 +1,4 @@
-"""How far a build of TensorRT is: its phases, one inside the other, as one number and as a progress bar."""
+"""Progress of a TensorRT build: its nested phases as one share and as a progress bar."""
 
 from __future__ import annotations
 
@@ -21,31 +21,32 @@ class _Phase:
 
 
 class BuildProgress:
-    """Follows the phases of one build. Thread-safe, because builders report from several threads.
+    """Share of a build that is done. Thread-safe, because builders report from several threads.
 
-    A phase of n steps counts as one part in n of the step of its parent that it is in. The share never falls.
+    A phase counts as the step of its parent in which it runs. The share never falls.
 
     Args:
-        what: shown before the bar.
+        title: shown before the bar.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, title: str) -> None:
         self.share = 0.0
-        """Of the whole build, 0 to 1."""
+        """Finished share of the build, 0 to 1."""
         self.cancelled = False
+        """Whether Ctrl-C was pressed during the build."""
         self._phases: dict[str, _Phase] = {}
         self._lock = threading.Lock()
-        self._bar: tqdm = progress(None, what, total=_WHOLE, unit="%")
+        self._bar: tqdm = progress(None, title, total=_WHOLE, unit="%")
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase begins."""
+        """Note that a phase begins, inside its parent if it has one."""
         with self._lock:
             self._phases[name] = _Phase(parent, max(1, steps))
             self._bar.set_postfix_str(name, refresh=False)
             self._show()
 
     def step(self, name: str, step: int) -> bool:
-        """A phase has finished its step number ``step``; False asks the builder to stop."""
+        """Note that step number ``step`` of a phase is done; False asks the builder to stop."""
         with self._lock:
             if name in self._phases:
                 self._phases[name].done = step + 1
@@ -53,7 +54,7 @@ class BuildProgress:
             return not self.cancelled
 
     def finish(self, name: str) -> None:
-        """A phase ends."""
+        """Note that a phase ends."""
         with self._lock:
             phase = self._phases.pop(name, None)
             if phase is not None and phase.parent is None:
@@ -61,7 +62,7 @@ class BuildProgress:
             self._show()
 
     def close(self) -> None:
-        """Take the bar off the screen's last line."""
+        """Close the bar."""
         self._bar.close()
 
     def _show(self) -> None:
@@ -78,10 +79,10 @@ class BuildProgress:
 
 
 def progress_monitor(trt: Any, state: BuildProgress) -> Any:
-    """The module's own kind of progress monitor, which tells ``state``.
+    """A progress monitor of the module that reports to ``state``.
 
-    Ctrl-C reaches Python inside of these calls: an exception would unwind through the library, so it is kept and the
-    builder is asked to stop.
+    Ctrl-C arrives inside these calls. An exception would unwind through the library, so `BuildProgress.cancelled` is
+    set instead, and the builder is asked to stop.
     """
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""`fluxtalk-export triton`: a bundle as a model repository of NVIDIA Triton."""
+"""`fluxtalk-export triton`: write a bundle as a model repository of NVIDIA Triton."""
 
 from __future__ import annotations
 
@@ -7,28 +7,45 @@ from pathlib import Path
 import click
 
 from fluxtalk.console import debug_option, option, sentence_errors
+from fluxtalk.export.to_triton.options import DEVICES, PLATFORMS, TritonOptions
+from fluxtalk.scoring.parity import PRECISIONS
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The repository, new or empty.")
-@click.option(
+@option(
+    "--output", "-o", required=True, type=click.Path(path_type=Path), help="Folder of the repository, new or empty."
+)
+@option(
     "--platform",
+    type=click.Choice(list(PLATFORMS)),
     default="onnx",
     show_default=True,
     help="onnx: Triton's ONNX Runtime backend; tensorrt: plans, compiled on the GPU here.",
 )
-@click.option("--precision", help="One of the bundle's.  [default: its first]")
-@click.option("--profile", "profiles", multiple=True, metavar="SIZES", help="tensorrt: as of `fluxtalk-export trt`.")
+@option("--precision", type=click.Choice(PRECISIONS), help="Precision of the bundle to serve.  [default: its first]")
+@option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    metavar="SIZES",
+    help="tensorrt: sizes to compile for, as for `fluxtalk-export trt`; repeatable.",
+)
 @option(
     "--max_batch_size",
     type=int,
     help="Rows that Triton puts into one batch.  [default: 64, or what all profiles of a plan take]",
 )
-@click.option("--instances", default=1, show_default=True, help="Copies of each model per device.")
-@click.option("--device", default="auto", show_default=True, help="auto, gpu or cpu.")
-@option("--queue_delay", default=0, show_default=True, help="Microseconds that a request may wait for company.")
-@click.option("--prefix", default="fluxtalk", show_default=True, help="Of the models' names: PREFIX_MODALITY.")
+@option("--instances", default=1, show_default=True, help="Copies of each model per device.")
+@option(
+    "--device",
+    type=click.Choice(list(DEVICES)),
+    default="auto",
+    show_default=True,
+    help="Device that the instances run on.",
+)
+@option("--queue_delay", default=0, show_default=True, help="Microseconds that a request may wait to be batched.")
+@option("--prefix", default="fluxtalk", show_default=True, help="Beginning of the models' names, PREFIX_MODALITY.")
 @debug_option
 @sentence_errors
 def triton(
@@ -44,9 +61,8 @@ def triton(
     prefix: str,
 ) -> None:
     """Write BUNDLE as a Triton model repository: k is an input, preprocessing stays with the client."""
-    # Only here: `--help` must not wait for onnx.
+    # Imported here so that `--help` does not wait for onnx.
     from fluxtalk.artifacts.bundle import read_bundle
-    from fluxtalk.export.to_triton.model import TritonOptions
     from fluxtalk.export.to_triton.repository import write_repository
 
     options = TritonOptions(

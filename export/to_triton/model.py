@@ -1,4 +1,4 @@
-"""A bundle as a model repository of NVIDIA Triton Inference Server: one model per modality.
+"""One modality of a bundle as a model in a repository of NVIDIA Triton Inference Server.
 
 ::
 
@@ -10,37 +10,29 @@
 
 Triton batches requests along the first dimension of *every* input, so the graph's ``token_index`` (k,) becomes
 (batch, k), of which the graph reads the first row. Triton only batches requests of equal shapes, so all rows have the
-same k; and clients that pad texts to a few lengths are batched more often.
+same k, and clients that pad texts to a few lengths are batched more often.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from fluxtalk.arrays import Array, Arrays
 from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle
 from fluxtalk.artifacts.engine import Profile
 from fluxtalk.artifacts.files import write_atomically
-from fluxtalk.errors import UsageError
 from fluxtalk.export.graph.to_onnx import graph_files
+from fluxtalk.export.to_triton.options import DEVICES, PLATFORMS, TritonOptions
 from fluxtalk.runtime.golden import read_golden
 
-Arrays = dict[str, NDArray[Any]]
-
-PLATFORMS = {"onnx": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
-KINDS = {"auto": "KIND_AUTO", "gpu": "KIND_GPU", "cpu": "KIND_CPU"}
 _FILES = {"onnx": "model.onnx", "tensorrt": "model.plan"}
 _ROW = "token_index_row"
-_BATCH = 64
-"""Rows of a batch where none are asked for."""
 _TYPES = {
     TensorProto.INT64: "TYPE_INT64",
     TensorProto.BOOL: "TYPE_BOOL",
@@ -49,66 +41,8 @@ _TYPES = {
 }
 
 
-@dataclass(frozen=True)
-class TritonOptions:
-    """How the models are served.
-
-    Raises:
-        UsageError: a value has no meaning.
-    """
-
-    platform: str = "onnx"
-    """``onnx`` (ONNX Runtime backend) or ``tensorrt`` (a compiled plan)."""
-    max_batch_size: int | None = None
-    """Rows that Triton puts into one batch; None takes 64, or what every profile of a plan takes."""
-    instances: int = 1
-    device: str = "auto"
-    """Where instances run: ``gpu``, ``cpu``, or ``auto``."""
-    queue_delay: int = 0
-    """Microseconds that a request may wait for company."""
-    prefix: str = "fluxtalk"
-
-    def __post_init__(self) -> None:
-        for name, value, known in (("--platform", self.platform, PLATFORMS), ("--device", self.device, KINDS)):
-            if value not in known:
-                raise UsageError(f"{name} is one of {', '.join(known)}; got {value!r}.")
-        for name, number, least in (
-            ("--max_batch_size", self.max_batch_size, 1),
-            ("--instances", self.instances, 1),
-            ("--queue_delay", self.queue_delay, 0),
-        ):
-            if number is not None and number < least:
-                raise UsageError(f"{name} is at least {least}; got {number}.")
-        if not self.prefix.isidentifier():
-            raise UsageError(
-                f"--prefix begins the models' names: letters, digits and underscores; got {self.prefix!r}."
-            )
-        if self.platform == "tensorrt" and self.device == "cpu":
-            raise UsageError("A TensorRT plan runs on a GPU; got --device cpu.")
-
-    def batch_size(self, modality: str, profiles: Sequence[Profile]) -> int:
-        """The ``max_batch_size`` of a modality's model.
-
-        Args:
-            profiles: of its plan; none for a graph.
-
-        Raises:
-            UsageError: no profile takes as many rows as were asked for, so Triton would refuse the model.
-        """
-        largest = [profile["batch"][2] for profile in profiles]
-        if self.max_batch_size is None:
-            # Rows of any size may meet in a batch, so every profile has to take as many.
-            return min(_BATCH, *largest) if largest else _BATCH
-        if largest and self.max_batch_size > max(largest):
-            raise UsageError(
-                f"--max_batch_size {self.max_batch_size} is more than the {max(largest)} rows that the profiles of "
-                f"{modality} take; ask for fewer, or give a --profile {modality}:batch=MIN,OPT,MAX of as many."
-            )
-        return self.max_batch_size
-
-
 def with_batched_index(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with ``token_index`` (batch, k), of which the first row counts."""
+    """Copy a graph and give it ``token_index`` as (batch, k), of which it reads the first row."""
     batched = onnx.ModelProto()
     batched.CopyFrom(model)
     graph = batched.graph
@@ -134,12 +68,12 @@ def write_model(
     plan: bytes | None,
     profiles: Sequence[Profile] = (),
 ) -> str:
-    """Write one model into a repository.
+    """Write one modality's model into a repository.
 
     Args:
-        model: of `with_batched_index`; with ``plan``, it only says what inputs and outputs there are.
+        model: graph of `with_batched_index`; with ``plan``, only its inputs and outputs are used.
         plan: the compiled engine, for the platform ``tensorrt``.
-        profiles: of the plan, in its order; every instance uses all of them.
+        profiles: those of the plan, in its order; every instance uses all of them.
 
     Returns:
         The model's name.
@@ -161,7 +95,7 @@ def write_model(
 
 
 def _config(name: str, model: onnx.ModelProto, options: TritonOptions, batch_size: int, profiles: int) -> str:
-    group = f"    count: {options.instances}\n    kind: {KINDS[options.device]}\n"
+    group = f"    count: {options.instances}\n    kind: {DEVICES[options.device]}\n"
     if options.platform == "tensorrt":
         group = f"    count: {options.instances}\n    kind: KIND_GPU\n" + "".join(
             f'    profile: "{number}"\n' for number in range(profiles)
@@ -190,14 +124,14 @@ def _type(value: onnx.ValueInfoProto) -> str:
 
 
 def _dims(value: onnx.ValueInfoProto) -> list[int]:
-    """Of one row: without the batch; -1 where a size is dynamic."""
+    """Dimensions of one row, without the batch; -1 if a size is dynamic."""
     return [-1 if dim.dim_param else dim.dim_value for dim in value.type.tensor_type.shape.dim][1:]
 
 
 def _warmups(folder: Path, bundle: Bundle, modality: str, model: onnx.ModelProto, profiles: Sequence[Profile]) -> str:
-    """Requests of the first golden item for the smallest and the largest k, of each profile where there are any."""
+    """Warm-up requests of the first golden item for the smallest and the largest k, of each profile if there is one."""
     inputs, _ = read_golden(bundle, modality)
-    rows = {name: np.ascontiguousarray(array[:1]) for name, array in inputs.items()}
+    rows: Arrays = {name: np.ascontiguousarray(array[:1]) for name, array in inputs.items()}
     if "mask" in rows:
         rows = _of_length(rows, max(1, int(rows["mask"].sum())))
     tokens = bundle.manifest.num_register_tokens
@@ -210,10 +144,11 @@ def _warmups(folder: Path, bundle: Bundle, modality: str, model: onnx.ModelProto
 
 
 def _requests(rows: Arrays, tokens: int, profiles: Sequence[Profile]) -> Iterator[tuple[str, Arrays, int]]:
-    """Name, inputs of one row, and how often Triton is to repeat the row, of each warm-up request."""
+    """Yield each warm-up request: its name, the inputs of one row, and the number of rows that Triton repeats it to."""
     for number, profile in enumerate(profiles or [None]):
         prefix = f"profile{number}." if len(profiles) > 1 else ""
-        fitting, batch_size, counts = rows, 1, {1, tokens}
+        fitting: Arrays = rows
+        batch_size, counts = 1, {1, tokens}
         if profile is not None:
             batch_size, counts = profile["batch"][0], {profile["k"][0], profile["k"][2]}
             if "mask" in rows:
@@ -224,14 +159,14 @@ def _requests(rows: Arrays, tokens: int, profiles: Sequence[Profile]) -> Iterato
 
 
 def _of_length(rows: Arrays, length: int) -> Arrays:
-    """Rows (1, L, ...) cut, or padded as their mask tells, to a length."""
+    """Cut or pad rows (1, L, ...) to a length; padding is 0, and False in the mask."""
     return {
         name: np.pad(array[:, :length], [(0, 0), (0, max(0, length - array.shape[1]))] + [(0, 0)] * (array.ndim - 2))
         for name, array in rows.items()
     }
 
 
-def _warmup_input(folder: Path, value: onnx.ValueInfoProto, array: NDArray[Any], request: str) -> str:
+def _warmup_input(folder: Path, value: onnx.ValueInfoProto, array: Array, request: str) -> str:
     file = f"{value.name}.{request.replace('=', '')}"
     write_atomically(folder / "warmup" / file, array.tobytes())
     dims = ", ".join(map(str, array.shape[1:]))

@@ -1,4 +1,4 @@
-"""Every modality of a bundle in one Triton repository; plans are compiled on the way."""
+"""A Triton repository of every modality of a bundle; TensorRT plans are compiled on the way."""
 
 from __future__ import annotations
 
@@ -14,37 +14,40 @@ from fluxtalk.artifacts.files import atomic_folder, hash_file
 from fluxtalk.devices.tensorrt_api import load_tensorrt
 from fluxtalk.errors import BackendError, BundleError, UsageError
 from fluxtalk.export.graph.to_onnx import graph_files
-from fluxtalk.export.to_tensorrt.compile import Source, build_engine, target_of
+from fluxtalk.export.to_tensorrt.compile import build_engine
+from fluxtalk.export.to_tensorrt.job import CompileJob, builder_options
 from fluxtalk.export.to_tensorrt.profiles import profiles_of
-from fluxtalk.export.to_triton.model import TritonOptions, with_batched_index, write_model
+from fluxtalk.export.to_triton.model import with_batched_index, write_model
+from fluxtalk.export.to_triton.options import TritonOptions
 
 
 def write_repository(
     bundle: Bundle, output: Path, options: TritonOptions, precision: str | None = None, profiles: Sequence[str] = ()
 ) -> list[str]:
-    """Write the repository.
+    """Write the repository of a bundle.
 
     Args:
-        output: must not exist, or be empty.
-        precision: of the bundle's; None takes its first.
-        profiles: for the platform ``tensorrt``, as `fluxtalk.export.to_tensorrt.profiles` reads them.
+        output: folder of the repository; must not exist, or be empty.
+        precision: one of the bundle's; None takes its first.
+        profiles: for the platform ``tensorrt``, in the spelling of `fluxtalk.export.to_tensorrt.profiles`.
 
     Returns:
         The models' names.
 
     Raises:
-        BundleError: the folder is in the way.
-        UsageError: the bundle does not hold the precision, or profiles do not fit it or the batch size.
+        BundleError: the folder exists and is not empty.
+        UsageError: the bundle does not hold the precision, or profiles do not fit the bundle or the batch size.
         BackendError: plans were asked for, and TensorRT or the GPU is missing.
     """
     name = bundle.precision(precision)
     modalities = list(bundle.manifest.modalities)
     if profiles and options.platform != "tensorrt":
-        raise UsageError("--profile is of compiled plans; add --platform tensorrt, or leave it out.")
+        raise UsageError("--profile is for compiled plans; add --platform tensorrt, or leave it out.")
     sizes = profiles_of(bundle, modalities, profiles)
     if options.platform == "tensorrt":
         for modality in modalities:
-            options.batch_size(modality, sizes[modality])  # Before minutes are spent on compiling.
+            # Refuses a wrong size before minutes are spent on compiling.
+            options.batch_size(modality, sizes[modality])
     with atomic_folder(output, BundleError) as folder, tempfile.TemporaryDirectory() as scratch:
         names = []
         for modality in modalities:
@@ -61,13 +64,13 @@ def write_repository(
 def _plan(
     bundle: Bundle, modality: str, precision: str, scratch: Path, profiles: Sequence[dict[str, list[int]]]
 ) -> bytes:
-    # Triton's backend runs plans of `tensorrt` alone.
+    # Triton's backend runs plans of `tensorrt` only.
     api = load_tensorrt("tensorrt")
     graph = scratch / f"{modality}.onnx"
     manifest = bundle.manifest
     inputs, outputs = manifest.modalities[modality].inputs, manifest.outputs
-    source = Source(modality, precision, graph, hash_file(graph), inputs, outputs, [*profiles])
-    record = build_engine(api, source, target_of(api), scratch / "engines")
+    job = CompileJob(modality, precision, graph, hash_file(graph), inputs, outputs, [*profiles])
+    record = build_engine(api, job, builder_options(api), scratch / "engines")
     if record is None:
         raise BackendError(f"TensorRT made no plan of {modality}; run the command again.")
     return read_plan(scratch / "engines", record)

@@ -1,4 +1,4 @@
-"""Compiled TensorRT engines of a bundle, and the record beside each that says what it fits.
+"""TensorRT engines of a bundle, and the record beside each that says where it runs.
 
 ::
 
@@ -6,9 +6,9 @@
       text.fp16.rtx-1.7.1.116.sm89.0a1b2c3d.engine        the compiled plan
       text.fp16.rtx-1.7.1.116.sm89.0a1b2c3d.engine.json   its record: `EngineRecord`
 
-An engine is a machine's own: it lies outside the manifest's files, and two builds of one graph differ in their bytes.
-So the record names the graph it was built from by hash, and everything else that it depends on. The last part of the
-name is a hash of the profiles and the builder's options.
+An engine belongs to one kind of machine: it is not among the manifest's files, and two builds of one graph differ in
+their bytes. Its record therefore names the graph by hash, and everything else that the engine depends on. The last part
+of the name is a hash of the profiles and the builder's options.
 """
 
 from __future__ import annotations
@@ -30,7 +30,13 @@ FORMAT = "fluxtalk.engine"
 SCHEMA_VERSION = 1
 
 Flavor = Literal["tensorrt", "rtx"]
-FLAVORS: tuple[Flavor, ...] = ("tensorrt", "rtx")
+RTX: Flavor = "rtx"
+FLAVORS: tuple[Flavor, ...] = ("tensorrt", RTX)
+"""Keys of the two libraries in records and file names, where they stay as they are: stored engines have them."""
+FLAVOR_NAMES: dict[Flavor, str] = {"tensorrt": "tensorrt", RTX: "tensorrt-rtx"}
+"""Key to the name that commands and messages use, which is also the backend's."""
+FLAVOR_ALIASES = {"rtx": "tensorrt-rtx"}
+"""Other spellings that commands accept."""
 Profile = dict[str, list[int]]
 """Axis (``batch``, ``length``, ``k``) to its smallest, optimal and largest size."""
 
@@ -61,39 +67,39 @@ class TensorRecord(StrictConfig):
 
     name: str
     dtype: str
-    """numpy's name of the type: ``int64``, ``bool``, ``uint8``, ``float32``."""
+    """Type by numpy's name: ``int64``, ``bool``, ``uint8``, ``float32``."""
     shape: list[int]
-    """-1 where the size is dynamic."""
+    """Sizes by dimension; -1 for a dynamic one."""
 
 
 @dataclass(frozen=True)
 class EngineRecord(StrictConfig):
-    """Everything an engine depends on, and the hash of its bytes."""
+    """Everything that an engine depends on, and the hash of its bytes."""
 
     modality: str
     precision: str
     """``fp32``, ``fp16``, ``bf16`` or ``int8``: the types of the graph it was built from."""
-    flavor: str
-    """``tensorrt`` or ``rtx``."""
+    flavor: Flavor
+    """Key of the library that built it and runs it, one of `FLAVORS`."""
     version: str
-    """The full version of the library that built it."""
+    """Full version of the library that built it."""
     cuda_major: int | None
-    """Of the library's build; None where its package does not say."""
+    """Major version of CUDA that the library was built for; None if its package does not say."""
     compute_capabilities: list[str]
-    """Of the GPUs it runs on, such as ``8.9``."""
+    """Compute capabilities of the GPUs that it runs on, such as ``8.9``."""
     profiles: list[Profile]
-    """One per optimization profile, in the engine's order; a modality without a length has no such axis."""
+    """Optimization profiles in the engine's order; a modality without a length has no such axis."""
     version_compatible: bool
     """Whether it carries code of its own that lets newer versions of its major version run it."""
     graph_hash: str
-    """SHA-256 of the ONNX file."""
+    """SHA-256 of the ONNX file that it was built from."""
     inputs: list[TensorRecord]
     outputs: list[TensorRecord]
     engine_hash: str
     """SHA-256 of the plan's bytes."""
     engine_bytes: int
     built_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="microseconds"))
-    """Coordinated universal time, ISO 8601."""
+    """Time of the build: UTC, ISO 8601."""
     identity: dict[str, str | None] = field(default_factory=lambda: Identity().fields())
     format: str = FORMAT
     schema_version: int = SCHEMA_VERSION
@@ -113,7 +119,7 @@ class EngineRecord(StrictConfig):
 
     @property
     def file(self) -> str:
-        """The engine's file name; it depends on nothing but what the engine was asked for."""
+        """File name of the engine, which depends on what was asked for and not on the bytes."""
         return engine_name(
             self.modality,
             self.precision,
@@ -125,16 +131,16 @@ class EngineRecord(StrictConfig):
 
     def misfit(
         self,
-        flavor: str,
+        flavor: Flavor,
         version: str,
         compute_capability: str,
         graph_hash: str,
         cuda_major: int | None = None,
         allow_host_code: bool = False,
     ) -> str | None:
-        """Why the engine cannot run there, in a few words; None where it can."""
+        """The reason why the engine cannot run there, in a few words; None if it can."""
         if self.flavor != flavor:
-            return f"of flavor {self.flavor}"
+            return f"of flavor {FLAVOR_NAMES[self.flavor]}"
         if self.version_compatible and not allow_host_code:
             return "version-compatible, and so with code of its own that must be allowed (allow_host_code)"
         if self.version != version and not (self.version_compatible and _follows(version, self.version)):
@@ -147,10 +153,10 @@ class EngineRecord(StrictConfig):
 
 
 def require_compute_capability(value: str) -> None:
-    """Refuse what is no compute capability.
+    """Check a compute capability.
 
     Raises:
-        UsageError: it is not a major and a minor number.
+        UsageError: the value is not a major and a minor number.
     """
     require(
         isinstance(value, str) and bool(_CAPABILITY.match(value)),
@@ -159,25 +165,32 @@ def require_compute_capability(value: str) -> None:
 
 
 def options_hash(profiles: Sequence[Profile], version_compatible: bool, cuda_major: int | None) -> str:
-    """Eight hex digits that stand for the profiles and the builder's options in an engine's name."""
+    """Eight hex digits of a hash of the profiles and the builder's options, for an engine's name."""
     return hash_json([list(profiles), version_compatible, cuda_major])[:8]
 
 
 def engine_name(
     modality: str, precision: str, flavor: str, version: str, compute_capabilities: Sequence[str], options: str
 ) -> str:
-    """The file name of an engine: what it was built for, and nothing of what it was built from."""
+    """File name of an engine: what it was built for, without the graph that it was built from.
+
+    Args:
+        options: of `options_hash`.
+    """
     capabilities = "-".join(f"sm{value.replace('.', '')}" for value in compute_capabilities)
     return f"{modality}.{precision}.{flavor}-{version}.{capabilities}.{options}{_SUFFIX}"
 
 
 def record_path(folder: Path, engine: str) -> Path:
-    """Where the record of an engine lies."""
+    """Path of an engine's record."""
     return folder / f"{engine}.json"
 
 
 def write_engine(folder: Path, plan: bytes | memoryview, record: EngineRecord) -> Path:
-    """Put an engine and its record into a folder; a reader finds both, or neither.
+    """Write an engine and its record into a folder, so that a reader finds both or neither.
+
+    Args:
+        plan: the engine's bytes.
 
     Raises:
         ValueError: the record does not describe this plan.
@@ -185,7 +198,7 @@ def write_engine(folder: Path, plan: bytes | memoryview, record: EngineRecord) -
     if (record.engine_hash, record.engine_bytes) != (hash_bytes(plan), len(plan)):
         raise ValueError("the record is of another plan")
     path = folder / record.file
-    # The record goes first and comes last: an engine without one is not there for anybody.
+    # The record is removed first and written last: an engine without one counts as absent.
     record_path(folder, record.file).unlink(missing_ok=True)
     write_atomically(path, bytes(plan))
     content = record.to_dict()
@@ -194,10 +207,10 @@ def write_engine(folder: Path, plan: bytes | memoryview, record: EngineRecord) -
 
 
 def read_record(folder: Path, engine: str) -> EngineRecord | None:
-    """Read the record of an engine by the engine's file name; None where there is none.
+    """Read the record of an engine by the engine's file name; None if there is none.
 
     Raises:
-        ArtifactError: it is malformed, from another schema, was changed, or describes another engine.
+        ArtifactError: the record is malformed, from another schema, was changed, or describes another engine.
     """
     path = record_path(folder, engine)
     try:
@@ -205,9 +218,9 @@ def read_record(folder: Path, engine: str) -> EngineRecord | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ArtifactError(f"The record {path} is no JSON ({error}); {_again(folder)}.") from None
+        raise ArtifactError(f"The record {path} is not valid JSON ({error}); {_again(folder)}.") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ArtifactError(f"{path} is no record of a FluxTalk engine; {_again(folder)}.")
+        raise ArtifactError(f"{path} is not the record of a FluxTalk engine; {_again(folder)}.")
     if content.get("schema_version") != SCHEMA_VERSION:
         raise ArtifactError(
             f"{path} has engine schema {content.get('schema_version')}; this FluxTalk reads {SCHEMA_VERSION}: "
@@ -223,14 +236,16 @@ def read_record(folder: Path, engine: str) -> EngineRecord | None:
     except (UsageError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"The record {path} is malformed ({error}); {_again(folder)}.") from None
     if record.file != engine:
-        raise ArtifactError(f"{path} describes the engine {record.file}, and no engine of its own name; rename both.")
+        raise ArtifactError(
+            f"{path} describes the engine {record.file}, but its own name is that of {engine}; rename both."
+        )
     return record
 
 
 def read_engines(folder: Path) -> list[EngineRecord]:
-    """The records of a bundle's folder of engines, by name; none where there is no such folder.
+    """Read the records of a bundle's folder of engines, by name; none if there is no such folder.
 
-    An engine without a record was not finished, and counts as absent.
+    An engine without a record was not finished and counts as absent.
 
     Raises:
         ArtifactError: a record is malformed or was changed, or its engine is missing.
@@ -247,7 +262,7 @@ def read_engines(folder: Path) -> list[EngineRecord]:
 
 
 def read_plan(folder: Path, record: EngineRecord) -> bytes:
-    """The bytes of an engine, verified: what is returned is what was hashed.
+    """Read the bytes of an engine and verify their hash.
 
     Raises:
         ArtifactError: the file is missing or was changed.
@@ -268,26 +283,24 @@ def find_engine(
     folder: Path,
     modality: str,
     precision: str,
-    flavor: str,
+    flavor: Flavor,
     version: str,
     compute_capability: str,
     graph_hash: str,
     cuda_major: int | None = None,
     allow_host_code: bool = False,
 ) -> EngineRecord:
-    """The newest engine of a folder that fits.
+    """Find the newest engine of a folder that fits.
 
     Args:
         folder: a bundle's folder of engines.
-        flavor: ``tensorrt`` or ``rtx``.
-        version: of the library that will run it.
+        flavor: of the library that will run it, as are ``version`` and ``cuda_major`` (None if unknown).
         compute_capability: of the GPU that will run it, such as ``8.9``.
         graph_hash: SHA-256 of the bundle's graph.
-        cuda_major: of the library that will run it; None where it is unknown.
         allow_host_code: whether version-compatible engines may be taken, which bring code that runs on the host.
 
     Raises:
-        BackendError: none fits; the sentence says what there is and how to build one.
+        BackendError: none fits; the message lists the candidates and the command that builds one.
         ArtifactError: a record was changed, or its engine is missing.
     """
     candidates = [r for r in read_engines(folder) if (r.modality, r.precision) == (modality, precision)]
@@ -296,11 +309,12 @@ def find_engine(
     if fitting:
         return max(fitting, key=lambda record: record.built_at)
     found = "; ".join(f"{record.file} is {record.misfit(*there)}" for record in candidates) or "there is none of them"
-    target = f" --compute-capability {compute_capability}" if flavor == "rtx" else ""
+    target = f" --compute-capability {compute_capability}" if flavor == RTX else ""
+    name = FLAVOR_NAMES[flavor]
     raise BackendError(
-        f"No engine in {folder} is {modality} in {precision} for {flavor} {version} and compute capability "
+        f"No engine in {folder} is {modality} in {precision} for {name} {version} and compute capability "
         f"{compute_capability}, built from this bundle's graph ({found}); build one{'' if target else ' on this GPU'} "
-        f"with `fluxtalk-export trt {folder.parent} --flavor {flavor} --modality {modality} --precision {precision}"
+        f"with `fluxtalk-export trt {folder.parent} --flavor {name} --modality {modality} --precision {precision}"
         f"{target}`."
     )
 
@@ -311,7 +325,7 @@ def _from_json(content: dict[str, Any]) -> EngineRecord:
 
 
 def _follows(version: str, built: str) -> bool:
-    """Whether a library of ``version`` runs a version-compatible engine of version ``built``."""
+    """True if a library of ``version`` runs a version-compatible engine of version ``built``: same major, not older."""
     numbers = [[int(part) for part in text.split(".") if part.isdigit()] for text in (version, built)]
     return numbers[0][0] == numbers[1][0] and numbers[0] >= numbers[1]
 
@@ -319,7 +333,7 @@ def _follows(version: str, built: str) -> bool:
 def _require_profile(profile: Profile) -> None:
     require(
         isinstance(profile, dict) and {"batch", "k"} <= set(profile) <= set(AXES),
-        f"a profile has the axes batch, k and where there is one length; got {profile!r}",
+        f"a profile has the axes batch and k, and length if the modality has one; got {profile!r}",
     )
     for axis, sizes in profile.items():
         require(

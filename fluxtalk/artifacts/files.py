@@ -1,7 +1,7 @@
-"""Files that are whole or absent: atomic writes, content hashes, identity of a run.
+"""Atomic writes, content hashes, and the identity of an artifact.
 
-Everything FluxTalk writes goes through here, so that an interrupted program leaves either the old
-file or the new one, and so that a changed file is noticed when it is read.
+Everything that FluxTalk writes goes through here, so that an interrupted program leaves either the old file or the new
+one, and a changed file is noticed when it is read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ IMPLEMENTATION_VERSION = "1.0"
 
 @dataclass(frozen=True)
 class Identity:
-    """Who made an artifact, so that several implementations can be compared from their logs."""
+    """Maker of an artifact: several implementations can be told apart in one set of logs."""
 
     experiment_id: str = "cursor_flux_talk_register_tokens"
     implementation: str = "cursor"
@@ -32,11 +32,11 @@ class Identity:
 
     @property
     def log_prefix(self) -> str:
-        """``[CURSOR]`` for the implementation ``cursor``."""
+        """Prefix of log lines: ``[CURSOR]`` for the implementation ``cursor``."""
         return f"[{self.implementation.upper()}]"
 
     def fields(self) -> dict[str, str | None]:
-        """The fields that every result record carries."""
+        """Fields that every result record carries."""
         return {
             "experiment_id": self.experiment_id,
             "implementation": self.implementation,
@@ -46,7 +46,7 @@ class Identity:
 
 
 def git_revision(folder: Path | None = None) -> str | None:
-    """The commit of the FluxTalk checkout that is running, with ``+`` where it was changed; None outside one."""
+    """Commit of the running FluxTalk checkout, with ``+`` if it has changes; None outside a checkout."""
     where = folder or Path(__file__).resolve().parent
     try:
         commit = subprocess.run(
@@ -66,7 +66,7 @@ def git_revision(folder: Path | None = None) -> str | None:
 
 
 def canonical_json(value: Any) -> str:
-    """The one spelling of a JSON value, for hashing: sorted keys, no spaces."""
+    """Spell a JSON value for hashing: sorted keys, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -101,7 +101,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise _naming(error, path) from None
+        raise _with_path(error, path) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -113,7 +113,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON atomically; NaN is refused, because it is not JSON."""
+    """Write indented JSON atomically; NaN, which is not JSON, is refused."""
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -122,8 +122,8 @@ def atomic_folder(path: Path, refuse: Callable[[str], Exception]) -> Iterator[Pa
     """Yield a temporary folder that becomes ``path`` on success, and is removed on failure.
 
     Args:
-        path: the folder to make; it must not exist, or be empty.
-        refuse: makes the exception for a folder that is in the way, from a sentence.
+        path: the folder to create; must not exist, or be empty.
+        refuse: makes the exception, from a sentence, if the folder exists and is not empty.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise refuse(f"{path} already exists and is not empty; name another place or remove it first.")
@@ -137,14 +137,14 @@ def atomic_folder(path: Path, refuse: Callable[[str], Exception]) -> Iterator[Pa
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise _naming(error, path) from None
+        raise _with_path(error, path) from None
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
 
 
-def _naming(error: OSError, path: Path) -> OSError:
-    """The same, naming what could not be written where the system did not: a full disk is found out while writing."""
+def _with_path(error: OSError, path: Path) -> OSError:
+    """Add the path to an error that names none, such as that of a full disk."""
     if error.filename is None:
         error.filename = str(path)
     return error

@@ -1,4 +1,4 @@
 """NVIDIA devices and their compilers, reached without PyTorch.
 
-In: nothing but what is installed. Out: the compute capability, and one adapter over both TensorRT libraries.
+In: what is installed. Out: the compute capability of the GPU, and one adapter over both TensorRT libraries.
 """

@@ -1,4 +1,4 @@
-"""Which NVIDIA GPU is here, asked of the driver itself, so that no CUDA package is needed."""
+"""Compute capability of the NVIDIA GPU, asked of the driver itself, so that no CUDA package is needed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _MAJOR, _MINOR = 75, 76
 
 
 def compute_capability(device: int = 0) -> str | None:
-    """The compute capability of a GPU, such as ``8.9``; None where there is no driver or no such GPU.
+    """The compute capability of a GPU, such as ``8.9``; None if there is no driver or no such GPU.
 
     Args:
-        device: counted as CUDA counts them, after CUDA_VISIBLE_DEVICES.
+        device: index by CUDA's count, after CUDA_VISIBLE_DEVICES.
     """
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")

@@ -1,8 +1,8 @@
 """The one adapter over `tensorrt` (10.x, 11.x) and `tensorrt_rtx` (1.x), which share their classes.
 
-Export compiles with it, the runtime runs with it. The modules are imported by name and only when they are asked for.
+Export compiles with it, the runtime runs with it. The modules are imported by name, on first use.
 
-Numbers of flags differ between versions: they are always made from the flag's name. In 11.x networks are strongly
+The numbers of flags differ between versions, so they are always looked up by name. In 11.x networks are strongly
 typed and the flags of precision are gone, so the types of the graph are the precision, in every version.
 tests/export/to_tensorrt/test_bindings.py holds every name that is used of either library against its bindings.
 """
@@ -18,7 +18,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from fluxtalk.artifacts.engine import FLAVORS, Flavor
+from fluxtalk.artifacts.engine import FLAVOR_ALIASES, FLAVOR_NAMES, FLAVORS, RTX, Flavor
 from fluxtalk.errors import BackendError, UsageError
 
 MODULES: dict[Flavor, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
@@ -28,29 +28,29 @@ _KEPT_ERRORS = 20
 
 @dataclass(frozen=True)
 class TensorRT:
-    """One of the two libraries, loaded."""
+    """One of the two libraries, imported."""
 
     flavor: Flavor
     trt: Any
-    """The module."""
+    """The Python module."""
     logger: Any
-    """The module's own kind of logger, which keeps the errors; there is one for the process."""
+    """Logger of the module that collects errors; the library keeps the first one of a process."""
     errors: deque[str]
-    """What the logger was told last, oldest first."""
+    """Latest error messages, oldest first."""
 
     @property
     def version(self) -> str:
-        """The full version, such as ``1.7.1.116``."""
+        """Full version, such as ``1.7.1.116``."""
         return str(self.trt.__version__)
 
     @property
     def name(self) -> str:
-        """Name and version, for people."""
+        """Name and version for messages."""
         return f"{NAMES[self.flavor]} {self.version}"
 
     @functools.cached_property
     def cuda_major(self) -> int | None:
-        """The major version of CUDA that the library was built for; None where its package does not say."""
+        """Major version of CUDA that the library was built for; None if its package does not say."""
         package = re.compile(MODULES[self.flavor] + r"[-_]cu(\d+)[-_]bindings\Z")
         matches = (package.match(found.name.lower()) for found in importlib.metadata.distributions() if found.name)
         return next((int(match[1]) for match in matches if match), None)
@@ -61,12 +61,12 @@ class TensorRT:
 
     @property
     def network_flags(self) -> int:
-        """The flags of a strongly typed network."""
+        """Creation flags of a strongly typed network."""
         return 1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
     @property
     def named_capabilities(self) -> list[str]:
-        """The compute capabilities that can be compiled for by name; none where the flavor takes the GPU's own."""
+        """Compute capabilities that can be compiled for by name; empty if the flavor compiles for the GPU here only."""
         trt = self.trt
         if not hasattr(trt, "ComputeCapability"):
             return []
@@ -74,17 +74,14 @@ class TensorRT:
         return [f"{number[:-1]}.{number[-1]}" for number in numbers]
 
     def last_error(self) -> str:
-        """What the library complained of last, in one line, and forget it.
-
-        The library tells its first complaint first, and what follows from it later.
-        """
-        told = list(self.errors)
+        """The first of the collected errors in one line, which is the cause of the others; clears them."""
+        first = self.errors[0] if self.errors else ""
         self.errors.clear()
-        return shortened(told[0] if told else "")
+        return short_reason(first)
 
 
 def load_tensorrt(flavor: Flavor) -> TensorRT:
-    """Import a flavor.
+    """Import the library of a flavor.
 
     Raises:
         BackendError: it is not installed, or cannot be imported.
@@ -92,37 +89,39 @@ def load_tensorrt(flavor: Flavor) -> TensorRT:
     return _load(flavor)
 
 
-def choose_flavor(asked: str, named_gpus: bool) -> Flavor:
-    """The flavor to compile with.
+def choose_flavor(name: str, named_gpus: bool) -> Flavor:
+    """Choose the flavor to compile with.
 
     Args:
-        asked: ``auto``, ``tensorrt`` or ``rtx``.
-        named_gpus: whether compute capabilities are named, which only ``rtx`` compiles for.
+        name: ``auto``, ``tensorrt`` or ``tensorrt-rtx``.
+        named_gpus: whether compute capabilities are named, which only TensorRT-RTX compiles for.
 
     Returns:
-        What was asked. For ``auto``: ``rtx`` where compute capabilities are named; else ``tensorrt`` where it is
-        installed, because it knows every GPU; else ``rtx``.
+        The flavor of that name. For ``auto``: TensorRT-RTX if compute capabilities are named; else TensorRT if it is
+        installed, because it supports every GPU; else TensorRT-RTX.
 
     Raises:
         BackendError: for ``auto``, neither is installed.
+        UsageError: there is no flavor of that name.
     """
-    for flavor in FLAVORS:
-        if asked == flavor:
+    name = FLAVOR_ALIASES.get(name, name)
+    for flavor, flavor_name in FLAVOR_NAMES.items():
+        if name == flavor_name:
             return flavor
-    if asked != "auto":
-        raise UsageError(f"The flavor is auto, {' or '.join(FLAVORS)}; got {asked!r}.")
+    if name != "auto":
+        raise UsageError(f"The flavor is auto, {' or '.join(FLAVOR_NAMES.values())}; got {name!r}.")
     installed = [flavor for flavor in FLAVORS if importlib.util.find_spec(MODULES[flavor]) is not None]
     if not installed:
         raise BackendError(
             "Neither tensorrt nor tensorrt_rtx is installed; pip install tensorrt_rtx (GeForce and RTX GPUs, compiles "
             "without one too) or tensorrt (every GPU)."
         )
-    return "rtx" if named_gpus else installed[0]
+    return RTX if named_gpus else installed[0]
 
 
-def shortened(complaint: str) -> str:
-    """What a complaint of the library says, without where in its source it was raised."""
-    line = next((line.strip() for line in complaint.splitlines() if line.strip()), "it gives no reason")
+def short_reason(message: str) -> str:
+    """An error message of the library in one line, without the place in its source that raised it."""
+    line = next((line.strip() for line in message.splitlines() if line.strip()), "it gives no reason")
     inner = re.search(r"Error Code \d+: [^(]*\((.*)\)", line)
     said = re.sub(r"\A\[[^]]*\] ", "", inner[1] if inner else line)
     return re.split(r"\.?\s*\bIn \w+ at /", said)[0].strip().rstrip(".")[:300] or line
@@ -146,7 +145,7 @@ def _load(flavor: Flavor) -> TensorRT:
 
 
 def _logger(trt: Any, errors: deque[str]) -> Any:
-    """A logger that keeps errors. The library holds on to the first one of a process, so there is only one."""
+    """A logger that collects errors. The library keeps the first one of a process, so only one is made."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:

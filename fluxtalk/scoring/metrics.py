@@ -1,4 +1,4 @@
-"""Retrieval scores, in numpy."""
+"""Ranks and recall of retrieval, in numpy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fluxtalk.tokens import maxsim
 
 CUTOFFS = (1, 5, 10)
 MAX_SCORES = 2**24
-"""Scores held at once, however large the gallery is."""
+"""Scores that are held in memory at once, which bounds the queries of one part."""
 
 
 def first_hit_ranks(
@@ -20,17 +20,18 @@ def first_hit_ranks(
     query_ids: NDArray[np.int64],
     gallery_ids: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """For each query the number of wrong gallery items that score at least as high as its best right one.
+    """Count, for each query, the wrong gallery items that score at least as high as its best right one.
 
-    Ties count against the model, so that a constant embedding scores nothing.
+    Ties count against the model, so that a constant embedding scores 0.
 
     Args:
         queries: (queries, dim), compared by dot product; or (queries, tokens, dim), by `fluxtalk.tokens.maxsim`.
-        gallery: of the same form.
-        query_ids: (queries,), each of which occurs among ``gallery_ids``.
+        gallery: (items, dim) or (items, tokens, dim), as the queries.
+        query_ids: (queries,), all of them among ``gallery_ids``.
+        gallery_ids: (items,).
 
     Returns:
-        int64 (queries,): 0 is a right answer at the top.
+        int64 (queries,): 0 if a right item comes first.
     """
     ranks = np.empty(len(queries), dtype=np.int64)
     gallery = gallery.astype(np.float32, copy=False)
@@ -42,26 +43,26 @@ def first_hit_ranks(
         scores = maxsim(part, gallery) if queries.ndim == 3 else part @ gallery.T
         right = query_ids[rows, None] == gallery_ids[None, :]
         best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-        # Not `scores >= best`: NaN, too, counts against the model.
+        # Not `scores >= best`: NaN counts against the model too.
         ranks[rows] = (~(scores < best) & ~right).sum(axis=1)
     return ranks
 
 
 def recall_at(ranks: NDArray[np.int64], cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:
-    """The share of queries whose right answer is among the first c, by cut-off."""
+    """Share of queries with a right item among the first c, by cut-off c."""
     return {str(c): float((ranks < c).mean()) for c in cutoffs}
 
 
 def chance_at(
     query_ids: NDArray[np.int64], gallery_ids: NDArray[np.int64], cutoffs: Sequence[int] = CUTOFFS
 ) -> dict[str, float]:
-    """The recall that a random order of the gallery would reach in the mean, by cut-off."""
+    """Expected recall of a random order of the gallery, by cut-off."""
     total = len(gallery_ids)
     unique, counts = np.unique(gallery_ids, return_counts=True)
     right = counts[np.searchsorted(unique, query_ids)]
     chances = {}
     for c in cutoffs:
-        # No right item among c drawn without replacement.
+        # Probability that none of c items, drawn without replacement, is right.
         miss = np.ones(len(query_ids))
         for drawn in range(min(c, total)):
             miss *= np.maximum(total - right - drawn, 0) / (total - drawn)

@@ -1,4 +1,4 @@
-"""What each precision promises, and how far a backend is from eager PyTorch. Numpy only.
+"""Parity with eager PyTorch: the tolerance of each precision, and the differences that it bounds. Numpy only.
 
 Shapes: B items, K tokens, D dimension.
 """
@@ -14,29 +14,28 @@ from numpy.typing import NDArray
 from fluxtalk.config import StrictConfig, require
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Tolerance(StrictConfig):
-    """How far a precision may be from eager float32, on embeddings of length 1. None: nothing is promised."""
+    """Largest differences of a precision from eager float32, on embeddings of length 1. None: no bound."""
 
     max_abs: float | None
-    """Largest absolute difference of an embedding's number."""
+    """Largest absolute difference of an embedding's element."""
     mean_abs: float | None
-    """The mean of those differences."""
+    """Mean absolute difference of the elements."""
     min_cosine: float
     """Smallest cosine of an item's two embeddings."""
     tokens: float | None
-    """Largest difference of a token's number, relative to max(1, the largest of them)."""
+    """Largest difference of a token's element, relative to max(1, the largest expected magnitude)."""
     prefix: float
-    """Largest difference of an embedding between k tokens asked for and the first k of all."""
+    """Largest difference between the embedding computed with k tokens and the one at k among all tokens."""
     rows: float | None
-    """Largest difference of an embedding between an item alone and in a batch, padded or not."""
+    """Largest difference between an item's embedding alone and in a batch, padded or not."""
     top1: float | None
-    """Smallest share of items whose nearest other item is the same one."""
+    """Smallest share of items whose nearest other item stays the same."""
     attention: float | None = None
-    """Largest difference of an attention weight, where it is not to follow from the rest."""
+    """Largest difference of an attention weight; None derives it from the others (`attention_tolerance`)."""
 
     def __post_init__(self) -> None:
         for name, value in self.to_dict().items():
@@ -53,33 +52,31 @@ TOLERANCES = {
     "bf16": Tolerance(None, None, 0.9995, None, 5e-2, 5e-2, None),
     "int8": Tolerance(None, None, 0.995, None, 1e-5, 1e-5, None),
 }
-"""By precision, on any machine; ``tf32`` is float32 on a device that rounds factors to 10 bits, if it was asked to.
+"""Precision to its tolerance on any machine. ``tf32`` is float32 on a device that was told to round factors to 10 bits.
 
 In float32 another processor, or TensorRT, sums in another order. In int8 the head stays float32, so prefixes and rows
-are as exact.
-How many neighbors stay the same in a lower precision is for the quality gate, over the held-out items; here are only a
-few dozen, some of them hardly an item at all.
+are as exact. Nearest neighbors in a lower precision are bounded by the quality gate, over the held-out items: golden
+vectors are a few dozen items, some of them degenerate.
 """
 
 EXPORT_TOLERANCE = Tolerance(1e-6, None, 0.999999, 1e-5, 1e-6, 1e-6, 1.0)
-"""Of float32 on the machine that exports: graph and eager PyTorch share the processor."""
+"""Tolerance of float32 on the machine that exports: graph and eager PyTorch run on the same processor."""
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How far outputs are from what was expected of them; NaN is infinitely far."""
+class OutputDifference:
+    """Differences of outputs from the expected ones, named as in `Tolerance`. NaN counts as infinite."""
 
     max_abs: float
     mean_abs: float
     min_cosine: float
     tokens: float | None = None
-    """Relative to max(1, the largest expected number)."""
     prefix: float | None = None
     rows: float | None = None
     top1: float | None = None
 
-    def broken(self, tolerance: Tolerance) -> list[str]:
-        """One phrase for each promise that does not hold."""
+    def violations(self, tolerance: Tolerance) -> list[str]:
+        """One phrase for each bound that is exceeded."""
         phrases = []
         for name in ("max_abs", "mean_abs", "tokens", "prefix", "rows"):
             value, allowed = getattr(self, name), getattr(tolerance, name)
@@ -93,17 +90,17 @@ class Difference:
 
 
 def largest(difference: NDArray[Any]) -> float:
-    """The largest magnitude; infinite where there is NaN, 0 where there is nothing."""
+    """Largest magnitude; infinite if there is NaN, 0 of an empty array."""
     if not difference.size:
         return 0.0
     value = float(np.abs(difference).max())
     return value if np.isfinite(value) else float("inf")
 
 
-def embedding_difference(found: NDArray[Any], expected: NDArray[Any]) -> Difference:
+def embedding_difference(found: NDArray[Any], expected: NDArray[Any]) -> OutputDifference:
     """Compare embeddings (..., D), in float64.
 
-    A row that is 0 on both sides (nothing to embed gives no direction) is equal: cosine 1.
+    A row that is 0 on both sides, as an empty input gives, is equal: cosine 1.
     """
     found, expected = found.astype(np.float64), expected.astype(np.float64)
     apart = found - expected
@@ -112,18 +109,18 @@ def embedding_difference(found: NDArray[Any], expected: NDArray[Any]) -> Differe
         cosines = np.where(norms > 0, (found * expected).sum(axis=-1) / norms, np.where(apart.any(axis=-1), -1.0, 1.0))
     worst = largest(apart)
     mean = float(np.abs(apart).mean()) if np.isfinite(worst) and apart.size else worst
-    return Difference(worst, mean, float(cosines.min()) if np.isfinite(worst) and cosines.size else -1.0)
+    return OutputDifference(worst, mean, float(cosines.min()) if np.isfinite(worst) and cosines.size else -1.0)
 
 
 def token_difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """The largest difference of tokens, relative to max(1, the largest expected magnitude)."""
+    """Largest difference of tokens, relative to max(1, the largest expected magnitude)."""
     return largest(found - expected) / max(1.0, largest(expected))
 
 
 def top1_agreement(found_BD: NDArray[Any], expected_BD: NDArray[Any], ties: float = 1e-6) -> float:
-    """The share of items whose nearest other item is the same in both.
+    """Share of items (B, D) whose nearest other item is the same in both.
 
-    An item that by ``expected`` is as near as the nearest (within ``ties``), such as an identical one, counts as right.
+    An item that is as near as the nearest by ``expected``, within ``ties``, counts as the same: it may be identical.
     """
     if len(expected_BD) < 2:
         return 1.0
@@ -138,11 +135,11 @@ def nearest_agreement(
     ties: float = 1e-6,
     leave_self_out: bool = False,
 ) -> float:
-    """The share of queries whose nearest gallery item is the same; ties by identical items are no disagreement.
+    """Share of queries whose nearest gallery item is the same in both; see `top1_agreement` about ties.
 
     Args:
-        found_queries: (Q, D), and the others alike: compared by dot product.
-        leave_self_out: queries and gallery are the same items.
+        found_queries: (Q, D), as ``expected_queries``; galleries are (B, D). Compared by dot product.
+        leave_self_out: whether queries and gallery are the same items, of which each skips itself.
     """
     same = 0
     for start in range(0, len(expected_queries), 1024):

@@ -1,4 +1,4 @@
-"""The largest differences over several batches of golden vectors, attention among them.
+"""Largest differences over several batches, attention included.
 
 Shapes: B items, K tokens, D dimension, L features.
 """
@@ -13,54 +13,56 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk.scoring.parity import Difference, Tolerance, embedding_difference, largest, token_difference
+from fluxtalk.scoring.parity import OutputDifference, Tolerance, embedding_difference, largest, token_difference
 from fluxtalk.tokens import ATTENTION
 
-_SUM = 1e-2
-"""What rounding each of many weights to half precision may do to their sum; a sum that was scaled is further off."""
+_MAX_SUM_ERROR = 1e-2
+"""Bound on a sum of weights, which rounding each of them to half precision moves less than a wrong scale does."""
 
 
 @dataclass(frozen=True)
 class AttentionDifference:
-    """How far attention is from what was expected of it; NaN is infinitely far."""
+    """Differences of attention weights from the expected ones. NaN counts as infinite."""
 
     max_abs: float
     """Largest absolute difference of a weight."""
     sums: float
-    """Largest distance of a row's sum from 1, over the items that have a feature."""
+    """Largest distance of a row's sum from 1, over items that have a feature."""
 
-    def broken(self, tolerance: Tolerance) -> list[str]:
-        """One phrase for each promise that does not hold."""
+    def violations(self, tolerance: Tolerance) -> list[str]:
+        """One phrase for each bound that is exceeded."""
         allowed = attention_tolerance(tolerance)
         return [
             f"{name} is {value:.1e} and not at most {limit:.0e}"
             for name, value, limit in (
                 ("attention", self.max_abs, allowed),
-                ("attention rows' distance from a sum of 1", self.sums, min(allowed, _SUM)),
+                ("attention rows' distance from a sum of 1", self.sums, min(allowed, _MAX_SUM_ERROR)),
             )
             if not value <= limit
         ]
 
 
 def attention_tolerance(tolerance: Tolerance) -> float:
-    """How far a weight may be: as far as a token's number, else an embedding's.
+    """Largest difference of an attention weight: that of a token's element, else of an embedding's.
 
-    Weights lie in 0..1, so the promise on tokens, relative to max(1, the largest), is absolute here. Where only a
-    cosine c is promised, two vectors of length 1 are apart by at most sqrt(2 - 2c), and so is each of their numbers.
+    Weights are in 0..1, so the bound on tokens, relative to max(1, the largest), is absolute here. If only a cosine c
+    is bounded, two vectors of length 1 differ by at most sqrt(2 - 2c), and so does each of their elements.
     """
-    for promised in (tolerance.attention, tolerance.tokens, tolerance.max_abs):
-        if promised is not None:
-            return promised
+    for bound in (tolerance.attention, tolerance.tokens, tolerance.max_abs):
+        if bound is not None:
+            return bound
     return math.sqrt(2 * max(0.0, 1 - tolerance.min_cosine))
 
 
-class Worst:
-    """The largest differences of the batches that were added, all with the same k."""
+class ParityAccumulator:
+    """Largest differences over the batches that were added, all with the same k."""
 
     def __init__(self) -> None:
-        self.difference = Difference(0.0, 0.0, 1.0, tokens=0.0)
+        self.difference = OutputDifference(0.0, 0.0, 1.0, tokens=0.0)
         self.attention: AttentionDifference | None = None
+        """None until a batch with expected attention is added."""
         self.cases = 0
+        """Batches added."""
 
     def add(
         self,
@@ -68,11 +70,12 @@ class Worst:
         found: Mapping[str, NDArray[Any]],
         expected: Mapping[str, NDArray[Any]],
     ) -> None:
-        """Compare one batch.
+        """Compare one batch and keep the largest differences.
 
         Args:
-            batch: what was run; its ``mask`` (B, length), where there is one, tells which items have a feature.
-            found: ``tokens`` and ``embeddings`` (B, K, D), and ``attention`` (B, K, L) where it is expected.
+            batch: inputs of the run; ``mask`` (B, length), if there is one, tells which items have a feature.
+            found: ``tokens`` and ``embeddings`` (B, K, D), and ``attention`` (B, K, L) if it is expected.
+            expected: the same arrays of eager PyTorch.
         """
         other, worst = embedding_difference(found["embeddings"], expected["embeddings"]), self.difference
         self.difference = replace(
@@ -91,7 +94,7 @@ class Worst:
 
 
 def _attention_difference(found_BKL: NDArray[Any], expected_BKL: NDArray[Any]) -> AttentionDifference:
-    """Of items that have a feature; those that were padded to different lengths look at no padding."""
+    """Compare the attention of items that have a feature; lengths may differ, because padding has no weight."""
     length = max(found_BKL.shape[2], expected_BKL.shape[2])
     padded = [
         np.pad(array.astype(np.float64), [(0, 0), (0, 0), (0, length - array.shape[2])])

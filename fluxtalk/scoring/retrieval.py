@@ -1,6 +1,6 @@
 """Retrieval between modalities on held-out pairs, for every number of tokens. Numpy only.
 
-Training scores heads with it, export the quality of lower precisions.
+Training scores heads with it; export scores lower precisions.
 """
 
 from __future__ import annotations
@@ -20,31 +20,32 @@ from fluxtalk.tokens import concatenate, l2_normalize, pool
 
 
 class Prefixes(Protocol):
-    """Items that can be compared at every number of tokens."""
+    """Embedded items that can be compared at every number of tokens."""
 
     @property
     def num_tokens(self) -> int:
-        """The largest k."""
+        """Largest k."""
 
     def prefix(self, k: int) -> NDArray[np.float32]:
-        """What is compared at ``k`` tokens: (B, D), or (B, tokens, D) for late interaction."""
+        """Vectors that are compared at ``k`` tokens: (B, D), or (B, tokens, D) for late interaction."""
 
 
 @dataclass(frozen=True)
 class ItemTokens:
-    """The tokens of some items, and how they are compared."""
+    """Tokens of a set of items, with the aggregation that compares them."""
 
     tokens_BND: NDArray[np.float32]
     num_overlapping: int
     aggregation: str = "mean"
+    """One of `fluxtalk.config.AGGREGATIONS`."""
 
     @property
     def num_tokens(self) -> int:
-        """N."""
+        """Register tokens of each item, N."""
         return int(self.tokens_BND.shape[1])
 
     def prefix(self, k: int) -> NDArray[np.float32]:
-        """What is compared at ``k`` tokens: (B, D), or (B, min(k, num_overlapping), D) for ``maxsim``."""
+        """Vectors that are compared at ``k`` tokens: (B, D), or (B, min(k, num_overlapping), D) for ``maxsim``."""
         if self.aggregation == "mean":
             return pool(self.tokens_BND, self.num_overlapping, k)
         if self.aggregation == "concat":
@@ -53,12 +54,13 @@ class ItemTokens:
 
 
 def retrieval(embeddings: Mapping[str, Prefixes], split: Split) -> dict[str, Any]:
-    """Recall of every direction, k and cut-off.
+    """Score every direction, k and cut-off.
 
-    A query counts where its id has an item to be found; a direction without any such query is left out.
+    A query counts if its id has an item to be found; a direction without such a query is left out.
 
     Args:
-        embeddings: modality to its counted items, in their order.
+        embeddings: modality to its counted items, in the order of the split.
+        split: the items' ids, and which of them were seen in training.
 
     Returns:
         ``recall[direction][k][cut-off]``; ``recall_unseen``, the same over the queries whose id has no item

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fluxtalk.artifacts.engine import (
+    FLAVOR_NAMES,
     EngineRecord,
     TensorRecord,
     find_engine,
@@ -113,14 +114,14 @@ def test_one_changed_byte_of_the_record_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ArtifactError):
             read_engines(tmp_path)
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ArtifactError, match="no JSON"):
+    with pytest.raises(ArtifactError, match="not valid JSON"):
         read_engines(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format": "other"}, "no record"),
+        ({"format": "other"}, "not the record"),
         ({"schema_version": 99}, "schema 99"),
         ({"flavor": "cuda"}, "malformed.*flavor"),
         ({"profiles": [{"batch": [1, 0, 3], "k": [1, 1, 1]}]}, "malformed.*batch"),
@@ -169,7 +170,7 @@ def test_the_newest_fitting_engine_is_found(tmp_path: Path) -> None:
     [
         ({"modality": "image"}, "there is none of them"),
         ({"precision": "bf16"}, "there is none of them"),
-        ({"flavor": "tensorrt"}, "of flavor rtx"),
+        ({"flavor": "tensorrt"}, "of flavor tensorrt-rtx"),
         ({"version": "1.8.0"}, r"of version 1\.7\.1\.116"),
         ({"compute_capability": "12.0"}, r"for compute capability 8\.0, 8\.9"),
         ({"graph_hash": "b" * 64}, "built from another graph"),
@@ -182,7 +183,8 @@ def test_what_does_not_fit_is_refused_with_what_to_run(tmp_path: Path, change: d
     asked = {**HERE, **change}
     with pytest.raises(BackendError, match=words) as caught:
         find_engine(engines, **asked)
-    command = f"fluxtalk-export trt {engines.parent} --flavor {asked['flavor']} --modality {asked['modality']}"
+    flavor = FLAVOR_NAMES[asked["flavor"]]
+    command = f"fluxtalk-export trt {engines.parent} --flavor {flavor} --modality {asked['modality']}"
     assert command in str(caught.value)
     if asked["flavor"] == "rtx":
         assert f"--compute-capability {asked['compute_capability']}`" in str(caught.value)

@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from torch import nn
 
 from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX
-from fluxtalk.export.graph.graph_tools import run
+from fluxtalk.export.graph.graph_tools import run_model
 from fluxtalk.export.graph.to_onnx import export_onnx
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import FrozenEncoder, GivenFeatures, SmallImageEncoder, SmallTextEncoder
@@ -60,7 +60,7 @@ def inputs(modality: str, batch: int, length: int = 9, seed: int = 0, scale: flo
 
 def embed(model: onnx.ModelProto, arrays: Arrays, k: int = TOKENS, optimize: bool = True) -> Arrays:
     """``tokens`` and ``embeddings``, by ONNX Runtime."""
-    found = run(model, {**arrays, TOKEN_INDEX: np.arange(k)}, optimize)
+    found = run_model(model, {**arrays, TOKEN_INDEX: np.arange(k)}, optimize)
     return dict(zip(OUTPUTS, found, strict=True))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from fluxtalk.artifacts.bundle import read_bundle
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BundleError, TokenCountError, UsageError
 from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
-from fluxtalk.export.graph.traced import sample_batch
+from fluxtalk.export.graph.trace import sample_batch
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_bundle import write_bundle
+from fluxtalk.model.encoders import SmallImageEncoder, SmallTextEncoder
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.runtime import load
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
@@ -156,3 +158,33 @@ def test_manifest_says_recall_bytes_and_latency(made: Made) -> None:
         "tokens": {"1": 192, "2": 384, "3": 576, "4": 768},
         "complementary": {"4": 192},
     }
+
+
+built: list[str] = []
+
+
+def counted_image(**options: Any) -> SmallImageEncoder:
+    """An encoder whose constructions are counted."""
+    built.append("image")
+    return SmallImageEncoder(**options)
+
+
+def counted_text(**options: Any) -> SmallTextEncoder:
+    """The same of text."""
+    built.append("text")
+    return SmallTextEncoder(**options)
+
+
+def test_export_builds_each_encoder_once(made: Made, table_data: PairDataset, tmp_path: Path) -> None:
+    parts = {
+        modality: dataclasses.replace(
+            part, spec=dataclasses.replace(part.spec, source=f"module:{__name__}:counted_{modality}")
+        )
+        for modality, part in made.run.stage1.modalities.items()
+    }
+    run = dataclasses.replace(made.run, stage1=dataclasses.replace(made.run.stage1, modalities=parts))
+    built.clear()
+    options = ExportOptions(("fp32", "fp16", "int8"), attention=True, allow_quality_loss=True)
+    bundle = write_bundle(run, table_data, tmp_path / "bundle", options)
+    assert list(bundle.manifest.precisions) == ["fp32", "fp16", "int8"]
+    assert sorted(built) == ["image", "text"]

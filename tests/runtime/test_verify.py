@@ -15,7 +15,7 @@ from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from fluxtalk.runtime.backends.session import Arrays
 from fluxtalk.runtime.golden import ParityReport, hard_cases, read_golden, verify_golden
 from fluxtalk.scoring.parity import EXPORT_TOLERANCE, TOLERANCES
-from fluxtalk.scoring.parity_accumulator import AttentionDifference, Worst, attention_tolerance
+from fluxtalk.scoring.parity_accumulator import AttentionDifference, ParityAccumulator, attention_tolerance
 from tests.conftest import Made
 
 Outputs = dict[str, NDArray[np.float32]]
@@ -138,7 +138,7 @@ def test_attention_is_compared_where_there_is_a_feature() -> None:
     expected = {"tokens": vectors, "embeddings": vectors, "attention": weights}
 
     def compared(attention: NDArray[np.float32]) -> AttentionDifference:
-        worst = Worst()
+        worst = ParityAccumulator()
         worst.add({"mask": mask}, {**expected, "attention": attention}, expected)
         assert worst.attention is not None
         return worst.attention

@@ -20,9 +20,10 @@ from fluxtalk.artifacts.files import hash_bytes, hash_file
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BundleError, ParityError, UsageError
 from fluxtalk.export.cli import main
-from fluxtalk.export.graph.golden_cases import eager_outputs, longest_case, prove_longest
+from fluxtalk.export.graph.eager import eager_outputs, longest_case
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_bundle import write_bundle
+from fluxtalk.export.write_graphs import check_longest
 from fluxtalk.runtime.golden import read_golden, read_longest
 from fluxtalk.tokens import ATTENTION
 from tests.conftest import Made
@@ -180,7 +181,7 @@ def test_a_graph_that_does_not_run_the_longest_input_is_refused(made: Made, copy
     longest = read_longest(read_bundle(copy), "text")
     assert longest is not None
     with pytest.raises(ParityError, match="does not run the longest input"):
-        prove_longest(copy, {"text": longest}, {"fp32": made.bundle.manifest.precisions["fp32"]}, False)
+        check_longest(copy, {"text": longest}, {"fp32": made.bundle.manifest.precisions["fp32"]}, False)
 
 
 def test_a_graph_that_differs_at_the_longest_input_alone_is_not_exported(made: Made) -> None:
@@ -188,10 +189,10 @@ def test_a_graph_that_differs_at_the_longest_input_alone_is_not_exported(made: M
     assert longest is not None
     inputs, expected = longest
     entries = made.bundle.manifest.precisions
-    assert prove_longest(made.bundle.folder, {"text": longest}, entries, False) == entries
+    assert check_longest(made.bundle.folder, {"text": longest}, entries, False) == entries
     wrong = {**expected, "embeddings": expected["embeddings"] + np.float32(1e-3)}
     with pytest.raises(ParityError, match="max_abs is 1"):
-        prove_longest(made.bundle.folder, {"text": (inputs, wrong)}, entries, True)
+        check_longest(made.bundle.folder, {"text": (inputs, wrong)}, entries, True)
 
 
 def test_an_encoder_that_does_not_take_its_longest_input_is_not_exported(made: Made) -> None:

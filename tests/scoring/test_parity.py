@@ -10,7 +10,7 @@ import pytest
 from fluxtalk.errors import UsageError
 from fluxtalk.scoring.parity import (
     TOLERANCES,
-    Difference,
+    OutputDifference,
     Tolerance,
     embedding_difference,
     nearest_agreement,
@@ -43,14 +43,14 @@ def test_nan_breaks_every_promise_and_zero_rows_are_equal() -> None:
     broken = zeros.copy()
     broken[0, 0] = np.nan
     for tolerance in TOLERANCES.values():
-        assert embedding_difference(broken, zeros).broken(tolerance)
+        assert embedding_difference(broken, zeros).violations(tolerance)
     assert top1_agreement(np.full((5, 4), np.nan, np.float32), unit(5, 4)) == 0
 
 
 def test_every_promise_can_be_broken_and_is_named() -> None:
     tolerance = Tolerance(0.1, 0.1, 0.9, 0.1, 0.1, 0.1, 0.9)
-    good = Difference(0.1, 0.1, 0.9, 0.1, 0.1, 0.1, 0.9)
-    assert good.broken(tolerance) == []
+    good = OutputDifference(0.1, 0.1, 0.9, 0.1, 0.1, 0.1, 0.9)
+    assert good.violations(tolerance) == []
     for name, bad in {
         "max_abs": 0.2,
         "mean_abs": 0.2,
@@ -60,7 +60,7 @@ def test_every_promise_can_be_broken_and_is_named() -> None:
         "rows": float("nan"),
         "top1": 0.8,
     }.items():
-        phrases = dataclasses.replace(good, **{name: bad}).broken(tolerance)
+        phrases = dataclasses.replace(good, **{name: bad}).violations(tolerance)
         assert len(phrases) == 1
         assert phrases[0].startswith(name)
     assert Tolerance.from_dict(tolerance.to_dict()) == tolerance

@@ -14,7 +14,7 @@ from torch import nn
 
 from fluxtalk.errors import UsageError
 from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
-from fluxtalk.export.graph.traced import sample_batch
+from fluxtalk.export.graph.trace import sample_batch
 from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import FrozenEncoder

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS
 from fluxtalk.errors import UsageError
-from fluxtalk.export.graph.graph_tools import constants, consumers, run
+from fluxtalk.export.graph.graph_tools import constants, consumers, run_model
 from fluxtalk.export.precision.half import emulate_half, to_half
 from fluxtalk.scoring.parity import TOLERANCES, embedding_difference
 from tests.export.graphs import Arrays, content, embed, graph, inputs, model_of, node, operators, types
@@ -155,11 +155,11 @@ def test_a_norm_that_is_written_out_does_not_overflow(square: str, inverse: str)
     assert {made[name] for name in ("squares", "mean", "safe", "norm")} == {FLOAT}
     assert {made[name] for name in ("first", "second", "stream")} == {FLOAT16}
     x = rng.standard_normal((16, 32), dtype=np.float32)
-    (stream,) = run(model_of(nodes[:3], {"x": (FLOAT, ["batch", 32])}, {"stream": 2}, weights), {"x": x})
+    (stream,) = run_model(model_of(nodes[:3], {"x": (FLOAT, ["batch", 32])}, {"stream": 2}, weights), {"x": x})
     assert np.abs(stream).max() > 1000
-    (expected,) = run(model, {"x": x})
+    (expected,) = run_model(model, {"x": x})
     for half in (to_half(model, "fp16"), emulate_half(model, "fp16")):
-        (found,) = run(half, {"x": x})
+        (found,) = run_model(half, {"x": x})
         assert np.isfinite(found).all()
         holds("fp16", unit(found), unit(expected))
 
@@ -188,7 +188,7 @@ def test_masks_of_the_smallest_float_are_added_in_float32() -> None:
     assert {made[name] for name in ("scores", "bias", "biased", "weights")} == {FLOAT}
     given = {"x": rng.standard_normal((4, 8), dtype=np.float32), "mask": rng.random((4, 6)) < 0.7}
     given["mask"][0] = False
-    np.testing.assert_allclose(run(half, given)[0], run(model, given)[0], rtol=0, atol=5e-3)
+    np.testing.assert_allclose(run_model(half, given)[0], run_model(model, given)[0], rtol=0, atol=5e-3)
 
 
 @each_kind
@@ -196,7 +196,7 @@ def test_weights_outside_of_the_range_are_refused_by_name(kind: str) -> None:
     weights = {"large": np.full((4, 4), 7e4, np.float32)}
     model = model_of([node("MatMul", ["x", "large"], "y")], {"x": (FLOAT, ["batch", 4])}, {"y": 2}, weights)
     if kind == "bf16":
-        assert run(emulate_half(model, kind), {"x": np.ones((1, 4), np.float32)})[0][0, 0] == pytest.approx(
+        assert run_model(emulate_half(model, kind), {"x": np.ones((1, 4), np.float32)})[0][0, 0] == pytest.approx(
             2.8e5, rel=0.01
         )
         return
@@ -272,7 +272,7 @@ def test_emulation_rounds_as_numpy_and_torch_do(kind: str) -> None:
     torch_type = torch.float16 if kind == "fp16" else torch.bfloat16
     tensors = [torch.from_numpy(array).to(torch_type) for array in (x, w, b, v)]
     by_torch = (torch.relu(tensors[0] @ tensors[1] + tensors[2]) @ tensors[3]).float().numpy()
-    (found,) = run(emulate_half(model, kind), {"x": x})
+    (found,) = run_model(emulate_half(model, kind), {"x": x})
     assert np.array_equal(found, rounded(found))
     step = float(ml_dtypes.finfo(dtype).eps)
     for expected in (by_numpy, by_torch):
@@ -302,7 +302,7 @@ def holds(kind: str, found: NDArray, expected: NDArray) -> None:
     """Assert the tier's promise on embeddings."""
     assert np.isfinite(found).all()
     difference, tolerance = embedding_difference(found, expected), TOLERANCES[kind]
-    assert not difference.broken(tolerance)
+    assert not difference.violations(tolerance)
 
 
 def unit(array: NDArray) -> NDArray:

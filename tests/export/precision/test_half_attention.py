@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX
-from fluxtalk.export.graph.graph_tools import producers, run
+from fluxtalk.export.graph.graph_tools import producers, run_model
 from fluxtalk.export.precision.half import emulate_half, to_half
 from fluxtalk.scoring.parity import TOLERANCES, embedding_difference
 from tests.export.graphs import Arrays, model_of, node, types
@@ -69,7 +69,7 @@ def test_a_guarded_softmax_is_rounded_in_front_of_its_guard(kind: str) -> None:
 @each_kind
 def test_rows_without_a_key_are_exactly_zero_and_the_others_are_rounded_once(kind: str) -> None:
     model, arrays = attention(), queries()
-    (exact,) = run(model, arrays)
+    (exact,) = run_model(model, arrays)
     assert not exact[DEAD_ROW].any()
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
@@ -84,7 +84,7 @@ def test_rows_without_a_key_are_exactly_zero_and_the_others_are_rounded_once(kin
     expected[alive] = rounded(rounded(exponents / exponents.sum(axis=1, keepdims=True)) @ rounded(weights["v"]))
     step = float(ml_dtypes.finfo(NUMPY[kind]).eps)
     for half in (emulate_half(model, kind), *([to_half(model, kind)] if kind == "fp16" else [])):
-        (found,) = run(half, arrays)
+        (found,) = run_model(half, arrays)
         assert not found[DEAD_ROW].any()
         np.testing.assert_allclose(found, expected, rtol=0, atol=2 * step * np.abs(expected).max())
 
@@ -101,7 +101,7 @@ def test_a_guard_that_is_read_as_a_number_keeps_float32(more: list[onnx.NodeProt
     model = attention(*([axis] if more else []), *more, outputs=outputs)
     assert types(to_half(model, "fp16"))["guarded"] == FLOAT
     arrays = queries()
-    (_, expected), (_, found) = run(model, arrays), run(to_half(model, "fp16"), arrays)
+    (_, expected), (_, found) = run_model(model, arrays), run_model(to_half(model, "fp16"), arrays)
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-3)
     if more:
         # Sums of unrounded probabilities are 1 to float32's last digits.
@@ -119,6 +119,6 @@ def test_an_encoder_of_boolean_masks_keeps_its_tier_against_eager(kind: str) -> 
     graph = graph_of("masked", kinds()["masked"])
     assert sum(part.op_type == "IsNaN" for part in graph.graph.node) == 2
     half = to_half(graph, kind) if kind == "fp16" else emulate_half(graph, kind)
-    found = dict(zip(OUTPUTS, run(half, {**arrays, TOKEN_INDEX: np.arange(4)}), strict=True))["embeddings"]
+    found = dict(zip(OUTPUTS, run_model(half, {**arrays, TOKEN_INDEX: np.arange(4)}), strict=True))["embeddings"]
     assert np.isfinite(found).all()
-    assert not embedding_difference(found, expected).broken(TOLERANCES[kind])
+    assert not embedding_difference(found, expected).violations(TOLERANCES[kind])

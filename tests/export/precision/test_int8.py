@@ -9,11 +9,12 @@ import numpy as np
 import onnx
 import pytest
 
+from bench.latency.graphs import cut
 from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS, TOKEN_INDEX
 from fluxtalk.errors import UsageError
-from fluxtalk.export.graph.graph_tools import ancestors, constants, cut, run
+from fluxtalk.export.graph.graph_tools import ancestors, constants, run_model
 from fluxtalk.export.precision.int8 import (
-    TABLE_NUMBERS,
+    MIN_TABLE_ELEMENTS,
     nothing_to_quantize,
     quantize_dynamic,
     quantize_static,
@@ -64,7 +65,7 @@ def test_graphs_are_standard_deterministic_and_small(modality: str, method: str)
     # All the encoder's matrices, and its table: a quarter. A few operators are added, biases and convolutions stay.
     for name in encoder_weights(found):
         tensor = constants(found)[name]
-        assert tensor.data_type != FLOAT or len(tensor.dims) == 4 or np.prod(tensor.dims) < TABLE_NUMBERS // 16
+        assert tensor.data_type != FLOAT or len(tensor.dims) == 4 or np.prod(tensor.dims) < MIN_TABLE_ELEMENTS // 16
     kept = sum(constants(model)[name].ByteSize() for name in encoder_weights(model) if is_small_or_conv(model, name))
     whole = sum(constants(model)[name].ByteSize() for name in encoder_weights(model))
     now = sum(constants(found)[name].ByteSize() for name in encoder_weights(found))
@@ -76,10 +77,12 @@ def test_graphs_are_standard_deterministic_and_small(modality: str, method: str)
 def test_the_head_is_as_it_was(modality: str, method: str) -> None:
     model, found = graph(modality), quantized(modality, method)
     arrays = inputs(modality, 3)
-    (features,) = run(cut(model, [], [FEATURES]), encoder_inputs(model, arrays))
+    (features,) = run_model(cut(model, [], [FEATURES]), encoder_inputs(model, arrays))
     everything = {**arrays, FEATURES: features, TOKEN_INDEX: np.arange(3)}
     heads = [cut(part, [FEATURES], list(OUTPUTS)) for part in (model, found)]
-    before, after = (run(head, {value.name: everything[value.name] for value in head.graph.input}) for head in heads)
+    before, after = (
+        run_model(head, {value.name: everything[value.name] for value in head.graph.input}) for head in heads
+    )
     for expected, given in zip(before, after, strict=True):
         np.testing.assert_array_equal(given, expected)
     assert sorted(part.op_type for part in heads[0].graph.node) == sorted(part.op_type for part in heads[1].graph.node)
@@ -153,13 +156,13 @@ def test_weights_are_rounded_by_output_channel(operator: str) -> None:
     scale[5] = 1
     rounded = np.rint(w / scale) * scale
     np.testing.assert_allclose(
-        run(found, {"x": x}, optimize=False)[0], np.maximum(x @ rounded + len(bias), 0), rtol=1e-4, atol=1e-3
+        run_model(found, {"x": x}, optimize=False)[0], np.maximum(x @ rounded + len(bias), 0), rtol=1e-4, atol=1e-3
     )
     (matrix,) = [tensor for tensor in found.graph.initializer if tensor.data_type == INT8]
     assert sorted(matrix.dims) == [24, 40]
     for dynamic_or_static in (quantize_dynamic(model), quantize_static(model, [{"x": x}])):
-        (got,) = run(dynamic_or_static, {"x": x})
-        (expected,) = run(model, {"x": x})
+        (got,) = run_model(dynamic_or_static, {"x": x})
+        (expected,) = run_model(model, {"x": x})
         largest = np.abs(expected).max(axis=0) + 1e-6
         assert (np.abs(got - expected).max(axis=0) / largest).max() < 0.05
 
@@ -179,7 +182,7 @@ def test_weights_are_float32_again_before_the_product_and_written_once() -> None
 
 
 def test_big_tables_become_float32_row_by_row() -> None:
-    assert VOCABULARY * DIMS["text"] >= TABLE_NUMBERS
+    assert VOCABULARY * DIMS["text"] >= MIN_TABLE_ELEMENTS
     found = weight_only_int8(graph("text"))
     lookups = [part for part in ancestors(found, FEATURES) if part.op_type == "Gather" and "input_ids" in part.input]
     assert len(lookups) == 2
@@ -208,7 +211,7 @@ def test_convolutions_are_quantized_where_they_are_most_of_the_encoder(method: s
     x = rng.standard_normal((2, 3, 8, 8), dtype=np.float32)
     found = _METHODS[method](model, [{"x": x}])
     assert [tensor.data_type for tensor in found.graph.initializer if len(tensor.dims) == 4] == [INT8, INT8]
-    (expected,), (got,) = run(model, {"x": x}), run(found, {"x": x})
+    (expected,), (got,) = run_model(model, {"x": x}), run_model(found, {"x": x})
     assert np.abs(got - expected).max() < 0.03 * np.abs(expected).max()
 
 

@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from fluxtalk.artifacts.bundle import Bundle, read_bundle
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BackendError, QualityError, UsageError
+from fluxtalk.export import write_graphs
 from fluxtalk.export.cli import main
-from fluxtalk.export.graph import graph_writer
 from fluxtalk.export.options import ExportOptions
-from fluxtalk.export.precision.quality import Scores, held_out_items, quality, score
+from fluxtalk.export.precision.quality import Scores, compare_quality, held_out_items, score
 from fluxtalk.export.verify import verify_bundle
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.model.checkpoints.run import TrainedRun
@@ -121,7 +121,7 @@ def spoilt_int8(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             tried.append(method)
         return noisy(model, 0.5) if precision == "int8" else model
 
-    monkeypatch.setattr(graph_writer, "convert", convert)
+    monkeypatch.setattr(write_graphs, "convert", convert)
     return tried
 
 
@@ -155,7 +155,7 @@ def test_an_allowed_loss_is_written_down_and_promised_no_more(
 def test_without_held_out_pairs_only_float32_is_exported(made: Made, table_data: PairDataset, tmp_path: Path) -> None:
     empty = dataclasses.replace(table_data.split("validation"), ids=(), items={}, seen=np.zeros(0, dtype=bool))
     nothing = dataclasses.replace(table_data, name="nothing", splits={**table_data.splits, "validation": empty})
-    with pytest.raises(QualityError, match=r"fp16: it could not be measured: .*nothing.*--eval_data"):
+    with pytest.raises(QualityError, match=r"fp16: it could not be measured: .*nothing.*--eval-data"):
         write_bundle(made.run, table_data, tmp_path / "b", ExportOptions(("fp32", "fp16")), eval_data=nothing)
     assert list(tmp_path.iterdir()) == []
     bundle = write_bundle(made.run, table_data, tmp_path / "b", eval_data=nothing)
@@ -168,7 +168,7 @@ def test_the_gate_from_the_command_line(made: Made, tmp_path: Path, spoilt_int8:
     assert done.exit_code == 1
     assert done.stderr.startswith("error: The quality gate does not hold for int8 (static)")
     assert not (tmp_path / "bundle").exists()
-    assert CliRunner().invoke(main, [*parts, "--allow_quality_loss"]).exit_code == 0
+    assert CliRunner().invoke(main, [*parts, "--allow-quality-loss"]).exit_code == 0
     assert read_bundle(tmp_path / "bundle").manifest.modalities["text"].graphs == {"int8": "text.int8.onnx"}
 
 
@@ -188,12 +188,12 @@ def test_scores_of_a_known_change(made: Made, table_data: PairDataset) -> None:
     assert np.abs(reference.embeddings["text"][mine] - alone).max() <= 1e-6
     assert max(reference.rows.values()) <= 1e-6
 
-    same = quality(held_out, reference, reference, "int8", TOLERANCES["int8"], "here")
+    same = compare_quality(held_out, reference, reference, "int8", TOLERANCES["int8"], "here")
     assert (same.max_abs, same.top1, same.recall_loss, same.broken) == (0, 1, 0, [])
     # Texts take each other's places: all of them are found by the wrong query.
     turned = {**reference.embeddings, "text": np.roll(reference.embeddings["text"], 1, axis=0)}
     tokens = {**reference.tokens, "text": np.roll(reference.tokens["text"], 1, axis=0)}
-    worse = quality(
+    worse = compare_quality(
         held_out,
         reference,
         Scores(tokens, turned, reference.recall, reference.rows),
@@ -206,7 +206,7 @@ def test_scores_of_a_known_change(made: Made, table_data: PairDataset) -> None:
     lost = {
         d: {k: {c: v - 0.05 for c, v in cut.items()} for k, cut in by.items()} for d, by in reference.recall.items()
     }
-    low = quality(
+    low = compare_quality(
         held_out,
         reference,
         Scores(reference.tokens, reference.embeddings, lost, reference.rows),
@@ -231,7 +231,7 @@ def test_of_a_few_queries_one_may_be_lost(made: Made, table_data: PairDataset) -
             for d, by in reference.recall.items()
         }
         found = Scores(reference.tokens, reference.embeddings, recall, reference.rows)
-        return quality(held_out, reference, found, "fp16", TOLERANCES["fp16"], "here").broken
+        return compare_quality(held_out, reference, found, "fp16", TOLERANCES["fp16"], "here").broken
 
     assert losing(1) == []
     (phrase,) = losing(2)

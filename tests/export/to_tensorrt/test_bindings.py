@@ -91,7 +91,7 @@ def _dumped(module: str, environment: dict[str, str]) -> Api:
 
 def sources() -> list[Path]:
     """Every file of ours that names the adapter or the bindings' classes; links to rooms are followed once."""
-    uses = re.compile(r"\btrt_api\b|\btrt\.[A-Z]")
+    uses = re.compile(r"\btensorrt_api\b|\btrt\.[A-Z]")
     files = {file.resolve() for room in ROOMS for file in (ROOT / room).glob("**/*.py")}
     return sorted(file for file in files if uses.search(file.read_text(encoding="utf-8")))
 

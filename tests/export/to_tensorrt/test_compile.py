@@ -17,20 +17,13 @@ from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle, read_bundle
 from fluxtalk.artifacts.engine import EngineRecord, find_engine, read_engines, read_plan, record_path
 from fluxtalk.artifacts.files import hash_bytes
 from fluxtalk.devices.gpu import compute_capability
-from fluxtalk.devices.tensorrt_api import TensorRT, choose_flavor, load_tensorrt, shortened
+from fluxtalk.devices.tensorrt_api import TensorRT, choose_flavor, load_tensorrt, short_reason
 from fluxtalk.errors import ArtifactError, BackendError, UsageError
 from fluxtalk.export.to_tensorrt import compile as to_tensorrt
 from fluxtalk.export.to_tensorrt.cli import trt
-from fluxtalk.export.to_tensorrt.compile import (
-    Source,
-    Target,
-    add_profile,
-    build_engine,
-    name_of,
-    parse_graph,
-    source_of,
-    target_of,
-)
+from fluxtalk.export.to_tensorrt.compile import build_engine, engine_file
+from fluxtalk.export.to_tensorrt.job import BuilderOptions, CompileJob, builder_options, compile_job, default_precisions
+from fluxtalk.export.to_tensorrt.network import add_profile, parse_graph
 from fluxtalk.export.to_tensorrt.profiles import default_profile
 from fluxtalk.export.to_tensorrt.progress import BuildProgress
 from tests.conftest import Made
@@ -61,8 +54,8 @@ def own(every_kind: Bundle, tmp_path: Path) -> Bundle:
     return read_bundle(Path(shutil.copytree(every_kind.folder, tmp_path / "bundle")))
 
 
-def source(bundle: Bundle, modality: str, precision: str = "fp32") -> Source:
-    return source_of(bundle, modality, precision, [default_profile(bundle, modality)])
+def source(bundle: Bundle, modality: str, precision: str = "fp32") -> CompileJob:
+    return compile_job(bundle, modality, precision, [default_profile(bundle, modality)])
 
 
 def run(*parts: object) -> Result:
@@ -78,7 +71,7 @@ def one_sentence(done: Result, code: int, *words: str) -> None:
         assert word in errors[0]
 
 
-def assert_holds(record: EngineRecord | None, folder: Path, made_from: Source, dim: int) -> None:
+def assert_holds(record: EngineRecord | None, folder: Path, made_from: CompileJob, dim: int) -> None:
     """The engine is there, is what its record says, and takes what its bundle says."""
     assert record is not None
     plan = (folder / record.file).read_bytes()
@@ -101,13 +94,13 @@ def test_every_encoder_kind_compiles(
     api: TensorRT, every_kind: Bundle, modality: str, precision: str, tmp_path: Path
 ) -> None:
     """For several compute capabilities in one engine."""
-    target = target_of(api, ["12.0", "8.0", "8.9", "8.9"])
-    assert target == Target(["8.0", "8.9", "12.0"])
+    target = builder_options(api, ["12.0", "8.0", "8.9", "8.9"])
+    assert target == BuilderOptions(["8.0", "8.9", "12.0"])
     made_from = source(every_kind, modality, precision)
     record = build_engine(api, made_from, target, tmp_path)
     assert_holds(record, tmp_path, made_from, DIM)
     assert record is not None
-    assert record.file == name_of(api, made_from, target)
+    assert record.file == engine_file(api, made_from, target)
     assert record.file.startswith(f"{modality}.{precision}.rtx-{api.version}.sm80-sm89-sm120.")
     assert record.cuda_major == api.cuda_major
     found = find_engine(tmp_path, modality, precision, "rtx", api.version, "8.9", made_from.graph_hash, api.cuda_major)
@@ -145,7 +138,7 @@ def test_every_kind_of_head_compiles(api: TensorRT, tmp_path: Path, head: dict[s
     tokens = head.get("num_register_tokens", 4)
     bundle = bundle_of(tmp_path / "bundle", {"sound": graph_of("sound", kinds()["sound"], **head)}, tokens=tokens)
     made_from = source(bundle, "sound")
-    record = build_engine(api, made_from, target_of(api, ["8.9"]), bundle.engines)
+    record = build_engine(api, made_from, builder_options(api, ["8.9"]), bundle.engines)
     assert record is not None
     assert record.profiles[0]["k"] == [1, tokens, tokens]
     assert {tensor.name: tensor.shape for tensor in record.inputs}["token_index"] == [-1 if tokens > 1 else 1]
@@ -155,7 +148,7 @@ def test_attention_maps_are_an_output(api: TensorRT, tmp_path: Path) -> None:
     graph = graph_of("sound", kinds()["sound"], attention=True)
     bundle = bundle_of(tmp_path / "bundle", {"sound": graph}, attention=True)
     made_from = source(bundle, "sound")
-    record = build_engine(api, made_from, target_of(api, ["8.9"]), bundle.engines)
+    record = build_engine(api, made_from, builder_options(api, ["8.9"]), bundle.engines)
     assert_holds(record, bundle.engines, made_from, DIM)
     assert record is not None
     assert record.outputs[2].name == "attention"
@@ -185,7 +178,7 @@ def test_the_command_compiles_a_bundle(made: Made, compiled: tuple[Path, Result]
         {"batch": [1, 2, 4], "length": [12, 16, 24], "k": [1, 4, 4]},
     ]
     for modality, record in records.items():
-        assert_holds(record, bundle / "engines", source_of(made.bundle, modality, "fp32", record.profiles), 48)
+        assert_holds(record, bundle / "engines", compile_job(made.bundle, modality, "fp32", record.profiles), 48)
         assert f"{record.file}: {record.engine_bytes / 1e6:.1f} MB" in done.output
     # Engines are a machine's own: the bundle is what it was.
     assert read_bundle(bundle).manifest == made.bundle.manifest
@@ -211,7 +204,7 @@ def test_another_profile_makes_another_engine(api: TensorRT, own: Bundle) -> Non
 
 
 def test_another_graph_replaces_the_engine(api: TensorRT, own: Bundle, tmp_path: Path) -> None:
-    target = target_of(api, ["8.9"])
+    target = builder_options(api, ["8.9"])
     old = build_engine(api, source(own, "sound"), target, own.engines)
     other = bundle_of(tmp_path / "other", {"sound": graph_of("sound", kinds()["sound"], depth=2)})
     new = build_engine(api, source(other, "sound"), target, own.engines)
@@ -242,7 +235,7 @@ def test_changed_files_are_refused_and_built_again(api: TensorRT, own: Bundle) -
 
 
 def test_int8_for_the_cpu_is_left_out_or_refused(own: Bundle) -> None:
-    assert to_tensorrt.held(own) == ["fp32", "fp16", "bf16"]
+    assert default_precisions(own) == ["fp32", "fp16", "bf16"]
     done = run(own.folder, "--compute-capability", "8.9", "--modality", "text", "--precision", "int8")
     one_sentence(done, 2, "text in int8", "DynamicQuantizeLinear", "fp32, fp16, bf16")
     assert not own.engines.exists()
@@ -258,13 +251,13 @@ def test_calibrated_int8_is_refused_with_what_to_compile_instead(
     graph = onnx.load(every_kind.graph("photo", "fp32"))
     bundle = bundle_of(tmp_path / "bundle", {"photo": graph}, ["int8"], "static", calibration)
     with pytest.raises(BackendError, match=r"photo in int8: node .*uantizeLinear.*compile fp16 or bf16 instead"):
-        build_engine(api, source(bundle, "photo", "int8"), Target(["8.9"]), tmp_path)
+        build_engine(api, source(bundle, "photo", "int8"), BuilderOptions(["8.9"]), tmp_path)
     done = run(bundle.folder, "--compute-capability", "8.9")
     one_sentence(done, 2, "holds int8", "name a --precision")
 
 
 def test_turing_takes_float16_alone(api: TensorRT, every_kind: Bundle, tmp_path: Path) -> None:
-    target = target_of(api, ["7.5"])
+    target = builder_options(api, ["7.5"])
     assert build_engine(api, source(every_kind, "text", "fp16"), target, tmp_path) is not None
     with pytest.raises(
         BackendError, match=r"cannot compile text in fp32 for compute capability 7\.5.*FP32.*--precision"
@@ -291,12 +284,15 @@ def test_one_graph_that_fails_keeps_no_other_from_being_compiled(own: Bundle) ->
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--flavor", "rtx", "--timing-cache", "x", "--compute-capability", "8.9"], 2, ["--timing-cache", "RTX"]),
+        (
+            ["--flavor", "tensorrt-rtx", "--timing-cache", "x", "--compute-capability", "8.9"],
+            2,
+            ["--timing-cache", "RTX"],
+        ),
         (["--version-compatible", "--compute-capability", "8.9"], 2, ["--version-compatible", "TensorRT-RTX"]),
         (["--compute-capability", "9.0"], 2, ["9.0", "8.0, 8.6, 8.9, 12.0", "--flavor tensorrt"]),
         (["--compute-capability", "89"], 2, ["'89'", "8.9"]),
         (["--compute-capability", "8.9", "--modality", "smell"], 2, ["smell", "sound"]),
-        (["--compute-capability", "8.9", "--precision", "fp8"], 2, ["fp8", "fp32, fp16, bf16, int8"]),
         (["--compute-capability", "8.9", "--profile", "sound:k=1,2,9"], 2, ["sound:k=1,2,9", "4 register tokens"]),
     ],
 )
@@ -307,9 +303,19 @@ def test_what_cannot_be_meant_is_refused_by_name(
     assert not every_kind.engines.exists()
 
 
+def test_an_unknown_choice_is_refused_with_the_choices(every_kind: Bundle) -> None:
+    for name, value, choices in (
+        ("--precision", "fp8", "'fp32', 'fp16', 'bf16', 'int8'"),
+        ("--flavor", "cuda", "'auto', 'tensorrt', 'tensorrt-rtx'"),
+    ):
+        done = run(every_kind.folder, name, value)
+        assert done.exit_code == 2
+        assert f"'{value}' is not one of {choices}." in done.stderr
+
+
 @without_gpu
 def test_without_a_gpu_one_must_be_named(every_kind: Bundle) -> None:
-    one_sentence(run(every_kind.folder, "--flavor", "rtx"), 1, "No NVIDIA GPU", "--compute-capability", "8.9")
+    one_sentence(run(every_kind.folder, "--flavor", "tensorrt-rtx"), 1, "No NVIDIA GPU", "--compute-capability", "8.9")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="tensorrt is installed")
@@ -326,21 +332,22 @@ def test_the_flavor_follows_from_what_is_asked_for(monkeypatch: pytest.MonkeyPat
     assert choose_flavor("auto", named_gpus=False) == "tensorrt"
     assert choose_flavor("auto", named_gpus=True) == "rtx"
     assert choose_flavor("tensorrt", named_gpus=True) == "tensorrt"
-    with pytest.raises(UsageError, match="auto, tensorrt or rtx"):
+    assert choose_flavor("tensorrt-rtx", named_gpus=False) == choose_flavor("rtx", named_gpus=False) == "rtx"
+    with pytest.raises(UsageError, match="auto, tensorrt or tensorrt-rtx"):
         choose_flavor("cuda", named_gpus=False)
 
 
 def test_flavor_tensorrt_takes_the_gpu_that_it_finds(api: TensorRT) -> None:
     """The checks of that flavor, which ask nothing of its library but the names of its flags."""
     tensorrt = TensorRT("tensorrt", api.trt, api.logger, api.errors)
-    with pytest.raises(UsageError, match=r"--compute-capability belongs to --flavor rtx"):
-        target_of(tensorrt, ["8.9"])
+    with pytest.raises(UsageError, match=r"--compute-capability belongs to --flavor tensorrt-rtx"):
+        builder_options(tensorrt, ["8.9"])
     if compute_capability() is None:
         with pytest.raises(BackendError, match="no NVIDIA GPU is found here; run this there, or name GPUs"):
-            target_of(tensorrt)
+            builder_options(tensorrt)
 
 
-def broken(folder: Path, node: onnx.NodeProto, outputs: int = 2) -> Source:
+def broken(folder: Path, node: onnx.NodeProto, outputs: int = 2) -> CompileJob:
     """A graph of one node more than TensorRT takes."""
     names = ["tokens", "embeddings"][:outputs]
     features = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", "length", 3])
@@ -351,30 +358,30 @@ def broken(folder: Path, node: onnx.NodeProto, outputs: int = 2) -> Source:
     path = folder / "odd.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), path)
     profile = {"batch": [1, 1, 1], "length": [1, 1, 1], "k": [1, 1, 1]}
-    return Source("sound", "fp32", path, "0", ["features", "token_index"], ["tokens", "embeddings"], [profile])
+    return CompileJob("sound", "fp32", path, "0", ["features", "token_index"], ["tokens", "embeddings"], [profile])
 
 
 def test_an_operator_that_tensorrt_lacks_is_named(api: TensorRT, tmp_path: Path) -> None:
     odd = broken(tmp_path, helper.make_node("Unique", ["features"], ["found"], name="encoder/rare_one"))
     words = r"cannot take sound in fp32: node 'encoder/rare_one', operator Unique: it does not support.*ONNX Runtime"
     with pytest.raises(BackendError, match=words):
-        build_engine(api, odd, Target(["8.9"]), tmp_path / "engines")
+        build_engine(api, odd, BuilderOptions(["8.9"]), tmp_path / "engines")
     assert not (tmp_path / "engines").exists()
 
 
 def test_a_node_that_tensorrt_does_not_take_is_named_with_the_reason(api: TensorRT, tmp_path: Path) -> None:
     half = helper.make_node("Mul", ["features", "token_index"], ["found"], name="mixed")
     with pytest.raises(BackendError, match=r"node 'mixed', operator Mul: .*type"):
-        build_engine(api, broken(tmp_path, half), Target(["8.9"]), tmp_path)
+        build_engine(api, broken(tmp_path, half), BuilderOptions(["8.9"]), tmp_path)
 
 
 def test_a_graph_that_is_not_what_its_bundle_says(api: TensorRT, tmp_path: Path) -> None:
     one_output = broken(tmp_path, helper.make_node("Relu", ["features"], ["found"]), outputs=1)
     with pytest.raises(BackendError, match=r"outputs tokens \(float32\); its bundle says .*tokens, embeddings"):
-        build_engine(api, one_output, Target(["8.9"]), tmp_path)
+        build_engine(api, one_output, BuilderOptions(["8.9"]), tmp_path)
     one_output.graph.write_bytes(b"no graph")
     with pytest.raises(BackendError, match=r"cannot read .*odd\.onnx.*export the bundle again"):
-        build_engine(api, one_output, Target(["8.9"]), tmp_path)
+        build_engine(api, one_output, BuilderOptions(["8.9"]), tmp_path)
 
 
 def test_an_interrupted_build_leaves_nothing(
@@ -388,7 +395,7 @@ def test_an_interrupted_build_leaves_nothing(
 
     monkeypatch.setattr(to_tensorrt, "BuildProgress", Interrupted)
     with pytest.raises(KeyboardInterrupt):
-        build_engine(api, source(every_kind, "sound"), Target(["8.9"]), tmp_path / "engines")
+        build_engine(api, source(every_kind, "sound"), BuilderOptions(["8.9"]), tmp_path / "engines")
     assert not (tmp_path / "engines").exists()
 
 
@@ -415,7 +422,7 @@ def test_progress_of_a_real_build(
             shares.append(self.share)
 
     monkeypatch.setattr(to_tensorrt, "BuildProgress", Watched)
-    assert build_engine(api, source(every_kind, "sound"), Target(["8.9"]), tmp_path) is not None
+    assert build_engine(api, source(every_kind, "sound"), BuilderOptions(["8.9"]), tmp_path) is not None
     assert len(set(shares)) > 5
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
@@ -443,11 +450,11 @@ def test_phases_inside_of_phases_count_as_parts() -> None:
 
 def test_complaints_are_shortened_to_what_they_say() -> None:
     assert (
-        shortened(
+        short_reason(
             "IBuilder::buildSerializedNetwork: Error Code 1: Myelin ([pass.cpp:337: check] Cannot compile 'x' for "
             "Turing (SM75): FP32 GEMM is not supported. In compileGraph at /_src/optimizer/codeGenerator.cpp:2012)"
         )
         == "Cannot compile 'x' for Turing (SM75): FP32 GEMM is not supported"
     )
-    assert shortened("plain words.\nmore") == "plain words"
-    assert shortened("") == "it gives no reason"
+    assert short_reason("plain words.\nmore") == "plain words"
+    assert short_reason("") == "it gives no reason"

@@ -9,7 +9,7 @@ import pytest
 
 from fluxtalk.artifacts.bundle import Bundle, Manifest, ModalityEntry, PrecisionEntry
 from fluxtalk.errors import UsageError
-from fluxtalk.export.to_tensorrt.profiles import default_profile, parse_profile, profiles_of, sizes_at, spelled
+from fluxtalk.export.to_tensorrt.profiles import default_profile, format_profile, parse_profile, profiles_of, sizes_at
 from fluxtalk.scoring.parity import TOLERANCES
 
 EVERY = ("image", "text", "track")
@@ -71,7 +71,7 @@ def test_axes_may_come_in_any_order_and_be_left_out(bundle: Bundle) -> None:
 def test_spelled_is_what_is_parsed(bundle: Bundle) -> None:
     for modality in EVERY:
         profile = default_profile(bundle, modality)
-        assert parse_profile(f"{modality}:{spelled(profile)}") == (modality, profile)
+        assert parse_profile(f"{modality}:{format_profile(profile)}") == (modality, profile)
 
 
 def test_sizes_of_an_input(bundle: Bundle) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
 
+from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import (
     OUTPUTS,
     TOKEN_INDEX,
@@ -27,9 +27,9 @@ from fluxtalk.artifacts.bundle import (
     write_manifest,
 )
 from fluxtalk.artifacts.files import hash_file, write_atomically
-from fluxtalk.export.graph.graph_writer import graph_name
 from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
-from fluxtalk.export.precision.precision import Batches, convert
+from fluxtalk.export.precision.convert import convert
+from fluxtalk.export.write_graphs import graph_name
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import FrozenEncoder, build_encoder
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
@@ -42,7 +42,6 @@ DIM = 32
 MAX_LENGTH = 24
 WORDS = ("[UNK]", "small", "letter", "a", "b")
 GOLDEN = "golden.safetensors"
-Arrays = dict[str, NDArray[Any]]
 
 
 class _Block(nn.Module):
@@ -195,7 +194,7 @@ def bundle_of(
     graphs: Mapping[str, onnx.ModelProto],
     precisions: Sequence[str] = ("fp32",),
     int8: str = "dynamic",
-    calibration: Batches = (),
+    calibration: Sequence[Arrays] = (),
     tokens: int = 4,
     attention: bool = False,
 ) -> Bundle:

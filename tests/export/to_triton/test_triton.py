@@ -18,9 +18,10 @@ from fluxtalk.artifacts.engine import Profile
 from fluxtalk.errors import UsageError
 from fluxtalk.export.cli import main
 from fluxtalk.export.graph.to_onnx import graph_files
-from fluxtalk.export.graph.traced import sample_batch
+from fluxtalk.export.graph.trace import sample_batch
 from fluxtalk.export.to_triton import repository as triton_repository
-from fluxtalk.export.to_triton.model import TritonOptions, with_batched_index, write_model
+from fluxtalk.export.to_triton.model import with_batched_index, write_model
+from fluxtalk.export.to_triton.options import TritonOptions
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from fluxtalk.runtime.golden import read_golden
 from tests.conftest import Made
@@ -151,7 +152,7 @@ def test_warm_up_requests_and_batches_lie_within_the_profile(
         ids = np.fromfile(folder / "warmup" / warmup.inputs["input_ids"].input_data_file, np.int64)
         np.testing.assert_array_equal(ids[:real], golden["input_ids"][0, : min(real, length)])
     compiled.clear()
-    with pytest.raises(UsageError, match=r"--max_batch_size 33 is more than the 32 rows.*of text take"):
+    with pytest.raises(UsageError, match=r"--max-batch-size 33 is more than the 32 rows.*of text take"):
         triton_repository.write_repository(
             made.bundle, tmp_path / "large", TritonOptions(platform="tensorrt", max_batch_size=33), None, profiles
         )
@@ -162,8 +163,8 @@ def test_warm_up_requests_and_batches_lie_within_the_profile(
 def test_bad_input_is_refused_and_nothing_is_left(made: Made, tmp_path: Path) -> None:
     bundle, output = made.bundle.folder, tmp_path / "repo"
     for parts, words in (
-        (("--platform", "caffe"), "onnx, tensorrt"),
-        (("--device", "tpu"), "auto, gpu, cpu"),
+        (("--platform", "caffe"), "'onnx', 'tensorrt'"),
+        (("--device", "tpu"), "'auto', 'gpu', 'cpu'"),
         (("--max_batch_size", 0), "at least 1"),
         (("--prefix", "a b"), "--prefix"),
         (("--precision", "fp16"), "fp32"),

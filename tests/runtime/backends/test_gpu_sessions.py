@@ -18,9 +18,9 @@ from fluxtalk.artifacts.engine import FLAVORS, Flavor
 from fluxtalk.datasets import PairDataset
 from fluxtalk.devices.tensorrt_api import MODULES, load_tensorrt
 from fluxtalk.errors import BackendError
-from fluxtalk.export.graph.to_onnx import DEFAULT_OPSET
-from fluxtalk.export.options import ExportOptions
-from fluxtalk.export.to_tensorrt.compile import build_engine, source_of, target_of
+from fluxtalk.export.options import DEFAULT_OPSET, ExportOptions
+from fluxtalk.export.to_tensorrt.compile import build_engine
+from fluxtalk.export.to_tensorrt.job import builder_options, compile_job
 from fluxtalk.export.to_tensorrt.profiles import profiles_of
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.runtime import load
@@ -60,10 +60,10 @@ def flavor(request: pytest.FixtureRequest, bundle: Bundle) -> Flavor:
     capability = "{}.{}".format(*torch.cuda.get_device_capability())
     if name == "rtx" and capability not in api.named_capabilities:
         pytest.skip(f"{api.name} knows no compute capability {capability}")
-    target, profiles = target_of(api), profiles_of(bundle, MODALITIES, ())
+    target, profiles = builder_options(api), profiles_of(bundle, MODALITIES, ())
     for modality in MODALITIES:
         for precision in PRECISIONS:
-            build_engine(api, source_of(bundle, modality, precision, profiles[modality]), target, bundle.engines)
+            build_engine(api, compile_job(bundle, modality, precision, profiles[modality]), target, bundle.engines)
     return name
 
 
@@ -100,14 +100,18 @@ def batches(bundle: Bundle, modality: str) -> Iterator[dict[str, Any]]:
 def require_parity(made: Made, bundle: Bundle, modality: str, session: Session, tolerance: Tolerance) -> None:
     """Golden vectors for every k, and every batch against eager PyTorch for every k, twice."""
     for report in verify_golden(bundle, lambda _: session, [modality]):
-        assert report.difference.broken(tolerance) == [], report
+        assert report.difference.violations(tolerance) == [], report
     eager = made.run.embedder(modality)
     for batch in batches(bundle, modality):
         tokens, embeddings = eager.embed_arrays(batch, 4)
         for k in (1, 2, 3, 4, 4, 1):
             found = session.run(batch, k)
             difference = embedding_difference(found["embeddings"], embeddings[:, :k])
-            assert difference.broken(tolerance) == [], (k, {n: a.shape for n, a in batch.items()}, session.describe())
+            assert difference.violations(tolerance) == [], (
+                k,
+                {n: a.shape for n, a in batch.items()},
+                session.describe(),
+            )
             if tolerance.tokens is not None:
                 assert token_difference(found["tokens"], tokens[:, :k]) <= tolerance.tokens
 

@@ -267,7 +267,7 @@ def test_an_engine_that_does_not_fit_or_was_changed_is_never_loaded(
     with pytest.raises(BackendError, match="there is none of them"):
         TensorRTSession(bundle, "text", "fp32", "tensorrt")
     record = gpu.put_engine(bundle, "text", [WIDE], "rtx")
-    with pytest.raises(BackendError, match="of flavor rtx"):
+    with pytest.raises(BackendError, match="of flavor tensorrt-rtx"):
         TensorRTSession(bundle, "text", "fp32", "tensorrt")
     monkeypatch.setattr(type(gpu.flavors["rtx"].trt), "__version__", "1.2.4")
     with pytest.raises(BackendError, match=r"of version 1\.2\.3"):

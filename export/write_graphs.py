@@ -1,4 +1,4 @@
-"""Writes the graphs of each precision, once golden vectors and quality gate hold."""
+"""Graphs of every precision, written once their golden vectors and the quality gate hold."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ from fluxtalk.artifacts.bundle import PrecisionEntry
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import DataError, ParityError, QualityError
 from fluxtalk.export.graph.to_onnx import graph_files
-from fluxtalk.export.graph.traced import TracedModality
+from fluxtalk.export.graph.trace import TracedModality
 from fluxtalk.export.options import ExportOptions
-from fluxtalk.export.precision.precision import convert, methods_of, promise, runs_on_cpu, stand_in
-from fluxtalk.export.precision.quality import HeldOut, Scores, held_out_items, quality, score
+from fluxtalk.export.precision.convert import convert, methods_of, runs_on_cpu, tolerance_of
+from fluxtalk.export.precision.half import emulate_half
+from fluxtalk.export.precision.quality import HeldOut, Scores, compare_quality, held_out_items, score
 from fluxtalk.model.checkpoints.run import TrainedRun
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from fluxtalk.runtime.backends.session import Session
-from fluxtalk.runtime.golden import ParityReport, replay
-from fluxtalk.scoring.parity import EXPORT_TOLERANCE, Difference, Tolerance
+from fluxtalk.runtime.golden import Golden, ParityReport, replay, replay_longest
+from fluxtalk.scoring.parity import EXPORT_TOLERANCE, OutputDifference, Tolerance
 from fluxtalk.scoring.parity_accumulator import AttentionDifference, attention_tolerance
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def graph_name(modality: str, precision: str) -> str:
-    """The file of a graph in a bundle."""
+    """File name of a graph in a bundle."""
     return f"{modality}.{precision}.onnx"
 
 
 class GraphWriter:
-    """Makes the graphs of each precision, and holds what was measured.
+    """Makes the graphs of each precision, measures them, and writes those that may be served.
 
     Args:
-        folder: the bundle that is being written.
-        scratch: for graphs that are only tried.
+        folder: the bundle's.
+        scratch: folder for graphs that are only measured.
         traced: modality to its float32 graph and golden vectors.
-        tokens: how many register tokens the bundle has.
-        say: told what was measured.
+        tokens: register tokens of the bundle.
+        log: gets a line for each measurement.
     """
 
     def __init__(
@@ -54,20 +55,25 @@ class GraphWriter:
         traced: Mapping[str, TracedModality],
         options: ExportOptions,
         tokens: int,
-        say: Say,
+        log: Log,
     ) -> None:
         self._folder = folder
         self._scratch = scratch
         self._traced = traced
         self._options = options
         self._tokens = tokens
-        self._say = say
+        self._log = log
         self._held_out: HeldOut | None = None
-        self._unmeasured = ""
+        self._not_measured = ""
         self.reports: dict[str, Any] = {}
+        """Precision to its quality report, as ``quality.json`` holds it."""
 
     def float32_scores(self, run: TrainedRun, eval_data: PairDataset) -> Scores | None:
-        """Prove the float32 graphs against eager PyTorch, and score them; None where there are no held-out pairs."""
+        """Hold the float32 graphs against eager PyTorch, and score them; None if there are no held-out pairs.
+
+        Raises:
+            ParityError: a graph differs from eager PyTorch.
+        """
         config = run.head.config
         graphs = {m: part.model for m, part in self._traced.items()}
         with self._sessions(graphs, self._scratch, "proof") as sessions:
@@ -82,30 +88,39 @@ class GraphWriter:
                 )
                 return score(self._held_out, sessions, self._tokens)
             except DataError as error:
-                self._unmeasured = str(error)
+                self._not_measured = str(error)
                 return None
 
-    def precision(self, name: str, reference: Scores | None) -> PrecisionEntry:
-        """Write the graphs of a precision, replay the golden vectors, and hold the gate."""
+    def write(self, name: str, reference: Scores | None) -> PrecisionEntry:
+        """Write the graphs of a precision, and hold them against the golden vectors and the quality gate.
+
+        Args:
+            reference: of `float32_scores`.
+
+        Raises:
+            QualityError: no method passes, and a loss of quality is not allowed.
+        """
         refused: list[str] = []
-        tolerance, method, serving = promise(name, ""), "", dict[str, Any]()
+        tolerance, method, serving = tolerance_of(name, ""), "", dict[str, Any]()
         for method in methods_of(name, self._options.int8):
             label = f"{name} ({method})" if method else name
             graphs = {m: convert(part.model, name, method, part.calibration) for m, part in self._traced.items()}
             for modality, model in graphs.items():
                 graph_files(model, self._folder, graph_name(modality, name))
-            tried = graphs if runs_on_cpu(name) else {m: stand_in(part.model, name) for m, part in self._traced.items()}
+            tried = (
+                graphs if runs_on_cpu(name) else {m: emulate_half(part.model, name) for m, part in self._traced.items()}
+            )
             with self._sessions(tried, self._scratch, label) as sessions:
-                tolerance = promise(name, method)
+                tolerance = tolerance_of(name, method)
                 problems, tolerance = self._golden_problems(name, sessions, tolerance)
                 serving, report = self._measure(name, label, sessions, reference, tolerance)
-            problems += report["broken"] if report is not None else [f"it could not be measured: {self._unmeasured}"]
+            problems += report["broken"] if report is not None else [f"it could not be measured: {self._not_measured}"]
             self.reports[name] = {"method": method, "gate": problems, **(report or {})}
             if not problems or (name == "fp32" and report is None):
                 return PrecisionEntry(tolerance, method, serving)
             refused.append(f"{label}: {'; '.join(problems)}")
         if self._options.allow_quality_loss:
-            self._say(f"  allowed all the same: {refused[-1]}")
+            self._log(f"  allowed by --allow-quality-loss: {refused[-1]}")
             return PrecisionEntry(tolerance, method, serving)
         raise QualityError(
             f"The quality gate does not hold for {' | '.join(refused)}. Leave out --precision {name}, name other "
@@ -134,22 +149,22 @@ class GraphWriter:
         if name == "fp32":
             for report in reports:
                 report.require()
-            worst = max(report.difference.max_abs for report in reports)
-            self._say(f"  fp32: {len(reports)} k and modalities, at most {worst:.1e} from eager PyTorch")
+            largest = max(report.difference.max_abs for report in reports)
+            self._log(f"  fp32: {len(reports)} k and modalities, at most {largest:.1e} from eager PyTorch")
         return reports
 
     def _golden_problems(
         self, name: str, sessions: dict[str, Session], tolerance: Tolerance
     ) -> tuple[list[str], Tolerance]:
-        """What the golden vectors break, and the tolerance widened to what was measured where that is allowed."""
+        """Violations by the golden vectors, and the tolerance: widened to what was measured, if that is allowed."""
         if name == "fp32":
-            # Proved already, more strictly.
+            # `float32_scores` has checked it, by a stricter tolerance.
             return [], tolerance
         reports = self._replay(name, sessions, tolerance)
         problems = sorted({f"golden vectors of {r.modality}: {phrase}" for r in reports for phrase in r.broken})
         if problems and self._options.allow_quality_loss:
             for report in reports:
-                tolerance = widened(tolerance, report.difference, report.attention)
+                tolerance = widen(tolerance, report.difference, report.attention)
         return problems, tolerance
 
     def _measure(
@@ -168,23 +183,50 @@ class GraphWriter:
             return serving, None
         found = score(self._held_out, sessions, self._tokens)
         serving["recall"] = found.recall
-        report = quality(self._held_out, reference, found, name, tolerance, measured_on)
+        report = compare_quality(self._held_out, reference, found, name, tolerance, measured_on)
         if name != "fp32":
-            self._say(f"  {label}: {report.line()}")
+            self._log(f"  {label}: {report.line()}")
         return serving, report.to_dict()
 
 
-def widened(tolerance: Tolerance, difference: Difference, attention: AttentionDifference | None) -> Tolerance:
-    """The tolerance, where a difference breaks it replaced by one and a half times what was measured."""
+def widen(tolerance: Tolerance, difference: OutputDifference, attention: AttentionDifference | None) -> Tolerance:
+    """Replace each bound of a tolerance that was exceeded by one and a half times the measured difference."""
     changes: dict[str, float] = {}
     for name in ("max_abs", "mean_abs", "tokens", "prefix", "rows"):
         value, allowed = getattr(difference, name), getattr(tolerance, name)
         if value is not None and allowed is not None and not value <= allowed:
             if not np.isfinite(value):
-                raise ParityError(f"{name} of the golden vectors is not finite, which nothing can allow.")
+                raise ParityError(f"{name} of the golden vectors is not finite, which no tolerance can allow.")
             changes[name] = 1.5 * value
     if not difference.min_cosine >= tolerance.min_cosine:
         changes["min_cosine"] = max(0.0, 1 - 1.5 * (1 - difference.min_cosine))
     if attention is not None and not attention.max_abs <= attention_tolerance(tolerance):
         changes["attention"] = 1.5 * attention.max_abs
     return dataclasses.replace(tolerance, **changes)
+
+
+def check_longest(
+    folder: Path, longest: Mapping[str, Golden], precisions: Mapping[str, PrecisionEntry], allow_quality_loss: bool
+) -> dict[str, PrecisionEntry]:
+    """Run the graphs, except those that do not run on the CPU, on their modality's longest input.
+
+    Returns:
+        The precisions; if a loss is allowed, with tolerances that were widened to what was measured.
+
+    Raises:
+        ParityError: a graph does not run the input, or its difference from eager PyTorch exceeds the tolerance.
+    """
+    entries = dict(precisions)
+    for name in filter(runs_on_cpu, precisions):
+        for modality, case in longest.items():
+            session = OnnxRuntimeSession(folder / graph_name(modality, name), precision=name)
+            try:
+                for report in replay_longest(modality, name, session, case, entries[name].tolerance):
+                    if report.broken and allow_quality_loss and name != "fp32":
+                        wider = widen(entries[name].tolerance, report.difference, report.attention)
+                        entries[name] = dataclasses.replace(entries[name], tolerance=wider)
+                    # Checked against the tolerance that goes into the bundle.
+                    dataclasses.replace(report, tolerance=entries[name].tolerance).require()
+            finally:
+                session.close()
+    return entries

@@ -1,0 +1,108 @@
+"""One modality of a run in float32: its graph, and its golden vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from fluxtalk.arrays import Array, Arrays
+from fluxtalk.datasets import PairDataset
+from fluxtalk.errors import DataError
+from fluxtalk.export.graph.eager import eager_outputs, longest_case
+from fluxtalk.export.graph.to_onnx import export_onnx
+from fluxtalk.export.options import DEFAULT_OPSET
+from fluxtalk.model.checkpoints.run import TrainedRun
+from fluxtalk.preprocess import Preprocessor
+from fluxtalk.runtime.golden import Golden, hard_cases, padding_room
+
+_GOLDEN_ITEMS = 64
+_CALIBRATION_ITEMS = 128
+_CALIBRATION_BATCH = 8
+
+
+@dataclass(frozen=True)
+class TracedModality:
+    """One modality as ONNX, with the inputs that prove and calibrate it."""
+
+    model: onnx.ModelProto
+    preprocess: Preprocessor
+    inputs: dict[str, Array]
+    """The golden inputs, one batch."""
+    outputs: dict[str, Array]
+    """Outputs of eager PyTorch for the golden inputs, at k = N."""
+    longest: Golden | None
+    """One row of the longest input and its eager outputs, if preprocessing limits the length."""
+    calibration: Sequence[Arrays]
+    """Batches of training items; none unless they were asked for."""
+
+    @property
+    def room(self) -> int:
+        """Positions by which the golden batch may be padded further."""
+        return padding_room(self.preprocess.to_parts()[0], self.inputs)
+
+
+def trace(
+    run: TrainedRun,
+    dataset: PairDataset,
+    modality: str,
+    tokens: int,
+    opset: int = DEFAULT_OPSET,
+    attention: bool = False,
+    calibrate: bool = False,
+) -> TracedModality:
+    """Trace a modality and compute its golden outputs eagerly; the encoder is built once, here.
+
+    Args:
+        tokens: register tokens that are kept, from the first.
+        attention: whether the graph also gives where each register looked.
+        calibrate: whether batches of training items are needed.
+
+    Raises:
+        DataError: the data set lacks the modality or has too few items.
+        UsageError: the encoder cannot be exported, or does not run its longest input.
+    """
+    preprocess = run.stage1.modalities[modality].preprocess
+    embedder = run.embedder(modality, tokens)
+    inputs = hard_cases(sample_batch(preprocess, spread_items(dataset, modality, "validation", _GOLDEN_ITEMS)))
+    return TracedModality(
+        model=export_onnx(embedder, preprocess, inputs, opset, attention),
+        preprocess=preprocess,
+        inputs=inputs,
+        outputs=eager_outputs(embedder, inputs, attention),
+        longest=longest_case(embedder, preprocess.to_parts()[0], inputs, attention),
+        calibration=_calibration(preprocess, dataset, modality) if calibrate else (),
+    )
+
+
+def sample_batch(preprocess: Preprocessor, items: Sequence[Any]) -> dict[str, Array]:
+    """Preprocess raw items into one batch."""
+    return preprocess.collate([preprocess.prepare(item) for item in items])
+
+
+def spread_items(dataset: PairDataset, modality: str, split: str, count: int) -> list[Any]:
+    """Up to ``count`` counted items of a split, evenly spread.
+
+    Raises:
+        DataError: there are fewer than two.
+    """
+    part = dataset.split(split)
+    if modality not in part.items:
+        raise DataError(
+            f"{dataset.name} has {', '.join(part.items)} and no {modality}, which the run embeds; give other --data."
+        )
+    items = part.items[modality]
+    rows = np.flatnonzero(items.counted)
+    if len(rows) < 2:
+        raise DataError(f"{dataset.name} has {len(rows)} {split} items of {modality}; export needs at least 2 of them.")
+    chosen = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
+    return [items.values[row] for row in chosen.tolist()]
+
+
+def _calibration(preprocess: Preprocessor, dataset: PairDataset, modality: str) -> list[Arrays]:
+    values = spread_items(dataset, modality, "train", _CALIBRATION_ITEMS)
+    starts = range(0, len(values), _CALIBRATION_BATCH)
+    return [sample_batch(preprocess, values[start : start + _CALIBRATION_BATCH]) for start in starts]
