@@ -1,6 +1,6 @@
 """Serving: a bundle in, vectors out. Torch-free."""
 
-from fluxtalk.runtime.backends.choose import BACKENDS
+from fluxtalk.runtime.backends.options import BACKENDS
 from fluxtalk.runtime.backends.session import FakeSession, Session
 from fluxtalk.runtime.embedder import Embedder, load
 from fluxtalk.runtime.vectors import DTYPES, hamming, maxsim, quantize, similarity

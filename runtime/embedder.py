@@ -16,11 +16,11 @@ from fluxtalk.errors import UsageError
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.arguments import check_integer, check_items
 from fluxtalk.runtime.backends.open import open_sessions
-from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.backends.options import BackendOptions
+from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.batching import batches_by_length
-from fluxtalk.runtime.verify import verify_sessions
 from fluxtalk.runtime.vectors import Vectors, quantize
+from fluxtalk.runtime.verify import verify_sessions
 from fluxtalk.tokens import ATTENTION, POOLED, Floats, Selection
 
 _WINDOW = 4096
@@ -251,8 +251,20 @@ def load(
         UsageError: the backend, a modality or the precision is unknown, or ``threads`` is no such number.
         ParityError: with ``verify``, the golden vectors are not reproduced.
     """
-    options = BackendOptions(backend, precision, threads, spinning, allow_host_code)
-    opened = read_bundle(Path(bundle))
+    return open_embedder(
+        Path(bundle), BackendOptions(backend, precision, threads, spinning, allow_host_code), modalities, verify
+    )
+
+
+def open_embedder(
+    folder: Path, options: BackendOptions, modalities: Sequence[str] | None = None, verify: bool = False
+) -> Embedder:
+    """Open a bundle as `load` does, with what it asks of a backend as one value.
+
+    Raises:
+        As `load`.
+    """
+    opened = read_bundle(folder)
     wanted = list(modalities) if modalities is not None else list(opened.manifest.modalities)
     unknown = [name for name in wanted if name not in opened.manifest.modalities]
     if unknown:

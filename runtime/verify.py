@@ -1,8 +1,7 @@
 """The one verifier of bundles: golden vectors replayed on whatever serves them.
 
-In: a bundle, and sessions or the name of a backend. Out: a `ParityReport` for each modality and k, which says what of the
-promised tolerance is broken. `fluxtalk-export verify`, `fluxtalk doctor`, the start of a server and the export itself
-all ask it.
+In: a bundle, and sessions or the name of a backend. Out: a `ParityReport` for each modality and k, which says which
+tolerance is broken. `fluxtalk-export verify`, `fluxtalk doctor`, the start of a server and the export itself all ask it.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import Bundle, read_bundle
 from fluxtalk.artifacts.engine import read_engines, read_plan
-from fluxtalk.artifacts.golden import Arrays, GoldenCase
+from fluxtalk.artifacts.golden import GoldenCase
 from fluxtalk.errors import BackendError, InputError, ParityError, reason
 from fluxtalk.runtime.backends.open import open_sessions
 from fluxtalk.runtime.backends.options import BackendOptions
@@ -128,8 +128,8 @@ class Verification:
         """
         if self.broken:
             raise ParityError(
-                f"{len(self.broken)} of {len(self.reports)} parity checks exceed the manifest's tolerances; do not serve "
-                "this bundle with this backend. "
+                f"{len(self.broken)} of {len(self.reports)} parity checks exceed the manifest's tolerances; do not "
+                "serve this bundle with this backend. "
                 f"The first: {self.broken[0].modality} in {self.broken[0].precision} with k = {self.broken[0].k}: "
                 f"{'; '.join(self.broken[0].broken)}."
             )
@@ -242,7 +242,9 @@ def replay(
             accumulator.add(batch, varied, _first(expected, k, chosen))
             rows = max(rows, largest(varied["embeddings"] - found["embeddings"][chosen]))
         if longest is not None and _takes(session, longest.inputs):
-            accumulator.add(longest.inputs, _run_longest(modality, precision, session, longest, k), _first(longest.expected, k))
+            accumulator.add(
+                longest.inputs, _run_longest(modality, precision, session, longest, k), _first(longest.expected, k)
+            )
         difference = dataclasses.replace(
             accumulator.difference,
             rows=rows,
@@ -250,7 +252,9 @@ def replay(
             top1=top1_agreement(found["embeddings"][:, k - 1], expected["embeddings"][:, k - 1]),
         )
         described = session.describe()
-        yield ParityReport(modality, precision, described, k, accumulator.cases, difference, tolerance, accumulator.attention)
+        yield ParityReport(
+            modality, precision, described, k, accumulator.cases, difference, tolerance, accumulator.attention
+        )
 
 
 def replay_longest(
@@ -263,9 +267,20 @@ def replay_longest(
     """
     for k in range(1, longest.expected["tokens"].shape[1] + 1):
         accumulator = ParityAccumulator()
-        accumulator.add(longest.inputs, _run_longest(modality, precision, session, longest, k), _first(longest.expected, k))
+        accumulator.add(
+            longest.inputs, _run_longest(modality, precision, session, longest, k), _first(longest.expected, k)
+        )
         described = session.describe()
-        yield ParityReport(modality, precision, described, k, accumulator.cases, accumulator.difference, tolerance, accumulator.attention)
+        yield ParityReport(
+            modality,
+            precision,
+            described,
+            k,
+            accumulator.cases,
+            accumulator.difference,
+            tolerance,
+            accumulator.attention,
+        )
 
 
 def _run(session: Session, batch: Arrays, k: int, outputs: Sequence[str]) -> dict[str, NDArray[np.float32]]:
@@ -280,8 +295,8 @@ def _run_longest(
     except (InputError, BackendError) as error:
         raise ParityError(
             f"{modality} in {precision} does not run the longest input that its preprocessing gives, of length "
-            f"{longest.inputs['mask'].shape[1]}, on {session.describe()} ({reason(error)}); export the run again with an "
-            "encoder or a max_length that fit each other."
+            f"{longest.inputs['mask'].shape[1]}, on {session.describe()} ({reason(error)}); export the run again with "
+            "an encoder or a max_length that fit each other."
         ) from None
 
 

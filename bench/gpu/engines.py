@@ -15,9 +15,10 @@ from bench.gpu.report import Report
 from fluxtalk.artifacts.engine import FLAVORS
 from fluxtalk.devices.tensorrt_api import MODULES, load_tensorrt
 from fluxtalk.errors import BackendError, UsageError
-from fluxtalk.runtime.backends.choose import NATIVE, choose, open_session
+from fluxtalk.runtime.backends.choose import choose, open_session
+from fluxtalk.runtime.backends.options import NATIVE, BackendOptions
 from fluxtalk.runtime.backends.session import Session
-from fluxtalk.runtime.golden import verify_golden
+from fluxtalk.runtime.verify import verify_sessions
 from fluxtalk.scoring.parity import TOLERANCES, OutputDifference, embedding_difference, largest, token_difference
 
 BATCHES = (1, 3, 17, 70)
@@ -86,8 +87,8 @@ def sessions(
             for modality in bundle.manifest.modalities:
 
                 def opened(backend: str = backend, precision: str = precision, modality: str = modality) -> Session:
-                    choose(bundle, backend, precision, [modality])
-                    return open_session(bundle, modality, backend, precision)
+                    choose(bundle, BackendOptions(backend, precision), [modality])
+                    return open_session(bundle, modality, BackendOptions(backend, precision))
 
                 session = report.attempt(f"{backend} on {subject.name} {modality} in {precision}", opened)
                 if session is None:
@@ -111,7 +112,7 @@ def parity(report: Report, subject: Subject, names: tuple[str, ...], quick: bool
             rounds = backend == "ort-tensorrt" and precision == "fp32"
             tolerance = TOLERANCES["tf32"] if rounds else subject.bundle.manifest.precisions[precision].tolerance
             found = []
-            golden = verify_golden(subject.bundle, lambda _: session, [modality], precision)
+            golden = verify_sessions(subject.bundle, lambda _: session, [modality], precision)
             differences = [("golden", r.k, r.cases, r.difference) for r in golden]
             differences += [("eager", *row) for row in _against_eager(subject, modality, session, quick)]
             for against, k, cases, difference in differences:

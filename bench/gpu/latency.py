@@ -21,7 +21,8 @@ from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.errors import BackendError
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import to_tensors
-from fluxtalk.runtime.backends.choose import NATIVE, choose, open_session
+from fluxtalk.runtime.backends.choose import choose, open_session
+from fluxtalk.runtime.backends.options import NATIVE, BackendOptions
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.backends.tensorrt_session import TensorRTSession
 
@@ -104,10 +105,10 @@ def _candidates(report: Report, subject: Subject, modality: str, device: str, qu
 
 
 def _opened(bundle: Bundle, modality: str, backend: str, precision: str, graphs: bool) -> Session:
-    choose(bundle, backend, precision, [modality])
+    choose(bundle, BackendOptions(backend, precision), [modality])
     if not graphs:
         return TensorRTSession(bundle, modality, precision, NATIVE[backend], cuda_graphs=False)
-    return open_session(bundle, modality, backend, precision)
+    return open_session(bundle, modality, BackendOptions(backend, precision))
 
 
 def _run_session(session: Session, arrays: Arrays, k: int) -> Call:

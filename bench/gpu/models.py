@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bench.latency.vit import vit_small
-from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle
+from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import FrozenEncoder
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
-from fluxtalk.runtime.golden import read_golden
 
 Arrays = dict[str, NDArray[Any]]
 VOCABULARY = 30_522
@@ -39,7 +38,7 @@ class Subject:
 
     def batch(self, modality: str, batch: int, length: int, seed: int = 0) -> Arrays:
         """A random batch made of the golden one's items, of lengths up to ``length``; without ``token_index``."""
-        golden, _ = read_golden(self.bundle, modality)
+        golden = self.bundle.golden.batch[modality].inputs
         rng = np.random.default_rng([seed, batch, length])
         rows = rng.integers(0, len(next(iter(golden.values()))), batch)
         taken = {name: array[rows] for name, array in golden.items()}
@@ -57,12 +56,11 @@ class Subject:
 
     def longest(self, modality: str) -> int:
         """The longest input of a modality."""
-        preprocess = self.bundle.manifest.modalities[modality].preprocess
-        return int(preprocess.get("max_length", max(self.lengths)))
+        return self.bundle.manifest.modalities[modality].max_length or max(self.lengths)
 
     def tried_lengths(self, modality: str) -> list[int]:
         """Lengths that a modality's parity is tried with; images have none."""
-        if "mask" not in self.bundle.manifest.modalities[modality].inputs:
+        if not self.bundle.manifest.modalities[modality].has_length:
             return [0]
         longest = self.longest(modality)
         return sorted({length for length in (*self.lengths, longest) if length <= longest})
@@ -140,10 +138,10 @@ def write_large_bundle(folder: Path, precisions: tuple[str, ...]) -> Subject:
     """Export the large embedders: random weights have nothing to recall, so there is no quality gate to hold."""
     from fluxtalk.artifacts.bundle import OUTPUTS, Manifest, ModalityEntry, PrecisionEntry, read_bundle, write_manifest
     from fluxtalk.artifacts.files import hash_file, write_atomically
-    from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
+    from fluxtalk.artifacts.golden import GoldenCase, GoldenVectors, golden_bytes
+    from fluxtalk.export.graph.to_onnx import export_onnx, graph_files, input_specs
     from fluxtalk.export.options import DEFAULT_OPSET
     from fluxtalk.export.precision.convert import convert
-    from fluxtalk.runtime.golden import golden_bytes
     from fluxtalk.scoring.parity import TOLERANCES
 
     folder.mkdir(parents=True)
@@ -153,14 +151,14 @@ def write_large_bundle(folder: Path, precisions: tuple[str, ...]) -> Subject:
         "text": [" ".join(map(str, rng.integers(1, 100, length))) for length in (64, 32, 16, 5)],
     }
     embedders = large_embedders()
-    entries, inputs, outputs = {}, {}, {}
+    entries, golden = {}, {}
     for name, (embedder, preprocess) in embedders.items():
-        inputs[name] = preprocess.collate([preprocess.prepare(item) for item in items[name]])
-        outputs[name] = dict(zip(OUTPUTS, embedder.embed_arrays(inputs[name], 4), strict=True))
+        inputs = preprocess.collate([preprocess.prepare(item) for item in items[name]])
+        golden[name] = GoldenCase(inputs, dict(zip(OUTPUTS, embedder.embed_arrays(inputs, 4), strict=True)))
         # What `nn.TransformerEncoder` does in one call without gradients cannot be exported, and is not to be slowed.
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            graph = export_onnx(embedder, preprocess, inputs[name])
+            graph = export_onnx(embedder, preprocess, inputs)
         finally:
             torch.backends.mha.set_fastpath_enabled(True)
         files = {precision: f"{name}.{precision}.onnx" for precision in precisions}
@@ -170,9 +168,13 @@ def write_large_bundle(folder: Path, precisions: tuple[str, ...]) -> Subject:
         for file, content in texts.items():
             write_atomically(folder / f"{name}.{file}", content)
         entries[name] = ModalityEntry(
-            files, [*preprocess.input_names, TOKEN_INDEX], settings, {file: f"{name}.{file}" for file in texts}
+            files,
+            input_specs(graph),
+            settings.get("max_length"),
+            settings,
+            {file: f"{name}.{file}" for file in texts},
         )
-    write_atomically(folder / "golden.safetensors", golden_bytes(inputs, outputs))
+    write_atomically(folder / "golden.safetensors", golden_bytes(GoldenVectors(golden, {})))
     manifest = Manifest(
         num_register_tokens=4,
         num_overlapping_tokens=3,

@@ -26,9 +26,10 @@ from fluxtalk.artifacts.files import git_revision, write_atomically, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.datasets import default_cache_dir, load_dataset
 from fluxtalk.export.options import ExportOptions
-from fluxtalk.export.verify import verify_bundle
 from fluxtalk.export.write_bundle import QUALITY, write_bundle
 from fluxtalk.model.checkpoints.run import open_run
+from fluxtalk.runtime.backends.options import BackendOptions
+from fluxtalk.runtime.verify import verify_bundle
 
 _PACKAGES = ("fluxtalk", "torch", "onnx", "onnxruntime", "tensorrt_rtx")
 _MARK, _END = "<!-- measured by bench/latency/export.py -->", "<!-- end -->"
@@ -67,7 +68,7 @@ def main(run: Path, output: Path | None, compute_capability: str, cache_dir: str
             bundle = write_bundle(opened, dataset, folder, options, click.echo)
             seconds = time.perf_counter() - start
             quality = json.loads((folder / QUALITY).read_text())["precisions"]
-            parity = json.loads(verify_bundle(folder).json())
+            parity = json.loads(verify_bundle(folder, BackendOptions()).json())
             for precision in precisions:
                 label = precision if precision != "int8" else f"int8 {int8}"
                 results["precisions"][label] = {

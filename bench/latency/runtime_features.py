@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX, Bundle, Manifest, ModalityEntry, PrecisionEntry
-from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
+from fluxtalk.artifacts.bundle import OUTPUTS, Bundle, Manifest, ModalityEntry, PrecisionEntry
+from fluxtalk.export.graph.to_onnx import export_onnx, graph_files, input_specs
 from fluxtalk.export.options import DEFAULT_OPSET
 from fluxtalk.model.embedder import Embedder as EagerEmbedder
 from fluxtalk.model.encoders import FrozenEncoder, GivenFeatures
@@ -32,7 +32,8 @@ def features_embedder(
     preprocess = FeaturesPreprocessor(feature_dim)
     eager = EagerEmbedder(FrozenEncoder(GivenFeatures(), preprocess, feature_dim), head, MODALITY)
     sample = preprocess.collate([np.zeros((3, feature_dim), np.float32)] * 2)
-    graph_files(export_onnx(eager, preprocess, sample), folder, _GRAPH)
+    graph = export_onnx(eager, preprocess, sample)
+    graph_files(graph, folder, _GRAPH)
     config, _ = preprocess.to_parts()
     manifest = Manifest(
         num_register_tokens=head.config.num_register_tokens,
@@ -42,7 +43,7 @@ def features_embedder(
         opset=DEFAULT_OPSET,
         outputs=[*OUTPUTS],
         precisions={"fp32": PrecisionEntry(TOLERANCES["fp32"])},
-        modalities={MODALITY: ModalityEntry({"fp32": _GRAPH}, [*preprocess.input_names, TOKEN_INDEX], config, {})},
+        modalities={MODALITY: ModalityEntry({"fp32": _GRAPH}, input_specs(graph), None, config, {})},
         files={},
         golden="",
         stage1_hash="",

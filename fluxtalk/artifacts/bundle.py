@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from fluxtalk.artifacts.golden import GoldenVectors, read_golden_file
 from fluxtalk.artifacts.files import Identity, hash_file, hash_json, write_json
+from fluxtalk.artifacts.golden import GoldenVectors, read_golden_file
 from fluxtalk.config import StrictConfig, require, require_modality_name
 from fluxtalk.errors import ArtifactError, BundleError, UsageError
 from fluxtalk.preprocess import Preprocessor, from_parts

@@ -11,18 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from fluxtalk.arrays import Array, Arrays
 from fluxtalk.errors import BundleError
 
 _LONGEST = "longest"
-
-Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ def read_golden_file(path: Path, inputs: Mapping[str, Sequence[str]], outputs: S
         BundleError: the file cannot be read, or lacks an array.
     """
     try:
-        arrays: Arrays = load_file(path)
+        arrays: dict[str, Array] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise BundleError(f"The golden vectors {path} cannot be read ({error}); export the bundle again.") from None
 

@@ -85,9 +85,7 @@ def open_session(bundle: Bundle, modality: str, options: BackendOptions) -> Sess
     """
     backend, precision = options.backend, bundle.precision(options.precision)
     if backend in NATIVE:
-        return TensorRTSession(
-            bundle, modality, precision, NATIVE[backend], allow_host_code=options.allow_host_code
-        )
+        return TensorRTSession(bundle, modality, precision, NATIVE[backend], allow_host_code=options.allow_host_code)
     graph = bundle.graph(modality, precision)
     if backend == OPENVINO:
         return OpenVinoSession(graph, options.threads, precision)
@@ -101,7 +99,8 @@ def open_session(bundle: Bundle, modality: str, options: BackendOptions) -> Sess
 def compiled_layout(bundle: Bundle, modality: str) -> Layout:
     """Say what ONNX Runtime's TensorRT provider compiles a modality for: its inputs, and one profile."""
     inputs = {
-        spec.name: Input(np.dtype(spec.dtype), tuple(spec.shape)) for spec in bundle.manifest.modalities[modality].inputs
+        spec.name: Input(np.dtype(spec.dtype), tuple(spec.shape))
+        for spec in bundle.manifest.modalities[modality].inputs
     }
     return Layout(modality, inputs, [default_profile(bundle.manifest, modality)])
 
@@ -177,9 +176,7 @@ def _importable(module: str) -> bool:
         return False
 
 
-def _native_precision(
-    bundle: Bundle, flavor: Flavor, options: BackendOptions, modalities: Sequence[str]
-) -> str:
+def _native_precision(bundle: Bundle, flavor: Flavor, options: BackendOptions, modalities: Sequence[str]) -> str:
     """The first precision, of those that may be taken, in which every modality has an engine that fits."""
     library = load_tensorrt(flavor)
     capability = compute_capability()

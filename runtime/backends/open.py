@@ -23,8 +23,9 @@ def open_sessions(
     """Choose what runs a bundle, and open a session for each modality.
 
     Args:
-        options: a backend that is named starts, or is refused. For ``auto``, what does not start on the GPU is passed over, and
-            the choice's reason says so: that a library was built for CUDA does not tell whether CUDA's are here.
+        options: a backend that is named starts, or is refused. For ``auto``, what does not start on the GPU is passed
+            over, and the choice's reason says so: that a library was built for CUDA does not tell whether CUDA's
+            are here.
 
     Returns:
         What was chosen, and modality to its session.

@@ -9,7 +9,7 @@ import click
 
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.errors import UsageError
-from fluxtalk.runtime.backends.choose import BACKENDS
+from fluxtalk.runtime.backends.options import BACKENDS
 from fluxtalk.runtime.bulk.inputs import open_input
 from fluxtalk.runtime.bulk.output import check_output
 from fluxtalk.runtime.bulk.stream import Wanted, embed_to_file

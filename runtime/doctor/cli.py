@@ -9,7 +9,7 @@ import click
 
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.errors import ParityError
-from fluxtalk.runtime.backends.choose import BACKENDS
+from fluxtalk.runtime.backends.options import BACKENDS
 from fluxtalk.runtime.doctor.advice import Goal
 from fluxtalk.runtime.doctor.examine import Diagnosis, examine
 from fluxtalk.runtime.doctor.trial import Trial

@@ -12,7 +12,8 @@ from typing import Any
 from fluxtalk.artifacts.bundle import Bundle, read_bundle
 from fluxtalk.devices.gpu import compute_capability
 from fluxtalk.errors import BackendError, FluxTalkError
-from fluxtalk.runtime.backends.choose import BACKENDS, OPENVINO, Choice, choose
+from fluxtalk.runtime.backends.choose import Choice, choose
+from fluxtalk.runtime.backends.options import BACKENDS, OPENVINO, BackendOptions
 from fluxtalk.runtime.backends.threads import available_cores
 from fluxtalk.runtime.doctor.advice import Goal, Recommendation, faster, fastest, recommend
 from fluxtalk.runtime.doctor.trial import Trial, apart, attempt, refusals
@@ -127,6 +128,6 @@ def _on_one_thread(bundle: Bundle, trials: Sequence[Trial], threads: int | None)
 
 def _auto(bundle: Bundle) -> Choice | None:
     try:
-        return choose(bundle)
+        return choose(bundle, BackendOptions())
     except FluxTalkError:
         return None

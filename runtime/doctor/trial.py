@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from fluxtalk.artifacts.bundle import Bundle, read_bundle
 from fluxtalk.errors import BackendError, FluxTalkError
 from fluxtalk.runtime.backends.choose import choose, open_session
+from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.backends.session import Session
-from fluxtalk.runtime.golden import read_golden, verify_golden
+from fluxtalk.runtime.verify import verify_sessions
 
 Arrays = dict[str, NDArray[Any]]
 T = TypeVar("T")
@@ -84,9 +85,10 @@ def refusals(folder: Path, backend: str, precisions: Sequence[str], threads: int
     found = {}
     for precision in precisions:
         try:
-            choose(bundle, backend, precision)
+            options = BackendOptions(backend, precision, threads)
+            choose(bundle, options)
             for modality in bundle.manifest.modalities:
-                open_session(bundle, modality, backend, precision, threads).close()
+                open_session(bundle, modality, options).close()
         except FluxTalkError as error:
             found[precision] = str(error)
     return found
@@ -99,14 +101,15 @@ def attempt(folder: Path, backend: str, precision: str, threads: int | None) -> 
         FluxTalkError: it does not open or run.
     """
     bundle = read_bundle(folder, check_hashes=False)
+    options = BackendOptions(backend, precision, threads)
     started = time.perf_counter()
     with ExitStack() as opened:
         sessions: dict[str, Session] = {}
         for modality in bundle.manifest.modalities:
-            sessions[modality] = open_session(bundle, modality, backend, precision, threads)
+            sessions[modality] = open_session(bundle, modality, options)
             opened.callback(sessions[modality].close)
         seconds = time.perf_counter() - started
-        reports = [report.to_dict() for report in verify_golden(bundle, sessions.__getitem__, None, precision)]
+        reports = [report.to_dict() for report in verify_sessions(bundle, sessions.__getitem__, None, precision)]
         latency = [cell for modality, session in sessions.items() for cell in _latencies(bundle, modality, session)]
         described = {modality: session.describe() for modality, session in sessions.items()}
         held = _resident_bytes()
@@ -142,12 +145,11 @@ def _latencies(bundle: Bundle, modality: str, session: Session) -> Iterator[Late
 
 def _items(bundle: Bundle, modality: str) -> Iterator[tuple[int | None, Arrays]]:
     """The first golden item, at a sixteenth, a quarter and the whole of the longest input."""
-    golden, _ = read_golden(bundle, modality)
-    first = {name: array[:1] for name, array in golden.items()}
+    first = {name: array[:1] for name, array in bundle.golden.batch[modality].inputs.items()}
     if "mask" not in first:
         yield None, first
         return
-    longest = int(bundle.manifest.modalities[modality].preprocess.get("max_length", _LONGEST))
+    longest = bundle.manifest.modalities[modality].max_length or _LONGEST
     real = int(first["mask"].sum())
     for length in sorted({max(1, longest // 16), max(1, longest // 4), longest}):
         yield length, {name: _repeated(array, real, length) for name, array in first.items()}

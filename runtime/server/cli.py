@@ -11,7 +11,7 @@ import click
 
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.errors import UsageError
-from fluxtalk.runtime.backends.choose import BACKENDS
+from fluxtalk.runtime.backends.options import BACKENDS
 from fluxtalk.scoring.parity import PRECISIONS
 
 API_KEY_VARIABLE = "FLUXTALK_API_KEY"

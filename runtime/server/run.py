@@ -16,6 +16,7 @@ from uvicorn.supervisors import Multiprocess
 from fluxtalk.artifacts.bundle import read_bundle
 from fluxtalk.errors import BackendError, UsageError
 from fluxtalk.runtime.backends.choose import choose
+from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.server.app import AppFactory, build_app
 from fluxtalk.runtime.server.execution.decoding import ignore_pillow_warnings
 from fluxtalk.runtime.server.http.protocol import DeadlineProtocol
@@ -145,7 +146,7 @@ def _run_workers(settings: ServerSettings, listening: socket.socket) -> None:
         BackendError: a worker could not start; its message is above.
     """
     bundle = read_bundle(settings.bundle)
-    choose(bundle, settings.backend, settings.precision, None, settings.allow_host_code)
+    choose(bundle, BackendOptions(settings.backend, settings.precision, allow_host_code=settings.allow_host_code))
     # A worker that starts later must not find another bundle.
     settings = dataclasses.replace(settings, revision=bundle.manifest.bundle_hash)
     with tempfile.TemporaryDirectory(prefix="fluxtalk-metrics-") as folder:

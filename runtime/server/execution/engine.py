@@ -15,7 +15,6 @@ from fluxtalk import tokens as token_algebra
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.backends.threads import available_cores
 from fluxtalk.runtime.embedder import Embedder
-from fluxtalk.runtime.golden import read_golden
 from fluxtalk.runtime.server.execution.batcher import Batcher, Job
 from fluxtalk.runtime.server.execution.decode_pool import Preparation
 from fluxtalk.runtime.server.execution.requests import Answer, EmbedRequest
@@ -97,7 +96,7 @@ class Engine:
         """Run every graph at the largest batch and at one item, for every k, before anybody waits for it."""
         bundle = self._embedder.bundle
         for modality in self._embedder.modalities:
-            inputs, _ = read_golden(bundle, modality)
+            inputs = bundle.golden.batch[modality].inputs
             rows = len(next(iter(inputs.values())))
             for count in (1, self.max_batch_items):
                 chosen = np.resize(np.arange(rows), count)
@@ -165,7 +164,7 @@ class Engine:
         return Answer(request, self._select(vectors, request.output), units)
 
     def _known_good(self, modality: str) -> dict[str, NDArray[Any]]:
-        inputs, _ = read_golden(self._embedder.bundle, modality)
+        inputs = self._embedder.bundle.golden.batch[modality].inputs
         return {name: array[:1] for name, array in inputs.items()}
 
     def _select(self, vectors: NDArray[np.float32], output: str) -> NDArray[np.float32]:

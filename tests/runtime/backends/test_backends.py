@@ -19,10 +19,10 @@ from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BackendError, InputError, UsageError
 from fluxtalk.runtime import load
 from fluxtalk.runtime.backends import choose as backends
-from fluxtalk.runtime.backends.choose import BACKENDS, choose, compiled_layout, open_session
+from fluxtalk.runtime.backends.choose import choose, compiled_layout, open_session
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
+from fluxtalk.runtime.backends.options import BACKENDS, BackendOptions
 from fluxtalk.runtime.backends.tensorrt_session import TensorRTSession
-from fluxtalk.runtime.golden import read_golden
 from fluxtalk.scoring.parity import TOLERANCES
 from tests.conftest import Made
 from tests.runtime.backends.fake_gpu import FakeGpu, fake_gpu
@@ -65,20 +65,24 @@ def test_on_the_cpu_it_is_onnxruntime_in_the_first_precision_that_runs(
     made: Made, tmp_path: Path, no_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends, "openvino_installed", lambda: False)
-    choice = choose(made.bundle)
+    choice = choose(made.bundle, BackendOptions())
     assert (choice.backend, choice.precision) == ("ort-cpu", "fp32")
     assert choice.reason == "chosen because this ONNX Runtime has no CUDA"
     bundle = in_precisions(made, tmp_path / "bundle", "bf16", "fp16", "fp32")
-    assert [choose(bundle, precision=name).precision for name in (None, "fp16", "fp32")] == ["fp16", "fp16", "fp32"]
+    assert [choose(bundle, BackendOptions(precision=name)).precision for name in (None, "fp16", "fp32")] == [
+        "fp16",
+        "fp16",
+        "fp32",
+    ]
     for backend in ("auto", "ort-cpu"):
         with pytest.raises(BackendError, match=r"bf16 does not run on the CPU provider.*ask for fp16 or fp32"):
-            choose(bundle, backend, "bf16")
+            choose(bundle, BackendOptions(backend, "bf16"))
     with pytest.raises(UsageError, match="holds the precisions bf16, fp16, fp32; got 'int8'"):
-        choose(bundle, "auto", "int8")
+        choose(bundle, BackendOptions("auto", "int8"))
     with pytest.raises(UsageError, match="backend is one of auto, ort-cpu, ort-cuda, ort-tensorrt, tensorrt, tenso"):
-        choose(bundle, "cuda")
+        choose(bundle, BackendOptions("cuda"))
     with pytest.raises(BackendError, match="export the run again with --precision fp32"):
-        choose(in_precisions(made, tmp_path / "half", "bf16"))
+        choose(in_precisions(made, tmp_path / "half", "bf16"), BackendOptions())
 
 
 def test_a_gpu_prefers_half_precision_and_native_engines(
@@ -88,16 +92,16 @@ def test_a_gpu_prefers_half_precision_and_native_engines(
     providers(monkeypatch, "TensorrtExecutionProvider", "CUDAExecutionProvider")
 
     def chosen(backend: str = "auto", precision: str | None = None, *modalities: str) -> tuple[str, str]:
-        choice = choose(bundle, backend, precision, modalities or None)
+        choice = choose(bundle, BackendOptions(backend, precision), modalities or None)
         return choice.backend, choice.precision
 
     assert chosen() == ("ort-cuda", "fp16")
-    assert "tensorrt was passed over: No engine in" in choose(bundle).reason
+    assert "tensorrt was passed over: No engine in" in choose(bundle, BackendOptions()).reason
     assert chosen("ort-cuda", "fp32") == ("ort-cuda", "fp32")
     assert chosen("ort-tensorrt") == ("ort-tensorrt", "fp16")
-    assert choose(in_precisions(made, tmp_path / "two", "bf16", "fp32")).precision == "fp32"
+    assert choose(in_precisions(made, tmp_path / "two", "bf16", "fp32"), BackendOptions()).precision == "fp32"
     with pytest.raises(BackendError, match=r"text in fp16 for rtx.*there is none of them.*fluxtalk-export trt"):
-        choose(bundle, "tensorrt-rtx", None, ["text"])
+        choose(bundle, BackendOptions("tensorrt-rtx", None), ["text"])
     # An engine of one modality serves that one alone.
     gpu.put_engine(bundle, "text", [PROFILES["text"]], "rtx", "fp32")
     assert chosen() == ("ort-cuda", "fp16")
@@ -111,7 +115,7 @@ def test_a_gpu_prefers_half_precision_and_native_engines(
     assert chosen() == ("tensorrt", "fp32")
     assert chosen("tensorrt-rtx") == ("tensorrt-rtx", "bf16")
     assert chosen("tensorrt-rtx", "fp32") == ("tensorrt-rtx", "fp32")
-    assert choose(bundle).reason == f"chosen because {bundle.engines} has engines for this GPU"
+    assert choose(bundle, BackendOptions()).reason == f"chosen because {bundle.engines} has engines for this GPU"
 
 
 @pytest.fixture
@@ -139,9 +143,9 @@ def test_auto_goes_on_where_cuda_does_not_start_and_says_why(made: Made, cuda_do
 def test_auto_takes_cuda_only_where_there_is_a_gpu(
     made: Made, cuda_does_not_start: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert choose(made.bundle).backend == "ort-cuda"
+    assert choose(made.bundle, BackendOptions()).backend == "ort-cuda"
     monkeypatch.setattr(backends, "compute_capability", lambda: None)
-    choice = choose(made.bundle)
+    choice = choose(made.bundle, BackendOptions())
     assert (choice.backend, choice.reason) == ("ort-cpu", "chosen because there is no NVIDIA GPU here")
 
 
@@ -150,7 +154,7 @@ def test_what_onnxruntime_prints_of_cuda_is_no_answer(
 ) -> None:
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("Failed to load libcudnn.so.9"), raising=False)
     with pytest.raises(BackendError):
-        open_session(made.bundle, "text", "ort-cuda", "fp32")
+        open_session(made.bundle, "text", BackendOptions("ort-cuda", "fp32"))
     printed = capsys.readouterr()
     assert (printed.out, "libcudnn" in printed.err) == ("", True)
 
@@ -225,9 +229,9 @@ def test_what_onnxruntime_is_given(made: Made, tmp_path: Path, monkeypatch: pyte
     providers(monkeypatch, "TensorrtExecutionProvider", "CUDAExecutionProvider")
     bundle = in_precisions(made, tmp_path / "bundle", "fp32", "fp16", "bf16")
     for backend, precision in (("ort-cpu", "fp32"), ("ort-cuda", "fp16"), ("ort-tensorrt", "fp32")):
-        open_session(bundle, "text", backend, precision, threads=1)
+        open_session(bundle, "text", BackendOptions(backend, precision, threads=1))
         assert bundle.engines.exists() == (backend == "ort-tensorrt")
-    open_session(bundle, "image", "ort-tensorrt", "bf16", threads=1)
+    open_session(bundle, "image", BackendOptions("ort-tensorrt", "bf16", threads=1))
     on_cpu, on_cuda, on_tensorrt, in_bf16 = recorder.made
     assert on_cpu[1] == ["CPUExecutionProvider"]
     assert (on_cpu[0].enable_cpu_mem_arena, on_cpu[0].enable_mem_pattern) == (False, False)
@@ -271,8 +275,9 @@ def test_batches_beyond_the_compiled_profile(made: Made, tmp_path: Path, monkeyp
     monkeypatch.setattr(onnxruntime, "InferenceSession", recorder)
     providers(monkeypatch, "TensorrtExecutionProvider", "CUDAExecutionProvider")
     bundle = in_precisions(made, tmp_path / "bundle", "fp32")
-    session = open_session(bundle, "text", "ort-tensorrt", "fp32", threads=1)
-    golden, expected = read_golden(bundle, "text")
+    session = open_session(bundle, "text", BackendOptions("ort-tensorrt", "fp32", threads=1))
+    case = bundle.golden.batch["text"]
+    golden, expected = case.inputs, case.expected
     inputs = {name: np.concatenate([array] * 4) for name, array in golden.items()}
     assert len(inputs["mask"]) > 128
     found = session.run(inputs, 4)

@@ -24,11 +24,12 @@ from fluxtalk.export.to_tensorrt.job import builder_options, compile_job
 from fluxtalk.export.to_tensorrt.profiles import profiles_of
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.runtime import load
-from fluxtalk.runtime.backends.choose import NATIVE, choose, open_session
+from fluxtalk.runtime.backends.choose import choose, open_session
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
+from fluxtalk.runtime.backends.options import NATIVE, BackendOptions
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.backends.tensorrt_session import TensorRTSession
-from fluxtalk.runtime.golden import read_golden, verify_golden
+from fluxtalk.runtime.verify import verify_sessions
 from fluxtalk.scoring.parity import TOLERANCES, Tolerance, embedding_difference, token_difference
 from tests.conftest import Made
 
@@ -81,7 +82,7 @@ def provider(backend: str, folder: Path) -> None:
 
 def batches(bundle: Bundle, modality: str) -> Iterator[dict[str, Any]]:
     """Batches of several sizes and lengths, one of more rows than an engine takes."""
-    golden, _ = read_golden(bundle, modality)
+    golden = bundle.golden.batch[modality].inputs
     rng = np.random.default_rng(0)
     count = len(next(iter(golden.values())))
     longest = bundle.manifest.modalities[modality].preprocess.get("max_length", 1)
@@ -99,7 +100,7 @@ def batches(bundle: Bundle, modality: str) -> Iterator[dict[str, Any]]:
 
 def require_parity(made: Made, bundle: Bundle, modality: str, session: Session, tolerance: Tolerance) -> None:
     """Golden vectors for every k, and every batch against eager PyTorch for every k, twice."""
-    for report in verify_golden(bundle, lambda _: session, [modality]):
+    for report in verify_sessions(bundle, lambda _: session, [modality]):
         assert report.difference.violations(tolerance) == [], report
     eager = made.run.embedder(modality)
     for batch in batches(bundle, modality):
@@ -172,7 +173,7 @@ def test_closing_gives_the_memory_back(bundle: Bundle, flavor: Flavor) -> None:
 
 def test_auto_takes_the_engines(made: Made, bundle: Bundle, flavor: Flavor) -> None:
     # Of several flavors, the one whose engines are there first.
-    assert choose(bundle).backend in NATIVE
+    assert choose(bundle, BackendOptions()).backend in NATIVE
     with load(bundle.folder, NAMES[flavor], verify=True) as embedder:
         assert embedder.precision == "fp16"
         assert embedder.embed("text", ["black chess queen"]).shape == (1, 48)
@@ -192,7 +193,7 @@ def ort_tensorrt(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_onnxruntime_on_cuda_equals_eager(made: Made, bundle: Bundle, modality: str, precision: str) -> None:
-    session = open_session(bundle, modality, "ort-cuda", precision)
+    session = open_session(bundle, modality, BackendOptions("ort-cuda", precision))
     require_parity(made, bundle, modality, session, TOLERANCES[precision])
 
 
@@ -200,11 +201,17 @@ def test_onnxruntime_on_cuda_equals_eager(made: Made, bundle: Bundle, modality: 
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_onnxruntime_keeps_its_engines(made: Made, bundle: Bundle, modality: str) -> None:
     """Its float32 engines multiply in TF32, and it has no option against that."""
-    require_parity(made, bundle, modality, open_session(bundle, modality, "ort-tensorrt", "fp32"), TOLERANCES["tf32"])
+    require_parity(
+        made,
+        bundle,
+        modality,
+        open_session(bundle, modality, BackendOptions("ort-tensorrt", "fp32")),
+        TOLERANCES["tf32"],
+    )
     folder = bundle.engines / "ort-tensorrt" / bundle.graph_hash(modality, "fp32")[:16]
     written = modified(folder)
     assert any(name.endswith(".engine") for name in written)
-    again = open_session(bundle, modality, "ort-tensorrt", "fp32")
+    again = open_session(bundle, modality, BackendOptions("ort-tensorrt", "fp32"))
     again.run(next(iter(batches(bundle, modality))), 2)
     engines = {name for name in written if name.endswith(".engine")}
     assert {name: time for name, time in modified(folder).items() if name in engines} == {

@@ -24,7 +24,8 @@ from fluxtalk.runtime.backends import choose as backends
 from fluxtalk.runtime.backends import openvino_session as session_openvino
 from fluxtalk.runtime.backends.choose import choose, open_session
 from fluxtalk.runtime.backends.openvino_session import OpenVinoSession
-from fluxtalk.runtime.golden import read_golden, verify_golden
+from fluxtalk.runtime.backends.options import BackendOptions
+from fluxtalk.runtime.verify import verify_sessions
 from fluxtalk.scoring.parity import TOLERANCES
 from tests.conftest import Made
 from tests.runtime.memory import growth, needs_proc
@@ -63,8 +64,10 @@ def held_to_the_tier(bundle: Bundle, precision: str) -> Bundle:
 def test_every_precision_keeps_its_promise(exported: dict[str, Bundle], name: str, precision: str) -> None:
     """Golden vectors of both modalities: every k, in batches, alone, and with more and less padding."""
     bundle = held_to_the_tier(exported[name], precision)
-    sessions = {m: open_session(bundle, m, "openvino", precision, 1) for m in bundle.manifest.modalities}
-    reports = list(verify_golden(bundle, sessions.__getitem__, None, precision))
+    sessions = {
+        m: open_session(bundle, m, BackendOptions("openvino", precision, threads=1)) for m in bundle.manifest.modalities
+    }
+    reports = list(verify_sessions(bundle, sessions.__getitem__, None, precision))
     assert len(reports) == 8
     assert [report.broken for report in reports] == [[]] * 8
     assert all("openvino (OpenVINO 20" in report.session for report in reports)
@@ -87,7 +90,8 @@ def test_it_embeds_what_onnxruntime_embeds(made: Made, table_data: PairDataset) 
 def test_many_threads_share_a_session(made: Made) -> None:
     """Each gets its own rows, and keeps them when others run; some batches are so large that memory is given back."""
     session = OpenVinoSession(made.bundle.graph("text"), 1)
-    golden, expected = read_golden(made.bundle, "text")
+    case = made.bundle.golden.batch["text"]
+    golden, expected = case.inputs, case.expected
 
     def run(number: int) -> float:
         row, k = number % 30, 1 + number % 4
@@ -106,7 +110,8 @@ def test_many_threads_share_a_session(made: Made) -> None:
 
 def test_arrays_that_are_views_or_read_only_are_taken(made: Made) -> None:
     session = OpenVinoSession(made.bundle.graph("image"), 1)
-    golden, expected = read_golden(made.bundle, "image")
+    case = made.bundle.golden.batch["image"]
+    golden, expected = case.inputs, case.expected
     pixels = np.concatenate([golden["pixels"]] * 2)[::2]
     pixels.setflags(write=False)
     found = session.run({"pixels": pixels}, 4)["embeddings"]
@@ -147,7 +152,7 @@ def test_what_auto_takes(exported: dict[str, Bundle], monkeypatch: pytest.Monkey
     bundle = exported["static"]
 
     def taken(bundle: Bundle, precision: str | None = None) -> tuple[str, str]:
-        choice = choose(bundle, "auto", precision)
+        choice = choose(bundle, BackendOptions("auto", precision))
         return choice.backend, choice.precision
 
     # Small encoders are faster in ONNX Runtime, which has no bf16 on the CPU.
@@ -160,7 +165,7 @@ def test_what_auto_takes(exported: dict[str, Bundle], monkeypatch: pytest.Monkey
     assert taken(dataclasses.replace(bundle, manifest=only)) == ("openvino", "bf16")
     monkeypatch.setattr(backends, "_LARGE", 1)
     assert taken(bundle) == taken(bundle, "fp32") == ("openvino", "fp32")
-    assert "OpenVINO is installed, and faster" in choose(bundle).reason
+    assert "OpenVINO is installed, and faster" in choose(bundle, BackendOptions()).reason
     assert [taken(exported[m], "int8")[0] for m in METHODS] == ["openvino", "ort-cpu", "ort-cpu"]
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert taken(bundle) == ("ort-cpu", "fp32")
@@ -168,7 +173,7 @@ def test_what_auto_takes(exported: dict[str, Bundle], monkeypatch: pytest.Monkey
     with pytest.raises(
         BackendError, match=r"ask for fp32 or fp16 or int8, ask for openvino \(pip install 'fluxtalk\[openvino"
     ):
-        choose(bundle, "auto", "bf16")
+        choose(bundle, BackendOptions("auto", "bf16"))
 
 
 _QUIET = """
@@ -209,7 +214,8 @@ def test_the_file_may_change_while_it_serves(made: Made, tmp_path: Path) -> None
     shutil.copytree(made.bundle.folder, folder)
     bundle = read_bundle(folder)
     session = OpenVinoSession(bundle.graph("text"), 1)
-    golden, expected = read_golden(bundle, "text")
+    case = bundle.golden.batch["text"]
+    golden, expected = case.inputs, case.expected
     bundle.graph("text").write_bytes(b"other")
     found = session.run(golden, 4)["embeddings"]
     np.testing.assert_allclose(found, expected["embeddings"], atol=1e-5)

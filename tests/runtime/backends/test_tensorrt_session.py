@@ -26,7 +26,7 @@ from fluxtalk.runtime.backends.cuda import Cuda
 from fluxtalk.runtime.backends.engine_shapes import Layout, bucket, input_of
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from fluxtalk.runtime.backends.tensorrt_session import TensorRTSession
-from fluxtalk.runtime.golden import padding_room, read_golden, replay
+from fluxtalk.runtime.verify import padding_room, replay
 from fluxtalk.scoring.parity import EXPORT_TOLERANCE
 from fluxtalk.tokens import ATTENTION
 from tests.conftest import Made
@@ -56,10 +56,6 @@ def without_length(profile: Profile) -> Profile:
     return {axis: sizes for axis, sizes in profile.items() if axis != "length"}
 
 
-def golden(bundle: Bundle, modality: str, k: int = 4) -> dict[str, Any]:
-    return {**read_golden(bundle, modality)[0], "token_index": np.arange(k)}
-
-
 def texts(batch: int, length: int, k: int = 4, seed: int = 0) -> tuple[dict[str, Any], int]:
     """Random texts, and the k to run them with."""
     rng = np.random.default_rng([seed, batch, length])
@@ -78,10 +74,10 @@ def test_golden_vectors_hold_for_every_k_again_and_again(
     profile = {**WIDE, "length": [4, 8, longest]} if modality == "text" else without_length(WIDE)
     gpu.put_engine(bundle, modality, [profile], flavor)
     session = TensorRTSession(bundle, modality, "fp32", flavor, cuda_graphs=graphs)
-    inputs, expected = read_golden(bundle, modality)
-    room = padding_room(bundle.manifest.modalities[modality].preprocess, inputs)
+    case = bundle.golden.batch[modality]
+    room = padding_room(bundle.manifest.modalities[modality].max_length, case.inputs)
     for _ in range(3):
-        for report in replay(modality, "fp32", session, inputs, expected, EXPORT_TOLERANCE, room):
+        for report in replay(modality, "fp32", session, case, EXPORT_TOLERANCE, room):
             report.require()
     launched = gpu.cudart.calls["cudaGraphLaunch"]
     assert launched > 20 if graphs and flavor == "tensorrt" else launched == 0

@@ -18,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 from fluxtalk.artifacts.bundle import Bundle, PrecisionEntry, read_bundle, write_manifest
 from fluxtalk.artifacts.files import hash_file
 from fluxtalk.errors import BackendError
-from fluxtalk.runtime.backends.choose import BACKENDS, Choice
+from fluxtalk.runtime.backends.choose import Choice
+from fluxtalk.runtime.backends.options import BACKENDS
 from fluxtalk.runtime.doctor.advice import Goal, faster, recall_curves, recommend
 from fluxtalk.runtime.doctor.cli import main
 from fluxtalk.runtime.doctor.examine import examine
