@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.errors import InputError, ParityError
+from fluxtalk.export.graph.golden_cases import with_hard_rows
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from fluxtalk.runtime.backends.session import Arrays
-from fluxtalk.runtime.golden import ParityReport, hard_cases, read_golden, verify_golden
+from fluxtalk.runtime.verify import ParityReport, verify_sessions
 from fluxtalk.scoring.parity import EXPORT_TOLERANCE, TOLERANCES
 from fluxtalk.scoring.parity_accumulator import AttentionDifference, ParityAccumulator, attention_tolerance
 from tests.conftest import Made
@@ -42,7 +43,7 @@ class Faulty:
 
 
 def replayed(made: Made, modality: str, fault: Callable[[Arrays, Outputs], None]) -> list[ParityReport]:
-    return list(verify_golden(made.bundle, lambda m: Faulty(made, m, fault), [modality]))
+    return list(verify_sessions(made.bundle, lambda m: Faulty(made, m, fault), [modality]))
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])
@@ -113,7 +114,7 @@ def only_at_the_longest(inputs: Arrays, found: Outputs) -> None:
 
 
 def test_a_fault_at_the_longest_input_alone_is_found(made: Made) -> None:
-    assert max(len(inputs["mask"][0]) + 7 for inputs, _ in [read_golden(made.bundle, "text")]) < 32
+    assert made.bundle.golden.batch["text"].inputs["mask"].shape[1] + 7 < 32
     assert all("max_abs" in " ".join(report.broken) for report in replayed(made, "text", only_at_the_longest))
 
 
@@ -128,7 +129,7 @@ def test_a_session_that_does_not_run_the_longest_input_is_refused(made: Made) ->
     # One that was compiled for shorter inputs says so to whoever sends a longer one.
     session = Faulty(made, "text", refused_at_the_longest)
     session.max_length = 31
-    assert not any(report.broken for report in verify_golden(made.bundle, lambda _: session, ["text"]))
+    assert not any(report.broken for report in verify_sessions(made.bundle, lambda _: session, ["text"]))
 
 
 def test_attention_is_compared_where_there_is_a_feature() -> None:
@@ -159,12 +160,13 @@ def test_what_attention_promises_follows_from_the_other_promises() -> None:
 
 
 def test_golden_items_end_with_the_hard_cases(made: Made) -> None:
-    text, expected = read_golden(made.bundle, "text")
+    case = made.bundle.golden.batch["text"]
+    text, expected = case.inputs, case.expected
     assert text["mask"][-3:].sum(axis=1).tolist() == [1, 1, 0]
     assert text["mask"][-3, 0]
     assert text["mask"][-2, -1]
     assert np.isfinite(expected["tokens"]).all()
-    pixels, _ = read_golden(made.bundle, "image")
+    pixels = made.bundle.golden.batch["image"].inputs
     assert not pixels["pixels"][-1].any()
     assert pixels["pixels"][:-1].any(axis=(1, 2, 3)).all()
     # 64 of each where there are as many; the table has 32 and 64.
@@ -174,7 +176,7 @@ def test_golden_items_end_with_the_hard_cases(made: Made) -> None:
 def test_hard_cases_of_features() -> None:
     features = np.arange(24, dtype=np.float32).reshape(2, 3, 4) + 1
     mask = np.array([[True, True, False], [True, True, True]])
-    batch: dict[str, Any] = hard_cases({"features": features, "mask": mask})
+    batch: dict[str, Any] = with_hard_rows({"features": features, "mask": mask})
     assert batch["features"].shape == (5, 3, 4)
     np.testing.assert_array_equal(batch["features"][2, 0], features[0, 0])
     np.testing.assert_array_equal(batch["features"][3, 2], features[0, 0])

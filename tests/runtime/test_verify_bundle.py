@@ -17,14 +17,14 @@ from safetensors.numpy import load_file, save_file
 from fluxtalk.artifacts.bundle import Bundle, read_bundle, write_manifest
 from fluxtalk.artifacts.engine import EngineRecord, TensorRecord, record_path, write_engine
 from fluxtalk.artifacts.files import hash_bytes, hash_file
+from fluxtalk.artifacts.golden import GoldenCase
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BundleError, ParityError, UsageError
 from fluxtalk.export.cli import main
-from fluxtalk.export.graph.eager import eager_outputs, longest_case
+from fluxtalk.export.graph.golden_cases import eager_outputs, longest_case
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.export.write_graphs import check_longest
-from fluxtalk.runtime.golden import read_golden, read_longest
 from fluxtalk.tokens import ATTENTION
 from tests.conftest import Made
 
@@ -105,15 +105,15 @@ def test_attention_and_the_longest_input_are_golden(attentive: Bundle) -> None:
     for report in reports:
         assert report["attention"]["max_abs"] <= (2e-6 if report["precision"] == "fp32" else 1e-2)
         assert report["attention"]["sums"] <= 1e-3
-    inputs, expected = read_golden(attentive, "text")
+    case = attentive.golden.batch["text"]
+    inputs, expected = case.inputs, case.expected
     assert expected[ATTENTION].shape == (len(inputs["mask"]), 4, inputs["mask"].shape[1])
-    longest = read_longest(attentive, "text")
-    assert longest is not None
-    assert longest[0]["mask"].shape == (1, 32)
-    assert longest[0]["mask"].all()
-    assert longest[1][ATTENTION].shape == (1, 4, 32)
+    longest = attentive.golden.longest["text"]
+    assert longest.inputs["mask"].shape == (1, 32)
+    assert longest.inputs["mask"].all()
+    assert longest.expected[ATTENTION].shape == (1, 4, 32)
     # Pixels have one size.
-    assert read_longest(attentive, "image") is None
+    assert "image" not in attentive.golden.longest
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -178,38 +178,35 @@ def test_a_graph_that_does_not_run_the_longest_input_is_refused(made: Made, copy
     done = verify(copy, "--precision", "fp32")
     assert done.exit_code == 1
     assert "text in fp32 does not run the longest input that its preprocessing gives, of length 32" in done.stderr
-    longest = read_longest(read_bundle(copy), "text")
-    assert longest is not None
+    longest = read_bundle(copy).golden.longest["text"]
     with pytest.raises(ParityError, match="does not run the longest input"):
         check_longest(copy, {"text": longest}, {"fp32": made.bundle.manifest.precisions["fp32"]}, False)
 
 
 def test_a_graph_that_differs_at_the_longest_input_alone_is_not_exported(made: Made) -> None:
-    longest = read_longest(made.bundle, "text")
-    assert longest is not None
-    inputs, expected = longest
+    longest = made.bundle.golden.longest["text"]
     entries = made.bundle.manifest.precisions
     assert check_longest(made.bundle.folder, {"text": longest}, entries, False) == entries
-    wrong = {**expected, "embeddings": expected["embeddings"] + np.float32(1e-3)}
+    wrong = {**longest.expected, "embeddings": longest.expected["embeddings"] + np.float32(1e-3)}
     with pytest.raises(ParityError, match="max_abs is 1"):
-        check_longest(made.bundle.folder, {"text": (inputs, wrong)}, entries, True)
+        check_longest(made.bundle.folder, {"text": GoldenCase(longest.inputs, wrong)}, entries, True)
 
 
 def test_an_encoder_that_does_not_take_its_longest_input_is_not_exported(made: Made) -> None:
     embedder = made.run.embedder("text")
-    inputs, _ = read_golden(made.bundle, "text")
+    inputs = made.bundle.golden.batch["text"].inputs
     with pytest.raises(UsageError, match=r"text encoder does not run the longest input .* of length 33 \("):
-        longest_case(embedder, {"max_length": 33}, inputs, attention=False)
-    case = longest_case(embedder, {"max_length": 32}, inputs, attention=True)
+        longest_case(embedder, 33, inputs, attention=False)
+    case = longest_case(embedder, 32, inputs, attention=True)
     assert case is not None
     row = int(inputs["mask"].sum(axis=1).argmax())
     real = int(inputs["mask"][row].sum())
-    np.testing.assert_array_equal(case[0]["input_ids"][0, :real], inputs["input_ids"][row, :real])
+    np.testing.assert_array_equal(case.inputs["input_ids"][0, :real], inputs["input_ids"][row, :real])
     np.testing.assert_array_equal(
-        case[0]["input_ids"][0, real : 2 * real][: 32 - real], inputs["input_ids"][row, :real][: 32 - real]
+        case.inputs["input_ids"][0, real : 2 * real][: 32 - real], inputs["input_ids"][row, :real][: 32 - real]
     )
-    plain: dict[str, Any] = eager_outputs(embedder, case[0], attention=False)
-    np.testing.assert_array_equal(plain["tokens"], case[1]["tokens"])
+    plain: dict[str, Any] = eager_outputs(embedder, case.inputs, attention=False)
+    np.testing.assert_array_equal(plain["tokens"], case.expected["tokens"])
     # As long already, without a longest, or too large to be carried about.
-    for settings in ({"max_length": real}, {}, {"max_length": 1 << 20}):
-        assert longest_case(embedder, settings, inputs, attention=False) is None
+    for max_length in (real, None, 1 << 20):
+        assert longest_case(embedder, max_length, inputs, attention=False) is None
