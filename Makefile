@@ -11,6 +11,7 @@ TORCH_INDEX ?=
 STAGE1 ?= committed
 DEMO ?= runs/demo
 BIN := .venv/bin
+DEMO_STAMP := .venv/.demo-installed
 STAMP := .venv/.installed
 GPU_BIN := .venv-gpu/bin
 GPU_STAMP := .venv-gpu/.installed
@@ -23,19 +24,24 @@ help: ## Say what can be made
 
 install: $(STAMP) ## Make .venv with everything that the demo, the tests and the linters need
 
-$(STAMP): pyproject.toml constraints.txt
+$(DEMO_STAMP): pyproject.toml constraints.txt
 	@echo "installing into .venv (torch is the largest part; CPU only: make install TORCH_INDEX=https://download.pytorch.org/whl/cpu)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: FluxTalk needs Python 3.11 or newer; $(PYTHON) is older: make install PYTHON=python3.12"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25"
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
+	@touch $@
+
+$(STAMP): $(DEMO_STAMP)
+	@echo "adding the tests' and the linters' packages to .venv (2 GB; not needed by make demo)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@# The bindings of TensorRT, without its libraries: tests check our use of them. Two versions, so beside the environment.
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/tensorrt-bindings/10.16 tensorrt_cu12_bindings==10.16.1.11
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/tensorrt-bindings/11.4 tensorrt_cu13_bindings==11.4.0.106
 	@touch $@
 
-demo: install ## Run the whole path on real input: data, training, export, search (6 minutes on 2 cores)
+demo: $(DEMO_STAMP) ## Run the whole path on real input: data, training, export, search (6 minutes on 2 cores)
 	$(BIN)/python -m bench.demo --output $(DEMO) --stage1 $(STAGE1)
 
 test: install ## Prove it (the slow tests are left out)

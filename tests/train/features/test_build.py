@@ -104,7 +104,7 @@ _SLOW = """
 import sys, time
 import torch
 from pathlib import Path
-from tests.train import given_features as tests
+from tests.train.features import given_features as tests
 
 class Slow(torch.nn.Module):
     def forward(self, features, mask):
@@ -120,6 +120,7 @@ def test_a_killed_build_goes_on(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", _SLOW, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (tmp_path / "00001.json").is_file():
+        assert process.poll() is None, "the build ended before it could be killed"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -216,17 +216,17 @@ from pathlib import Path
 from fluxtalk.train.features.options import CacheOptions
 from fluxtalk.train.distributed import process_world
 from fluxtalk.train.features.build import build_cache
-from fluxtalk.train import features
+from fluxtalk.train.features import sources
 from tests.train.features.given_features import given, ragged
 
 def few(*arguments):
     build_cache(*arguments, items_per_shard=8)
 
-features.build_cache = few
+sources.build_cache = few
 with process_world("cpu") as (world, device):
     stage1, data = given(ragged())
     options = CacheOptions(pca=3)
-    source = features.feature_sources(stage1, data, "train", "cache", Path(sys.argv[1]), device, options, None, world)
+    source = sources.feature_sources(stage1, data, "train", "cache", Path(sys.argv[1]), device, options, None, world)
     assert len(source["sound"]) == 40
     (Path(sys.argv[1]) / f"rank-{world.rank}").write_text(str(len(source["sound"].manifest.shards)))
 """

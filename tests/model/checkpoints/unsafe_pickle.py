@@ -1,0 +1,13 @@
+"""An object whose pickle would run code when it is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+class UnsafePickle:
+    """What a stranger's pickle could do."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("pwned"),))
