@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import click
 from click.core import ParameterSource
 
 from fluxtalk.console import Function, GroupedCommand, debug_option, option, sentence_errors
-from fluxtalk.train.config import CHOICES, RECIPES, TrainConfig
+from fluxtalk.train.config import CHOICES, TrainConfig
+from fluxtalk.train.config_file import merged, read_options
 
 _GROUPS: dict[str, dict[str, str]] = {
     "Data": {
@@ -84,7 +86,6 @@ _METAVARS = {
     "stage1_checkpoint": "PATH", "data": "DATA", "cache_dir": "DIR", "init_from": "RUN", "output_dir": "DIR",
     "log_name": "NAME",
 }  # fmt: skip
-_REQUIRED = ("stage1_checkpoint", "output_dir", "log_name")
 
 
 def _settings(command: Function) -> Function:
@@ -97,8 +98,8 @@ def _settings(command: Function) -> Function:
 
 def _setting(name: str, help_: str, group: str) -> Callable[[Function], Function]:
     settings: dict[str, Any] = {"help": help_, "group": group, "metavar": _METAVARS.get(name)}
-    if name in _REQUIRED:
-        return option(f"--{name}", required=True, **settings)
+    if name in TrainConfig.required():
+        return option(f"--{name}", **{**settings, "help": f"{help_}  [required, here or in --config]"})
     settings["default"] = TrainConfig.__dataclass_fields__[name].default
     hint = get_type_hints(TrainConfig)[name]
     if hint is bool:
@@ -111,6 +112,14 @@ def _setting(name: str, help_: str, group: str) -> Callable[[Function], Function
 @click.command(name="train", cls=GroupedCommand, context_settings={"max_content_width": 110})
 @_settings
 @option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    group="Identity",
+    help="TOML or JSON file of options by name, or a run's run.json; options typed here override it.",
+)
+@option(
     "--resume",
     is_flag=True,
     group="Runtime",
@@ -119,7 +128,7 @@ def _setting(name: str, help_: str, group: str) -> Callable[[Function], Function
 @debug_option
 @click.pass_context
 @sentence_errors
-def main(context: click.Context, /, resume: bool, **options: Any) -> None:
+def main(context: click.Context, /, config_file: Path | None, resume: bool, **options: Any) -> None:
     """Train register tokens over frozen encoders (stage 2).
 
     Works alone and under torchrun: torchrun --nproc-per-node=N -m fluxtalk.train OPTIONS
@@ -128,5 +137,5 @@ def main(context: click.Context, /, resume: bool, **options: Any) -> None:
     from fluxtalk.train.run import fit
 
     typed = {n: v for n, v in options.items() if context.get_parameter_source(n) != ParameterSource.DEFAULT}
-    config = TrainConfig(**{**options, **RECIPES[options["recipe"]], **typed})
+    config = merged(read_options(config_file) if config_file is not None else {}, typed)
     sys.exit(fit(config, resume).exit_code)

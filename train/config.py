@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Self, get_type_hints
 
@@ -180,6 +181,11 @@ class TrainConfig(StrictConfig):
         )
         require(bool(self.implementation.strip()), "--implementation must not be empty.")
         require(bool(self.experiment_id.strip()), "--experiment_id must not be empty.")
+
+    @classmethod
+    def required(cls) -> tuple[str, ...]:
+        """Names of the options without a default."""
+        return tuple(name for name, field in cls.__dataclass_fields__.items() if field.default is dataclasses.MISSING)
 
     @classmethod
     def with_recipe(cls, recipe: str, **options: Any) -> Self:
