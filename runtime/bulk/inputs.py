@@ -10,12 +10,8 @@ from typing import Any, NamedTuple
 
 from fluxtalk.datasets.tables.readers import Row, bad_row, first_columns, is_table, open_table
 from fluxtalk.errors import DataError, InputError, UsageError
+from fluxtalk.preprocess import FILE_SUFFIXES
 
-SUFFIXES = {
-    "image": frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")),
-    "audio": frozenset((".wav", ".flac", ".ogg")),
-    "features": frozenset((".npy",)),
-}
 _ID = "id"
 
 
@@ -185,7 +181,7 @@ def open_input(
 def _expand(kind: str, path: Path) -> list[str]:
     if not path.is_dir():
         return [str(path)]
-    found = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in SUFFIXES[kind])
+    found = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in FILE_SUFFIXES[kind])
     if not found:
-        raise InputError(f"The folder {path} has no {kind} file ({', '.join(sorted(SUFFIXES[kind]))}).")
+        raise InputError(f"The folder {path} has no {kind} file ({', '.join(sorted(FILE_SUFFIXES[kind]))}).")
     return found

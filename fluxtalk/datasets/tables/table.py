@@ -34,10 +34,9 @@ from fluxtalk.datasets.splits import Column, divide, split_by_hash
 from fluxtalk.datasets.tables.links import Cells, link_notes, linked_ids
 from fluxtalk.datasets.tables.readers import WholeTable, open_table, read_whole
 from fluxtalk.errors import DataError, UsageError
+from fluxtalk.preprocess import FILE_SUFFIXES
 
-FILE_SUFFIXES = frozenset(
-    (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".wav", ".flac", ".ogg", ".npy")
-)
+_FILE_SUFFIXES = frozenset(suffix for suffixes in FILE_SUFFIXES.values() for suffix in suffixes)
 
 
 @dataclass(frozen=True)
@@ -184,7 +183,7 @@ def _holds_files(cells: Cells, kind: str | None) -> bool:
     if kind is not None:
         return kind != "text"
     present = {cell for cell in cells if cell is not None}
-    return bool(present) and all(Path(cell).suffix.lower() in FILE_SUFFIXES for cell in present)
+    return bool(present) and all(Path(cell).suffix.lower() in _FILE_SUFFIXES for cell in present)
 
 
 def _require_cells_files(table: _Table, files: frozenset[str]) -> None:
