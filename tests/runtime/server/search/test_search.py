@@ -327,7 +327,7 @@ def test_an_index_of_another_space_ends_the_start(
         [
             ([tmp_path / "foreign.index"], "do not share a space"),
             ([tmp_path / "changed.index"], "was changed"),
-            ([tmp_path / "none.index"], "is no index"),
+            ([tmp_path / "none.index"], "is not an index"),
             ([indexes[0], tmp_path / "pooled.index"], "called 'pooled'"),
         ]
     ):
