@@ -1,11 +1,11 @@
-"""What the command lines share: both spellings of an option, one-sentence errors, progress bars."""
+"""Parts that all command lines share: options and their groups, one-sentence errors, progress bars."""
 
 from __future__ import annotations
 
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -14,25 +14,74 @@ from tqdm import tqdm
 from fluxtalk.errors import FluxTalkError
 
 T = TypeVar("T")
-Command = TypeVar("Command", bound=Callable[..., Any])
-
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _EXTRAS = {"torch": "train", "onnx": "export", "onnxscript": "export", "ml_dtypes": "export"}
-"""What training and export import, and the extra that brings it."""
+"""Module that training or export imports, to the extra that installs it."""
 
 
-def option(name: str, *more: str, **settings: Any) -> Callable[[Command], Command]:
-    """A click option that takes ``--snake_case`` and ``--kebab-case`` alike.
+class Option(click.Option):
+    """An option that help shows with hyphens, in a titled group, and that takes its underscored spelling silently.
 
-    ``name`` is the specified spelling, such as ``--batch_size``; it is the one that help shows first.
+    Args:
+        param_decls: as for `click.Option`. A long name with underscores is one from before hyphens: help, usage and
+            errors show it with hyphens, and both spellings are accepted. New options are declared with hyphens.
+        group: title that `GroupedCommand` lists the option under; None is "Options".
     """
-    spellings = [name]
-    if "_" in name:
-        spellings.append("--" + name[2:].replace("_", "-"))
-    return click.option(*spellings, *more, **settings)
+
+    def __init__(self, param_decls: Sequence[str] | None = None, *, group: str | None = None, **settings: Any) -> None:
+        declared = list(param_decls or ())
+        super().__init__([_hyphenated(part) for part in declared], **settings)
+        self.group = group
+        spellings = [name for part in declared if part.startswith("-") for name in part.split("/")]
+        self._underscored = [name for name in spellings if name != _hyphenated(name)]
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Accept the underscored spellings too, which `opts` leaves out so that nothing shows them."""
+        shown, shown_off = self.opts, self.secondary_opts
+        self.opts = [*shown, *(name for name in self._underscored if _hyphenated(name) in shown)]
+        self.secondary_opts = [*shown_off, *(name for name in self._underscored if _hyphenated(name) in shown_off)]
+        try:
+            super().add_to_parser(parser, ctx)
+        finally:
+            self.opts, self.secondary_opts = shown, shown_off
 
 
-def debug_option(command: Command) -> Command:
+def _hyphenated(declaration: str) -> str:
+    """A spelling with hyphens; the name of a function's argument stays as it is."""
+    return declaration.replace("_", "-") if declaration.startswith("-") else declaration
+
+
+def option(name: str, *more: str, **settings: Any) -> Callable[[Function], Function]:
+    """Add an `Option`: ``option("--batch_size", ...)`` is shown as ``--batch-size`` and takes both spellings."""
+    return click.option(name, *more, cls=Option, **settings)
+
+
+class GroupedCommand(click.Command):
+    """A command whose help lists options under the titles of their groups, in the order of declaration."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List every group's options, then those without a group."""
+        groups: dict[str | None, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(getattr(parameter, "group", None), []).append(record)
+        others = groups.pop(None, [])
+        for title, records in [*groups.items(), ("Options", others)]:
+            with formatter.section(str(title)):
+                formatter.write_dl(records)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Suggest only spellings that help shows."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            shown = [name for parameter in self.get_params(ctx) for name in parameter.opts]
+            raise click.NoSuchOption(error.option_name, possibilities=shown, ctx=ctx) from None
+
+
+def debug_option(command: Function) -> Function:
     """Add ``--debug``: a traceback instead of one sentence."""
     return click.option(
         "--debug",
@@ -49,7 +98,7 @@ def _remember_debug(context: click.Context, _parameter: click.Parameter, value: 
         context.find_root().meta["fluxtalk.debug"] = True
 
 
-def sentence_errors(command: Command) -> Command:
+def sentence_errors(command: Function) -> Function:
     """Turn a `FluxTalkError`, or an `OSError`, into one sentence on standard error and its exit code."""
 
     @functools.wraps(command)
@@ -69,11 +118,11 @@ def sentence_errors(command: Command) -> Command:
             click.echo(f"error: {sentence}", err=True)
             sys.exit(FluxTalkError.exit_code)
         except BrokenPipeError:
-            # The reader of our output went away (`| head`): not an error of ours.
+            # The reader of our output is gone (`| head`), which is not an error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except OSError as error:
-            # Where a path of the user's cannot be read or written: no permission, no space, a file in a folder's place.
+            # A path that the user named: no permission, no space, or a file in place of a folder.
             if _debugging():
                 raise
             click.echo(f"error: {error}; check the path, its permissions and the free space.", err=True)
@@ -88,7 +137,7 @@ def _debugging() -> bool:
 
 
 def progress(items: Iterable[T] | None, what: str, total: int | None = None, unit: str = "it") -> Any:
-    """A progress bar with rate and time left on standard error; quiet updates where that is no terminal."""
+    """A progress bar with rate and time left on standard error; updated every 10 s if that is not a terminal."""
     interactive = sys.stderr.isatty()
     return tqdm(
         items,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self, get_type_hints
 
 from fluxtalk.artifacts.files import Identity
-from fluxtalk.config import StrictConfig, require
+from fluxtalk.config import AGGREGATIONS, BLOCK_WEIGHTS, OUTPUT_PROJECTIONS, SCHEDULES, StrictConfig, require
 from fluxtalk.train.option_types import plain
 
 ENCODE = ("cache", "online")
@@ -15,6 +15,7 @@ CONTRASTIVE = ("infonce", "sigmoid")
 OBJECTIVES = ("none", "reconstruction", "contrast")
 NESTED_DRAWS = ("independent", "batch", "all")
 FEATURE_DTYPES = ("fp16", "int8")
+DEVICES = ("auto", "cpu", "cuda")
 RECIPES: dict[str, dict[str, Any]] = {
     "specified": {},
     "recommended": {
@@ -36,7 +37,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "nested_draw": NESTED_DRAWS,
     "feature_dtype": FEATURE_DTYPES,
     "recipe": tuple(RECIPES),
+    "nested_dropout_schedule": SCHEDULES,
+    "block_weights": BLOCK_WEIGHTS,
+    "output_projection": OUTPUT_PROJECTIONS,
+    "aggregation": AGGREGATIONS,
+    "device": DEVICES,
 }
+"""Option to the words that it takes."""
 LARGEST_RATE = 100.0
 """Of AdamW, whose steps are about as long as its rate, on parameters of about 1."""
 LARGEST = 1e30

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -44,14 +45,25 @@ def run(*parts: str) -> Result:
 
 
 def test_the_command_line_is_frozen() -> None:
-    spelled = {o for p in main.params for o in p.opts if not o.startswith("--no")}
-    snake = {o for o in spelled if "-" not in o[2:]}
-    assert snake == OPTIONS | {o for o in spelled if o.count("-") == 2 and "_" not in o}
-    for name in snake:
-        assert name.replace("_", "-").replace("--", "--", 1) in {"--" + o[2:].replace("_", "-") for o in spelled}
-    assert {o.replace("_", "-") for o in snake} <= {o.replace("_", "-") for o in spelled}
-    assert "--batch-size" in spelled
-    assert "--num-register-tokens" in spelled
+    shown = {spelling for parameter in main.params for spelling in parameter.opts}
+    assert shown == {option.replace("_", "-") for option in OPTIONS}
+
+
+def test_both_spellings_are_accepted_and_one_is_shown() -> None:
+    help_ = run("--help").output
+    for option in OPTIONS:
+        shown = option.replace("_", "-")
+        assert len(re.findall(rf"^ *{shown}(?![\w-])", help_, re.M)) == 1, option
+        assert shown == option or option not in help_
+    titles = ["Data", "Head", "Nested dropout", "Losses", "Optimization", "Runtime", "Identity"]
+    assert re.findall(r"^([A-Z][a-z ]+):$", help_, re.M) == [*titles, "Options"]
+    for spelling in ("--num_register_tokens", "--num-register-tokens"):
+        refused = run(spelling, "many")
+        assert refused.exit_code == 2
+        assert "Invalid value for '--num-register-tokens'" in refused.stderr
+    mistyped = run("--num_register_token", "4")
+    assert "--num-register-tokens" in mistyped.stderr
+    assert "--num_register_tokens" not in mistyped.stderr
 
 
 def test_the_specified_defaults() -> None:
