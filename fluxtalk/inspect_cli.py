@@ -67,9 +67,9 @@ def _bundle(path: Path) -> dict[str, Any]:
 
 
 def _index(path: Path) -> dict[str, Any]:
-    from fluxtalk.runtime.index.index import SearchIndex
+    from fluxtalk.artifacts.index import read_index
 
-    return {"kind": "index", **SearchIndex(path).manifest.to_dict()}
+    return {"kind": "index", **read_index(path).manifest.to_dict()}
 
 
 def _run(path: Path) -> dict[str, Any]:

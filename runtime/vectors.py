@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluxtalk import tokens as token_algebra
+from fluxtalk.arrays import BITS_PER_NUMBER, Floats, Integers
 from fluxtalk.errors import UsageError
 
-DTYPES = ("float32", "float16", "int8", "binary")
+DTYPES = tuple(BITS_PER_NUMBER)
 
 Vectors = NDArray[Any]
 
@@ -53,7 +54,7 @@ def quantize(vectors: NDArray[np.floating[Any]], dtype: str) -> Vectors:
     raise UsageError(f"dtype is one of {', '.join(DTYPES)}; got {dtype!r}.")
 
 
-def directions(vectors: Vectors, dim: int | None = None) -> NDArray[np.float32]:
+def directions(vectors: Vectors, dim: int | None = None) -> Floats:
     """What vectors of any of the types point at: float32, (..., D) of length 1.
 
     Binary vectors become -1 and 1, normalized.
@@ -67,7 +68,7 @@ def directions(vectors: Vectors, dim: int | None = None) -> NDArray[np.float32]:
     return token_algebra.l2_normalize(vectors.astype(np.float32, copy=False))
 
 
-def similarity(a: Vectors, b: Vectors) -> NDArray[np.float32]:
+def similarity(a: Vectors, b: Vectors) -> Floats:
     """Cosines of every vector of ``a`` with every one of ``b``, whichever types they have: float32 (A, B).
 
     Of two binary vectors it is ``1 - 2 hamming / bits``. A binary vector compares with others, too: a query in float32
@@ -81,11 +82,11 @@ def similarity(a: Vectors, b: Vectors) -> NDArray[np.float32]:
         UsageError: the dimensions differ.
     """
     left, right = _same_dim(np.atleast_2d(a), np.atleast_2d(b))
-    cosines: NDArray[np.float32] = left @ right.T
+    cosines: Floats = left @ right.T
     return cosines
 
 
-def hamming(a: Vectors, b: Vectors) -> NDArray[np.int64]:
+def hamming(a: Vectors, b: Vectors) -> Integers:
     """In how many bits every binary vector of ``a`` differs from every one of ``b``: int64 (A, B).
 
     Args:
@@ -102,11 +103,11 @@ def hamming(a: Vectors, b: Vectors) -> NDArray[np.int64]:
             f"got {a.dtype} with {a.shape[-1]} and {b.dtype} with {b.shape[-1]} bytes."
         )
     left, right = np.unpackbits(a, axis=-1).astype(np.float32), np.unpackbits(b, axis=-1).astype(np.float32)
-    either: NDArray[np.float32] = left.sum(axis=1)[:, None] + right.sum(axis=1)[None]
+    either: Floats = left.sum(axis=1)[:, None] + right.sum(axis=1)[None]
     return (either - 2 * (left @ right.T)).astype(np.int64)
 
 
-def maxsim(a: Vectors, b: Vectors) -> NDArray[np.float32]:
+def maxsim(a: Vectors, b: Vectors) -> Floats:
     """Late interaction of every item of ``a`` with every one of ``b``: float32 (A, B), in -1..1.
 
     Each token of a takes its most similar token of b; the score is the mean over the tokens of a. Give overlapping
@@ -127,7 +128,7 @@ def _items(tokens: Vectors) -> Vectors:
     return tokens[None] if tokens.ndim == 2 else tokens
 
 
-def _same_dim(a: Vectors, b: Vectors) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _same_dim(a: Vectors, b: Vectors) -> tuple[Floats, Floats]:
     dim = next((int(x.shape[-1]) for x in (a, b) if x.dtype != np.uint8), 8 * int(a.shape[-1]))
     for x in (a, b):
         if x.shape[-1] != (-(-dim // 8) if x.dtype == np.uint8 else dim):

@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 
 from bench.machine import processor
 from fluxtalk.artifacts.files import git_revision, write_json
+from fluxtalk.artifacts.index import IndexSpec
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.datasets import default_cache_dir, load_dataset
 from fluxtalk.runtime import DTYPES, Embedder, load, maxsim, similarity
 from fluxtalk.runtime.backends.threads import available_cores
-from fluxtalk.runtime.index.index import IndexContent, SearchIndex, build_index
-from fluxtalk.runtime.index.near_vectors import EXACT_UP_TO
+from fluxtalk.runtime.index.build import build_index
+from fluxtalk.runtime.index.nearest_neighbors import EXACT_UP_TO
+from fluxtalk.runtime.index.search import SearchIndex
 from fluxtalk.tokens import l2_normalize
 
 _SHOWN = 10
@@ -116,18 +118,18 @@ def measured(task: Task, embedder: Embedder) -> Iterator[dict[str, Any]]:
     for name, (output, queries, gallery) in forms.items():
         own = _best(similarity(queries, gallery))
         for dtype in DTYPES:
-            content = IndexContent.of(embedder, "image", output, dtype=dtype)
-            yield from _rows(f"{name} {dtype}", task, content, queries, gallery, (None,), pooled, own)
+            spec = IndexSpec.of(embedder.bundle, "image", output, dtype=dtype)
+            yield from _rows(f"{name} {dtype}", task, spec, queries, gallery, (None,), pooled, own)
     own = _best(_blocks(task.queries, task.gallery))
     for dtype in DTYPES:
-        content = IndexContent.of(embedder, "image", "tokens", dtype=dtype)
-        yield from _rows(f"tokens {dtype}", task, content, task.queries, task.gallery, _CANDIDATES, pooled, own)
+        spec = IndexSpec.of(embedder.bundle, "image", "tokens", dtype=dtype)
+        yield from _rows(f"tokens {dtype}", task, spec, task.queries, task.gallery, _CANDIDATES, pooled, own)
 
 
 def _rows(
     name: str,
     task: Task,
-    content: IndexContent,
+    spec: IndexSpec,
     queries: Floats,
     gallery: Floats,
     tried: Sequence[int | None],
@@ -138,7 +140,7 @@ def _rows(
     numbers = [str(row) for row in range(len(gallery))]
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        manifest = build_index(Path(folder) / "index", np.array_split(gallery, 64), numbers, content)
+        manifest = build_index(Path(folder) / "index", np.array_split(gallery, 64), numbers, spec)
         seconds = time.perf_counter() - started
         index = SearchIndex(Path(folder) / "index")
         for candidates in tried:

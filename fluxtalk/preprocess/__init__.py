@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from fluxtalk.errors import ArtifactError
-from fluxtalk.preprocess.audio import AudioPreprocessor
-from fluxtalk.preprocess.base import Array, Preprocessor, pad_and_mask
+from fluxtalk.preprocess.audio import AUDIO_SUFFIXES, AudioPreprocessor
+from fluxtalk.preprocess.base import Preprocessor, pad_and_mask
 from fluxtalk.preprocess.features import FeaturesPreprocessor
 from fluxtalk.preprocess.image import ImagePreprocessor
+from fluxtalk.preprocess.image_files import IMAGE_SUFFIXES
 from fluxtalk.preprocess.text import TextPreprocessor
 
 __all__ = [
-    "Array",
+    "FILE_SUFFIXES",
     "AudioPreprocessor",
     "FeaturesPreprocessor",
     "ImagePreprocessor",
@@ -22,6 +23,13 @@ __all__ = [
     "from_parts",
     "pad_and_mask",
 ]
+
+FILE_SUFFIXES: Mapping[str, tuple[str, ...]] = {
+    "image": IMAGE_SUFFIXES,
+    "audio": AUDIO_SUFFIXES,
+    "features": (".npy",),
+}
+"""Kind of preprocessing to the suffixes, in lower case, by which its files are found in folders and tables."""
 
 
 def from_parts(config: Mapping[str, Any], files: Mapping[str, str]) -> Preprocessor:

@@ -14,9 +14,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from fluxtalk.arrays import Array
 from fluxtalk.errors import BackendError, InputError, UsageError, reason
-from fluxtalk.preprocess.base import Array, pad_and_mask, require_keys
+from fluxtalk.preprocess.base import pad_and_mask, require_keys
 
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg")
+"""Suffixes by which files are found in folders and tables; others that soundfile reads can be named."""
 _MAX_RATE = 1_000_000
 _MARGIN_SECONDS = 0.1
 """Read beyond the cut, so that the last samples are resampled from what follows them."""

@@ -10,11 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fluxtalk.arrays import Array, Booleans
 from fluxtalk.errors import ArtifactError
-
-Array = NDArray[Any]
 
 
 class Preprocessor(Protocol):
@@ -45,7 +43,7 @@ class Preprocessor(Protocol):
         """A JSON configuration and the text files it names; `fluxtalk.preprocess.from_parts` reads them back."""
 
 
-def pad_and_mask(rows: Sequence[Array], dtype: type[np.generic]) -> tuple[Array, NDArray[np.bool_]]:
+def pad_and_mask(rows: Sequence[Array], dtype: type[np.generic]) -> tuple[Array, Booleans]:
     """Stack arrays of different first dimension, zero-padded at the end.
 
     Args:

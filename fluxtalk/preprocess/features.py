@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from fluxtalk.arrays import Array
 from fluxtalk.errors import InputError, reason
-from fluxtalk.preprocess.base import Array, pad_and_mask, require_keys
+from fluxtalk.preprocess.base import pad_and_mask, require_keys
 
 
 @dataclass(frozen=True)

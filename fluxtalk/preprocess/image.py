@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
+from fluxtalk.arrays import Array
 from fluxtalk.errors import InputError, UsageError
-from fluxtalk.preprocess.base import Array, require_keys
+from fluxtalk.preprocess.base import require_keys
+from fluxtalk.preprocess.image_files import eight_bits, read_image
 
 _MODES = {1: "L", 3: "RGB"}
 _FILTERS = {
@@ -21,8 +20,6 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-MAX_PIXELS = 100_000_000
-MAX_SIDE = 50_000
 
 
 @dataclass(frozen=True)
@@ -65,16 +62,15 @@ class ImagePreprocessor:
         """Decode one image to uint8 (height, width, channels).
 
         Args:
-            item: a path, encoded bytes, a PIL image, or a uint8 array (height, width[, channels]).
+            item: as for `read_image`, or a uint8 array (height, width[, channels]).
 
         Raises:
-            InputError: it is missing, is no image, has 32 bits per channel, is larger than 100 megapixels, or
-                longer than 50,000 pixels on a side.
+            InputError: as for `read_image`; or the array is malformed, or has 32 bits per channel.
         """
-        image = _from_array(item) if isinstance(item, np.ndarray) else _open(item)
+        image = _from_array(item) if isinstance(item, np.ndarray) else read_image(item)
         wanted = (self.height, self.width)
         if image.mode != _MODES[self.channels]:
-            image = _eight_bit(image).convert(_MODES[self.channels])
+            image = _convertible(image).convert(_MODES[self.channels])
         if (image.height, image.width) != wanted:
             image = self._resized(image)
         return np.asarray(image).reshape(self.height, self.width, self.channels)
@@ -118,55 +114,13 @@ def _from_array(array: Array) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _open(item: Any) -> Image.Image:
-    name = _name(item)
-    try:
-        with contextlib.ExitStack() as opened:
-            if isinstance(item, Image.Image):
-                # It may not be decoded yet, nor turned as its camera says: the same picture as its file gives.
-                image = item
-            elif isinstance(item, str | Path):
-                image = Image.open(opened.enter_context(open(item, "rb")))
-            else:
-                image = Image.open(io.BytesIO(item))
-            # The header alone tells the size: a decompression bomb is refused before it is decoded.
-            if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
-                raise InputError(
-                    f"The image {name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are taken, "
-                    f"and {MAX_SIDE:,} on a side: scale it down."
-                )
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except FileNotFoundError:
-        raise InputError(f"The image {name} does not exist; check the path.") from None
-    except InputError:
-        raise
-    except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
-        raise InputError(
-            f"The image {name} cannot be read ({_reason(error)}); give a complete file in a format that Pillow reads."
-        ) from None
-
-
-def _name(item: Any) -> str:
-    """What to call an image in a sentence."""
-    if isinstance(item, bytes | bytearray | memoryview):
-        return f"these {len(item)} bytes"
-    if isinstance(item, str | Path):
-        return str(item)
-    if isinstance(item, Image.Image):
-        return str(getattr(item, "filename", "")) or "given"
-    raise InputError(f"An image is a path, bytes, a PIL image or a uint8 array; got {type(item).__name__}.")
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
+def _convertible(image: Image.Image) -> Image.Image:
     """An image whose mode Pillow converts as people mean it.
 
     Raises:
         InputError: it has 32 bits per channel, of which nothing says what is white.
     """
-    if image.mode.startswith("I;16"):
-        # Pillow would clip 16 bits at 255, which makes nearly every picture white.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image = eight_bits(image)
     if image.mode in ("I", "F"):
         raise InputError(
             f"An image has 8 or 16 bits per channel; this one has mode {image.mode!r}: scale it to 8 bits."
@@ -174,9 +128,3 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
         return image.convert("RGBA")
     return image
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "not a known image format"
-    return str(error).split("\n")[0].rstrip(".") or type(error).__name__

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from fluxtalk.arrays import Array
 from fluxtalk.artifacts.files import hash_bytes
 from fluxtalk.errors import ArtifactError, InputError
-from fluxtalk.preprocess.base import Array, pad_and_mask, require_keys
+from fluxtalk.preprocess.base import pad_and_mask, require_keys
 
 TOKENIZER_FILE = "tokenizer.json"
 

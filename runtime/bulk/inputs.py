@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fluxtalk.errors import InputError, UsageError
-from fluxtalk.runtime.bulk.table_rows import is_table, iterate_rows, known_rows, table_columns
+from fluxtalk.datasets.tables.readers import Row, bad_row, first_columns, is_table, open_table
+from fluxtalk.errors import DataError, InputError, UsageError
+from fluxtalk.preprocess import FILE_SUFFIXES
 
-SUFFIXES = {
-    "image": frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")),
-    "audio": frozenset((".wav", ".flac", ".ogg")),
-    "features": frozenset((".npy",)),
-}
 _ID = "id"
 
 
@@ -56,7 +53,8 @@ class TableInput:
         skip_empty: bool = False,
     ) -> TableInput:
         """Find the columns: named, or the modality's own, and ``id`` where there is one."""
-        columns = table_columns(path)
+        with _input_errors():
+            columns = first_columns(open_table(path))
         name = column if column is not None else modality
         for wanted, spelling in ((name, "--column"), (id_column, "--id_column")):
             if wanted is not None and wanted not in columns:
@@ -67,25 +65,47 @@ class TableInput:
         return cls(path, kind, name, id_column or (_ID if _ID in columns and name != _ID else None), skip_empty)
 
     def count(self) -> int:
-        """How many items there are."""
-        known = None if self.skip_empty else known_rows(self.path)
-        return sum(1 for _ in self) if known is None else known
+        """Number of items."""
+        with _input_errors():
+            stated = None if self.skip_empty else open_table(self.path).count()
+        return sum(1 for _ in self) if stated is None else stated
 
     def __iter__(self) -> Iterator[Item]:
-        wanted = [self.column, *([self.id_column] if self.id_column is not None else [])]
-        for number, cells in iterate_rows(self.path, wanted):
-            value = cells[0]
-            if value is None or (isinstance(value, str) and not value.strip()):
-                if self.skip_empty:
-                    continue
-                raise InputError(
-                    f"Row {number} of {self.path} has no {self.column}, and every vector belongs to a row; "
-                    "leave the row out, or such rows with --skip_empty."
-                )
-            name = cells[1] if len(cells) > 1 else value if isinstance(value, str) else number
-            if isinstance(value, str) and self.kind != "text":
-                value = str(self.path.parent / value)
-            yield Item(str(name), value)
+        table = open_table(self.path)
+        wanted = {self.column, *([self.id_column] if self.id_column is not None else [])}
+        with _input_errors():
+            for row in table.rows(wanted):
+                if row.problem:
+                    raise bad_row(table, row)
+                value = row.cells.get(self.column)
+                if value is None or (isinstance(value, str) and not value.strip()):
+                    if self.skip_empty:
+                        continue
+                    where = f"{table.row_word.capitalize()} {row.number} of the table {self.path}"
+                    raise InputError(
+                        f"{where} has no {self.column}, and every vector belongs to a row; "
+                        "leave the row out, or such rows with --skip_empty."
+                    )
+                yield Item(self._name(row, value), self._resolved(value))
+
+    def _name(self, row: Row, value: Any) -> str:
+        if self.id_column is not None:
+            return str(row.cells.get(self.id_column))
+        return value if isinstance(value, str) else str(row.number)
+
+    def _resolved(self, value: Any) -> Any:
+        """A cell as preprocessing takes it: paths are relative to the table."""
+        is_path = isinstance(value, str) and self.kind != "text"
+        return str(self.path.parent / value) if is_path else value
+
+
+@contextmanager
+def _input_errors() -> Iterator[None]:
+    """Raise the errors of table readers as those of the input that a command was given."""
+    try:
+        yield
+    except DataError as error:
+        raise InputError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -161,7 +181,7 @@ def open_input(
 def _expand(kind: str, path: Path) -> list[str]:
     if not path.is_dir():
         return [str(path)]
-    found = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in SUFFIXES[kind])
+    found = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in FILE_SUFFIXES[kind])
     if not found:
-        raise InputError(f"The folder {path} has no {kind} file ({', '.join(sorted(SUFFIXES[kind]))}).")
+        raise InputError(f"The folder {path} has no {kind} file ({', '.join(sorted(FILE_SUFFIXES[kind]))}).")
     return found

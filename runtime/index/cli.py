@@ -6,12 +6,15 @@ from pathlib import Path
 
 import click
 
+from fluxtalk.artifacts.index import IndexSpec
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.runtime.bulk.cli import backend_options, input_options, serving_options
 from fluxtalk.runtime.bulk.inputs import open_input
 from fluxtalk.runtime.bulk.stream import Wanted, embedded
 from fluxtalk.runtime.embedder import load
-from fluxtalk.runtime.index.index import INDEX_KINDS, IndexContent, SearchIndex, build_index
+from fluxtalk.runtime.index.build import build_index
+from fluxtalk.runtime.index.search import SearchIndex
+from fluxtalk.tokens import SHARED_KINDS, TOKENS
 
 
 @click.group(name="index")
@@ -32,7 +35,7 @@ def main() -> None:
     "--kind",
     default="pooled",
     show_default=True,
-    type=click.Choice(INDEX_KINDS),
+    type=click.Choice(SHARED_KINDS),
     help="What to keep of each item. tokens: the first finds candidates, all overlapping ones put them in order.",
 )
 @serving_options
@@ -62,11 +65,12 @@ def build(
     with load(bundle, backend, threads, precision=precision) as embedder:
         opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column, skip_empty)
         names = [item.id for item in opened]
-        content = IndexContent.of(embedder, modality, kind, k, dtype)
+        spec = IndexSpec.of(embedder.bundle, modality, kind, k, dtype)
         chunks = embedded(embedder, opened, Wanted(modality, k, kind, batch_size=batch_size), len(names))
-        if kind == "tokens":
-            chunks = (chunk[:, : embedder.num_overlapping] for chunk in chunks)
-        manifest = build_index(output, chunks, names, content)
+        if kind == TOKENS:
+            shared = embedder.bundle.manifest.layout.select(k, kind).shared
+            chunks = (chunk[:, :shared] for chunk in chunks)
+        manifest = build_index(output, chunks, names, spec)
     click.echo(
         f"{output}: {manifest.items} {modality} items, {kind}, k = {manifest.k}, dimension {manifest.dim}, "
         f"{manifest.bytes_per_item} bytes each in {dtype}"
@@ -107,7 +111,7 @@ def search(
     fluxtalk index search photos.index text "a dog on a beach"
     """
     opened = SearchIndex(index)
-    with load(bundle or opened.bundle, backend, threads, [modality], precision=precision) as embedder:
+    with load(bundle or opened.stored.bundle, backend, threads, [modality], precision=precision) as embedder:
         found = opened.search_items(embedder, modality, [query], count, k, candidates)
     for hit in found[0]:
         click.echo(f"{hit.similarity:7.4f}  {hit.item}")

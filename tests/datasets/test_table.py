@@ -166,7 +166,7 @@ def test_missing_files_are_all_counted_and_twenty_listed(tmp_path: Path, count: 
         ("title,id\na,x\n", "at least two modality columns"),
         (
             'title,caption\na,"one\nb,two\nc,three\n',
-            "no valid CSV: unexpected end of data, in the row that ends at line 4",
+            "not valid CSV: unexpected end of data, in the row that ends at line 4",
         ),
         ('title,caption\na,"one"x\nb,two\n', "in the row that ends at line 2"),
         ("", "no rows"),

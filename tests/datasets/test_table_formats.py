@@ -77,8 +77,8 @@ def test_only_named_columns_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "line 2 (no JSON"),
-        ("[1]", "line 2 (no JSON object"),
+        ("{", "line 2 (not valid JSON"),
+        ("[1]", "line 2 (not a JSON object"),
         ('{"title": 5, "caption": "a"}', "line 2 (title is int and not text"),
         ('{"title": "b", "caption": ["x", "y"]}', "line 2 (caption is list and not text"),
         ('{"title": "b", "caption": "c"}', ""),
@@ -98,7 +98,7 @@ def test_malformed_json_lines_are_refused(tmp_path: Path, line: str, words: str)
 
 def test_a_file_of_nothing_but_malformed_rows_says_so(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text("title,caption\na,b\n")
-    with pytest.raises(DataError, match=r"2 malformed of 2 rows: line 1 \(no JSON"):
+    with pytest.raises(DataError, match=r"2 malformed of 2 rows: line 1 \(not valid JSON"):
         load_dataset(f"{tmp_path}/pairs.jsonl", tmp_path)
 
 

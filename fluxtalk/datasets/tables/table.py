@@ -32,12 +32,11 @@ from fluxtalk.datasets.pairs import SPLIT_NAMES, PairDataset
 from fluxtalk.datasets.report import listed, require_files, with_progress
 from fluxtalk.datasets.splits import Column, divide, split_by_hash
 from fluxtalk.datasets.tables.links import Cells, link_notes, linked_ids
-from fluxtalk.datasets.tables.readers import READERS, RawTable
+from fluxtalk.datasets.tables.readers import WholeTable, open_table, read_whole
 from fluxtalk.errors import DataError, UsageError
+from fluxtalk.preprocess import FILE_SUFFIXES
 
-FILE_SUFFIXES = frozenset(
-    (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".wav", ".flac", ".ogg", ".npy")
-)
+_FILE_SUFFIXES = frozenset(suffix for suffixes in FILE_SUFFIXES.values() for suffix in suffixes)
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def _read(name: DataName) -> _Table:
     path = Path(name.path)
     if not path.exists():
         raise DataError(f"The table {path.absolute()} does not exist; check --data.")
-    raw = READERS[name.suffix](path, None if name.query is None else set(name.query.values()))
+    raw = read_whole(open_table(path), None if name.query is None else set(name.query.values()))
     if not raw.numbers:
         # Without a row there may be no column: what is wrong with the rows comes first.
         _require_rows(path, raw, raw.problems, "each is an object of columns")
@@ -111,7 +110,7 @@ def _read(name: DataName) -> _Table:
     )
 
 
-def _sources(name: DataName, raw: RawTable) -> dict[str, str]:
+def _sources(name: DataName, raw: WholeTable) -> dict[str, str]:
     """Modalities, ``id`` and ``split``, each to its column."""
     columns = raw.columns
     repeated = sorted({column for column in columns if columns.count(column) > 1})
@@ -142,7 +141,7 @@ def _sources(name: DataName, raw: RawTable) -> dict[str, str]:
     return sources
 
 
-def _require_rows(path: Path, raw: RawTable, problems: Sequence[tuple[int, str]], hint: str) -> None:
+def _require_rows(path: Path, raw: WholeTable, problems: Sequence[tuple[int, str]], hint: str) -> None:
     if problems:
         shown = listed([f"{raw.row_word} {number} ({what})" for number, what in sorted(problems)])
         total = len(raw.numbers) + len(raw.problems)
@@ -184,7 +183,7 @@ def _holds_files(cells: Cells, kind: str | None) -> bool:
     if kind is not None:
         return kind != "text"
     present = {cell for cell in cells if cell is not None}
-    return bool(present) and all(Path(cell).suffix.lower() in FILE_SUFFIXES for cell in present)
+    return bool(present) and all(Path(cell).suffix.lower() in _FILE_SUFFIXES for cell in present)
 
 
 def _require_cells_files(table: _Table, files: frozenset[str]) -> None:

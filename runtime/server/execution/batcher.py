@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fluxtalk.arrays import Array
 from fluxtalk.errors import InputError
-from fluxtalk.preprocess import Array, Preprocessor
+from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.server.execution.rate import ServiceRate
 from fluxtalk.runtime.server.http.errors import ApiError

@@ -9,8 +9,9 @@ from typing import Any
 
 from PIL import Image
 
+from fluxtalk.arrays import Array
 from fluxtalk.errors import FluxTalkError, InputError
-from fluxtalk.preprocess import Array, Preprocessor, TextPreprocessor
+from fluxtalk.preprocess import Preprocessor, TextPreprocessor
 from fluxtalk.runtime.server.execution.decoding import decode, decode_text
 from fluxtalk.runtime.server.http.errors import ApiError, as_api_error
 from fluxtalk.runtime.server.http.fetch import Fetcher

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fluxtalk.arrays import Array
 from fluxtalk.errors import InputError
-from fluxtalk.preprocess import Array, FeaturesPreprocessor, Preprocessor, TextPreprocessor
+from fluxtalk.preprocess import FeaturesPreprocessor, Preprocessor, TextPreprocessor
 from fluxtalk.preprocess.features import read_npy
+from fluxtalk.preprocess.image_files import open_image_bytes
 from fluxtalk.runtime.server.http.json_arrays import array_of_lists
 
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-"""What a stranger's bytes may be. Pillow knows more, some of which start other programs."""
 LARGE_PIXELS = 16_000_000
 """An image beyond this is decoded alone: several of 100 megapixels at a time would not fit into memory."""
 _CHARACTERS_PER_TOKEN = 64
@@ -43,7 +43,7 @@ def decode(preprocess: Preprocessor, value: Any) -> Array | Image.Image:
     data = media_bytes(value, preprocess.kind)
     if preprocess.kind != "image":
         return preprocess.prepare(data)
-    image = _opened(data)
+    image = open_image_bytes(data)
     return image if image.width * image.height > LARGE_PIXELS else preprocess.prepare(image)
 
 
@@ -126,16 +126,4 @@ def _features(preprocess: FeaturesPreprocessor, value: Any) -> Array:
     except ValueError as error:
         raise InputError(
             f"Features are lists of numbers or a .npy file in base64; this cannot be read ({error})."
-        ) from None
-
-
-def _opened(data: bytes) -> Image.Image:
-    """An image whose header was read, and nothing else."""
-    try:
-        return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-    except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
-        why = str(error).split("\n")[0] if isinstance(error, Image.DecompressionBombError) else "no such file"
-        raise InputError(
-            f"These {len(data)} bytes are no image that is taken here ({why}); "
-            f"give a complete {', '.join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]} of moderate size."
         ) from None

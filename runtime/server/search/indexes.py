@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
+from fluxtalk.arrays import Floats, vector_bytes
 from fluxtalk.errors import UsageError
-from fluxtalk.runtime.index.index import SearchIndex
-from fluxtalk.runtime.index.multi_vectors import MultiVectors
-from fluxtalk.runtime.index.near_vectors import Floats, NearVectors
+from fluxtalk.runtime.index.search import SearchIndex
 from fluxtalk.runtime.server.execution.served_model import Catalog
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request
 
@@ -36,25 +32,22 @@ class ServedIndex:
     def __init__(self, name: str, folder: Path, catalog: Catalog) -> None:
         opened = SearchIndex(folder)
         self.name = name
-        self.manifest = opened.manifest
-        opened.require_space(catalog.space_id(self.manifest.output), f"the bundle {catalog.model}")
+        self.manifest = opened.stored.manifest
+        opened.stored.require_space(catalog.space_id(self.manifest.output), f"the bundle {catalog.model}")
         self.kind = catalog.kinds.get(self.manifest.modality, "")
         """Of its items, as `Catalog.kinds` has it."""
-        self.items: Sequence[str] = json.loads((folder / "items.json").read_text(encoding="utf-8"))
-        self.item_path = opened.item_path
+        self.items = opened.stored.items
+        self.item_path = opened.stored.item_path
         """The file of an item, by its row."""
-        self._near = NearVectors.view(folder / "vectors.usearch", self.manifest.dtype)
+        self._neighbors = opened.neighbors
         self._overlapping = catalog.manifest.num_overlapping_tokens
-        self._multi: list[MultiVectors] = []
+        self._rerankers = opened.rerankers
         """By one less than the tokens of an item that are compared."""
-        if self.manifest.output == "tokens":
-            tokens = np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False)
-            self._multi = [MultiVectors(self._near, tokens[:, : t + 1]) for t in range(tokens.shape[1])]
 
     @property
     def ways(self) -> tuple[str, ...]:
         """How it can be searched; the first is taken where nothing is said."""
-        return (RERANK, POOLED) if self._multi else (POOLED,)
+        return (RERANK, POOLED) if self._rerankers else (POOLED,)
 
     @property
     def default_k(self) -> int:
@@ -79,11 +72,11 @@ class ServedIndex:
 
     def tokens_compared(self, how: str, k: int) -> int:
         """Tokens of an item that a search at this k looks at; complementary ones are never compared."""
-        return min(k, len(self._multi)) if how == RERANK else 1
+        return min(k, len(self._rerankers)) if how == RERANK else 1
 
     def bytes_per_item(self, how: str, k: int) -> int:
         """Bytes of an item's vectors that such a search needs, as they are stored."""
-        vector = self.manifest.bytes_per_item // (1 + len(self._multi)) if self._multi else self.manifest.bytes_per_item
+        vector = vector_bytes(self.manifest.dim, self.manifest.dtype)
         tokens = self.tokens_compared(how, k)
         # The first token alone is what finds candidates; of more, all lie together.
         return vector if tokens == 1 else vector * (1 + tokens)
@@ -100,9 +93,9 @@ class ServedIndex:
         """
         tokens = self.tokens_compared(how, k)
         if how == RERANK and tokens > 1:
-            rows, scores = self._multi[tokens - 1].search(query[:tokens], count)
+            rows, scores = self._rerankers[tokens - 1].search(query[:tokens], count)
         else:
-            rows, scores = self._near.search(query[0] if how == RERANK else query, count)
+            rows, scores = self._neighbors.search(query[0] if how == RERANK else query, count)
         return rows.tolist(), scores
 
 

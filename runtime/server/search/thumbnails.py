@@ -5,11 +5,10 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from fluxtalk.preprocess.image import MAX_PIXELS
-from fluxtalk.runtime.server.execution.decoding import IMAGE_FORMATS
+from fluxtalk.errors import InputError
+from fluxtalk.preprocess.image_files import eight_bits, open_image_file, upright
 from fluxtalk.runtime.server.http.errors import ApiError
 
 MAX_FILE_BYTES = 64 << 20
@@ -25,30 +24,23 @@ def thumbnail(path: Path, side: int) -> tuple[bytes, str]:
         The file and its media type: JPEG, or PNG where that would lose something.
 
     Raises:
-        ApiError: 404: there is no such file; 422: it is none of `IMAGE_FORMATS`, damaged or too large.
+        ApiError: 404: there is no such file; 422: it cannot be read (see `open_image_file`), or is too large.
     """
     try:
         if not path.is_file():
             raise ApiError(404, "The file of this item is not there any more.", "item_not_found")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise _unusable()
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise _unusable()
+        with open_image_file(path) as image:
             image.draft("RGB", (side, side))
-            image.load()
-            return _encoded(_shown(image), side)
-    except ApiError:
-        raise
-    except Exception:  # a broken file makes Pillow's decoders raise almost anything
+            return _encoded(_shown(upright(image)), side)
+    except (InputError, OSError):
         raise _unusable() from None
 
 
 def _shown(image: Image.Image) -> Image.Image:
-    """Upright, and in a mode that browsers show."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    """An image in a mode that browsers show."""
+    image = eight_bits(image)
     if image.mode in ("1", "L"):
         return image.convert("L")
     return image.convert("RGBA" if image.has_transparency_data else "RGB")

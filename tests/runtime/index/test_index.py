@@ -14,20 +14,22 @@ import numpy as np
 import pytest
 
 from fluxtalk.artifacts.bundle import Bundle
+from fluxtalk.artifacts.index import IndexSpec, read_index_manifest
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BackendError, IndexFileError, UsageError
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.runtime import DTYPES, load, maxsim, quantize, similarity
-from fluxtalk.runtime.index.index import IndexContent, SearchIndex, build_index, read_index_manifest
+from fluxtalk.runtime.index.build import build_index
+from fluxtalk.runtime.index.search import SearchIndex
 from tests.conftest import Made
 from tests.runtime.test_serving import one_sentence, run
 
 NAMES = [f"item {i}" for i in range(300)]
 
 
-def content(output: str = "pooled", dtype: str = "float32") -> IndexContent:
-    return IndexContent("bundle", "space", "image", output, 3, dtype)
+def content(output: str = "pooled", dtype: str = "float32") -> IndexSpec:
+    return IndexSpec("bundle", "space", "image", output, 3, dtype)
 
 
 def clustered(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -128,7 +130,7 @@ def test_a_changed_file_is_refused_by_name(tmp_path: Path, output: str) -> None:
     )
     for change in changes:
         (folder / "index.json").write_text(json.dumps({**facts, **change}))
-        with pytest.raises(IndexFileError, match="no index that this FluxTalk reads"):
+        with pytest.raises(IndexFileError, match="not an index that this FluxTalk reads"):
             read_index_manifest(folder)
 
 
@@ -207,7 +209,7 @@ def test_a_bundle_of_another_space_is_refused(made: Made, tmp_path: Path) -> Non
         for output in ("pooled", "tokens"):
             vectors = clustered((50, 48) if output == "pooled" else (50, 3, 48))
             other = dataclasses.replace(manifest, head_hash="of another training").space_id(output)
-            stranger = dataclasses.replace(IndexContent.of(embedder, "image", output), space_id=other)
+            stranger = dataclasses.replace(IndexSpec.of(embedder.bundle, "image", output), space_id=other)
             build_index(tmp_path / output, [vectors], NAMES[:50], stranger)
             with pytest.raises(IndexFileError, match="do not share a space"):
                 SearchIndex(tmp_path / output).search_items(embedder, "text", ["omega"])
@@ -230,7 +232,7 @@ def test_an_index_finds_its_bundle_and_items_from_anywhere(
         done = run("index", "search", index, "text", "omega")
         assert done.exit_code == 0, done.output
         assert done.output.split()[1:] == ["a.png"]
-        assert SearchIndex(index).item_path(0).resolve() == index.parent / "a.png"
+        assert SearchIndex(index).stored.item_path(0).resolve() == index.parent / "a.png"
 
     found(project / "photos.index")
     # The project as a whole may be moved; without its bundle the index says what to do.

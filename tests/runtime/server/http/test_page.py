@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from bench.demo.browser import browser, why_no_browser
+from fluxtalk.artifacts.index import IndexSpec
 from fluxtalk.runtime import load
-from fluxtalk.runtime.index.index import IndexContent, build_index
+from fluxtalk.runtime.index.build import build_index
 from fluxtalk.runtime.server.http.page_routes import PAGE_FILES
 from tests.conftest import Made
 from tests.runtime.server.conftest import running
@@ -26,7 +27,7 @@ def indexes(attentive: Path, pictures: list[Path], texts: list[str], tmp_path_fa
     with load(attentive, threads=1) as embedder:
         for name, modality, items in (("glyphs", "image", list(map(str, pictures))), ("names", "text", texts)):
             tokens = embedder.embed(modality, items, 3, "tokens")
-            build_index(folder / f"{name}.index", [tokens], items, IndexContent.of(embedder, modality, "tokens", 3))
+            build_index(folder / f"{name}.index", [tokens], items, IndexSpec.of(embedder.bundle, modality, "tokens", 3))
     return folder
 
 

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fluxtalk.artifacts.index import IndexSpec
 from fluxtalk.runtime import Embedder, load, maxsim, similarity
-from fluxtalk.runtime.index.index import IndexContent, SearchIndex, build_index
+from fluxtalk.runtime.index.build import build_index
+from fluxtalk.runtime.index.search import SearchIndex
 from fluxtalk.runtime.server.search.attention import grid_of
 from tests.conftest import Made
 from tests.runtime.server.conftest import PATIENCE_S, running, start
@@ -32,9 +34,9 @@ def indexes(made: Made, pictures: list[Path], texts: list[str], tmp_path_factory
     with load(made.bundle.folder, threads=1) as embedder:
         for output in ("pooled", "concat", "tokens"):
             vectors = embedder.embed("image", [*pictures, pictures[0]], 3, output)
-            content = IndexContent.of(embedder, "image", output, 3)
+            content = IndexSpec.of(embedder.bundle, "image", output, 3)
             build_index(folder / f"{output}.index", [vectors], names, content)
-        content = IndexContent.of(embedder, "text", "pooled")
+        content = IndexSpec.of(embedder.bundle, "text", "pooled")
         build_index(folder / "words.index", [embedder.embed("text", texts)], texts, content)
     return [folder / f"{name}.index" for name in ("pooled", "concat", "tokens", "words")]
 
@@ -242,7 +244,7 @@ def test_pictures_are_small_upright_and_nothing_but_pixels(
     (tmp_path / "cut.png").write_bytes((tmp_path / "clear.png").read_bytes()[:60])
     names = [str(tmp_path / name) for name in ("photo.jpg", "clear.png", "deep.png", "secret.txt", "cut.png", ".")]
     vectors = np.eye(len(names), 48, dtype=np.float32)
-    build_index(tmp_path / "i.index", [vectors], names, IndexContent.of(embedder, "image"))
+    build_index(tmp_path / "i.index", [vectors], names, IndexSpec.of(embedder.bundle, "image"))
     log = tmp_path_factory.mktemp("server") / "log"
     with (
         running(made.bundle.folder, log, "--index", tmp_path / "i.index", "--serve_items") as up,
@@ -316,7 +318,7 @@ def test_how_features_lie_over_an_image(length: int, size: tuple[int, int], grid
 def test_an_index_of_another_space_ends_the_start(
     made: Made, indexes: list[Path], tmp_path: Path, embedder: Embedder
 ) -> None:
-    foreign = IndexContent("elsewhere", "0" * 64, "text", "pooled", 4)
+    foreign = IndexSpec("elsewhere", "0" * 64, "text", "pooled", 4)
     build_index(tmp_path / "foreign.index", [np.eye(2, 48, dtype=np.float32)], ["a", "b"], foreign)
     shutil.copytree(indexes[0], tmp_path / "changed.index")
     (tmp_path / "changed.index" / "items.json").write_text("[]")
@@ -325,7 +327,7 @@ def test_an_index_of_another_space_ends_the_start(
         [
             ([tmp_path / "foreign.index"], "do not share a space"),
             ([tmp_path / "changed.index"], "was changed"),
-            ([tmp_path / "none.index"], "is no index"),
+            ([tmp_path / "none.index"], "is not an index"),
             ([indexes[0], tmp_path / "pooled.index"], "called 'pooled'"),
         ]
     ):

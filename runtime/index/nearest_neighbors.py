@@ -1,4 +1,4 @@
-"""`usearch`, met in one place: vectors on disk, memory-mapped, and the nearest of them."""
+"""Nearest neighbors by `usearch`, which nothing else imports: vectors on disk, memory-mapped."""
 
 from __future__ import annotations
 
@@ -6,25 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fluxtalk.arrays import Floats, Integers
 from fluxtalk.errors import BackendError
 from fluxtalk.runtime.vectors import quantize
 
 EXACT_UP_TO = 20_000
-"""Vectors up to which a search looks at all of them; above, the graph of near neighbors may miss some."""
+"""Number of vectors up to which a search compares with all; above, the graph of near neighbors may miss some."""
 _KINDS = {"float32": ("cos", "f32"), "float16": ("cos", "f16"), "int8": ("cos", "i8"), "binary": ("hamming", "b1")}
 
-Floats = NDArray[np.float32]
-Numbers = NDArray[np.int64]
 
-
-class NearVectors:
-    """Vectors, numbered from 0, and the nearest of them by cosine. Thread-safe for search.
+class NearestNeighbors:
+    """Vectors, numbered from 0, of which a search finds the nearest by cosine. Thread-safe for search.
 
     Args:
-        index: of usearch.
-        dtype: one of `fluxtalk.runtime.vectors.DTYPES`, in which the vectors are kept and compared.
+        index: a `usearch.index.Index`.
+        dtype: number format in which vectors are stored and compared, one of `fluxtalk.runtime.vectors.DTYPES`.
     """
 
     def __init__(self, index: Any, dtype: str) -> None:
@@ -32,8 +29,8 @@ class NearVectors:
         self._dtype = dtype
 
     @classmethod
-    def empty(cls, dim: int, dtype: str) -> NearVectors:
-        """None yet.
+    def empty(cls, dim: int, dtype: str) -> NearestNeighbors:
+        """Start without a vector.
 
         Raises:
             BackendError: usearch is not installed.
@@ -42,8 +39,8 @@ class NearVectors:
         return cls(_usearch().Index(ndim=_padded(dim, dtype), metric=metric, dtype=scalar), dtype)
 
     @classmethod
-    def view(cls, path: Path, dtype: str) -> NearVectors:
-        """Those of a file, which stays on disk.
+    def view(cls, path: Path, dtype: str) -> NearestNeighbors:
+        """Open a file, which stays on disk.
 
         Raises:
             BackendError: usearch is not installed.
@@ -59,18 +56,19 @@ class NearVectors:
         self._index.add(np.arange(start, start + len(vectors)), quantize(vectors, self._dtype))
 
     def save(self, path: Path) -> None:
-        """Write them to a file."""
+        """Write all vectors, and the graph of near neighbors, to a file."""
         self._index.save(str(path))
 
-    def search(self, query: Floats, count: int, exact: bool | None = None) -> tuple[Numbers, Floats]:
-        """The nearest to one vector (dim,).
+    def search(self, query: Floats, count: int, exact: bool | None = None) -> tuple[Integers, Floats]:
+        """Find the vectors nearest to a query.
 
         Args:
-            count: at most so many.
-            exact: look at all vectors, or follow the graph; None decides by `EXACT_UP_TO`.
+            query: (dim,).
+            count: largest number of answers.
+            exact: compare with all vectors, or follow the graph; None decides by `EXACT_UP_TO`.
 
         Returns:
-            their numbers and similarities as of `fluxtalk.runtime.vectors.similarity`, best first.
+            Numbers and similarities (see `fluxtalk.runtime.vectors.similarity`), best first.
         """
         exact = len(self) <= EXACT_UP_TO if exact is None else exact
         matches = self._index.search(quantize(query, self._dtype), count, exact=exact)
@@ -81,7 +79,7 @@ class NearVectors:
 
 
 def _padded(dim: int, dtype: str) -> int:
-    """Bits come in whole bytes."""
+    """``dim``, rounded up to whole bytes of bits."""
     return -(-dim // 8) * 8 if dtype == "binary" else dim
 
 

@@ -1,0 +1,266 @@
+"""The search index: one vector for each item, or its tokens, and the bundle that made them.
+
+::
+
+    INDEX/
+      index.json        the manifest: bundle, space, modality, kind of output, k, number format, hashes
+      items.json        names of the items, by row
+      vectors.usearch   one vector for each item, in which a search begins
+      tokens.npy        (items, tokens, dim), only in an index of tokens: they put candidates in order
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fluxtalk.arrays import BITS_PER_NUMBER, Array, vector_bytes
+from fluxtalk.artifacts.bundle import MANIFEST as BUNDLE_MANIFEST
+from fluxtalk.artifacts.bundle import Bundle
+from fluxtalk.artifacts.files import hash_file, write_json
+from fluxtalk.config import StrictConfig
+from fluxtalk.errors import IndexFileError, UsageError, reason
+from fluxtalk.tokens import POOLED, SHARED_KINDS, TOKENS
+
+FORMAT = "fluxtalk.index"
+SCHEMA_VERSION = 2
+
+
+@dataclass(frozen=True)
+class IndexSpec(StrictConfig):
+    """Which vectors an index holds."""
+
+    bundle: str
+    """Folder of the bundle that embedded them: a hint, which `space_id` verifies."""
+    space_id: str
+    """See `Manifest.space_id`."""
+    modality: str
+    output: str
+    """One of `SHARED_KINDS`: one vector for each item, or, for ``tokens``, its overlapping tokens."""
+    k: int
+    """Register tokens that were computed."""
+    dtype: str = "float32"
+    """Number format in which they are stored, one of `fluxtalk.runtime.vectors.DTYPES`."""
+
+    def __post_init__(self) -> None:
+        if self.output not in SHARED_KINDS:
+            raise UsageError(f"An index holds {', '.join(SHARED_KINDS)}; got {self.output!r}.")
+        if self.dtype not in BITS_PER_NUMBER:
+            raise UsageError(f"dtype is one of {', '.join(BITS_PER_NUMBER)}; got {self.dtype!r}.")
+
+    @classmethod
+    def of(
+        cls, bundle: Bundle, modality: str, output: str = POOLED, k: int | None = None, dtype: str = "float32"
+    ) -> IndexSpec:
+        """The vectors of one modality of a bundle.
+
+        Raises:
+            UsageError, TokenCountError: as for `TokenLayout.select`.
+        """
+        k = bundle.manifest.layout.select(k, output).k
+        return cls(str(bundle.folder.resolve()), bundle.manifest.space_id(output), modality, output, k, dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexManifest(IndexSpec):
+    """Everything an index says about itself."""
+
+    dim: int
+    """Numbers of a vector, or of one token."""
+    items: int
+    """Number of items."""
+    bytes_per_item: int
+    """Bytes of an item's vectors; the graph of near neighbors comes on top."""
+    files: dict[str, str]
+    """File name to SHA-256."""
+    bundle_from_index: str = ""
+    """Path of the bundle relative to the index, which holds if both were moved together."""
+    items_folder: str = ""
+    """Folder to which paths among the items' names are relative."""
+    items_from_index: str = ""
+    """Path of that folder relative to the index."""
+    format: str = FORMAT
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class IndexFiles:
+    """Paths of an index's files."""
+
+    folder: Path
+
+    @property
+    def manifest(self) -> Path:
+        """`IndexManifest` in JSON."""
+        return self.folder / "index.json"
+
+    @property
+    def items(self) -> Path:
+        """Names of the items, in JSON."""
+        return self.folder / "items.json"
+
+    @property
+    def vectors(self) -> Path:
+        """One vector for each item, as usearch saves them."""
+        return self.folder / "vectors.usearch"
+
+    @property
+    def tokens(self) -> Path:
+        """Stored tokens (items, tokens, dim), only in an index of tokens."""
+        return self.folder / "tokens.npy"
+
+    def hashed(self, output: str) -> list[Path]:
+        """The files that the manifest of an index of such vectors names."""
+        return [self.items, *[self.tokens] * (output == TOKENS), self.vectors]
+
+
+@dataclass(frozen=True)
+class StoredIndex:
+    """A verified index on disk."""
+
+    folder: Path
+    manifest: IndexManifest
+    items: Sequence[str]
+    """Names of the items, by row."""
+
+    @property
+    def files(self) -> IndexFiles:
+        """Paths of its files."""
+        return IndexFiles(self.folder)
+
+    @property
+    def bundle(self) -> Path:
+        """The folder of the bundle that built it.
+
+        Raises:
+            IndexFileError: it is no longer there.
+        """
+        tried = self._candidates(self.manifest.bundle, self.manifest.bundle_from_index)
+        for folder in tried:
+            if (folder / BUNDLE_MANIFEST).is_file():
+                return folder
+        raise IndexFileError(
+            f"The bundle that the index {self.folder} was built with is not at {' nor at '.join(map(str, tried))}; "
+            "name it with --bundle, or another of the same run."
+        )
+
+    def item_path(self, row: int) -> Path:
+        """The file of an item whose name is a path, whatever the working directory is."""
+        folders = self._candidates(self.manifest.items_folder, self.manifest.items_from_index)
+        tried = [folder / self.items[row] for folder in folders]
+        return next((path for path in tried if path.is_file()), tried[0])
+
+    def read_tokens(self) -> Array:
+        """The tokens of an index of tokens, (items, tokens, dim) in its number format; memory-mapped.
+
+        Raises:
+            IndexFileError: the file cannot be read.
+        """
+        try:
+            tokens: Array = np.load(self.files.tokens, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise IndexFileError(
+                f"{self.files.tokens} cannot be read ({reason(error)}); build the index again."
+            ) from None
+        return tokens
+
+    def require_space(self, space_id: str, what: str) -> None:
+        """Refuse vectors that do not compare with those of the index.
+
+        Args:
+            space_id: as `Manifest.space_id` gives it.
+            what: whose it is, as the sentence names it.
+
+        Raises:
+            IndexFileError: they are of another head, other encoders or another kind of output.
+        """
+        if space_id != self.manifest.space_id:
+            raise IndexFileError(
+                f"The index {self.folder} and {what} do not share a space: it holds {self.manifest.output} vectors of "
+                f"another head, or of another kind of output ({self.manifest.space_id[:12]} and {space_id[:12]}); "
+                "name the bundle that it was built with, or one of the same run, or build it again."
+            )
+
+    def _candidates(self, absolute: str, relative: str) -> list[Path]:
+        """Where a folder was, and where it is if it was moved together with the index."""
+        folders = [Path(absolute)]
+        if relative and (moved := (self.folder / relative).resolve()) != folders[0]:
+            folders.append(moved)
+        return folders
+
+
+def write_index_manifest(
+    folder: Path, final: Path, spec: IndexSpec, items: Sequence[str], shape: Sequence[int]
+) -> IndexManifest:
+    """Write the items' names and, last of all files, the manifest.
+
+    Args:
+        folder: holds the vectors, and the tokens if there are any.
+        final: the folder that it becomes, from which relative paths are taken.
+        shape: of one item's vectors: (dim,), or (tokens, dim).
+    """
+    files = IndexFiles(folder)
+    write_json(files.items, list(items))
+    # In an index of tokens the first is stored twice: it is also the vector in which a search begins.
+    vectors = 1 if len(shape) == 1 else 1 + shape[0]
+    manifest = IndexManifest(
+        **spec.to_dict(),
+        dim=shape[-1],
+        items=len(items),
+        bytes_per_item=vectors * vector_bytes(shape[-1], spec.dtype),
+        bundle_from_index=_relative(spec.bundle, final),
+        items_folder=str(Path.cwd()),
+        items_from_index=_relative(Path.cwd(), final),
+        files={path.name: hash_file(path) for path in files.hashed(spec.output)},
+    )
+    write_json(files.manifest, manifest.to_dict())
+    return manifest
+
+
+def read_index_manifest(folder: Path) -> IndexManifest:
+    """Read the manifest of an index.
+
+    Raises:
+        IndexFileError: the folder is not an index, or is of another schema.
+    """
+    files = IndexFiles(folder)
+    try:
+        content = json.loads(files.manifest.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT or content["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"its format is {content['format']} {content['schema_version']}, not {SCHEMA_VERSION}")
+        manifest = IndexManifest.from_dict(content)
+        if set(manifest.files) != {path.name for path in files.hashed(manifest.output)}:
+            raise ValueError(f"it names the files {', '.join(manifest.files)}")
+        return manifest
+    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
+        raise IndexFileError(
+            f"{folder} is not an index that this FluxTalk reads ({reason(error)}); "
+            "make one with `fluxtalk index build`."
+        ) from None
+
+
+def read_index(folder: Path) -> StoredIndex:
+    """Open an index and verify that its files are those it was written with.
+
+    Raises:
+        IndexFileError: it is missing, foreign, from another schema, or a file is missing or was changed.
+    """
+    manifest = read_index_manifest(folder)
+    for name, expected in manifest.files.items():
+        if not (folder / name).is_file() or hash_file(folder / name) != expected:
+            raise IndexFileError(
+                f"{folder / name} is missing or was changed since the index was built; build it again."
+            )
+    return StoredIndex(folder, manifest, json.loads(IndexFiles(folder).items.read_text(encoding="utf-8")))
+
+
+def _relative(target: str | Path, index: Path) -> str:
+    try:
+        return os.path.relpath(target, index.resolve())
+    except ValueError:  # on another drive
+        return ""

@@ -1,0 +1,122 @@
+"""Image files to pictures: the one decoder, with its formats and limits, of training, embedding and serving."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fluxtalk.errors import InputError
+
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""Formats that are read, told by a file's content. Pillow knows more, some of which start other programs."""
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""Suffixes by which such files are found in folders and tables."""
+MAX_PIXELS = 100_000_000
+MAX_SIDE = 50_000
+"""Pixels on a side."""
+
+
+def read_image(item: Any) -> Image.Image:
+    """Decode an image, turned upright as its EXIF orientation says.
+
+    Args:
+        item: the path or the bytes of a file; or a PIL image of any format, decoded or not.
+
+    Raises:
+        InputError: it is missing, not a complete file of one of `IMAGE_FORMATS`, or larger than `MAX_PIXELS` or
+            `MAX_SIDE`.
+    """
+    if isinstance(item, Image.Image):
+        # It may not be decoded yet, nor turned: it has to become the same picture as its file.
+        name = str(getattr(item, "filename", "")) or "given"
+        with _input_errors(name):
+            _require_size(item, name)
+            return upright(item)
+    if isinstance(item, str | Path):
+        with open_image_file(Path(item)) as image:
+            return upright(image)
+    if isinstance(item, bytes | bytearray | memoryview):
+        with _input_errors(_bytes_name(item)):
+            return upright(open_image_bytes(item))
+    raise InputError(f"An image is a path, bytes, a PIL image or a uint8 array; got {type(item).__name__}.")
+
+
+def open_image_bytes(data: bytes | bytearray | memoryview) -> Image.Image:
+    """Read the header of an image file; nothing is decoded yet.
+
+    Raises:
+        InputError: it is not of one of `IMAGE_FORMATS`, or is too large.
+    """
+    return _open(io.BytesIO(data), _bytes_name(data))
+
+
+@contextmanager
+def open_image_file(path: Path) -> Iterator[Image.Image]:
+    """Read the header of an image file, and keep the file open for `upright`; whatever fails inside is an InputError.
+
+    Raises:
+        InputError: it is missing, not a complete file of one of `IMAGE_FORMATS`, or too large.
+    """
+    with _input_errors(str(path)), path.open("rb") as file:
+        yield _open(file, str(path))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Decode an opened image, and turn it as its EXIF orientation says."""
+    image.load()
+    return ImageOps.exif_transpose(image)
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """An image of 16 bits per channel as one of 8, which Pillow's own conversion would clip at 255; others as is."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image
+
+
+def _open(file: BinaryIO, name: str) -> Image.Image:
+    with _input_errors(name):
+        image = Image.open(file, formats=IMAGE_FORMATS)
+        # The header alone tells the size: a decompression bomb is refused before it is decoded.
+        _require_size(image, name)
+        return image
+
+
+def _require_size(image: Image.Image, name: str) -> None:
+    if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
+        raise InputError(
+            f"The image {name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are taken, "
+            f"and {MAX_SIDE:,} on a side: scale it down."
+        )
+
+
+@contextmanager
+def _input_errors(name: str) -> Iterator[None]:
+    """Raise whatever Pillow raises as an InputError that names the image."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"The image {name} does not exist; check the path.") from None
+    except Exception as error:  # a broken file makes Pillow's decoders raise almost anything
+        known = ", ".join(IMAGE_FORMATS[:-1])
+        raise InputError(
+            f"The image {name} cannot be read ({_reason(error)}); give a complete {known} or {IMAGE_FORMATS[-1]} file."
+        ) from None
+
+
+def _bytes_name(data: bytes | bytearray | memoryview) -> str:
+    return f"in these {len(data)} bytes"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not a known image format"
+    return str(error).split("\n")[0].rstrip(".") or type(error).__name__
