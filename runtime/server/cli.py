@@ -102,7 +102,7 @@ def serve(
         from fluxtalk.runtime.server.run import bind, run_server
     except ImportError as error:
         raise UsageError(f"The server needs {error.name}; pip install 'fluxtalk[serve]'.") from None
-    from fluxtalk.runtime.server.http.guard import LOOPBACK_NAMES
+    from fluxtalk.runtime.server.http.middleware import LOOPBACK_NAMES
     from fluxtalk.runtime.server.settings import ServerSettings
 
     settings = ServerSettings(
