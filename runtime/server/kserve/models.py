@@ -139,6 +139,7 @@ def _raw_items(tensor: Tensor, modality: str, model: ServedModel) -> list[Item]:
         raise bad_request(
             f"{tensor.name} must be BYTES of shape [n] or [n, 1]; got {tensor.datatype} {list(tensor.shape)}.", "inputs"
         )
+    model.require_count(len(tensor.elements), "inputs")
     return [
         model.item(modality, element, f"{tensor.name}[{position}]") for position, element in enumerate(tensor.elements)
     ]
