@@ -279,7 +279,7 @@ def test_without_indexes_and_with_a_key(made: Made, tmp_path: Path, indexes: lis
     with running(made.bundle.folder, tmp_path / "log", *options(indexes[:1])) as up, up.client() as client:
         refused = client.get("/v1/indexes/pooled/items/0")
         assert refused.status_code == 403
-        assert "--serve_items" in refused.json()["error"]["message"]
+        assert "--serve-items" in refused.json()["error"]["message"]
         assert client.get("/v1/indexes").json()["data"][0]["has_pictures"] is False
 
 
