@@ -63,9 +63,10 @@ class Replica:
     def __init__(self, settings: ServerSettings) -> None:
         if settings.workers != 1:
             raise UsageError(f"Ray starts the replicas (num_replicas); workers is 1, and got {settings.workers}.")
-        if settings.threads is None:
+        if settings.backend.threads is None:
             cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
-            settings = dataclasses.replace(settings, threads=max(1, int(cpus)))
+            backend = dataclasses.replace(settings.backend, threads=max(1, int(cpus)))
+            settings = dataclasses.replace(settings, backend=backend)
         self._settings = settings
         self._embedder = open_verified(settings)
         self._service = Service(settings, lambda: None, self._opened)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import signal
 from collections.abc import Callable
@@ -150,18 +151,10 @@ def open_verified(settings: ServerSettings) -> Embedder:
     Raises:
         FluxTalkError: see `load`; or a worker found another bundle than its siblings serve.
     """
-    threads = settings.threads
-    if threads is None and settings.workers > 1:
-        threads = max(1, available_cores() // settings.workers)
-    embedder = load(
-        settings.bundle,
-        settings.backend,
-        threads,
-        verify=True,
-        precision=settings.precision,
-        spinning=settings.dedicated,
-        allow_host_code=settings.allow_host_code,
-    )
+    options = settings.backend
+    if options.threads is None and settings.workers > 1:
+        options = dataclasses.replace(options, threads=max(1, available_cores() // settings.workers))
+    embedder = load(settings.bundle, verify=True, **dataclasses.asdict(options))
     found = embedder.bundle.manifest.bundle_hash
     if settings.revision not in (None, found):
         embedder.close()

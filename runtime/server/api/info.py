@@ -25,6 +25,7 @@ from fluxtalk.runtime.server.operation import (
     path_parameter,
 )
 from fluxtalk.runtime.server.service import Service
+from fluxtalk.tokens import OUTPUT_KINDS
 
 
 class ModelEntry(TypedDict):
@@ -111,7 +112,9 @@ def _info(service: Service) -> dict[str, Any]:
         "num_overlapping_tokens": model.layout.num_overlapping_tokens,
         "dimension": model.layout.dim,
         "modalities": {m: {"kind": kind, "engine": dispatcher.sessions()[m]} for m, kind in model.kinds.items()},
-        "outputs": {name: {"space_id": space} for name, space in model.space_ids.items()},
+        "outputs": {
+            name: {"space_id": model.manifest.space_id(name)} for name in OUTPUT_KINDS if model.layout.selections(name)
+        },
         "embedding_types": list(EMBEDDING_TYPES),
         "limits": {
             "items": model.max_items,

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.backends.threads import available_cores
 from fluxtalk.runtime.embedder import Embedder
-from fluxtalk.runtime.golden import read_golden
 from fluxtalk.runtime.server.execution.batcher import Batcher, Job
 from fluxtalk.runtime.server.execution.decode_pool import DecodePool
 from fluxtalk.runtime.server.execution.requests import Answer, EmbedRequest
@@ -95,7 +94,7 @@ class Dispatcher:
         """Run every graph at the largest batch and at one item, for every k, before anybody waits for it."""
         bundle = self._embedder.bundle
         for modality in self._embedder.modalities:
-            inputs, _ = read_golden(bundle, modality)
+            inputs = bundle.golden.batch[modality].inputs
             rows = len(next(iter(inputs.values())))
             for count in (1, self.max_batch_items):
                 chosen = np.resize(np.arange(rows), count)
@@ -162,7 +161,7 @@ class Dispatcher:
         return Answer(request.selection, vectors, units)
 
     def _known_good(self, modality: str) -> dict[str, NDArray[Any]]:
-        inputs, _ = read_golden(self._embedder.bundle, modality)
+        inputs = self._embedder.bundle.golden.batch[modality].inputs
         return {name: array[:1] for name, array in inputs.items()}
 
     def _batch_items(self, settings: ServerSettings) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -46,15 +45,10 @@ class ServedModel:
     max_items: int
     """Items of one request."""
 
-    @functools.cached_property
+    @property
     def layout(self) -> TokenLayout:
         """The register tokens of the bundle, which check every k."""
         return self.manifest.layout
-
-    @functools.cached_property
-    def space_ids(self) -> dict[str, str]:
-        """Output to the space of its vectors, the same for every k and precision, for the outputs that it has."""
-        return {output: self.manifest.space_id(output) for output in OUTPUT_KINDS if self.layout.selections(output)}
 
     def require_model(self, name: str | None) -> None:
         """Refuse a request for another model; None is the only one there is.
@@ -164,5 +158,5 @@ class ServedModel:
             "output": output,
             "dimension": int(answer.vectors.shape[-1]),
             "revision": self.revision,
-            "space_id": self.space_ids[output],
+            "space_id": self.manifest.space_id(output),
         }

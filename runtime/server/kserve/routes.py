@@ -44,7 +44,7 @@ from fluxtalk.runtime.server.operation import (
     path_parameter,
 )
 from fluxtalk.runtime.server.service import Service
-from fluxtalk.tokens import TOKENS
+from fluxtalk.tokens import POOLED, TOKENS
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _BINARY = "application/octet-stream"
@@ -259,11 +259,11 @@ def _respond(
         entries.append(entry)
     parameters = {name: value for name, value in model.describe(answer).items() if name != "output"}
     if "embeddings" in wanted:
-        parameters["space_id"] = model.space_ids["pooled"]
+        parameters["space_id"] = model.manifest.space_id(POOLED)
     content: InferAnswer = {
         "model_name": modality,
         "model_version": VERSION,
-        "parameters": {**parameters, "tokens_space_id": model.space_ids["tokens"]},
+        "parameters": {**parameters, "tokens_space_id": model.manifest.space_id(TOKENS)},
         "outputs": entries,
     }
     if identifier is not None:
