@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from fluxtalk.errors import BackendError, FluxTalkError, InputError, UsageError
 from fluxtalk.runtime.embedder import Embedder
 from fluxtalk.runtime.server.app import build_app
-from fluxtalk.runtime.server.execution.requests import Item
+from fluxtalk.runtime.server.execution.requests import EmbedRequest, Item
 from fluxtalk.runtime.server.http.errors import ApiError
 from fluxtalk.runtime.server.service import Service, open_verified
 from fluxtalk.runtime.server.settings import ServerSettings
@@ -63,9 +63,10 @@ class Replica:
     def __init__(self, settings: ServerSettings) -> None:
         if settings.workers != 1:
             raise UsageError(f"Ray starts the replicas (num_replicas); workers is 1, and got {settings.workers}.")
-        if settings.threads is None:
+        if settings.backend.threads is None:
             cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
-            settings = dataclasses.replace(settings, threads=max(1, int(cpus)))
+            backend = dataclasses.replace(settings.backend, threads=max(1, int(cpus)))
+            settings = dataclasses.replace(settings, backend=backend)
         self._settings = settings
         self._embedder = open_verified(settings)
         self._service = Service(settings, lambda: None, self._opened)
@@ -78,7 +79,7 @@ class Replica:
         @contextlib.asynccontextmanager
         async def until_ready(of: Any) -> AsyncIterator[Any]:
             async with started(of) as state:
-                while self._service.engine is None and self._service.failure is None:
+                while self._service.dispatcher is None and self._service.failure is None:
                     await asyncio.sleep(0.01)
                 if self._service.failure is not None:
                     raise self._service.failure
@@ -108,10 +109,12 @@ class Replica:
             BackendError: there is no room, the time is over, or the engine failed.
         """
         try:
-            engine = self._service.require_engine()
-            name = engine.catalog.require_modality(modality)
-            request = engine.catalog.request([Item(name, value) for value in items], k, output)
-            return (await engine.embed(request, time.monotonic() + self._settings.timeout_s)).vectors
+            dispatcher = self._service.require_dispatcher()
+            model = dispatcher.model
+            name = model.require_modality(modality)
+            model.require_count(len(items))
+            request = EmbedRequest([Item(name, value) for value in items], model.select(k, output))
+            return (await dispatcher.embed(request, time.monotonic() + self._settings.timeout_s)).vectors
         except ApiError as error:
             raise _of_the_library(error) from None
 
@@ -121,9 +124,9 @@ class Replica:
         Raises:
             BackendError: it did.
         """
-        engine = self._service.engine
-        if engine is not None and engine.why_not_alive is not None:
-            raise BackendError(f"This replica must be replaced: {engine.why_not_alive}.")
+        dispatcher = self._service.dispatcher
+        if dispatcher is not None and dispatcher.why_not_alive is not None:
+            raise BackendError(f"This replica must be replaced: {dispatcher.why_not_alive}.")
 
     def _opened(self, _settings: ServerSettings) -> Embedder:
         return self._embedder

@@ -1,11 +1,11 @@
-"""The ASGI application: routes, guard, and the life of the service."""
+"""The ASGI application: routes, middleware, and the life of the service."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from starlette.applications import Starlette
@@ -15,17 +15,22 @@ from starlette.routing import Route
 from uvicorn.config import STARTUP_FAILURE
 
 from fluxtalk.errors import FluxTalkError
-from fluxtalk.runtime.server.api.dialects import ENDPOINTS
-from fluxtalk.runtime.server.api.endpoint import embedding_handler
-from fluxtalk.runtime.server.api.info import fact_routes
-from fluxtalk.runtime.server.api.openapi import openapi_routes
+from fluxtalk.runtime.server.api.info import info_routes
+from fluxtalk.runtime.server.api.routes import embedding_routes
 from fluxtalk.runtime.server.execution.decoding import ignore_pillow_warnings
 from fluxtalk.runtime.server.http.errors import ApiError, on_api_error, on_fluxtalk_error, on_http_exception
-from fluxtalk.runtime.server.http.guard import Guard
+from fluxtalk.runtime.server.http.middleware import (
+    ApiKeyMiddleware,
+    FailureMiddleware,
+    HostMiddleware,
+    MetricsMiddleware,
+)
 from fluxtalk.runtime.server.http.page_routes import page_routes
 from fluxtalk.runtime.server.http.protocol import OVERLOADED
 from fluxtalk.runtime.server.kserve.routes import kserve_routes
-from fluxtalk.runtime.server.search.attention import attention_routes
+from fluxtalk.runtime.server.openapi import openapi_route
+from fluxtalk.runtime.server.search.attention import attention_route
+from fluxtalk.runtime.server.search.indexes import Indexes
 from fluxtalk.runtime.server.search.routes import search_routes
 from fluxtalk.runtime.server.service import Service
 from fluxtalk.runtime.server.settings import ServerSettings
@@ -34,17 +39,20 @@ log = logging.getLogger("fluxtalk.server")
 
 
 def routes(service: Service) -> list[Route]:
-    """Every route. One more belongs here, or into `dialects.ENDPOINTS` where it embeds."""
-    embedding = [Route(endpoint.path, embedding_handler(endpoint, service), methods=["POST"]) for endpoint in ENDPOINTS]
-    return [
-        *embedding,
+    """Every route. One more belongs into its room's list."""
+    indexes = Indexes(service.settings.indexes)
+    service.on_loaded.append(indexes.open)
+    described = [
+        *embedding_routes(service),
+        *search_routes(service, indexes),
+        attention_route(service),
         *kserve_routes(service),
-        *fact_routes(service),
-        *openapi_routes(service),
-        *search_routes(service),
-        *attention_routes(service),
-        *page_routes(),
+        *info_routes(service),
     ]
+    document = openapi_route(
+        described, lambda: service.require_dispatcher().model, with_key=bool(service.settings.api_keys)
+    )
+    return [*described, document, *page_routes()]
 
 
 def build_app(service: Service) -> Starlette:
@@ -60,17 +68,9 @@ def build_app(service: Service) -> Starlette:
         finally:
             await service.stop()
 
-    guard = Middleware(
-        Guard,
-        hosts=service.settings.allow_hosts,
-        api_keys=service.settings.api_keys,
-        metrics=service.metrics,
-        paths={route.endpoint: route.path for route in served},
-        draining=lambda: service.draining,
-    )
     return Starlette(
         routes=served,
-        middleware=[guard],
+        middleware=list(_middleware(service, {route.endpoint: route.path for route in served})),
         exception_handlers={
             HTTPException: on_http_exception,
             ApiError: on_api_error,
@@ -80,6 +80,17 @@ def build_app(service: Service) -> Starlette:
     )
 
 
+def _middleware(service: Service, paths: Mapping[object, str]) -> Iterator[Middleware]:
+    """What a request passes, from the outside in."""
+    settings = service.settings
+    yield Middleware(MetricsMiddleware, metrics=service.metrics, paths=paths)
+    yield Middleware(FailureMiddleware, draining=lambda: service.draining)
+    if settings.allow_hosts:
+        yield Middleware(HostMiddleware, hosts=settings.allow_hosts)
+    if settings.api_keys:
+        yield Middleware(ApiKeyMiddleware, api_keys=settings.api_keys)
+
+
 @dataclass(frozen=True)
 class AppFactory:
     """Builds the application in a worker's process, into which only the settings travel."""
@@ -87,7 +98,7 @@ class AppFactory:
     settings: ServerSettings
 
     def __call__(self) -> Starlette:
-        """A new application. Where its bundle cannot be loaded, the process ends."""
+        """A new application. If its bundle cannot be loaded, the process ends."""
 
         def end() -> None:
             log.error("error: %s", service.failure)

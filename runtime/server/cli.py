@@ -11,7 +11,7 @@ import click
 
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.errors import UsageError
-from fluxtalk.runtime.backends.options import BACKENDS
+from fluxtalk.runtime.backends.options import AUTO, BACKENDS, BackendOptions
 from fluxtalk.scoring.parity import PRECISIONS
 
 API_KEY_VARIABLE = "FLUXTALK_API_KEY"
@@ -20,29 +20,29 @@ _MIB = 1 << 20
 
 @click.command(name="serve")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
-@click.option("--backend", default="auto", show_default=True, type=click.Choice(BACKENDS), help="What runs the graphs.")
-@click.option(
+@option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@option("--backend", default=AUTO, show_default=True, type=click.Choice(BACKENDS), help="Library that runs the graphs.")
+@option(
     "--precision",
     type=click.Choice(PRECISIONS),
-    help="One that the bundle holds.  [default: what the backend is best at]",
+    help="A precision that the bundle holds.  [default: the one that the backend is best at]",
 )
-@click.option(
-    "--threads", type=click.IntRange(1), help="Of one operator.  [default: the available cores, over the workers]"
+@option(
+    "--threads",
+    type=click.IntRange(1),
+    help="Threads of one operator.  [default: the available cores, over the workers]",
 )
-@click.option("--dedicated", is_flag=True, help="The cores are ours alone: threads spin while they wait.")
+@option("--dedicated", is_flag=True, help="The cores are the server's alone: threads spin while they wait.")
 @option("--allow_host_code", is_flag=True, help="Run version-compatible engines, and the code that they bring.")
 @option(
     "--max_batch_items",
     type=click.IntRange(1),
     help="Items of ordinary size (256 text tokens, 224 x 224 pixels) in a batch.  [default: 8 on a CPU, 64 on a GPU]",
 )
-@click.option(
-    "--queue", default=4096, show_default=True, type=click.IntRange(1), help="Items of a modality before 429."
-)
+@option("--queue", default=4096, show_default=True, type=click.IntRange(1), help="Items of a modality before 429.")
 @option("--max_body", default=32, show_default=True, type=click.IntRange(1), help="Mebibytes of a body.")
-@click.option(
+@option(
     "--timeout",
     default=30.0,
     show_default=True,
@@ -58,12 +58,10 @@ _MIB = 1 << 20
     "--allow_host",
     metavar="NAME",
     multiple=True,
-    help="Answer requests to this host name, beside localhost; repeatable.  [default: any name where a key is asked "
-    "for or other machines reach the address, else localhost alone]",
+    help="Answer requests to this host name, beside localhost; repeatable.  [default: any name if a key is asked for "
+    "or other machines reach the address, else localhost alone]",
 )
-@click.option(
-    "--index", "indexes", multiple=True, type=click.Path(path_type=Path), help="An index to search; repeatable."
-)
+@option("--index", "indexes", multiple=True, type=click.Path(path_type=Path), help="An index to search; repeatable.")
 @option("--serve_items", is_flag=True, help="Give out small pictures of the image files that the indexes list.")
 @option(
     "--allow_url",
@@ -71,7 +69,7 @@ _MIB = 1 << 20
     multiple=True,
     help="Fetch images and sounds from https URLs of this host; repeatable.  [default: URLs are refused]",
 )
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes that share the port.")
+@option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes that share the port.")
 @debug_option
 @sentence_errors
 def serve(
@@ -102,16 +100,12 @@ def serve(
         from fluxtalk.runtime.server.run import bind, run_server
     except ImportError as error:
         raise UsageError(f"The server needs {error.name}; pip install 'fluxtalk[serve]'.") from None
-    from fluxtalk.runtime.server.http.guard import LOOPBACK_NAMES
+    from fluxtalk.runtime.server.http.middleware import LOOPBACK_NAMES
     from fluxtalk.runtime.server.settings import ServerSettings
 
     settings = ServerSettings(
         bundle=bundle,
-        backend=backend,
-        precision=precision,
-        threads=threads,
-        dedicated=dedicated,
-        allow_host_code=allow_host_code,
+        backend=BackendOptions(backend, precision, threads, spinning=dedicated, allow_host_code=allow_host_code),
         max_batch_items=max_batch_items,
         queue=queue,
         max_body_bytes=max_body * _MIB,
@@ -132,21 +126,21 @@ def serve(
     click.echo(f"serving {bundle} on http://{shown}:{listening.getsockname()[1]}")
     if not settings.api_keys and not is_private:
         click.echo(
-            "warning: other machines may reach this address, and no key is asked for (--api_key_file).", err=True
+            "warning: other machines may reach this address, and no key is asked for (--api-key-file).", err=True
         )
     run_server(settings, listening)
 
 
 def _api_keys(file: Path | None) -> tuple[str, ...]:
-    """The keys of a file, or the one of the environment."""
+    """Read the keys of a file, or the one of the environment."""
     if file is None:
         key = os.environ.get(API_KEY_VARIABLE, "").strip()
         return (key,) if key else ()
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise UsageError(f"The file {file} of --api_key_file is no text in UTF-8; write one key per line.") from None
+        raise UsageError(f"The file {file} of --api-key-file is not text in UTF-8; write one key per line.") from None
     keys = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not keys:
-        raise UsageError(f"The file {file} of --api_key_file has no key; write one per line.")
+        raise UsageError(f"The file {file} of --api-key-file has no key; write one per line.")
     return keys

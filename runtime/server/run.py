@@ -146,7 +146,7 @@ def _run_workers(settings: ServerSettings, listening: socket.socket) -> None:
         BackendError: a worker could not start; its message is above.
     """
     bundle = read_bundle(settings.bundle)
-    choose(bundle, BackendOptions(settings.backend, settings.precision, allow_host_code=settings.allow_host_code))
+    choose(bundle, settings.backend)
     # A worker that starts later must not find another bundle.
     settings = dataclasses.replace(settings, revision=bundle.manifest.bundle_hash)
     with tempfile.TemporaryDirectory(prefix="fluxtalk-metrics-") as folder:

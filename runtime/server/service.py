@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import signal
 from collections.abc import Callable
@@ -12,11 +13,11 @@ from typing import Any
 from fluxtalk.errors import BundleError
 from fluxtalk.runtime.backends.threads import available_cores
 from fluxtalk.runtime.embedder import Embedder, load
-from fluxtalk.runtime.server.execution.engine import Engine
+from fluxtalk.runtime.server.execution.dispatcher import Dispatcher
+from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.body import BodyReader
 from fluxtalk.runtime.server.http.errors import ApiError
 from fluxtalk.runtime.server.metrics import Metrics
-from fluxtalk.runtime.server.search.indexes import ServedIndex, open_indexes
 from fluxtalk.runtime.server.settings import ServerSettings
 
 log = logging.getLogger("fluxtalk.server")
@@ -48,36 +49,36 @@ class Service:
         """Why the bundle could not be loaded."""
         self._on_failure = on_failure
         self._open_embedder = open_embedder or open_verified
-        self._engine: Engine | None = None
-        self.indexes: dict[str, ServedIndex] = {}
-        """By name; there once the engine is."""
+        self.on_loaded: list[Callable[[ServedModel], None]] = []
+        """Called in the thread that loads, before the server is ready; an error is a failure to load."""
+        self._dispatcher: Dispatcher | None = None
         self._draining = False
         self._loading: asyncio.Task[None] | None = None
 
     @property
-    def engine(self) -> Engine | None:
+    def dispatcher(self) -> Dispatcher | None:
         """The loaded bundle, once it is warm and verified."""
-        return self._engine
+        return self._dispatcher
 
     @property
     def why_not_ready(self) -> str | None:
         """A few words; None when requests should be sent here."""
         if self._draining:
             return "the server is shutting down"
-        if self._engine is None:
+        if self._dispatcher is None:
             return "the bundle is being loaded and verified"
-        return self._engine.why_not_alive
+        return self._dispatcher.why_not_alive
 
-    def require_engine(self) -> Engine:
-        """The engine, for a request. A server that shuts down still answers what reaches it.
+    def require_dispatcher(self) -> Dispatcher:
+        """The dispatcher, for a request. A server that shuts down still answers what reaches it.
 
         Raises:
             ApiError: 503: it is not loaded yet.
         """
-        if self._engine is None:
+        if self._dispatcher is None:
             self.metrics.rejections.labels("not_ready").inc()
             raise ApiError(503, "The bundle is being loaded and verified.", "not_ready", retry_after_s=1.0)
-        return self._engine
+        return self._dispatcher
 
     async def start(self) -> None:
         """Begin to load, and return at once: liveness is answered meanwhile.
@@ -95,8 +96,8 @@ class Service:
         self.metrics.ready.set(0)
         if self._loading is not None and not self._loading.done():
             self._loading.cancel()
-        if self._engine is not None:
-            await asyncio.to_thread(self._engine.close)
+        if self._dispatcher is not None:
+            await asyncio.to_thread(self._dispatcher.close)
 
     @property
     def draining(self) -> bool:
@@ -110,19 +111,20 @@ class Service:
 
     async def _load(self) -> None:
         try:
-            self._engine = await asyncio.to_thread(self._open)
+            self._dispatcher = await asyncio.to_thread(self._open)
         except Exception as error:
             self.failure = error
             self._on_failure()
             return
         self.metrics.ready.set(1)
-        log.info("ready: %s", self._engine.describe())
+        log.info("ready: %s", self._dispatcher.describe())
 
-    def _open(self) -> Engine:
-        engine = Engine(self._open_embedder(self.settings), self.settings, self.metrics)
-        engine.warm()
-        self.indexes = open_indexes(self.settings.indexes, engine.catalog)
-        return engine
+    def _open(self) -> Dispatcher:
+        dispatcher = Dispatcher(self._open_embedder(self.settings), self.settings, self.metrics)
+        dispatcher.warm()
+        for prepare in self.on_loaded:
+            prepare(dispatcher.model)
+        return dispatcher
 
     def _handle_signals(self) -> None:
         """Wrap uvicorn's handler of SIGTERM: not ready first, then the end."""
@@ -149,18 +151,10 @@ def open_verified(settings: ServerSettings) -> Embedder:
     Raises:
         FluxTalkError: see `load`; or a worker found another bundle than its siblings serve.
     """
-    threads = settings.threads
-    if threads is None and settings.workers > 1:
-        threads = max(1, available_cores() // settings.workers)
-    embedder = load(
-        settings.bundle,
-        settings.backend,
-        threads,
-        verify=True,
-        precision=settings.precision,
-        spinning=settings.dedicated,
-        allow_host_code=settings.allow_host_code,
-    )
+    options = settings.backend
+    if options.threads is None and settings.workers > 1:
+        options = dataclasses.replace(options, threads=max(1, available_cores() // settings.workers))
+    embedder = load(settings.bundle, verify=True, **dataclasses.asdict(options))
     found = embedder.bundle.manifest.bundle_hash
     if settings.revision not in (None, found):
         embedder.close()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fluxtalk.errors import UsageError
+from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.server.http.fetch import host_name
 
 MAX_ITEMS = 2048
@@ -17,14 +18,8 @@ class ServerSettings:
     """Options of `fluxtalk serve`."""
 
     bundle: Path
-    backend: str = "auto"
-    precision: str | None = None
-    threads: int | None = None
-    """Of one operator on the CPU; None takes the available cores, divided by the workers."""
-    dedicated: bool = False
-    """The cores are ours alone: threads spin while they wait, which is faster and burns them."""
-    allow_host_code: bool = False
-    """Version-compatible engines may be taken, and the code that they bring run."""
+    backend: BackendOptions = field(default_factory=lambda: BackendOptions(spinning=False))
+    """What runs the graphs. Without ``threads``, an operator takes the available cores, divided by the workers."""
     max_batch_items: int | None = None
     """Items of ordinary size in one run of a graph; None takes 8 on a CPU and 64 on a GPU."""
     queue: int = 4096
@@ -48,17 +43,14 @@ class ServerSettings:
     """The bundle's hash that a worker must find, so that all serve the same; None: whatever is there."""
 
     def __post_init__(self) -> None:
-        for name in ("threads", "max_batch_items"):
+        for name in ("max_batch_items", "queue", "max_body_bytes", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UsageError(f"{name} is at least 1; got {value}.")
-        for name in ("queue", "max_body_bytes", "workers"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is at least 1; got {getattr(self, name)}.")
+                raise UsageError(f"{name} must be at least 1; got {value}.")
         for host in self.allow_urls:
             host_name(host)
         if not 0 < self.timeout_s < float("inf"):
-            raise UsageError(f"timeout_s is a positive number of seconds; got {self.timeout_s}.")
+            raise UsageError(f"timeout_s must be a positive number of seconds; got {self.timeout_s}.")
 
     @property
     def max_items(self) -> int:

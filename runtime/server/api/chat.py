@@ -12,20 +12,54 @@ field of `openai_embeddings` but ``modality`` may stand beside it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from fluxtalk.runtime.server.api.named_items import Body, Writer, finish, item_of_part, named_item
-from fluxtalk.runtime.server.api.openai_embeddings import FIELDS as OPENAI_FIELDS
-from fluxtalk.runtime.server.api.openai_embeddings import refuse_unknown_fields
+from msgspec import Meta
+
+from fluxtalk.runtime.server.api.named_items import Content, item_of_content, item_of_part
+from fluxtalk.runtime.server.api.options import AnswerForm, EmbeddingOptions
 from fluxtalk.runtime.server.execution.requests import EmbedRequest, Item
-from fluxtalk.runtime.server.execution.served_model import Catalog
+from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import bad_request
+from fluxtalk.runtime.server.http.json_body import Body, convert
+from fluxtalk.runtime.server.operation import TEXT, Schema, ref, schemas_of
 
-FIELDS = tuple(field for field in (*OPENAI_FIELDS, "messages") if field != "modality")
+User = Annotated[
+    Literal["user"],
+    Meta(extra_json_schema={"description": "user: instructions and answers are not embedded, so leave them out"}),
+]
 
 
-def speaks(body: Body) -> bool:
-    """Whether there are messages, or an element of ``input`` is a content part or holds some."""
+Element = Annotated[Any, Meta(extra_json_schema=ref("Element"))]
+"""A text, a content part, or a `WithContent`: of the last two, msgspec cannot tell which one came."""
+
+
+class WithContent(Body):
+    """An object around a content."""
+
+    content: Content
+
+
+class Message(WithContent):
+    """An element of ``messages``."""
+
+    role: User
+
+
+class ChatRequest(EmbeddingOptions):
+    """A body. One of ``messages`` and ``input`` is given."""
+
+    input: list[Element] | None = None
+    messages: list[Message] | None = None
+
+
+def element_schemas() -> dict[str, Schema]:
+    """Describe `Element`."""
+    return {**schemas_of(WithContent), "Element": {"anyOf": [TEXT, ref("ContentPart"), ref("WithContent")]}}
+
+
+def matches(body: dict[str, Any]) -> bool:
+    """True if there are messages, or an element of ``input`` is a content part or holds some."""
     items = body.get("input")
     return "messages" in body or (
         isinstance(items, list)
@@ -33,65 +67,27 @@ def speaks(body: Body) -> bool:
     )
 
 
-def read(body: Body, catalog: Catalog) -> tuple[EmbedRequest, Writer]:
-    """A parsed body to a typed request, and what writes its answer.
+def read(body: ChatRequest, model: ServedModel) -> tuple[EmbedRequest, AnswerForm]:
+    """Make a body the typed request, and the form of its answer.
 
     Raises:
         ApiError: 400 or 404, with the field at fault.
     """
-    refuse_unknown_fields(body, FIELDS)
-    if "messages" in body:
-        if body.get("input") is not None:
-            raise bad_request("Give input or messages, not both.", "input")
-        items = _messages(body["messages"], catalog)
+    if body.input is None:
+        messages = body.messages or []
+        model.require_count(len(messages), "messages")
+        items = [item_of_content(m.content, model, f"messages[{at}].content") for at, m in enumerate(messages)]
+    elif body.messages is not None:
+        raise bad_request("Give input or messages, not both.", "input")
     else:
-        catalog.require_count(len(body["input"]))
-        items = [_element(value, catalog, f"input[{position}]") for position, value in enumerate(body["input"])]
-    return finish(body, items, catalog)
+        model.require_count(len(body.input))
+        items = [_element(value, model, f"input[{at}]") for at, value in enumerate(body.input)]
+    return body.request(items, model), body.form()
 
 
-def item_of_content(content: Any, catalog: Catalog, param: str) -> Item:
-    """The one item of a content: a text, or a list of one part.
-
-    Raises:
-        ApiError: 400: it is neither.
-    """
-    if isinstance(content, str):
-        return named_item(catalog.default_modality(), content, catalog, param)
-    if not isinstance(content, list):
-        raise bad_request(f"{param} is a string or a list of one part.", param, "invalid_type")
-    if len(content) != 1:
-        raise bad_request(
-            f"{param} holds one part, for every item is embedded by itself; got {len(content)}: "
-            "give each its own message, or its own element of input.",
-            param,
-        )
-    return item_of_part(content[0], catalog, f"{param}[0]")
-
-
-def _messages(messages: Any, catalog: Catalog) -> list[Item]:
-    if not isinstance(messages, list):
-        raise bad_request("messages is a list.", "messages", "invalid_type")
-    if not messages:
-        raise bad_request("messages holds nothing to embed; give at least one.", "messages", "empty")
-    catalog.require_count(len(messages))
-    items = []
-    for position, message in enumerate(messages):
-        param = f"messages[{position}]"
-        if not isinstance(message, dict) or set(message) != {"role", "content"}:
-            raise bad_request(f'{param} is written {{"role": "user", "content": ...}}.', param, "invalid_type")
-        if message["role"] != "user":
-            raise bad_request(
-                f"{param} has the role user: instructions and answers are not embedded, so leave them out.",
-                f"{param}.role",
-            )
-        items.append(item_of_content(message["content"], catalog, f"{param}.content"))
-    return items
-
-
-def _element(value: Any, catalog: Catalog, param: str) -> Item:
-    if isinstance(value, dict) and set(value) == {"content"}:
-        return item_of_content(value["content"], catalog, f"{param}.content")
+def _element(value: Any, model: ServedModel, param: str) -> Item:
     if isinstance(value, str):
-        return named_item(catalog.default_modality(), value, catalog, param)
-    return item_of_part(value, catalog, param)
+        return model.item(model.default_modality(), value, param)
+    if isinstance(value, dict) and "content" in value:
+        return item_of_content(convert(value, WithContent, at=param).content, model, f"{param}.content")
+    return item_of_part(value, model, param)

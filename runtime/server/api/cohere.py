@@ -6,85 +6,86 @@
         | "inputs": [{"content": [{"type": "text", "text": ...}]}],
      "embedding_types": ["float", "int8", "uint8", "binary", "ubinary", "base64"], "truncate": "END"}
 
-and FluxTalk's ``tokens`` (k) and ``output`` (``pooled`` or ``concat``). ``input_type`` is accepted and changes nothing:
-queries and documents share one space. ``int8`` is ``round(127 x / max|x|)`` of each vector, ``uint8`` the same
-plus 128.
+and FluxTalk's ``k`` and ``output`` (``pooled`` or ``concat``). ``input_type`` is accepted and changes nothing: queries
+and documents share one space. ``int8`` is ``round(127 x / max|x|)`` of each vector, ``uint8`` the same plus 128.
 """
 
 from __future__ import annotations
 
-import base64
 import uuid
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
-from fluxtalk.runtime.server.api.chat import item_of_content
-from fluxtalk.runtime.server.api.named_items import Body, Writer, named_item
-from fluxtalk.runtime.server.api.openai_embeddings import (
-    check_dimensions,
-    describe,
-    refuse_unknown_fields,
-    typed_vectors,
-)
+from fluxtalk.runtime.server.api.answers import Vector, in_base64, typed_vectors
+from fluxtalk.runtime.server.api.chat import WithContent
+from fluxtalk.runtime.server.api.named_items import FILE_TEXT, item_of_content
+from fluxtalk.runtime.server.api.options import K, Tokens, check_dimensions, select
 from fluxtalk.runtime.server.execution.requests import Answer, EmbedRequest, Item
-from fluxtalk.runtime.server.execution.served_model import Catalog
+from fluxtalk.runtime.server.execution.served_model import Described, ServedModel
 from fluxtalk.runtime.server.http.errors import bad_request
+from fluxtalk.runtime.server.http.json_body import Body
 
 SOURCES = ("texts", "images", "inputs")
-EMBEDDING_TYPES = ("float", "int8", "uint8", "binary", "ubinary", "base64")
-INPUT_TYPES = ("search_document", "search_query", "classification", "clustering", "image")
-OUTPUTS = ("pooled", "concat")
-FIELDS = (
-    "model",
-    "input_type",
-    *SOURCES,
-    "embedding_types",
-    "output_dimension",
-    "truncate",
-    "tokens",
-    "output",
-)
+CohereType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
+ImageText = Annotated[str, Meta(extra_json_schema=FILE_TEXT)]
 
 
-def speaks(_body: Body) -> bool:
-    """It is the only dialect of its route."""
-    return True
+class CohereRequest(Body):
+    """A body. One of ``texts``, ``images`` and ``inputs`` is given."""
+
+    model: str | None = None
+    input_type: Literal["search_document", "search_query", "classification", "clustering", "image"] | None = None
+    texts: list[str] | None = None
+    images: list[ImageText] | None = None
+    inputs: list[WithContent] | None = None
+    embedding_types: Annotated[list[CohereType], Meta(min_length=1)] | None = None
+    output_dimension: int | None = None
+    truncate: Literal["END"] | None = None
+    k: K | None = None
+    tokens: Tokens | None = None
+    output: Literal["pooled", "concat"] | None = None
 
 
-def read(body: Body, catalog: Catalog) -> tuple[EmbedRequest, Writer]:
-    """A parsed body to a typed request, and what writes its answer.
+class CohereAnswer(Described):
+    """An answer."""
+
+    id: str
+    embeddings: dict[str, list[Vector]]
+    response_type: Literal["embeddings_by_type"]
+    meta: dict[str, Any]
+    model: str
+
+
+def read(body: CohereRequest, model: ServedModel) -> EmbedRequest:
+    """Make a body the typed request.
 
     Raises:
         ApiError: 400 or 404, with the field at fault.
     """
-    refuse_unknown_fields(body, FIELDS)
-    catalog.require_model(body.get("model"))
-    _one_of(body, "input_type", INPUT_TYPES)
-    _one_of(body, "truncate", ("END",))
-    _one_of(body, "output", OUTPUTS)
-    types = body.get("embedding_types")
-    types = ["float"] if types is None else types
-    if (
-        not isinstance(types, list)
-        or not types
-        or not all(isinstance(name, str) and name in EMBEDDING_TYPES for name in types)
-    ):
-        raise bad_request(f"embedding_types is a list of {', '.join(EMBEDDING_TYPES)}.", "embedding_types")
-    request = catalog.request(_items(body, catalog), body.get("tokens"), body.get("output"))
-    check_dimensions(body.get("output_dimension"), request, catalog, "output_dimension")
-    return request, lambda answer, of: _write(answer, types, of)
+    model.require_model(body.model)
+    items = _items(body, model)
+    selection = select(model, body.k, body.tokens, body.output)
+    check_dimensions(body.output_dimension, selection, "output_dimension")
+    return EmbedRequest(items, selection)
 
 
-def _one_of(body: Body, field: str, known: tuple[str, ...]) -> None:
-    value = body.get(field)
-    if value is not None and (not isinstance(value, str) or value not in known):
-        raise bad_request(f"{field} is one of {', '.join(known)}.", field)
+def write_answer(answer: Answer, types: list[CohereType] | None, model: ServedModel) -> CohereAnswer:
+    """Write an answer in some embedding types; None is ``float`` alone."""
+    return {
+        "id": str(uuid.uuid4()),
+        "embeddings": {name: _written(answer.vectors, name) for name in dict.fromkeys(types or ("float",))},
+        "response_type": "embeddings_by_type",
+        "meta": {"api_version": {"version": "2"}, "billed_units": {"input_tokens": answer.num_input_tokens}},
+        "model": model.name,
+        **model.describe(answer),
+    }
 
 
-def _items(body: Body, catalog: Catalog) -> list[Item]:
-    given = [source for source in SOURCES if body.get(source) is not None]
+def _items(body: CohereRequest, model: ServedModel) -> list[Item]:
+    given = [source for source in SOURCES if getattr(body, source) is not None]
     if len(given) != 1:
         raise bad_request(
             f"Give one of {', '.join(SOURCES)}; got {' and '.join(given) or 'none'}.",
@@ -92,39 +93,16 @@ def _items(body: Body, catalog: Catalog) -> list[Item]:
             "invalid_value" if given else "missing",
         )
     source = given[0]
-    values = body[source]
-    if not isinstance(values, list):
-        raise bad_request(f"{source} is a list.", source, "invalid_type")
-    if not values:
-        raise bad_request(f"{source} holds nothing to embed; give at least one item.", source, "empty")
-    catalog.require_count(len(values))
-    return [_item(source, value, catalog, f"{source}[{position}]") for position, value in enumerate(values)]
-
-
-def _item(source: str, value: Any, catalog: Catalog, param: str) -> Item:
-    if source == "inputs":
-        if not isinstance(value, dict) or set(value) != {"content"}:
-            raise bad_request(f'{param} is written {{"content": [PART]}}.', param, "invalid_type")
-        return item_of_content(value["content"], catalog, f"{param}.content")
-    if not isinstance(value, str):
-        raise bad_request(f"{param} is a string; got {type(value).__name__}.", param, "invalid_type")
-    return named_item(source.removesuffix("s"), value, catalog, param)
-
-
-def _write(answer: Answer, types: list[str], catalog: Catalog) -> dict[str, Any]:
-    return {
-        "id": str(uuid.uuid4()),
-        "embeddings": {name: _written(answer.vectors, name) for name in dict.fromkeys(types)},
-        "response_type": "embeddings_by_type",
-        "meta": {"api_version": {"version": "2"}, "billed_units": {"input_tokens": answer.num_input_tokens}},
-        "model": catalog.model,
-        **describe(answer, catalog),
-    }
+    values = getattr(body, source)
+    model.require_count(len(values), source)
+    if body.inputs is not None:
+        return [item_of_content(v.content, model, f"inputs[{at}].content") for at, v in enumerate(body.inputs)]
+    return [model.item(source.removesuffix("s"), value, f"{source}[{at}]") for at, value in enumerate(values)]
 
 
 def _written(vectors: NDArray[np.float32], name: str) -> Any:
     if name == "base64":
-        return [base64.b64encode(row.astype("<f4").tobytes()).decode("ascii") for row in vectors]
+        return in_base64(vectors)
     if name == "uint8":
         return (typed_vectors(vectors, "int8").astype(np.int16) + 128).astype(np.uint8)
     return np.ascontiguousarray(typed_vectors(vectors, name))

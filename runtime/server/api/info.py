@@ -3,21 +3,49 @@
 from __future__ import annotations
 
 import importlib.metadata
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-from fluxtalk.runtime.server.api.openai_embeddings import EMBEDDING_TYPES
-from fluxtalk.runtime.server.execution.served_model import Catalog
+from fluxtalk.runtime.server.api.options import EMBEDDING_TYPES
+from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import error_body, json_response
 from fluxtalk.runtime.server.metrics import CONTENT_TYPE
+from fluxtalk.runtime.server.operation import (
+    ALWAYS,
+    ANYTHING,
+    BY_MIDDLEWARE,
+    JSON,
+    TEXT,
+    ApiRoute,
+    Count,
+    Operation,
+    one_of,
+    path_parameter,
+)
 from fluxtalk.runtime.server.service import Service
 from fluxtalk.tokens import OUTPUT_KINDS
 
 
-def fact_routes(service: Service) -> list[Route]:
+class ModelEntry(TypedDict):
+    """One model, as OpenAI lists them."""
+
+    id: str
+    object: Literal["model"]
+    created: Count
+    owned_by: str
+    revision: str
+
+
+class ModelList(TypedDict):
+    """All of them: one."""
+
+    object: Literal["list"]
+    data: list[ModelEntry]
+
+
+def info_routes(service: Service) -> list[ApiRoute]:
     """``/livez``, ``/readyz``, ``/metrics``, ``/info``, ``/v1/models``."""
 
     async def livez(_request: Request) -> Response:
@@ -37,58 +65,62 @@ def fact_routes(service: Service) -> list[Route]:
         return json_response(_info(service))
 
     async def models(_request: Request) -> Response:
-        return json_response({"object": "list", "data": [_model(service.require_engine().catalog)]})
+        listed: ModelList = {"object": "list", "data": [_model(service.require_dispatcher().model)]}
+        return json_response(listed)
 
     async def model(request: Request) -> Response:
-        catalog = service.require_engine().catalog
-        catalog.require_model(request.path_params["model"])
-        return json_response(_model(catalog))
+        served = service.require_dispatcher().model
+        served.require_model(request.path_params["model"])
+        return json_response(_model(served))
+
+    anything = {JSON: ANYTHING}
+
+    def one_model(served: ServedModel) -> Operation:
+        return Operation(
+            "One model.", ModelEntry, (*ALWAYS, 404), parameters=(path_parameter("model", one_of([served.name])),)
+        )
 
     return [
-        Route("/livez", livez),
-        Route("/readyz", readyz),
-        Route("/metrics", metrics),
-        Route("/info", info),
-        Route("/v1/models", models),
-        Route("/v1/models/{model}", model),
+        ApiRoute("/livez", livez, Operation("True as long as the process answers.", anything, ())),
+        ApiRoute("/readyz", readyz, Operation("True if requests should be sent here.", anything, (503,))),
+        ApiRoute("/metrics", metrics, Operation("Counters for Prometheus.", {"text/plain": TEXT}, BY_MIDDLEWARE)),
+        ApiRoute("/info", info, Operation("Modalities, tokens, spaces, limits.", anything)),
+        ApiRoute("/v1/models", models, Operation("What is served.", ModelList)),
+        ApiRoute("/v1/models/{model}", model, one_model),
     ]
 
 
-def _model(catalog: Catalog) -> dict[str, Any]:
+def _model(served: ServedModel) -> ModelEntry:
     return {
-        "id": catalog.model,
+        "id": served.name,
         "object": "model",
-        "created": catalog.created,
+        "created": served.created,
         "owned_by": "fluxtalk",
-        "revision": catalog.revision,
+        "revision": served.revision,
     }
 
 
 def _info(service: Service) -> dict[str, Any]:
-    engine, settings = service.require_engine(), service.settings
-    catalog = engine.catalog
-    manifest = catalog.manifest
-    outputs = [
-        name
-        for name in OUTPUT_KINDS
-        if name != "complementary" or manifest.num_register_tokens > manifest.num_overlapping_tokens
-    ]
+    dispatcher, settings = service.require_dispatcher(), service.settings
+    model = dispatcher.model
     return {
-        "model": catalog.model,
-        "revision": catalog.revision,
-        "precision": catalog.precision,
+        "model": model.name,
+        "revision": model.revision,
+        "precision": model.precision,
         "version": importlib.metadata.version("fluxtalk"),
-        "num_register_tokens": manifest.num_register_tokens,
-        "num_overlapping_tokens": manifest.num_overlapping_tokens,
-        "dimension": manifest.dim,
-        "modalities": {m: {"kind": kind, "engine": engine.sessions()[m]} for m, kind in catalog.kinds.items()},
-        "outputs": {name: {"space_id": catalog.space_id(name)} for name in outputs},
+        "num_register_tokens": model.layout.num_register_tokens,
+        "num_overlapping_tokens": model.layout.num_overlapping_tokens,
+        "dimension": model.layout.dim,
+        "modalities": {m: {"kind": kind, "engine": dispatcher.sessions()[m]} for m, kind in model.kinds.items()},
+        "outputs": {
+            name: {"space_id": model.manifest.space_id(name)} for name in OUTPUT_KINDS if model.layout.selections(name)
+        },
         "embedding_types": list(EMBEDDING_TYPES),
         "limits": {
-            "items": catalog.max_items,
+            "items": model.max_items,
             "body_bytes": settings.max_body_bytes,
             "seconds": settings.timeout_s,
             "queued_items": settings.queue,
-            "batch_items": engine.max_batch_items,
+            "batch_items": dispatcher.max_batch_items,
         },
     }

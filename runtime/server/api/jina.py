@@ -13,77 +13,72 @@ for every ``task``: the bundle has one space.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from fluxtalk.runtime.server.api.named_items import Body, Writer, finish, item_of_object, modality_called, named_item
-from fluxtalk.runtime.server.api.openai_embeddings import FIELDS as OPENAI_FIELDS
-from fluxtalk.runtime.server.api.openai_embeddings import AnswerForm, read_form, refuse_unknown_fields
+from msgspec import Meta
+
+from fluxtalk.runtime.server.api.named_items import NamedItem, item_of_object
+from fluxtalk.runtime.server.api.options import AnswerForm, EmbeddingOptions
 from fluxtalk.runtime.server.execution.requests import EmbedRequest
-from fluxtalk.runtime.server.execution.served_model import Catalog
+from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import bad_request
 
+JinaType = Literal["float", "base64", "binary", "ubinary"]
+Always = Annotated[bool, Meta(extra_json_schema={"enum": [True]})]
+Never = Annotated[bool, Meta(extra_json_schema={"enum": [False]})]
+_INPUT = Meta(extra_json_schema={"description": 'a list of {"text": ...}, {"image": ...} or strings'})
 _FIXED = {"normalized": True, "truncate": True, "late_chunking": False}
 """What this server does anyway; the other value is refused."""
 _OWN = ("embedding_type", "task", *_FIXED)
-FIELDS = (*OPENAI_FIELDS, *_OWN)
-EMBEDDING_TYPES = ("float", "base64", "binary", "ubinary")
 
 
-def speaks(body: Body) -> bool:
-    """Whether an item is an object, or a field is only Jina's."""
+class JinaRequest(EmbeddingOptions, kw_only=True):
+    """A body."""
+
+    input: Annotated[str | list[NamedItem], _INPUT]
+    modality: str | None = None
+    embedding_type: JinaType | Annotated[list[JinaType], Meta(min_length=1)] | None = None
+    task: str | None = None
+    normalized: Always | None = None
+    truncate: Always | None = None
+    late_chunking: Never | None = None
+
+
+def matches(body: dict[str, Any]) -> bool:
+    """True if an item is an object, or a field is only Jina's."""
     items = body.get("input")
     return any(field in body for field in _OWN) or (
         isinstance(items, list) and any(isinstance(item, dict) for item in items)
     )
 
 
-def read(body: Body, catalog: Catalog) -> tuple[EmbedRequest, Writer]:
-    """A parsed body to a typed request, and what writes its answer.
+def read(body: JinaRequest, model: ServedModel) -> tuple[EmbedRequest, AnswerForm]:
+    """Make a body the typed request, and the form of its answer.
 
     Raises:
         ApiError: 400 or 404, with the field at fault.
     """
-    refuse_unknown_fields(body, FIELDS)
     for name, value in _FIXED.items():
-        if body.get(name) not in (None, value):
-            raise bad_request(f"{name} is {str(value).lower()} here.", name)
-    if not isinstance(body.get("task"), str | None):
-        raise bad_request("task is a string.", "task", "invalid_type")
-    values = body.get("input")
-    values = [values] if isinstance(values, str) else values
-    if not isinstance(values, list):
-        raise bad_request(
-            'input is a list of {"text": ...}, {"image": ...} or strings.',
-            "input",
-            "missing" if values is None else "invalid_type",
-        )
-    catalog.require_count(len(values))
+        if getattr(body, name) not in (None, value):
+            raise bad_request(f"{name} must be {str(value).lower()} here.", name)
+    values = [body.input] if isinstance(body.input, str) else body.input
+    model.require_count(len(values))
+    named = None if body.modality is None else model.require_modality(body.modality)
     items = [
-        named_item(_modality(body, catalog), value, catalog, f"input[{position}]")
+        model.item(named or model.default_modality(), value, f"input[{position}]")
         if isinstance(value, str)
-        else item_of_object(value, catalog, f"input[{position}]")
+        else item_of_object(value, model, f"input[{position}]")
         for position, value in enumerate(values)
     ]
-    return finish(body, items, catalog, _form(body))
+    return body.request(items, model), _form(body)
 
 
-def _modality(body: Body, catalog: Catalog) -> str:
-    named = body.get("modality")
-    return catalog.default_modality() if named is None else modality_called(named, catalog, "modality")
-
-
-def _form(body: Body) -> AnswerForm:
-    form = read_form(body)
-    asked: Any = body.get("embedding_type")
+def _form(body: JinaRequest) -> AnswerForm:
+    asked = body.embedding_type
     if asked is None:
-        return form
-    types = asked if isinstance(asked, list) else [asked]
-    if not types or not all(isinstance(name, str) and name in EMBEDDING_TYPES for name in types):
-        raise bad_request(f"embedding_type is one of {', '.join(EMBEDDING_TYPES)}, or a list.", "embedding_type")
-    if form.types or body.get("encoding_format") is not None:
+        return body.form()
+    if body.embedding_types or body.encoding_format is not None:
         raise bad_request(
             "embedding_type says the same as encoding_format and embedding_types; give one of them.", "embedding_type"
         )
-    if isinstance(asked, str):
-        return AnswerForm(asked)
-    return AnswerForm(types=list(dict.fromkeys(types)))
+    return AnswerForm(asked) if isinstance(asked, str) else AnswerForm(types=tuple(dict.fromkeys(asked)))

@@ -27,6 +27,7 @@ from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.server.execution.rate import ServiceRate
 from fluxtalk.runtime.server.http.errors import ApiError
 from fluxtalk.runtime.server.metrics import Metrics
+from fluxtalk.tokens import Selection
 
 log = logging.getLogger("fluxtalk.server")
 
@@ -46,10 +47,8 @@ class Job:
     """Prepared."""
     positions: Sequence[int]
     """Where they stand in the request, for errors."""
-    k: int
-    wants: str
-    """``embeddings``: the pooled vector of the first k, (items, dim); ``tokens``: the first k, (items, k, dim);
-    ``attention``: theirs, (items, k, length), of items of one length."""
+    selection: Selection
+    """Of attention, the items have one length."""
     deadline: float
     """On the clock of `time.monotonic`: work that has not begun by then is dropped."""
     future: Future[NDArray[np.float32]] = field(default_factory=Future)
@@ -307,8 +306,7 @@ class Batcher:
         elapsed = time.monotonic() - begin
         for row, entry in enumerate(batch):
             job = entry.job
-            vectors = outputs[job.wants][row]
-            vectors = vectors[job.k - 1] if job.wants == "embeddings" else vectors[: job.k]
+            vectors = job.selection.cut(outputs[job.selection.graph_output][row : row + 1])[0]
             if np.isfinite(vectors).all():
                 job.give(entry.position, vectors)
             else:
@@ -318,8 +316,9 @@ class Batcher:
 
     def _outputs(self, batch: list[_Entry]) -> dict[str, NDArray[np.float32]]:
         inputs = self._preprocess.collate([entry.job.arrays[entry.position] for entry in batch])
-        k = max(entry.job.k for entry in batch)
-        wanted = sorted({entry.job.wants for entry in batch})
+        selections = [entry.job.selection for entry in batch]
+        k = max(selection.k for selection in selections)
+        wanted = sorted({selection.graph_output for selection in selections})
         return self._session.run(inputs, k, wanted)
 
     def _item_error(self, entry: _Entry, error: Exception) -> Exception:

@@ -21,7 +21,7 @@ _SHORT_CHARACTERS = 2048
 """Texts of so many together are tokenized in less time than another thread takes to wake up."""
 
 
-class Preparation:
+class DecodePool:
     """The threads that decode.
 
     Args:
@@ -30,16 +30,12 @@ class Preparation:
     """
 
     def __init__(self, threads: int, fetcher: Fetcher) -> None:
-        self._threads = threads
+        self._count = threads
         self._fetcher = fetcher
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fluxtalk-decode")
+        self.threads = ThreadPoolExecutor(threads, thread_name_prefix="fluxtalk-decode")
+        """For other work of a request, too, that would keep the event loop."""
         # Its own thread, so that small images do not queue behind large ones.
         self._large = ThreadPoolExecutor(1, thread_name_prefix="fluxtalk-decode-large")
-
-    @property
-    def pool(self) -> ThreadPoolExecutor:
-        """For other work of a request that would keep the event loop."""
-        return self._pool
 
     async def prepare(self, preprocess: Preprocessor, values: Sequence[Any], positions: Sequence[int]) -> list[Array]:
         """Decode the items of one modality.
@@ -64,7 +60,7 @@ class Preparation:
                     preprocess, values[start : start + size], positions[start : start + size]
                 )
 
-        workers = [asyncio.ensure_future(work(chunks)) for _ in range(min(self._threads, -(-len(values) // size)))]
+        workers = [asyncio.ensure_future(work(chunks)) for _ in range(min(self._count, -(-len(values) // size)))]
         try:
             await asyncio.gather(*workers)
         finally:
@@ -74,7 +70,7 @@ class Preparation:
 
     def close(self) -> None:
         """End the threads; what they have begun they finish."""
-        self._pool.shutdown(cancel_futures=True)
+        self.threads.shutdown(cancel_futures=True)
         self._large.shutdown(cancel_futures=True)
 
     async def _chunk(self, preprocess: Preprocessor, values: Sequence[Any], positions: Sequence[int]) -> list[Array]:
@@ -86,7 +82,7 @@ class Preparation:
 
     async def _decoded(self, preprocess: Preprocessor, values: Sequence[Any], positions: Sequence[int]) -> list[Array]:
         loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._pool, _decode_chunk, preprocess, values, positions)
+        found = await loop.run_in_executor(self.threads, _decode_chunk, preprocess, values, positions)
         return [
             await loop.run_in_executor(self._large, _finish, preprocess, array, position)
             if isinstance(array, Image.Image)

@@ -1,4 +1,4 @@
-"""The typed request between every dialect and the engine, and its answer."""
+"""The typed request between every dialect and the dispatcher, and its answer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fluxtalk.tokens import Selection
+
 
 @dataclass(frozen=True)
 class Item:
@@ -16,7 +18,7 @@ class Item:
 
     By the kind of its modality, ``value`` is: for text, a string or a list of token ids; for images and audio, the
     file's bytes, or a string that holds them in base64 or as a ``data:`` URL; for features, nested lists of numbers, or
-    the bytes (or base64) of a ``.npy`` file. What a program sent as a tensor is an array, for audio with its rate:
+    the bytes (or base64) of a ``.npy`` file. A program's tensor stays an array, for audio with its rate:
     ``(array, rate)``. A path is never opened, and another URL only by `fetch.Fetcher`.
     """
 
@@ -26,22 +28,18 @@ class Item:
 
 @dataclass(frozen=True)
 class EmbedRequest:
-    """What is to be embedded, and how. Checked by `Catalog.request`, which makes it."""
+    """Items to embed, as many as `ServedModel.require_count` allows, and as what (`ServedModel.select`)."""
 
     items: Sequence[Item]
-    k: int
-    """Register tokens, from the first."""
-    output: str
-    """One of `OUTPUT_KINDS`; or ``attention``, of images, where the bundle has it."""
+    selection: Selection
 
 
 @dataclass(frozen=True)
 class Answer:
     """The vectors of a request."""
 
-    request: EmbedRequest
+    selection: Selection
     vectors: NDArray[np.float32]
-    """(items, dim); (items, tokens, dim) for ``tokens`` and ``complementary``; (items, k, length) for ``attention``; in
-    the order of the items."""
+    """(items, *`Selection.shape`); of attention (items, k, length); in the order of the items."""
     num_input_tokens: int
     """Text tokens, feature vectors, and one for each image, of all items."""

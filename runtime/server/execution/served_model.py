@@ -1,23 +1,38 @@
-"""What a server offers: its model, modalities, outputs and limits. Dialects read requests against it."""
+"""A server's bundle as requests are read against it: its name, modalities, tokens and limits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from fluxtalk.artifacts.bundle import Manifest
-from fluxtalk.errors import UsageError, check_token_count
-from fluxtalk.runtime.server.execution.requests import EmbedRequest, Item
+from fluxtalk.errors import TokenCountError, UsageError
+from fluxtalk.runtime.server.execution.requests import Answer, Item
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request
-from fluxtalk.tokens import OUTPUT_KINDS
+from fluxtalk.tokens import OUTPUT_KINDS, POOLED, Selection, TokenLayout
+
+_TAKEN: dict[str, tuple[tuple[type, ...], str]] = {
+    "text": ((str, list, bytes), "a string or a list of token ids"),
+    "features": ((str, list, bytes), "a list of vectors, or a .npy file in base64"),
+}
+"""The Python types of a kind's items, and how an error describes them."""
+
+
+class Described(TypedDict):
+    """What every answer says of its vectors, in whatever dialect."""
+
+    k: int
+    output: str
+    dimension: int
+    revision: str
+    space_id: str
 
 
 @dataclass(frozen=True)
-class Catalog:
+class ServedModel:
     """What is served. Never changes while a server runs."""
 
-    model: str
+    name: str
     """The name under which clients ask for it: that of the bundle's folder."""
     revision: str
     """The bundle's hash."""
@@ -28,23 +43,25 @@ class Catalog:
     """Modality to what its raw items are: ``text``, ``image``, ``features``, ..."""
     manifest: Manifest
     max_items: int
+    """Items of one request."""
 
-    def require_model(self, name: object) -> None:
+    @property
+    def layout(self) -> TokenLayout:
+        """The register tokens of the bundle, which check every k."""
+        return self.manifest.layout
+
+    def require_model(self, name: str | None) -> None:
         """Refuse a request for another model; None is the only one there is.
 
         Raises:
-            ApiError: 400 or 404.
+            ApiError: 404.
         """
-        if name is None or name == self.model:
-            return
-        if not isinstance(name, str):
-            raise bad_request(f"model is a string; got {type(name).__name__}.", "model", "invalid_type")
-        raise ApiError(
-            404, f"The model {name[:80]!r} is not served here; {self.model!r} is.", "model_not_found", "model"
-        )
+        if name is not None and name != self.name:
+            sentence = f"The model {name[:80]!r} is not served here; {self.name!r} is."
+            raise ApiError(404, sentence, "model_not_found", "model")
 
     def default_modality(self) -> str:
-        """Of items that do not name theirs: the only modality of texts, or the only one at all.
+        """The modality of items that do not name theirs: the only one of texts, or the only one at all.
 
         Raises:
             ApiError: 400: there is no such modality.
@@ -56,65 +73,90 @@ class Catalog:
             return next(iter(self.kinds))
         raise bad_request(f"Name the modality: one of {', '.join(self.kinds)}.", "modality", "missing")
 
-    def require_modality(self, name: object) -> str:
-        """A modality by name.
+    def require_modality(self, name: object, param: str = "modality") -> str:
+        """The modality of that name, or the only one of that kind.
 
         Raises:
             ApiError: 400: it is unknown.
         """
-        if not isinstance(name, str) or name not in self.kinds:
-            shown = repr(name[:80]) if isinstance(name, str) else type(name).__name__
-            raise bad_request(f"modality is one of {', '.join(self.kinds)}; got {shown}.", "modality")
-        return name
+        if isinstance(name, str):
+            if name in self.kinds:
+                return name
+            of_kind = [modality for modality, kind in self.kinds.items() if kind == name]
+            if len(of_kind) == 1:
+                return of_kind[0]
+        shown = repr(name[:80]) if isinstance(name, str) else type(name).__name__
+        what = "modality must be" if param == "modality" else "An item is"
+        raise bad_request(f"{what} one of {', '.join(self.kinds)}; got {shown}.", param)
 
-    def require_count(self, count: int) -> None:
-        """Refuse more items than a request may have.
+    def names(self) -> list[str]:
+        """Every name that `require_modality` takes."""
+        kinds = list(self.kinds.values())
+        return list(dict.fromkeys([*self.kinds, *(kind for kind in kinds if kinds.count(kind) == 1)]))
+
+    def item(self, name: object, value: Any, param: str) -> Item:
+        """A raw item of a modality. Its content is checked when it is decoded.
+
+        Args:
+            name: see `require_modality`.
+            param: its place in the body, for errors.
+
+        Raises:
+            ApiError: 400: there is no such modality, or its items are of another type.
+        """
+        modality = self.require_modality(name, param)
+        kind = self.kinds[modality]
+        types, described = _TAKEN.get(kind, ((str, bytes), f"a file of kind {kind} in base64"))
+        if not isinstance(value, types):
+            raise bad_request(f"{param} must be {described}; got {type(value).__name__}.", param, "invalid_type")
+        if kind == "text" and isinstance(value, bytes):
+            try:
+                value = value.decode("utf-8")
+            except UnicodeDecodeError:
+                raise bad_request(f"{param} must be a text in UTF-8; these bytes are not.", param) from None
+        return Item(modality, value)
+
+    def require_count(self, count: int, param: str = "input") -> None:
+        """Refuse no items, and more than a request may have.
 
         Raises:
             ApiError: 400.
         """
+        if not count:
+            raise bad_request(f"{param} holds nothing to embed; give at least one item.", param, "empty")
         if count > self.max_items:
             raise bad_request(
-                f"input holds {count:,} items, and one request takes at most {self.max_items:,}: send them in several.",
-                "input",
+                f"{param} holds {count:,} items, and one request takes at most {self.max_items:,}: "
+                "send them in several.",
+                param,
                 "too_many_items",
             )
 
-    def request(self, items: Sequence[Item], k: Any = None, output: Any = None) -> EmbedRequest:
-        """Check what was asked for, and make it the typed request.
+    def select(self, k: int | None, output: str | None, k_name: str = "k") -> Selection:
+        """Check ``k`` and ``output`` against the bundle.
 
         Args:
             k: register tokens; None takes all.
-            output: one of `OUTPUT_KINDS`; None takes ``pooled``.
+            output: None takes ``pooled``.
+            k_name: the field in which the client sent k.
 
         Raises:
             ApiError: 400, with the field at fault.
         """
-        if not items:
-            raise bad_request("input holds nothing to embed; give at least one item.", "input", "empty")
-        self.require_count(len(items))
-        kind = "pooled" if output is None else output
-        if not isinstance(kind, str) or kind not in OUTPUT_KINDS:
-            shown = repr(kind[:80]) if isinstance(kind, str) else type(kind).__name__
-            raise bad_request(f"output is one of {', '.join(OUTPUT_KINDS)}; got {shown}.", "output")
         try:
-            count = self._tokens(k, kind)
+            return self.layout.select(k, POOLED if output is None else output, k_name=k_name)
+        except TokenCountError as error:
+            raise bad_request(str(error), k_name) from None
         except UsageError as error:
-            raise bad_request(str(error), "tokens") from None
-        return EmbedRequest(items, count, kind)
+            raise bad_request(str(error), k_name if k is not None and output in OUTPUT_KINDS else "output") from None
 
-    def space_id(self, output: str) -> str:
-        """Which vectors compare with those of this output: the same for every k and precision."""
-        return self.manifest.space_id(output)
-
-    def _tokens(self, k: Any, output: str) -> int:
-        total, overlapping = self.manifest.num_register_tokens, self.manifest.num_overlapping_tokens
-        if k is not None and type(k) is not int:
-            raise UsageError(f"tokens is an integer from 1 to {total}; got {type(k).__name__}.")
-        count = check_token_count(k, total, "this bundle")
-        if output == "complementary":
-            if overlapping == total:
-                raise UsageError("This bundle has no complementary tokens: all of its tokens are overlapping.")
-            if count != total:
-                raise UsageError(f"complementary tokens come last, so they need all {total} tokens; leave tokens out.")
-        return count
+    def describe(self, answer: Answer) -> Described:
+        """Describe an answer's vectors."""
+        output = answer.selection.output
+        return {
+            "k": answer.selection.k,
+            "output": output,
+            "dimension": int(answer.vectors.shape[-1]),
+            "revision": self.revision,
+            "space_id": self.manifest.space_id(output),
+        }

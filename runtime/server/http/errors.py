@@ -18,11 +18,11 @@ class ApiError(Exception):
     """An answer that is not the one asked for.
 
     Args:
-        status: of HTTP.
+        status: the HTTP status.
         message: one sentence for the client.
-        code: for programs; it stays the same when the sentence changes.
+        code: a word for programs; it stays the same when the sentence changes.
         param: the field of the body that is at fault.
-        retry_after_s: when trying again makes sense.
+        retry_after_s: seconds until trying again makes sense.
     """
 
     def __init__(
@@ -37,19 +37,19 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """``Retry-After`` in whole seconds, at least one; ``WWW-Authenticate`` where a key is missing."""
+        """``Retry-After`` in whole seconds, at least one; ``WWW-Authenticate`` if a key is missing."""
         if self.status == 401:
             return {"www-authenticate": "Bearer"}
         return {} if self.retry_after_s is None else {"retry-after": str(max(1, math.ceil(self.retry_after_s)))}
 
 
 def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
-    """A request that cannot be meant: 400."""
+    """Make the error of a request that has no meaning: 400."""
     return ApiError(400, message, code, param)
 
 
 def as_api_error(error: FluxTalkError) -> ApiError:
-    """An error of the library, as the client's (400, 422) or ours (500)."""
+    """Turn an error of the library into the client's (400, 422) or the server's (500)."""
     if isinstance(error, UsageError):
         return bad_request(str(error))
     if isinstance(error, InputError):
@@ -58,20 +58,20 @@ def as_api_error(error: FluxTalkError) -> ApiError:
 
 
 def error_body(status: int, message: str, code: str, param: str | None = None) -> dict[str, Any]:
-    """OpenAI's shape."""
+    """Make the body of an error, in OpenAI's shape."""
     kinds = {401: "authentication_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def speaks_kserve(path: str) -> bool:
-    """Whether a route is of KServe's protocol, whose clients cannot read an error that is an object."""
+def is_kserve(path: str) -> bool:
+    """True on the routes of KServe's protocol, whose clients cannot read an error that is an object."""
     return path == "/v2" or (path.startswith("/v2/") and path != "/v2/embed")
 
 
 def error_response(error: ApiError, path: str) -> Response:
-    """The answer to a client, as the clients of that route's protocol read it."""
-    if speaks_kserve(path):
+    """Make the answer that the clients of that route's protocol can read."""
+    if is_kserve(path):
         content: dict[str, Any] = {"error": error.message}
     else:
         content = error_body(error.status, error.message, error.code, error.param)
@@ -79,12 +79,13 @@ def error_response(error: ApiError, path: str) -> Response:
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A JSON answer; arrays of numpy are written as lists."""
+    """Make a JSON answer; arrays of numpy are written as lists."""
+    # Not msgspec: it knows no numpy, and float32 by way of Python's floats takes twice the bytes.
     return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status, headers, "application/json")
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's own: no such route, or not with this method."""
+    """Render an error of Starlette: no such route, or not with this method."""
     assert isinstance(error, HTTPException)
     sentences = {
         404: (f"There is no route {request.url.path}; GET /info says what is served.", "not_found"),
@@ -97,12 +98,12 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def on_api_error(request: Request, error: Exception) -> Response:
-    """Ours."""
+    """Render an `ApiError`."""
     assert isinstance(error, ApiError)
     return error_response(error, request.url.path)
 
 
 async def on_fluxtalk_error(request: Request, error: Exception) -> Response:
-    """The library's."""
+    """Render an error of the library."""
     assert isinstance(error, FluxTalkError)
     return error_response(as_api_error(error), request.url.path)

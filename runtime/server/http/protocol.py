@@ -11,7 +11,7 @@ import asyncio
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fluxtalk.runtime.server.http.errors import error_body, speaks_kserve
+from fluxtalk.runtime.server.http.errors import error_body, is_kserve
 
 HEADER_SECONDS = 10.0
 """From a connection, or from a request's first byte, to the end of its headers."""
@@ -147,7 +147,7 @@ class DeadlineProtocol(HttpToolsProtocol):
             told()
         self._cancel_timers()
         self._header_bytes = 0
-        self.transport.write(_REFUSALS[speaks_kserve(self.url.decode("ascii", "replace").partition("?")[0])])
+        self.transport.write(_REFUSALS[is_kserve(self.url.decode("ascii", "replace").partition("?")[0])])
         if not keep:
             self.transport.close()
             return

@@ -8,35 +8,61 @@ how many register tokens: ``arange(k)`` in each row. A parameter ``k`` of the re
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.preprocess import AudioPreprocessor, FeaturesPreprocessor, ImagePreprocessor, Preprocessor
-from fluxtalk.runtime.server.api.named_items import named_item
 from fluxtalk.runtime.server.execution.requests import Item
-from fluxtalk.runtime.server.execution.served_model import Catalog
+from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import bad_request
-from fluxtalk.runtime.server.kserve.tensors import BYTES, Tensor
+from fluxtalk.runtime.server.kserve.tensors import BYTES, Datatype, Tensor
 
 VERSION = "1"
 OUTPUTS = ("tokens", "embeddings")
 RAW_KINDS = ("text", "image", "audio")
 _MASK = "mask"
-_TYPES = {"pixels": "UINT8", "input_ids": "INT64", "features": "FP32", "samples": "FP32", _MASK: "BOOL"}
+_TYPES: dict[str, Datatype] = {
+    "pixels": "UINT8",
+    "input_ids": "INT64",
+    "features": "FP32",
+    "samples": "FP32",
+    _MASK: "BOOL",
+}
 
 
-def metadata(modality: str, preprocess: Preprocessor, catalog: Catalog) -> dict[str, Any]:
+class TensorMetadata(TypedDict):
+    """A tensor that a model takes or gives; -1 is any size."""
+
+    name: str
+    datatype: Datatype
+    shape: list[Annotated[int, Meta(ge=-1)]]
+
+
+class ModelMetadata(TypedDict):
     """What a client is told of a model: every tensor that it may send, raw and prepared."""
-    raw = [{"name": preprocess.kind, "datatype": BYTES, "shape": [-1]}] if preprocess.kind in RAW_KINDS else []
-    prepared = [
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+
+
+def metadata(modality: str, preprocess: Preprocessor, model: ServedModel) -> ModelMetadata:
+    """Describe a model."""
+    raw: list[TensorMetadata] = (
+        [{"name": preprocess.kind, "datatype": "BYTES", "shape": [-1]}] if preprocess.kind in RAW_KINDS else []
+    )
+    prepared: list[TensorMetadata] = [
         {"name": name, "datatype": _TYPES[name], "shape": [-1, *_row_shape(name, preprocess)]}
         for name in preprocess.input_names
     ]
-    index = {"name": TOKEN_INDEX, "datatype": "INT64", "shape": [-1, -1]}
-    dim = catalog.manifest.dim
+    index: TensorMetadata = {"name": TOKEN_INDEX, "datatype": "INT64", "shape": [-1, -1]}
+    dim = model.layout.dim
     return {
         "name": modality,
         "versions": [VERSION],
@@ -46,7 +72,7 @@ def metadata(modality: str, preprocess: Preprocessor, catalog: Catalog) -> dict[
     }
 
 
-def read_items(tensors: Sequence[Tensor], modality: str, preprocess: Preprocessor, catalog: Catalog) -> list[Item]:
+def read_items(tensors: Sequence[Tensor], modality: str, preprocess: Preprocessor, model: ServedModel) -> list[Item]:
     """The items of a request's tensors, ``token_index`` aside.
 
     Raises:
@@ -55,7 +81,7 @@ def read_items(tensors: Sequence[Tensor], modality: str, preprocess: Preprocesso
     by_name = {tensor.name: tensor for tensor in tensors if tensor.name != TOKEN_INDEX}
     raw = preprocess.kind if preprocess.kind in RAW_KINDS else None
     if raw is not None and set(by_name) == {raw}:
-        return _raw_items(by_name[raw], modality, catalog)
+        return _raw_items(by_name[raw], modality, model)
     known = set(preprocess.input_names)
     main = preprocess.input_names[0]
     if main not in by_name or set(by_name) - known:
@@ -72,7 +98,7 @@ def read_items(tensors: Sequence[Tensor], modality: str, preprocess: Preprocesso
         )
         if tensor.datatype != _TYPES[tensor.name] or not fits:
             raise bad_request(
-                f"{tensor.name} is {_TYPES[tensor.name]} of shape {list(wanted)}, -1 for any; "
+                f"{tensor.name} must be {_TYPES[tensor.name]} of shape {list(wanted)}, -1 for any; "
                 f"got {tensor.datatype} {list(tensor.shape)}.",
                 "inputs",
             )
@@ -80,13 +106,13 @@ def read_items(tensors: Sequence[Tensor], modality: str, preprocess: Preprocesso
     if not count:
         # What stands beside it may then say any size at no cost.
         raise bad_request(f"{main} holds no row; give at least one.", "inputs", "empty")
-    catalog.require_count(count)
+    model.require_count(count, "inputs")
     values = _rows(by_name[main], by_name.get(_MASK))
     return [Item(modality, _as_item(row, preprocess)) for row in values]
 
 
-def read_k(tensors: Sequence[Tensor], parameter: Any, rows: int) -> Any:
-    """How many register tokens; None where neither the tensor nor the parameter says it.
+def read_k(tensors: Sequence[Tensor], parameter: int | None, rows: int) -> int | None:
+    """Read how many register tokens are asked for; None if neither the tensor nor the parameter says it.
 
     Raises:
         ApiError: 400: they do not agree, or the tensor does not count from 0.
@@ -97,29 +123,30 @@ def read_k(tensors: Sequence[Tensor], parameter: Any, rows: int) -> Any:
     index = tensor.numbers
     if index is None or tensor.datatype != "INT64" or index.ndim > 2 or (index.ndim == 2 and len(index) != rows):
         raise bad_request(
-            f"{TOKEN_INDEX} is INT64 of shape [k] or [{rows}, k]; got {tensor.datatype} {list(tensor.shape)}.", "inputs"
+            f"{TOKEN_INDEX} must be INT64 of shape [k] or [{rows}, k]; got {tensor.datatype} {list(tensor.shape)}.",
+            "inputs",
         )
-    k = index.shape[-1]
+    k: int = index.shape[-1]
     if not k or (index != np.arange(k)).any():
-        raise bad_request(f"{TOKEN_INDEX} counts 0, 1, ..., k - 1 in each row.", "inputs")
+        raise bad_request(f"{TOKEN_INDEX} must count 0, 1, ..., k - 1 in each row.", "inputs")
     if parameter not in (None, k):
         raise bad_request(f"The parameter k is {str(parameter)[:40]}, and {TOKEN_INDEX} has {k}.", "parameters")
     return k
 
 
-def _raw_items(tensor: Tensor, modality: str, catalog: Catalog) -> list[Item]:
+def _raw_items(tensor: Tensor, modality: str, model: ServedModel) -> list[Item]:
     if tensor.datatype != BYTES or (len(tensor.shape) > 1 and tensor.shape[1:] != (1,)):
         raise bad_request(
-            f"{tensor.name} is BYTES of shape [n] or [n, 1]; got {tensor.datatype} {list(tensor.shape)}.", "inputs"
+            f"{tensor.name} must be BYTES of shape [n] or [n, 1]; got {tensor.datatype} {list(tensor.shape)}.", "inputs"
         )
+    model.require_count(len(tensor.elements), "inputs")
     return [
-        named_item(modality, element, catalog, f"{tensor.name}[{position}]")
-        for position, element in enumerate(tensor.elements)
+        model.item(modality, element, f"{tensor.name}[{position}]") for position, element in enumerate(tensor.elements)
     ]
 
 
 def _row_shape(name: str, preprocess: Preprocessor) -> list[int]:
-    """Of one item in a prepared tensor; -1 where it may be any length."""
+    """Sizes of one item in a prepared tensor; -1 is any length."""
     if isinstance(preprocess, ImagePreprocessor):
         return [preprocess.height, preprocess.width, preprocess.channels]
     if isinstance(preprocess, FeaturesPreprocessor) and name != _MASK:
@@ -135,10 +162,12 @@ def _rows(tensor: Tensor, mask: Tensor | None) -> list[NDArray[Any]]:
     kept = mask.numbers
     assert kept is not None
     if kept.shape != tensor.shape[:2]:
-        raise bad_request(f"mask has the shape {list(tensor.shape[:2])}; got {list(kept.shape)}.", "inputs")
+        raise bad_request(f"mask must have the shape {list(tensor.shape[:2])}; got {list(kept.shape)}.", "inputs")
     lengths = kept.sum(axis=1)
     if not lengths.all() or (kept != (np.arange(kept.shape[1]) < lengths[:, None])).any():
-        raise bad_request("mask is true for what a row holds, at least one, and then false for its padding.", "inputs")
+        raise bad_request(
+            "mask must be true for what a row holds, at least one, and then false for its padding.", "inputs"
+        )
     return [row[:length] for row, length in zip(tensor.numbers, lengths, strict=True)]
 
 

@@ -2,46 +2,126 @@
 
 A request's outputs are those of the graph, ``tokens`` and ``embeddings``, FP32 (n, k, dim): row j - 1 of ``embeddings``
 is the pooled embedding of the first j tokens. An error is ``{"error": "a sentence"}``, as the clients of this protocol
-read it; `errors.speaks_kserve` says where.
+read it; `errors.is_kserve` says where.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import orjson
+from msgspec import Meta
 from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from fluxtalk import tokens as token_algebra
 from fluxtalk.preprocess import Preprocessor
-from fluxtalk.runtime.server.api.dialects import read_json
-from fluxtalk.runtime.server.api.endpoint import Respond, answer_request
-from fluxtalk.runtime.server.api.openai_embeddings import describe
+from fluxtalk.runtime.server.answering import Respond, answer_embedding
 from fluxtalk.runtime.server.execution.requests import Answer, EmbedRequest
-from fluxtalk.runtime.server.execution.served_model import Catalog
+from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request, json_response
-from fluxtalk.runtime.server.kserve.models import OUTPUTS, VERSION, metadata, read_items, read_k
-from fluxtalk.runtime.server.kserve.tensors import pack, read_tensors
+from fluxtalk.runtime.server.http.json_body import Body, convert, decode_json
+from fluxtalk.runtime.server.kserve.models import OUTPUTS, VERSION, ModelMetadata, metadata, read_items, read_k
+from fluxtalk.runtime.server.kserve.tensors import MOST_TENSORS, InferTensor, pack, read_tensors
+from fluxtalk.runtime.server.operation import (
+    ALWAYS,
+    ANYTHING,
+    BY_MIDDLEWARE,
+    FILE,
+    JSON,
+    OF_BODY,
+    TIMEOUT,
+    ApiRoute,
+    Content,
+    Operation,
+    Schema,
+    one_of,
+    path_parameter,
+)
 from fluxtalk.runtime.server.service import Service
+from fluxtalk.tokens import POOLED, TOKENS
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-FIELDS = ("id", "inputs", "outputs", "parameters")
+_BINARY = "application/octet-stream"
 
 
-def kserve_routes(service: Service) -> list[Route]:
+class OutputParameters(Body):
+    """Parameters of an output."""
+
+    binary_data: bool | None = None
+
+
+class RequestedOutput(Body):
+    """An output that a request asks for."""
+
+    name: Literal["tokens", "embeddings"]
+    parameters: OutputParameters | None = None
+
+
+class InferParameters(Body):
+    """Parameters of a request."""
+
+    k: int | None = None
+    binary_data_output: bool | None = None
+    """Outputs that do not say it themselves stand behind the JSON."""
+
+
+class InferRequest(Body):
+    """A body."""
+
+    inputs: Annotated[list[InferTensor], Meta(min_length=1, max_length=MOST_TENSORS)]
+    id: str | None = None
+    outputs: Annotated[list[RequestedOutput], Meta(max_length=len(OUTPUTS))] | None = None
+    parameters: InferParameters | None = None
+
+    def wanted(self) -> dict[str, bool]:
+        """Name of each output to whether its data stand behind the JSON.
+
+        Raises:
+            ApiError: 400: one is named twice.
+        """
+        binary = bool(self.parameters and self.parameters.binary_data_output)
+        if not self.outputs:
+            return dict.fromkeys(OUTPUTS, binary)
+        wanted: dict[str, bool] = {}
+        for output in self.outputs:
+            if output.name in wanted:
+                raise bad_request(f"outputs must have {' and '.join(OUTPUTS)} each once.", "outputs")
+            own = None if output.parameters is None else output.parameters.binary_data
+            wanted[output.name] = binary if own is None else own
+        return wanted
+
+
+class InferAnswer(TypedDict):
+    """An answer, or its JSON before the data."""
+
+    model_name: str
+    model_version: str
+    id: NotRequired[str]
+    parameters: dict[str, Any]
+    outputs: Annotated[list[dict[str, Any]], Meta(min_length=1)]
+
+
+class ServerMetadata(TypedDict):
+    """The server's name, and the extensions of the protocol that it has."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+def kserve_routes(service: Service) -> list[ApiRoute]:
     """``/v2``, health, and for each model its metadata, readiness and inference, with and without a version."""
 
     async def server(_request: Request) -> Response:
         version = importlib.metadata.version("fluxtalk")
-        return json_response({"name": "fluxtalk", "version": version, "extensions": ["binary_tensor_data"]})
+        told: ServerMetadata = {"name": "fluxtalk", "version": version, "extensions": ["binary_tensor_data"]}
+        return json_response(told)
 
     async def live(_request: Request) -> Response:
         return json_response({"live": True})
@@ -50,43 +130,88 @@ def kserve_routes(service: Service) -> list[Route]:
         why_not = service.why_not_ready
         return json_response({"ready": True}) if why_not is None else _not_ready(why_not)
 
-    def model_routes(prefix: str) -> list[Route]:
-        async def describe_model(request: Request) -> Response:
-            modality, preprocess, catalog = _model(request, service)
-            return json_response(metadata(modality, preprocess, catalog))
-
-        async def model_ready(request: Request) -> Response:
-            modality, _, _ = _model(request, service)
-            why_not = service.why_not_ready
-            return json_response({"name": modality, "ready": True}) if why_not is None else _not_ready(why_not)
-
-        async def infer(request: Request) -> Response:
-            modality, preprocess, _ = _model(request, service)
-            return await answer_request(request, service, functools.partial(_read, modality, preprocess))
-
-        return [
-            Route(prefix, describe_model),
-            Route(f"{prefix}/ready", model_ready),
-            Route(f"{prefix}/infer", infer, methods=["POST"]),
-        ]
-
     return [
-        Route("/v2", server),
-        Route("/v2/health/live", live),
-        Route("/v2/health/ready", ready),
-        *model_routes("/v2/models/{model}"),
-        *model_routes("/v2/models/{model}/versions/{version}"),
+        ApiRoute("/v2", server, _operation("The server's name and extensions.", ServerMetadata, BY_MIDDLEWARE)),
+        ApiRoute("/v2/health/live", live, _operation("True as long as the process answers.", None, ())),
+        ApiRoute("/v2/health/ready", ready, _operation("True if requests should be sent here.", None, (400,))),
+        *_model_routes(service, "/v2/models/{model}"),
+        *_model_routes(service, "/v2/models/{model}/versions/{version}"),
     ]
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What a response holds."""
+def _model_routes(service: Service, prefix: str) -> list[ApiRoute]:
+    async def describe_model(request: Request) -> Response:
+        return json_response(metadata(*_model(request, service)))
 
-    id: str | None
-    modality: str
-    outputs: dict[str, bool]
-    """Name to whether its data stand behind the JSON."""
+    async def model_ready(request: Request) -> Response:
+        modality, _, _ = _model(request, service)
+        why_not = service.why_not_ready
+        return json_response({"name": modality, "ready": True}) if why_not is None else _not_ready(why_not)
+
+    async def infer(request: Request) -> Response:
+        modality, preprocess, _ = _model(request, service)
+
+        def read(data: bytes, model: ServedModel) -> tuple[EmbedRequest, Respond]:
+            length = _header_length(request.headers.get(HEADER_LENGTH), len(data))
+            body = convert(decode_json(data[:length]), InferRequest)
+            wanted = body.wanted()
+            tensors = read_tensors(body.inputs, data[length:], model.max_items)
+            items = read_items(tensors, modality, preprocess, model)
+            k = read_k(tensors, body.parameters.k if body.parameters else None, len(items))
+            typed = EmbedRequest(items, model.select(k, TOKENS))
+            return typed, lambda answer: _respond(answer, wanted, body.id, modality, model)
+
+        return await answer_embedding(request, service, read)
+
+    def described(
+        summary: str, answer: Any, errors: tuple[int, ...], **more: Any
+    ) -> Callable[[ServedModel], Operation]:
+        def of(model: ServedModel) -> Operation:
+            parameters: tuple[Schema, ...] = (path_parameter("model", one_of(model.kinds)),)
+            if "{version}" in prefix:
+                parameters += (path_parameter("version", one_of([VERSION])),)
+            parameters += more.get("parameters", ())
+            return _operation(summary, answer, errors, **{**more, "parameters": parameters})
+
+        return of
+
+    body: Content = {JSON: InferRequest, _BINARY: FILE}
+    answer: Content = {JSON: InferAnswer, _BINARY: FILE}
+    headers = (TIMEOUT, _HEADER_LENGTH)
+    embed = "Embed. Its outputs are FP32 (n, k, dim)."
+    return [
+        ApiRoute(prefix, describe_model, described("A model's tensors.", ModelMetadata, (*ALWAYS, 404))),
+        ApiRoute(f"{prefix}/ready", model_ready, described("True if a model answers.", None, (*ALWAYS, 400, 404))),
+        ApiRoute(
+            f"{prefix}/infer",
+            infer,
+            described(embed, answer, (*OF_BODY, 404), body=body, parameters=headers, schemas=_EXAMPLES),
+            "POST",
+        ),
+    ]
+
+
+def _operation(summary: str, answer: Any, errors: tuple[int, ...], **more: Any) -> Operation:
+    return Operation(summary, {JSON: ANYTHING} if answer is None else answer, errors, error="KServeError", **more)
+
+
+_HEADER_LENGTH: Schema = {
+    "name": HEADER_LENGTH,
+    "in": "header",
+    "required": False,
+    "description": "Bytes of the body that are JSON; the data of tensors follow.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+_EXAMPLES: dict[str, Schema] = {
+    "InferRequest": {
+        "examples": [
+            {
+                "inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a cat"]}],
+                "parameters": {"k": 1},
+            }
+        ]
+    }
+}
 
 
 def _not_ready(why: str) -> Response:
@@ -94,86 +219,36 @@ def _not_ready(why: str) -> Response:
     return json_response({"ready": False, "error": f"Not ready: {why}."}, 400)
 
 
-def _model(request: Request, service: Service) -> tuple[str, Preprocessor, Catalog]:
-    engine = service.require_engine()
+def _model(request: Request, service: Service) -> tuple[str, Preprocessor, ServedModel]:
+    dispatcher = service.require_dispatcher()
     name, version = request.path_params["model"], request.path_params.get("version", VERSION)
-    if name not in engine.catalog.kinds:
-        known = ", ".join(engine.catalog.kinds)
+    if name not in dispatcher.model.kinds:
+        known = ", ".join(dispatcher.model.kinds)
         raise ApiError(404, f"The model {name[:80]!r} is not served here; there is {known}.", "model_not_found")
     if version != VERSION:
         raise ApiError(
             404, f"The model {name} has the version {VERSION} only; got {version[:80]!r}.", "model_not_found"
         )
-    return name, engine.preprocess(name), engine.catalog
-
-
-def _read(
-    modality: str, preprocess: Preprocessor, request: Request, data: bytes, catalog: Catalog
-) -> tuple[EmbedRequest, Respond]:
-    length = _header_length(request.headers.get(HEADER_LENGTH), len(data))
-    body = read_json(data[:length], "application/json")
-    unknown = sorted(set(body) - set(FIELDS))
-    if unknown:
-        raise bad_request(f"The field {unknown[0][:80]!r} is unknown; known are {', '.join(FIELDS)}.", unknown[0][:80])
-    identifier = body.get("id")
-    if not isinstance(identifier, str | None):
-        raise bad_request("id is a string.", "id", "invalid_type")
-    k, binary = _parameters(body.get("parameters"))
-    wanted = _Wanted(identifier, modality, _outputs(body.get("outputs"), binary))
-    tensors = read_tensors(body.get("inputs"), data[length:], catalog.max_items)
-    items = read_items(tensors, modality, preprocess, catalog)
-    typed = catalog.request(items, read_k(tensors, k, len(items)), "tokens")
-    return typed, functools.partial(_respond, wanted)
+    return name, dispatcher.preprocess(name), dispatcher.model
 
 
 def _header_length(text: str | None, size: int) -> int:
     if text is None:
         return size
     if not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text) <= size):
-        raise bad_request(f"{HEADER_LENGTH} is how many bytes of the body are JSON.", HEADER_LENGTH)
+        raise bad_request(f"{HEADER_LENGTH} must be how many bytes of the body are JSON.", HEADER_LENGTH)
     return int(text)
 
 
-def _parameters(given: Any) -> tuple[Any, bool]:
-    """``k``, and whether outputs that do not say so stand behind the JSON."""
-    parameters = {} if given is None else given
-    if not isinstance(parameters, dict) or set(parameters) - {"k", "binary_data_output"}:
-        raise bad_request("A request takes the parameters k and binary_data_output, and no other.", "parameters")
-    return parameters.get("k"), _flag(parameters, "binary_data_output", False)
-
-
-def _outputs(given: Any, binary: bool) -> dict[str, bool]:
-    if given is None or given == []:
-        return dict.fromkeys(OUTPUTS, binary)
-    if not isinstance(given, list) or len(given) > len(OUTPUTS):
-        raise bad_request(f"outputs is a list of {' and '.join(OUTPUTS)}.", "outputs")
-    wanted: dict[str, bool] = {}
-    for entry in given:
-        name = entry.get("name") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or name not in OUTPUTS or name in wanted or set(entry) - {"name", "parameters"}:
-            raise bad_request(f'outputs is a list of {{"name": ...}}, {" and ".join(OUTPUTS)}, each once.', "outputs")
-        parameters = entry.get("parameters")
-        parameters = {} if parameters is None else parameters
-        if not isinstance(parameters, dict) or set(parameters) - {"binary_data"}:
-            raise bad_request(f"The output {name} takes the parameter binary_data and no other.", "outputs")
-        wanted[name] = _flag(parameters, "binary_data", binary)
-    return wanted
-
-
-def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
-    value = parameters.get(name)
-    if not isinstance(value, bool | None):
-        raise bad_request(f"{name} is true or false.", "parameters", "invalid_type")
-    return default if value is None else value
-
-
-def _respond(wanted: _Wanted, answer: Answer, catalog: Catalog) -> Response:
+def _respond(
+    answer: Answer, wanted: dict[str, bool], identifier: str | None, modality: str, model: ServedModel
+) -> Response:
     arrays = {"tokens": answer.vectors}
-    if "embeddings" in wanted.outputs:
-        arrays["embeddings"] = _prefixes(answer.vectors, catalog.manifest.num_overlapping_tokens)
+    if "embeddings" in wanted:
+        arrays["embeddings"] = _prefixes(answer.vectors, model.layout.num_overlapping_tokens)
     entries: list[dict[str, Any]] = []
     buffers: list[bytes] = []
-    for name, binary in wanted.outputs.items():
+    for name, binary in wanted.items():
         array = arrays[name]
         entry: dict[str, Any] = {"name": name, "datatype": "FP32", "shape": list(array.shape)}
         if binary:
@@ -182,24 +257,24 @@ def _respond(wanted: _Wanted, answer: Answer, catalog: Catalog) -> Response:
         else:
             entry["data"] = np.ascontiguousarray(array).reshape(math.prod(array.shape))
         entries.append(entry)
-    described = {name: value for name, value in describe(answer, catalog).items() if name != "output"}
-    if "embeddings" in wanted.outputs:
-        described["space_id"] = catalog.space_id("pooled")
-    content: dict[str, Any] = {
-        "model_name": wanted.modality,
+    parameters = {name: value for name, value in model.describe(answer).items() if name != "output"}
+    if "embeddings" in wanted:
+        parameters["space_id"] = model.manifest.space_id(POOLED)
+    content: InferAnswer = {
+        "model_name": modality,
         "model_version": VERSION,
-        "parameters": {**described, "tokens_space_id": catalog.space_id("tokens")},
+        "parameters": {**parameters, "tokens_space_id": model.manifest.space_id(TOKENS)},
         "outputs": entries,
     }
-    if wanted.id is not None:
-        content["id"] = wanted.id
+    if identifier is not None:
+        content["id"] = identifier
     if not buffers:
         return json_response(content)
     header = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     return Response(
         b"".join((header, *buffers)),
         headers={HEADER_LENGTH: str(len(header))},
-        media_type="application/octet-stream",
+        media_type=_BINARY,
     )
 
 

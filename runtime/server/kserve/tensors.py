@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from fluxtalk.runtime.server.http.errors import bad_request
 from fluxtalk.runtime.server.http.json_arrays import array_of_lists, flattened
+from fluxtalk.runtime.server.http.json_body import Body
 
 DTYPES: dict[str, str] = {
     "BOOL": "|b1",
@@ -33,8 +35,24 @@ DTYPES: dict[str, str] = {
     "FP64": "<f8",
 }
 BYTES = "BYTES"
+MOST_TENSORS = 16
 _MOST_ELEMENTS = 1 << 28
-_MOST_TENSORS = 16
+Datatype = Literal[
+    "BOOL",
+    "UINT8",
+    "INT8",
+    "UINT16",
+    "INT16",
+    "UINT32",
+    "INT32",
+    "UINT64",
+    "INT64",
+    "FP16",
+    "FP32",
+    "FP64",
+    "BYTES",
+]
+Shape = Annotated[list[Annotated[int, Meta(ge=0, le=_MOST_ELEMENTS)]], Meta(min_length=1, max_length=8)]
 
 
 @dataclass(frozen=True)
@@ -50,34 +68,51 @@ class Tensor:
     """Of BYTES: strings of JSON, or bytes."""
 
 
-def read_tensors(entries: Any, binary: bytes, most_elements: int) -> list[Tensor]:
-    """The ``inputs`` of a request.
+class TensorParameters(Body):
+    """Parameters of a tensor."""
+
+    binary_data_size: Annotated[int, Meta(ge=0)] | None = None
+
+
+class InferTensor(Body):
+    """A tensor in a body. Its data are in ``data``, or behind the JSON."""
+
+    name: str
+    datatype: Datatype
+    shape: Shape
+    data: Annotated[Any, Meta(extra_json_schema={"type": "array"})] = None
+    """In its shape, or flat."""
+    parameters: TensorParameters | None = None
+
+
+def read_tensors(entries: Sequence[InferTensor], binary: bytes, most_elements: int) -> list[Tensor]:
+    """Read the ``inputs`` of a request.
 
     Args:
-        binary: what stands behind the JSON.
+        binary: the bytes behind the JSON.
         most_elements: of a tensor of BYTES.
 
     Raises:
         ApiError: 400, with the tensor at fault.
     """
-    if not isinstance(entries, list) or not entries:
-        raise bad_request("inputs is a list of tensors, with at least one.", "inputs")
     tensors: list[Tensor] = []
     begin = 0
-    for position, entry in enumerate(entries[: _MOST_TENSORS + 1]):
-        param = f"inputs[{position}]"
-        if position == _MOST_TENSORS:
-            raise bad_request(f"inputs has at most {_MOST_TENSORS} tensors; got {len(entries)}.", "inputs")
-        name, datatype, shape, size = _header(entry, param)
+    for position, entry in enumerate(entries):
+        param, name, shape = f"inputs[{position}]", entry.name, tuple(entry.shape)
         if name in (tensor.name for tensor in tensors):
             raise bad_request(f"{param} is called {name[:80]!r}, as another is.", param)
-        raw: Any = entry.get("data")
+        if math.prod(shape) > _MOST_ELEMENTS:
+            raise bad_request(f"{param} must have at most {_MOST_ELEMENTS:,} elements.", param)
+        size = entry.parameters.binary_data_size if entry.parameters is not None else None
+        if (size is None) == (entry.data is None):
+            raise bad_request(f"{param} must have its data in the JSON or behind it.", param)
+        raw: Any = entry.data
         if size is not None:
             raw = memoryview(binary)[begin : begin + size]
             begin += size
             if len(raw) < size:
                 raise bad_request(f"{param} has {size:,} bytes of data, which did not come.", param)
-        if datatype == BYTES:
+        if entry.datatype == BYTES:
             count = math.prod(shape)
             if count > most_elements:
                 raise bad_request(
@@ -86,10 +121,10 @@ def read_tensors(entries: Any, binary: bytes, most_elements: int) -> list[Tensor
                     "too_many_items",
                 )
             elements = _elements_of_bytes(raw, count, param) if size is not None else _strings(raw, shape, param)
-            tensors.append(Tensor(name, datatype, shape, None, elements))
+            tensors.append(Tensor(name, BYTES, shape, None, elements))
         else:
             read = _numbers_of_bytes if size is not None else _numbers_of_lists
-            tensors.append(Tensor(name, datatype, shape, read(raw, datatype, shape, param)))
+            tensors.append(Tensor(name, entry.datatype, shape, read(raw, entry.datatype, shape, param)))
     if begin != len(binary):
         raise bad_request(f"The body has {len(binary) - begin:,} bytes that belong to no tensor.", "inputs")
     return tensors
@@ -98,34 +133,6 @@ def read_tensors(entries: Any, binary: bytes, most_elements: int) -> list[Tensor
 def pack(array: NDArray[np.float32]) -> bytes:
     """FP32 data as bytes."""
     return array.astype("<f4", copy=False).tobytes()
-
-
-def _header(entry: Any, param: str) -> tuple[str, str, tuple[int, ...], int | None]:
-    """Name, type, shape, and the bytes of its data where they are not in the JSON."""
-    if not isinstance(entry, dict) or set(entry) - {"name", "datatype", "shape", "data", "parameters"}:
-        raise bad_request(f"{param} has the fields name, datatype, shape, data and parameters.", param)
-    name, datatype, shape = entry.get("name"), entry.get("datatype"), entry.get("shape")
-    if not isinstance(name, str):
-        raise bad_request(f"{param} has a name.", param)
-    if not isinstance(datatype, str) or datatype not in (*DTYPES, BYTES):
-        raise bad_request(f"{param} has a datatype of {', '.join((*DTYPES, BYTES))}.", param)
-    if (
-        not isinstance(shape, list)
-        or not 1 <= len(shape) <= 8
-        or not all(type(size) is int and 0 <= size <= _MOST_ELEMENTS for size in shape)
-        or math.prod(shape) > _MOST_ELEMENTS
-    ):
-        raise bad_request(f"{param} has a shape: a list of sizes.", param)
-    parameters = entry.get("parameters")
-    parameters = {} if parameters is None else parameters
-    if not isinstance(parameters, dict) or set(parameters) - {"binary_data_size"}:
-        raise bad_request(f"{param} takes the parameter binary_data_size and no other.", f"{param}.parameters")
-    size = parameters.get("binary_data_size")
-    if size is not None and (type(size) is not int or size < 0):
-        raise bad_request(f"{param} has a binary_data_size in bytes.", f"{param}.parameters")
-    if (size is None) == (entry.get("data") is None):
-        raise bad_request(f"{param} has its data in the JSON or behind it.", param)
-    return name, datatype, tuple(shape), size
 
 
 def _numbers_of_bytes(raw: memoryview, datatype: str, shape: tuple[int, ...], param: str) -> NDArray[Any]:

@@ -9,50 +9,76 @@ The field is called like its modality.
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from fluxtalk.artifacts.bundle import Manifest
-from fluxtalk.runtime.server.api.dialects import Body
-from fluxtalk.runtime.server.execution.engine import Engine
+from fluxtalk.runtime.server.answering import answer_body
+from fluxtalk.runtime.server.execution.dispatcher import Dispatcher
+from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import bad_request, json_response
-from fluxtalk.runtime.server.search.item_request import embed_one, read_item, read_k, with_body
+from fluxtalk.runtime.server.operation import OF_BODY, TIMEOUT, ApiRoute, Count, Operation
+from fluxtalk.runtime.server.search.item_body import READERS, ItemOptions, embed_item, item_body, read_item
 from fluxtalk.runtime.server.service import Service
 from fluxtalk.tokens import ATTENTION
 
-OPTIONS = ("k",)
 _MOST_OTHERS = 16
+"""Features before the grid, at most."""
 
 
-def attention_routes(service: Service) -> list[Route]:
+class AttentionOptions(ItemOptions):
+    """A body, beside its image."""
+
+
+class AttentionAnswer(TypedDict):
+    """An answer."""
+
+    object: Literal["attention"]
+    model: str
+    modality: str
+    k: Count
+    length: Count
+    grid: Annotated[list[Count], Meta(min_length=2, max_length=2)] | None
+    before_grid: Count | None
+    image: dict[str, Any]
+    attention: Any
+    """(k, length)."""
+    revision: str
+
+
+def attention_route(service: Service) -> ApiRoute:
     """``/v1/attention``."""
 
     async def attention(request: Request) -> Response:
-        async def work(body: Body, deadline: float) -> Response:
-            return json_response(await _attention(service.require_engine(), body, deadline))
+        async def work(body: tuple[dict[str, Any], bool], deadline: float) -> Response:
+            return json_response(await _attention(service.require_dispatcher(), *body, deadline))
 
-        return await with_body(request, service, work)
+        return await answer_body(request, service, READERS, work)
 
-    return [Route("/v1/attention", attention, methods=["POST"])]
+    def operation(model: ServedModel) -> Operation:
+        body, schemas = item_body(AttentionOptions, _images(model))
+        summary = "Where each register looks in an image."
+        return Operation(summary, AttentionAnswer, OF_BODY, body, (TIMEOUT,), schemas=schemas)
+
+    return ApiRoute("/v1/attention", attention, operation, "POST")
 
 
 def grid_of(length: int, height: int, width: int) -> tuple[int, int] | None:
-    """How the frozen features of an image lie over it, which a bundle does not say.
+    """Lay the frozen features of an image over it, which a bundle does not say.
 
-    The most cells, at most `length`, that have the image's proportions; what comes before them (a class token,
-    register tokens of the encoder) belongs to no place.
+    The grid has the most cells, at most `length`, with the image's proportions; the features before it (a class token,
+    register tokens of the encoder) belong to no place.
 
     Args:
-        length: of the features.
+        length: number of features.
         height: of the image, in pixels.
         width: of the image, in pixels.
 
     Returns:
-        rows and columns; None where no grid fits.
+        rows and columns; None if no grid fits.
     """
     for cells in range(length, max(0, length - _MOST_OTHERS - 1), -1):
         rows = round((cells * height / width) ** 0.5)
@@ -61,34 +87,37 @@ def grid_of(length: int, height: int, width: int) -> tuple[int, int] | None:
     return None
 
 
-async def _attention(engine: Engine, body: Body, deadline: float) -> dict[str, Any]:
-    catalog = engine.catalog
-    images = [m for m, kind in catalog.kinds.items() if kind == "image"]
+async def _attention(dispatcher: Dispatcher, fields: dict[str, Any], strict: bool, deadline: float) -> AttentionAnswer:
+    model = dispatcher.model
+    images = _images(model)
     if not images:
         raise bad_request("This bundle embeds no images, and attention is shown over images.", code="no_image")
-    if ATTENTION not in catalog.manifest.outputs:
+    if not model.layout.attention:
         raise bad_request(
             "The bundle was exported without attention; export the run again: fluxtalk-export onnx RUN --attention.",
             code="no_attention",
         )
-    item = read_item(body, OPTIONS, images)
-    request = catalog.request([item], read_k(body, catalog.manifest.num_register_tokens, catalog), "tokens")
-    answer = await embed_one(engine, dataclasses.replace(request, output=ATTENTION), deadline)
+    item, asked = read_item(fields, strict, AttentionOptions, images)
+    answer = await embed_item(dispatcher, item, model.select(asked.k, ATTENTION), deadline)
     weights = answer.vectors[0]
-    shape = _image_shape(catalog.manifest, item.modality)
+    shape = _image_shape(model.manifest, item.modality)
     grid = grid_of(weights.shape[1], shape["height"], shape["width"])
     return {
         "object": "attention",
-        "model": catalog.model,
+        "model": model.name,
         "modality": item.modality,
-        "k": request.k,
+        "k": answer.selection.k,
         "length": weights.shape[1],
-        "grid": grid,
+        "grid": None if grid is None else list(grid),
         "before_grid": weights.shape[1] - grid[0] * grid[1] if grid else None,
         "image": shape,
         "attention": weights,
-        "revision": catalog.revision,
+        "revision": model.revision,
     }
+
+
+def _images(model: ServedModel) -> list[str]:
+    return [modality for modality, kind in model.kinds.items() if kind == "image"]
 
 
 def _image_shape(manifest: Manifest, modality: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from fluxtalk.arrays import Floats, vector_bytes
 from fluxtalk.errors import UsageError
 from fluxtalk.runtime.index.search import SearchIndex
-from fluxtalk.runtime.server.execution.served_model import Catalog
+from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request
 
 POOLED, RERANK = "pooled", "rerank"
@@ -22,25 +22,25 @@ class ServedIndex:
     Args:
         name: under which requests ask for it.
         folder: of the index.
-        catalog: of the bundle that embeds the queries.
+        model: of the bundle that embeds the queries.
 
     Raises:
         IndexFileError: it is missing, was changed, or is of another space than the bundle.
         BackendError: usearch is not installed.
     """
 
-    def __init__(self, name: str, folder: Path, catalog: Catalog) -> None:
+    def __init__(self, name: str, folder: Path, model: ServedModel) -> None:
         opened = SearchIndex(folder)
         self.name = name
         self.manifest = opened.stored.manifest
-        opened.stored.require_space(catalog.space_id(self.manifest.output), f"the bundle {catalog.model}")
-        self.kind = catalog.kinds.get(self.manifest.modality, "")
-        """Of its items, as `Catalog.kinds` has it."""
+        opened.stored.require_space(model.manifest.space_id(self.manifest.output), f"the bundle {model.name}")
+        self.kind = model.kinds.get(self.manifest.modality, "")
+        """Of its items, as `ServedModel.kinds` has it."""
         self.items = opened.stored.items
         self.item_path = opened.stored.item_path
         """The file of an item, by its row."""
         self._neighbors = opened.neighbors
-        self._overlapping = catalog.manifest.num_overlapping_tokens
+        self._overlapping = model.layout.num_overlapping_tokens
         self._rerankers = opened.rerankers
         """By one less than the tokens of an item that are compared."""
 
@@ -104,39 +104,45 @@ def index_name(folder: Path) -> str:
     return folder.resolve().name.removesuffix(".index")
 
 
-def open_indexes(folders: Sequence[Path], catalog: Catalog) -> dict[str, ServedIndex]:
-    """Open every index of a server.
+class Indexes:
+    """The indexes of a server.
 
-    Raises:
-        UsageError: two have one name.
-        IndexFileError, BackendError: see `ServedIndex`.
+    Args:
+        folders: one for each index, which is called like its folder.
     """
-    opened: dict[str, ServedIndex] = {}
-    for folder in folders:
-        name = index_name(folder)
-        if name in opened:
-            raise UsageError(f"Two indexes are called {name!r}: rename the folder of one of them.")
-        opened[name] = ServedIndex(name, folder, catalog)
-    return opened
 
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = folders
+        self.by_name: dict[str, ServedIndex] = {}
+        """Empty until `open`."""
 
-def require_index(indexes: dict[str, ServedIndex], name: object) -> ServedIndex:
-    """An index by name; None where there is one only.
+    def open(self, model: ServedModel) -> None:
+        """Open every index.
 
-    Raises:
-        ApiError: 400 or 404.
-    """
-    if not indexes:
-        raise ApiError(404, "This server has no index; start it with --index DIR.", "index_not_found", "index")
-    known = ", ".join(indexes)
-    if name is None:
-        if len(indexes) == 1:
-            return next(iter(indexes.values()))
-        raise bad_request(f"Name the index: one of {known}.", "index", "missing")
-    if not isinstance(name, str):
-        raise bad_request(f"index is a name; got {type(name).__name__}.", "index", "invalid_type")
-    if name not in indexes:
-        raise ApiError(
-            404, f"The index {name[:80]!r} is not served here; there is {known}.", "index_not_found", "index"
-        )
-    return indexes[name]
+        Raises:
+            UsageError: two have one name.
+            IndexFileError, BackendError: see `ServedIndex`.
+        """
+        for folder in self._folders:
+            name = index_name(folder)
+            if name in self.by_name:
+                raise UsageError(f"Two indexes are called {name!r}: rename the folder of one of them.")
+            self.by_name[name] = ServedIndex(name, folder, model)
+
+    def require(self, name: str | None) -> ServedIndex:
+        """An index by name; None if there is one only.
+
+        Raises:
+            ApiError: 400 or 404.
+        """
+        if not self.by_name:
+            raise ApiError(404, "This server has no index; start it with --index DIR.", "index_not_found", "index")
+        known = ", ".join(self.by_name)
+        if name is None:
+            if len(self.by_name) == 1:
+                return next(iter(self.by_name.values()))
+            raise bad_request(f"Name the index: one of {known}.", "index", "missing")
+        if name not in self.by_name:
+            sentence = f"The index {name[:80]!r} is not served here; there is {known}."
+            raise ApiError(404, sentence, "index_not_found", "index")
+        return self.by_name[name]

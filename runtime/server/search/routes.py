@@ -15,25 +15,78 @@ import asyncio
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
-from fluxtalk.runtime.server.api.dialects import Body
+from fluxtalk.runtime.server.answering import answer_body, in_thread
 from fluxtalk.runtime.server.execution.requests import Item
-from fluxtalk.runtime.server.execution.served_model import Catalog
+from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request, json_response
-from fluxtalk.runtime.server.search.indexes import ServedIndex, require_index
-from fluxtalk.runtime.server.search.item_request import embed_one, read_integer, read_item, read_k, with_body
+from fluxtalk.runtime.server.operation import (
+    ALWAYS,
+    FILE,
+    OF_BODY,
+    TEXT,
+    TIMEOUT,
+    ApiRoute,
+    Count,
+    Operation,
+    path_parameter,
+)
+from fluxtalk.runtime.server.search.indexes import Indexes, ServedIndex
+from fluxtalk.runtime.server.search.item_body import READERS, ItemOptions, embed_item, item_body, read_item
 from fluxtalk.runtime.server.search.thumbnails import thumbnail
 from fluxtalk.runtime.server.service import Service
+from fluxtalk.tokens import Selection
 
-OPTIONS = ("index", "n", "k", "how")
-MAX_ANSWERS = 1000
+MAX_HITS = 1000
 THUMBNAIL_SIDE = 256
-_DEFAULT_ANSWERS = 10
+"""Pixels."""
+_DEFAULT_HITS = 10
+
+
+class SearchOptions(ItemOptions):
+    """A body, beside its item."""
+
+    index: str | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_HITS)] | None = None
+    how: str | None = None
+
+
+class Hit(TypedDict):
+    """One item that was found."""
+
+    object: Literal["hit"]
+    row: Count
+    item: str
+    score: float
+
+
+class SearchAnswer(TypedDict):
+    """An answer."""
+
+    object: Literal["list"]
+    data: list[Hit]
+    index: str
+    modality: str
+    model: str
+    how: str
+    k: Count
+    tokens_compared: Count
+    bytes_per_item: Count
+    milliseconds: dict[str, float]
+    revision: str
+    space_id: str
+
+
+class IndexList(TypedDict):
+    """What can be searched."""
+
+    object: Literal["list"]
+    data: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -43,70 +96,89 @@ class SearchRequest:
     item: Item
     index: ServedIndex
     how: str
-    k: int
+    selection: Selection
     n: int
 
 
-def read_search(body: Body, catalog: Catalog, indexes: dict[str, ServedIndex]) -> SearchRequest:
-    """A parsed body to a typed request.
+def read_search(fields: dict[str, Any], strict: bool, model: ServedModel, indexes: Indexes) -> SearchRequest:
+    """Make a body the typed request.
+
+    Args:
+        strict: see `convert`.
 
     Raises:
         ApiError: 400 or 404, with the field at fault.
     """
-    item = read_item(body, OPTIONS, list(catalog.kinds))
-    index = require_index(indexes, body.get("index"))
-    how = body.get("how")
-    how = index.ways[0] if how is None else how
+    item, asked = read_item(fields, strict, SearchOptions, model.kinds)
+    index = indexes.require(asked.index)
+    how = index.ways[0] if asked.how is None else asked.how
     if how not in index.ways:
-        shown = repr(how[:80]) if isinstance(how, str) else type(how).__name__
-        raise bad_request(f"The index {index.name} is searched by how = {' or '.join(index.ways)}; got {shown}.", "how")
-    k = read_k(body, index.default_k, catalog)
+        ways = " or ".join(index.ways)
+        raise bad_request(f"The index {index.name} is searched by how = {ways}; got {how[:80]!r}.", "how")
+    k = min(index.default_k, model.layout.num_register_tokens) if asked.k is None else asked.k
+    selection = model.select(k, index.output(how))
     index.require_k(k)
-    return SearchRequest(item, index, how, k, read_integer(body, "n", _DEFAULT_ANSWERS, MAX_ANSWERS))
+    return SearchRequest(item, index, how, selection, asked.n or _DEFAULT_HITS)
 
 
-def search_routes(service: Service) -> list[Route]:
+def search_routes(service: Service, indexes: Indexes) -> list[ApiRoute]:
     """``/v1/search``, ``/v1/indexes``, and the pictures of their items."""
     # One picture is decoded at a time: a page full of them must not keep requests from their threads.
     decoding = asyncio.Semaphore(1)
 
     async def search(request: Request) -> Response:
-        async def work(body: Body, deadline: float) -> Response:
-            engine = service.require_engine()
-            asked = read_search(body, engine.catalog, service.indexes)
+        async def work(body: tuple[dict[str, Any], bool], deadline: float) -> Response:
+            asked = read_search(*body, service.require_dispatcher().model, indexes)
             return json_response(await _search(service, asked, deadline))
 
-        return await with_body(request, service, work)
+        return await answer_body(request, service, READERS, work)
 
-    async def indexes(_request: Request) -> Response:
-        service.require_engine()
-        shown = [describe_index(index, service.settings.serve_items) for index in service.indexes.values()]
-        return json_response({"object": "list", "data": shown})
+    async def listed(_request: Request) -> Response:
+        service.require_dispatcher()
+        shown = [describe_index(index, service.settings.serve_items) for index in indexes.by_name.values()]
+        answer: IndexList = {"object": "list", "data": shown}
+        return json_response(answer)
 
     async def item(request: Request) -> Response:
-        path = _image_path(service, request.path_params["name"], request.path_params["row"])
-        pool = service.require_engine().preparation.pool
+        dispatcher = service.require_dispatcher()
+        path = _image_path(service, indexes, request.path_params["name"], request.path_params["row"])
         try:
             async with asyncio.timeout(service.settings.timeout_s), decoding:
-                work = asyncio.get_running_loop().run_in_executor(pool, thumbnail, path, THUMBNAIL_SIDE)
-                content, media_type = await work
+                content, media_type = await in_thread(dispatcher, thumbnail, path, THUMBNAIL_SIDE)
         except TimeoutError:
             raise ApiError(504, "The time that this request may take is over.", "deadline_exceeded") from None
         headers = {"cache-control": "private, max-age=3600", "x-content-type-options": "nosniff"}
         return Response(content, headers=headers, media_type=media_type)
 
     return [
-        Route("/v1/search", search, methods=["POST"]),
-        Route("/v1/indexes", indexes),
-        Route("/v1/indexes/{name}/items/{row:int}", item),
+        ApiRoute("/v1/search", search, _search_operation, "POST"),
+        ApiRoute("/v1/indexes", listed, Operation("What can be searched.", IndexList)),
+        ApiRoute("/v1/indexes/{name}/items/{row:int}", item, _ITEM_OPERATION),
     ]
 
 
+def _search_operation(model: ServedModel) -> Operation:
+    body, schemas = item_body(SearchOptions, model.kinds)
+    summary = "The items of an index that are nearest to one item."
+    return Operation(summary, SearchAnswer, (*OF_BODY, 404), body, (TIMEOUT,), schemas=schemas)
+
+
+_ITEM_OPERATION = Operation(
+    "A small picture of an indexed image.",
+    dict.fromkeys(("image/jpeg", "image/png", "image/webp"), FILE),
+    (*ALWAYS, 403, 404, 422, 500, 504),
+    parameters=(
+        path_parameter("name", {**TEXT, "minLength": 1}),
+        path_parameter("row", {"type": "integer", "minimum": 0, "maximum": (1 << 31) - 1}),
+    ),
+)
+
+
 def describe_index(index: ServedIndex, serve_items: bool) -> dict[str, Any]:
-    """What ``/v1/indexes`` says of one.
+    """Describe an index for ``/v1/indexes``.
 
     Args:
-        serve_items: whether the server gives out indexed images.
+        serve_items: True if the server gives out indexed images.
     """
     manifest = index.manifest
     return {
@@ -125,16 +197,13 @@ def describe_index(index: ServedIndex, serve_items: bool) -> dict[str, Any]:
     }
 
 
-async def _search(service: Service, asked: SearchRequest, deadline: float) -> dict[str, Any]:
-    engine = service.require_engine()
-    index = asked.index
-    wanted = engine.catalog.request([asked.item], asked.k, index.output(asked.how))
+async def _search(service: Service, asked: SearchRequest, deadline: float) -> SearchAnswer:
+    dispatcher = service.require_dispatcher()
+    index, k = asked.index, asked.selection.k
     begin = time.perf_counter()
-    answer = await embed_one(engine, wanted, deadline)
+    answer = await embed_item(dispatcher, asked.item, asked.selection, deadline)
     embedded = time.perf_counter()
-    rows, scores = await asyncio.get_running_loop().run_in_executor(
-        engine.preparation.pool, index.search, answer.vectors[0], asked.how, asked.k, asked.n
-    )
+    rows, scores = await in_thread(dispatcher, index.search, answer.vectors[0], asked.how, k, asked.n)
     found = time.perf_counter()
     return {
         "object": "list",
@@ -144,32 +213,31 @@ async def _search(service: Service, asked: SearchRequest, deadline: float) -> di
         ],
         "index": index.name,
         "modality": index.manifest.modality,
-        "model": engine.catalog.model,
+        "model": dispatcher.model.name,
         "how": asked.how,
-        "k": asked.k,
-        "tokens_compared": index.tokens_compared(asked.how, asked.k),
-        "bytes_per_item": index.bytes_per_item(asked.how, asked.k),
+        "k": k,
+        "tokens_compared": index.tokens_compared(asked.how, k),
+        "bytes_per_item": index.bytes_per_item(asked.how, k),
         "milliseconds": {
             "embed": round(1000 * (embedded - begin), 3),
             "search": round(1000 * (found - embedded), 3),
         },
-        "revision": engine.catalog.revision,
+        "revision": dispatcher.model.revision,
         "space_id": index.manifest.space_id,
     }
 
 
-def _image_path(service: Service, name: str, row: int) -> Path:
+def _image_path(service: Service, indexes: Indexes, name: str, row: int) -> Path:
     """The file of an indexed image.
 
     Raises:
-        ApiError: 403 where the server does not give out files, 404 where the index lists no such image.
+        ApiError: 403 if the server does not give out files, 404 if the index lists no such image.
     """
-    service.require_engine()
     if not service.settings.serve_items:
         raise ApiError(
-            403, "This server does not give out indexed files; start it with --serve_items.", "items_not_served"
+            403, "This server does not give out indexed files; start it with --serve-items.", "items_not_served"
         )
-    index = require_index(service.indexes, name)
+    index = indexes.require(name)
     if index.kind != "image" or row >= len(index.items):
         raise ApiError(404, f"The index {index.name} has no image {row}.", "item_not_found")
     return index.item_path(row)

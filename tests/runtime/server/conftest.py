@@ -189,7 +189,7 @@ def in_thread(bundle: Bundle, **settings: Any) -> Iterator[Threaded]:
     thread.start()
     try:
         end = time.monotonic() + PATIENCE_S
-        while service.engine is None:
+        while service.dispatcher is None:
             assert time.monotonic() < end
             assert thread.is_alive()
             time.sleep(0.01)

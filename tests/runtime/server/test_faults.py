@@ -184,13 +184,13 @@ def test_a_full_queue_is_refused_at_once_and_other_modalities_are_served(up: Thr
 
 
 def test_an_unexpected_failure_is_a_plain_error(up: Threaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = up.service.require_engine()
+    dispatcher = up.service.require_dispatcher()
 
     async def broken(*_arguments: object) -> None:
         raise ZeroDivisionError("a secret of the body")
 
     with monkeypatch.context() as patch, up.client() as client:
-        patch.setattr(engine, "embed", broken)
+        patch.setattr(dispatcher, "embed", broken)
         answer = up.embed(client, "a")
         assert answer.status_code == 500
         assert answer.json()["error"]["type"] == "server_error"

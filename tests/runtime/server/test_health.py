@@ -112,7 +112,7 @@ def test_a_file_that_holds_no_keys_is_an_error_in_one_sentence(made: Made, tmp_p
     (tmp_path / "keys").write_bytes(content)
     done = CliRunner().invoke(serve, [str(made.bundle.folder), "--api_key_file", str(tmp_path / "keys")])
     assert done.exit_code == 2, done.output
-    assert done.stderr.startswith(f"error: The file {tmp_path / 'keys'} of --api_key_file ")
+    assert done.stderr.startswith(f"error: The file {tmp_path / 'keys'} of --api-key-file ")
     assert done.stderr.endswith("one key per line.\n" if content.strip() else "one per line.\n")
 
 

@@ -28,11 +28,14 @@ from schemathesis.specs.openapi.checks import (
 
 from fluxtalk.errors import InputError
 from fluxtalk.preprocess import FeaturesPreprocessor
-from fluxtalk.runtime.server.api import chat, cohere, jina, openai_embeddings
+from fluxtalk.runtime.server.api.chat import ChatRequest
+from fluxtalk.runtime.server.api.cohere import CohereRequest
+from fluxtalk.runtime.server.api.jina import JinaRequest
+from fluxtalk.runtime.server.api.openai_embeddings import OpenAIRequest
 from fluxtalk.runtime.server.app import routes
 from fluxtalk.runtime.server.execution.decoding import decode
 from fluxtalk.runtime.server.http.page_routes import PAGE_FILES
-from fluxtalk.runtime.server.kserve import routes as kserve
+from fluxtalk.runtime.server.kserve.routes import HEADER_LENGTH, InferRequest
 from fluxtalk.runtime.server.service import Service
 from fluxtalk.runtime.server.settings import ServerSettings
 from tests.conftest import Made
@@ -80,13 +83,13 @@ def test_every_route_is_described_and_no_other(document: dict[str, Any], made: M
 def test_requests_have_the_fields_that_are_read(document: dict[str, Any]) -> None:
     schemas = document["components"]["schemas"]
     for name, fields in [
-        ("OpenAIRequest", openai_embeddings.FIELDS),
-        ("JinaRequest", jina.FIELDS),
-        ("ChatRequest", chat.FIELDS),
-        ("CohereRequest", cohere.FIELDS),
-        ("InferRequest", kserve.FIELDS),
+        ("OpenAIRequest", OpenAIRequest),
+        ("JinaRequest", JinaRequest),
+        ("ChatRequest", ChatRequest),
+        ("CohereRequest", CohereRequest),
+        ("InferRequest", InferRequest),
     ]:
-        assert set(schemas[name]["properties"]) == set(fields)
+        assert set(schemas[name]["properties"]) == set(fields.__struct_fields__)
         assert schemas[name]["additionalProperties"] is False
 
 
@@ -174,7 +177,7 @@ PARTS = st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url", "vi
 FIELDS = {
     "input": st.lists(PARTS, max_size=3) | VALUES,
     "messages": st.lists(st.fixed_dictionaries({"role": st.just("user"), "content": PARTS}), max_size=2) | VALUES,
-    **dict.fromkeys({*jina.FIELDS, *chat.FIELDS} - {"input", "messages"}, VALUES),
+    **dict.fromkeys({*JinaRequest.__struct_fields__, *ChatRequest.__struct_fields__} - {"input", "messages"}, VALUES),
 }
 TENSOR = st.fixed_dictionaries(
     {
@@ -199,7 +202,7 @@ def test_any_values_in_known_fields(server: Process, body: Any) -> None:
 
 
 @SILENT
-@given(st.fixed_dictionaries({}, optional=dict.fromkeys(cohere.FIELDS, VALUES)))
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(CohereRequest.__struct_fields__, VALUES)))
 def test_any_values_in_coheres_fields(server: Process, body: Any) -> None:
     refused_or_answered(server, "/v2/embed", body)
 
@@ -208,7 +211,7 @@ def test_any_values_in_coheres_fields(server: Process, body: Any) -> None:
 @given(st.fixed_dictionaries({}, optional=INFER), st.binary(max_size=40))
 def test_any_tensors(server: Process, body: Any, behind: bytes) -> None:
     start = json.dumps(body).encode("utf-8", "surrogatepass")
-    for content, header in ((start, {}), (start + behind, {kserve.HEADER_LENGTH: str(len(start))})):
+    for content, header in ((start, {}), (start + behind, {HEADER_LENGTH: str(len(start))})):
         answer = httpx.post(f"{server.url}/v2/models/text/infer", content=content, headers=header, trust_env=False)
         assert answer.status_code in (200, 400, 422), (answer.text, content)
 

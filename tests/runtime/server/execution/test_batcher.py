@@ -17,9 +17,11 @@ from fluxtalk.runtime import FakeSession
 from fluxtalk.runtime.server.execution.batcher import Batcher, Job
 from fluxtalk.runtime.server.http.errors import ApiError
 from fluxtalk.runtime.server.metrics import Metrics
+from fluxtalk.tokens import TokenLayout
 
 DIM = 4
 FEATURES = FeaturesPreprocessor(DIM)
+LAYOUT = TokenLayout(4, 3, 8)
 FAR = 1e12
 
 
@@ -87,18 +89,19 @@ def batcher(gate: Gate) -> Iterator[Batcher]:
     assert made.close(30)
 
 
-def job(*lengths: int, k: int = 3, wants: str = "embeddings", deadline: float = FAR, seed: int = 0) -> Job:
+def job(*lengths: int, k: int = 3, output: str = "pooled", deadline: float = FAR, seed: int = 0) -> Job:
     random = np.random.default_rng(seed)
     arrays = [random.standard_normal((length, DIM)).astype(np.float32) for length in lengths]
-    return Job(arrays, range(len(lengths)), k, wants, deadline)
+    return Job(arrays, range(len(lengths)), LAYOUT.select(k, output), deadline)
 
 
 def alone(item: Job) -> np.ndarray:
     """What a job's items give by themselves."""
     session, rows = FakeSession(), []
     for array in item.arrays:
-        found = session.run(FEATURES.collate([array]), item.k)
-        rows.append(found["embeddings"][0, item.k - 1] if item.wants == "embeddings" else found["tokens"][0])
+        k = item.selection.k
+        found = session.run(FEATURES.collate([array]), k)
+        rows.append(found["embeddings"][0, k - 1] if item.selection.output == "pooled" else found["tokens"][0])
     return np.stack(rows)
 
 
@@ -120,7 +123,7 @@ def test_a_batch_is_what_queued_while_the_previous_one_ran(batcher: Batcher, gat
 
 def test_different_k_and_outputs_share_a_batch_and_are_cut(batcher: Batcher, gate: Gate) -> None:
     busy(batcher, gate)
-    jobs = [job(5, k=1), job(5, k=4, seed=1), job(5, k=2, wants="tokens", seed=2)]
+    jobs = [job(5, k=1), job(5, k=4, seed=1), job(5, k=2, output="tokens", seed=2)]
     futures = [batcher.submit(item) for item in jobs]
     gate.open()
     for item, future in zip(jobs, futures, strict=True):
@@ -159,9 +162,9 @@ def test_large_images_weigh_more() -> None:
     gate = Gate()
     batcher = Batcher("image", gate, ImagePreprocessor(448, 448), max_weight=8, queue=20, metrics=Metrics())
     pixels = np.zeros((448, 448, 3), dtype=np.uint8)
-    batcher.submit(Job([pixels], [0], 1, "embeddings", FAR))
+    batcher.submit(Job([pixels], [0], LAYOUT.select(1), FAR))
     assert gate.entered.acquire(timeout=30)
-    future = batcher.submit(Job([pixels] * 3, range(3), 1, "embeddings", FAR))
+    future = batcher.submit(Job([pixels] * 3, range(3), LAYOUT.select(1), FAR))
     gate.open()
     future.result(30)
     assert [len(batch["pixels"]) for batch in gate.batches] == [1, 2, 1]

@@ -21,7 +21,7 @@ from fluxtalk.errors import InputError
 from fluxtalk.preprocess import AudioPreprocessor, FeaturesPreprocessor, Preprocessor
 from fluxtalk.runtime import Embedder
 from fluxtalk.runtime.server.execution.decoding import decode
-from fluxtalk.runtime.server.execution.served_model import Catalog
+from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.kserve.models import metadata, read_items
 from fluxtalk.runtime.server.kserve.routes import HEADER_LENGTH
 from fluxtalk.runtime.server.kserve.tensors import Tensor
@@ -317,18 +317,18 @@ RATE, LENGTH, DIM = 16_000, 100, 3
 )
 def test_prepared_sounds_and_features(made: Made, name: str, preprocess: Preprocessor, trailing: tuple[int]) -> None:
     manifest = made.bundle.manifest
-    catalog = Catalog("m", manifest.bundle_hash, 0, "fp32", {"other": preprocess.kind}, manifest, 10)
-    told = {entry["name"]: entry["shape"] for entry in metadata("other", preprocess, catalog)["inputs"]}
+    model = ServedModel("m", manifest.bundle_hash, 0, "fp32", {"other": preprocess.kind}, manifest, 10)
+    told = {entry["name"]: entry["shape"] for entry in metadata("other", preprocess, model)["inputs"]}
     assert told[name] == [-1, -1, *trailing]
     values = np.random.default_rng(0).standard_normal((2, 7, *trailing)).astype(np.float32)
     mask = np.arange(7) < np.array([[7], [4]])
     tensors = [Tensor(name, "FP32", values.shape, values), Tensor("mask", "BOOL", mask.shape, mask)]
-    items = read_items(tensors, "other", preprocess, catalog)
+    items = read_items(tensors, "other", preprocess, model)
     for item, expected_row in zip(items, (values[0], values[1, :4]), strict=True):
         assert np.array_equal(np.asarray(decode(preprocess, item.value)), expected_row)
     broken = [Tensor(name, "FP32", values.shape, values * np.nan)]
     with pytest.raises(InputError, match="NaN"):
-        decode(preprocess, read_items(broken, "other", preprocess, catalog)[0].value)
+        decode(preprocess, read_items(broken, "other", preprocess, model)[0].value)
 
 
 def test_a_key_protects_models_but_not_health(made: Made, tmp_path_factory: pytest.TempPathFactory) -> None:

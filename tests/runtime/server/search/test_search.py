@@ -191,7 +191,8 @@ def test_what_cannot_be_meant_is_refused(client: httpx.Client, body: Any, status
 @pytest.mark.parametrize("k", [0, 5, 1 << 62])
 def test_a_wrong_k_is_told_which_there_are(client: httpx.Client, k: int) -> None:
     answer = client.post("/v1/search", json={"text": "a", "index": "pooled", "k": k})
-    assert answer.json()["error"]["message"] == f"k is an integer from 1 to 4; got {k}."
+    expected = f"k must be an integer from 1 to 4, the register tokens of this bundle; got {k}."
+    assert answer.json()["error"]["message"] == expected
 
 
 def test_bodies_that_are_no_request(client: httpx.Client) -> None:
@@ -280,7 +281,7 @@ def test_without_indexes_and_with_a_key(made: Made, tmp_path: Path, indexes: lis
     with running(made.bundle.folder, tmp_path / "log", *options(indexes[:1])) as up, up.client() as client:
         refused = client.get("/v1/indexes/pooled/items/0")
         assert refused.status_code == 403
-        assert "--serve_items" in refused.json()["error"]["message"]
+        assert "--serve-items" in refused.json()["error"]["message"]
         assert client.get("/v1/indexes").json()["data"][0]["has_pictures"] is False
 
 

@@ -11,19 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk import tokens as token_algebra
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.backends.threads import available_cores
 from fluxtalk.runtime.embedder import Embedder
 from fluxtalk.runtime.server.execution.batcher import Batcher, Job
-from fluxtalk.runtime.server.execution.decode_pool import Preparation
+from fluxtalk.runtime.server.execution.decode_pool import DecodePool
 from fluxtalk.runtime.server.execution.requests import Answer, EmbedRequest
-from fluxtalk.runtime.server.execution.served_model import Catalog
+from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import ApiError
 from fluxtalk.runtime.server.http.fetch import Fetcher
 from fluxtalk.runtime.server.metrics import Metrics
 from fluxtalk.runtime.server.settings import ServerSettings
-from fluxtalk.tokens import ATTENTION
 
 _ON_CPU, _ON_GPU = 8, 64
 """Items of a batch: on a CPU, more of them hardly make an item cheaper, and all of them wait for the last."""
@@ -39,11 +37,11 @@ class _Part:
     positions: list[int]
 
 
-class Engine:
+class Dispatcher:
     """A loaded bundle with a thread for each modality. `embed` is called from one event loop.
 
     Args:
-        embedder: the engine closes it.
+        embedder: closed by `close`.
         settings: the limits.
         metrics: told of everything.
     """
@@ -54,8 +52,8 @@ class Engine:
         self._metrics = metrics
         self._patience_s = settings.timeout_s
         self._preprocess: dict[str, Preprocessor] = {m: embedder.bundle.preprocess(m) for m in embedder.modalities}
-        self.catalog = Catalog(
-            model=embedder.bundle.folder.resolve().name,
+        self.model = ServedModel(
+            name=embedder.bundle.folder.resolve().name,
             revision=manifest.bundle_hash,
             created=int(embedder.bundle.folder.stat().st_mtime),
             precision=embedder.precision,
@@ -64,7 +62,7 @@ class Engine:
             max_items=settings.max_items,
         )
         self.max_batch_items = self._batch_items(settings)
-        self.preparation = Preparation(max(2, available_cores() // settings.workers), Fetcher(settings.allow_urls))
+        self.decode_pool = DecodePool(max(2, available_cores() // settings.workers), Fetcher(settings.allow_urls))
         self._batchers = {
             m: Batcher(m, embedder.session(m), p, self.max_batch_items, settings.queue, metrics, self._known_good(m))
             for m, p in self._preprocess.items()
@@ -130,21 +128,20 @@ class Engine:
     def close(self) -> None:
         """Finish what was accepted, and release everything."""
         ended = [batcher.close(self._patience_s) for batcher in self._batchers.values()]
-        self.preparation.close()
+        self.decode_pool.close()
         if all(ended):  # a session must not be closed under a batch that hangs
             self._embedder.close()
 
     async def _answer(self, request: EmbedRequest, parts: list[_Part], deadline: float) -> Answer:
         jobs = []
         begin = time.monotonic()
-        wants = {"pooled": "embeddings", ATTENTION: ATTENTION}.get(request.output, "tokens")
         units = 0
         for part in parts:
             preprocess = self._preprocess[part.modality]
             values = [request.items[position].value for position in part.positions]
-            arrays = await self.preparation.prepare(preprocess, values, part.positions)
+            arrays = await self.decode_pool.prepare(preprocess, values, part.positions)
             units += sum(preprocess.length(array) for array in arrays)
-            jobs.append(Job(arrays, part.positions, request.k, wants, deadline))
+            jobs.append(Job(arrays, part.positions, request.selection, deadline))
         self._metrics.stage_seconds.labels("prepare").observe(time.monotonic() - begin)
         try:
             futures = [
@@ -161,17 +158,11 @@ class Engine:
             vectors = np.empty((len(request.items), *found[0].shape[1:]), dtype=np.float32)
             for part, rows in zip(parts, found, strict=True):
                 vectors[part.positions] = rows
-        return Answer(request, self._select(vectors, request.output), units)
+        return Answer(request.selection, vectors, units)
 
     def _known_good(self, modality: str) -> dict[str, NDArray[Any]]:
         inputs = self._embedder.bundle.golden.batch[modality].inputs
         return {name: array[:1] for name, array in inputs.items()}
-
-    def _select(self, vectors: NDArray[np.float32], output: str) -> NDArray[np.float32]:
-        overlapping = self._embedder.num_overlapping
-        if output == "concat":
-            return token_algebra.concatenate(vectors, overlapping)
-        return np.ascontiguousarray(vectors[:, overlapping:]) if output == "complementary" else vectors
 
     def _batch_items(self, settings: ServerSettings) -> int:
         promised = self._embedder.bundle.manifest.precisions[self._embedder.precision].tolerance

@@ -1,0 +1,89 @@
+"""Fields that every way of writing `/v1/embeddings` has, beside its items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+from msgspec import Meta
+
+from fluxtalk.runtime.server.execution.requests import EmbedRequest, Item
+from fluxtalk.runtime.server.execution.served_model import ServedModel
+from fluxtalk.runtime.server.http.errors import bad_request
+from fluxtalk.runtime.server.http.json_body import Body
+from fluxtalk.tokens import OUTPUT_KINDS, Selection
+
+EmbeddingType = Literal["float", "base64", "float16", "int8", "binary", "ubinary"]
+EMBEDDING_TYPES: tuple[str, ...] = get_args(EmbeddingType)
+K = Annotated[int, Meta(extra_json_schema={"description": "an integer: how many register tokens, from the first"})]
+Tokens = Annotated[int, Meta(extra_json_schema={"description": "an integer: another name of k", "deprecated": True})]
+Output = Annotated[str, Meta(extra_json_schema={"enum": list(OUTPUT_KINDS)})]
+
+
+class EmbeddingOptions(Body):
+    """What is wanted of the items, and how it is written."""
+
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+    user: str | None = None
+    k: K | None = None
+    tokens: Tokens | None = None
+    output: Output | None = None
+    embedding_types: list[EmbeddingType] | None = None
+
+    def request(self, items: Sequence[Item], model: ServedModel) -> EmbedRequest:
+        """Check these fields, and make the typed request.
+
+        Raises:
+            ApiError: 400 or 404, with the field at fault.
+        """
+        model.require_model(self.model)
+        selection = select(model, self.k, self.tokens, self.output)
+        check_dimensions(self.dimensions, selection)
+        return EmbedRequest(items, selection)
+
+    def form(self) -> AnswerForm:
+        """How the answer is written."""
+        return AnswerForm(self.encoding_format or "float", tuple(dict.fromkeys(self.embedding_types or ())))
+
+
+@dataclass(frozen=True)
+class AnswerForm:
+    """How vectors are written."""
+
+    encoding: str = "float"
+    """``float`` or ``base64``."""
+    types: Sequence[str] = ()
+    """Each an `EmbeddingType`; none: ``embedding`` alone."""
+
+
+def select(model: ServedModel, k: int | None, tokens: int | None, output: str | None) -> Selection:
+    """`ServedModel.select` of a body, which may call k ``tokens``, as it was once called.
+
+    Raises:
+        ApiError: 400, with the field at fault.
+    """
+    if tokens is None or k == tokens:
+        return model.select(k, output)
+    if k is not None:
+        raise bad_request(f"tokens is another name of k, so give one of them; got k {k} and tokens {tokens}.", "tokens")
+    return model.select(tokens, output, "tokens")
+
+
+def check_dimensions(asked: int | None, selection: Selection, field: str = "dimensions") -> None:
+    """``dimensions`` cuts nothing: an embedding of another size was never trained.
+
+    Args:
+        field: its name in the body.
+
+    Raises:
+        ApiError: 400: it is not the size that the answer has.
+    """
+    size = selection.shape[-1]
+    if asked is not None and asked != size:
+        raise bad_request(
+            f"{field} is {size} for this output, and cannot be cut; got {asked}: ask for fewer tokens (k) instead.",
+            field,
+        )
