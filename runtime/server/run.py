@@ -16,7 +16,6 @@ from uvicorn.supervisors import Multiprocess
 from fluxtalk.artifacts.bundle import read_bundle
 from fluxtalk.errors import BackendError, UsageError
 from fluxtalk.runtime.backends.choose import choose
-from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.server.app import AppFactory, build_app
 from fluxtalk.runtime.server.execution.decoding import ignore_pillow_warnings
 from fluxtalk.runtime.server.http.protocol import DeadlineProtocol
