@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import shutil
 from pathlib import Path
@@ -13,8 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
 
-from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle, read_bundle
-from fluxtalk.artifacts.engine import EngineRecord, find_engine, read_engines, read_plan, record_path
+from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle, TensorSpec, read_bundle
+from fluxtalk.artifacts.engine import EngineRecord, default_profile, find_engine, read_engines, read_plan, record_path
 from fluxtalk.artifacts.files import hash_bytes
 from fluxtalk.devices.gpu import compute_capability
 from fluxtalk.devices.tensorrt_api import TensorRT, choose_flavor, load_tensorrt, short_reason
@@ -24,7 +25,6 @@ from fluxtalk.export.to_tensorrt.cli import trt
 from fluxtalk.export.to_tensorrt.compile import build_engine, engine_file
 from fluxtalk.export.to_tensorrt.job import BuilderOptions, CompileJob, builder_options, compile_job, default_precisions
 from fluxtalk.export.to_tensorrt.network import add_profile, parse_graph
-from fluxtalk.export.to_tensorrt.profiles import default_profile
 from fluxtalk.export.to_tensorrt.progress import BuildProgress
 from tests.conftest import Made
 from tests.export.to_tensorrt.trt_bundles import DIM, bundle_of, graph_of, kinds
@@ -55,7 +55,7 @@ def own(every_kind: Bundle, tmp_path: Path) -> Bundle:
 
 
 def source(bundle: Bundle, modality: str, precision: str = "fp32") -> CompileJob:
-    return compile_job(bundle, modality, precision, [default_profile(bundle, modality)])
+    return compile_job(bundle, modality, precision, [default_profile(bundle.manifest, modality)])
 
 
 def run(*parts: object) -> Result:
@@ -81,7 +81,7 @@ def assert_holds(record: EngineRecord | None, folder: Path, made_from: CompileJo
     assert record in read_engines(folder)
     assert record.graph_hash == hash_bytes(made_from.graph.read_bytes())
     assert record.profiles == made_from.profiles
-    assert sorted(tensor.name for tensor in record.inputs) == sorted(made_from.inputs)
+    assert sorted(tensor.name for tensor in record.inputs) == sorted(spec.name for spec in made_from.inputs)
     types = {"pixels": "uint8", "input_ids": "int64", "mask": "bool", "features": "float32", "token_index": "int64"}
     assert all(tensor.dtype == types[tensor.name] for tensor in record.inputs)
     assert [(tensor.name, tensor.dtype) for tensor in record.outputs] == [(n, "float32") for n in made_from.outputs]
@@ -112,11 +112,11 @@ def test_the_network_is_as_the_bundle_says(api: TensorRT, every_kind: Bundle, mo
     """Names, types and profile ranges, as the library itself parsed and took them."""
     made_from = source(every_kind, modality)
     builder, network = parse_graph(api, made_from)
-    profile = add_profile(api, builder, network, builder.create_builder_config(), made_from, made_from.profiles[0])
+    profile = add_profile(api, builder, builder.create_builder_config(), made_from, made_from.profiles[0])
     sizes = made_from.profiles[0]
     trailing = {"pixels": (32, 32, 3), "features": (12,)}
     found = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
-    assert sorted(found) == sorted(made_from.inputs)
+    assert sorted(found) == sorted(spec.name for spec in made_from.inputs)
     for name, tensor in found.items():
         axes = {"token_index": ["k"], "pixels": ["batch"]}.get(name, ["batch", "length"])
         assert [tensor.get_dimension_name(i) for i in range(len(axes))] == axes
@@ -358,7 +358,8 @@ def broken(folder: Path, node: onnx.NodeProto, outputs: int = 2) -> CompileJob:
     path = folder / "odd.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), path)
     profile = {"batch": [1, 1, 1], "length": [1, 1, 1], "k": [1, 1, 1]}
-    return CompileJob("sound", "fp32", path, "0", ["features", "token_index"], ["tokens", "embeddings"], [profile])
+    inputs = [TensorSpec("features", "float32", ["batch", "length", 3]), TensorSpec("token_index", "int64", ["k"])]
+    return CompileJob("sound", "fp32", path, "0", inputs, ["tokens", "embeddings"], [profile])
 
 
 def test_an_operator_that_tensorrt_lacks_is_named(api: TensorRT, tmp_path: Path) -> None:
@@ -377,8 +378,15 @@ def test_a_node_that_tensorrt_does_not_take_is_named_with_the_reason(api: Tensor
 
 def test_a_graph_that_is_not_what_its_bundle_says(api: TensorRT, tmp_path: Path) -> None:
     one_output = broken(tmp_path, helper.make_node("Relu", ["features"], ["found"]), outputs=1)
-    with pytest.raises(BackendError, match=r"outputs tokens \(float32\); its bundle says .*tokens, embeddings"):
+    with pytest.raises(BackendError, match=r"outputs tokens \(float32, .*its bundle says .*tokens, embeddings"):
         build_engine(api, one_output, BuilderOptions(["8.9"]), tmp_path)
+    odd = broken(tmp_path, helper.make_node("Relu", ["features"], ["found"]))
+    for spec in (
+        TensorSpec("features", "uint8", ["batch", "length", 3]),
+        TensorSpec("features", "float32", ["batch", 3]),
+    ):
+        with pytest.raises(BackendError, match=r"has the inputs features \(float32, \[-1, -1, 3\]\).*its bundle says"):
+            build_engine(api, dataclasses.replace(odd, inputs=[spec, odd.inputs[1]]), BuilderOptions(["8.9"]), tmp_path)
     one_output.graph.write_bytes(b"no graph")
     with pytest.raises(BackendError, match=r"cannot read .*odd\.onnx.*export the bundle again"):
         build_engine(api, one_output, BuilderOptions(["8.9"]), tmp_path)

@@ -25,7 +25,7 @@ from fluxtalk.runtime.backends.options import BACKENDS, BackendOptions
 from fluxtalk.runtime.backends.tensorrt_session import TensorRTSession
 from fluxtalk.scoring.parity import TOLERANCES
 from tests.conftest import Made
-from tests.runtime.backends.fake_gpu import FakeGpu, fake_gpu
+from tests.runtime.backends.fake_gpu import FakeGpu
 from tests.runtime.memory import growth, needs_proc
 
 PROFILES: dict[str, Profile] = {
@@ -37,11 +37,6 @@ PROFILES: dict[str, Profile] = {
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "compute_capability", lambda: None)
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
-    return fake_gpu(monkeypatch)
 
 
 def in_precisions(made: Made, folder: Path, *precisions: str) -> Bundle:

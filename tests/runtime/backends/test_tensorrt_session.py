@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import inspect
 import json
 import shutil
 from collections.abc import Iterator
@@ -18,12 +17,9 @@ import pytest
 from fluxtalk.artifacts.bundle import OUTPUTS, Bundle, read_bundle
 from fluxtalk.artifacts.engine import Flavor, Profile, read_plan, write_engine
 from fluxtalk.artifacts.files import hash_bytes, write_atomically
-from fluxtalk.devices.gpu import compute_capability
 from fluxtalk.errors import ArtifactError, BackendError, InputError
 from fluxtalk.runtime import load
 from fluxtalk.runtime.backends import execution_slot as trt_lane
-from fluxtalk.runtime.backends.cuda import Cuda
-from fluxtalk.runtime.backends.engine_shapes import Layout, bucket, input_of
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from fluxtalk.runtime.backends.tensorrt_session import TensorRTSession
 from fluxtalk.runtime.verify import padding_room, replay
@@ -31,17 +27,13 @@ from fluxtalk.scoring.parity import EXPORT_TOLERANCE
 from fluxtalk.tokens import ATTENTION
 from tests.conftest import Made
 from tests.export.to_tensorrt.trt_bundles import bundle_of, graph_of, kinds
-from tests.export.to_tensorrt.trt_usage import dump
 from tests.runtime.backends import fake_gpu
 from tests.runtime.backends.fake_gpu import FakeGpu
 
 BOTH: tuple[Flavor, ...] = ("tensorrt", "rtx")
+
+
 WIDE: Profile = {"batch": [1, 8, 128], "length": [1, 16, 32], "k": [1, 4, 4]}
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
-    return fake_gpu.fake_gpu(monkeypatch)
 
 
 @pytest.fixture
@@ -318,83 +310,3 @@ def test_engines_that_bring_code_run_only_where_that_is_allowed(
     assert [runtime.engine_host_code_allowed for runtime in made_runtimes] == [False, True]
     with pytest.raises(BackendError, match="must be allowed"):
         load(bundle.folder, "tensorrt", modalities=["text"])
-
-
-@pytest.mark.skipif(compute_capability() is not None, reason="there is a GPU here")
-def test_without_a_driver_one_sentence_says_so() -> None:
-    pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
-    with pytest.raises(BackendError, match="needs an NVIDIA GPU and its driver, and CUDA finds none"):
-        Cuda()
-
-
-def test_sizes_have_few_buckets() -> None:
-    sizes = [bucket(size) for size in range(1, 513)]
-    assert sizes[:16] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 10, 12, 12, 14, 14, 16, 16]
-    assert all(size <= found <= size * 1.25 for size, found in enumerate(sizes, start=1))
-    assert len(set(sizes)) == 32
-    assert sizes == sorted(sizes)
-
-
-def test_a_graph_of_one_token_has_no_axis_k() -> None:
-    inputs = {
-        "pixels": input_of("pixels", "uint8", [-1, 4, 4, 1]),
-        "token_index": input_of("token_index", "int64", [1]),
-    }
-    layout = Layout("image", inputs, [{"batch": [1, 2, 4], "k": [1, 1, 1]}])
-    batch: dict[str, Any] = {"pixels": np.zeros((3, 4, 4, 1), np.uint8), "token_index": np.arange(1)}
-    assert layout.sizes(batch) == {"batch": 3, "k": 1}
-    assert layout.choose({"batch": 3, "k": 1}, rounded=True) == (0, {"batch": 3, "k": 1})
-    with pytest.raises(InputError, match="pixels as uint8"):
-        layout.sizes({**batch, "pixels": np.zeros((3, 5, 4, 1), np.uint8)})
-
-
-def test_the_fake_has_the_signatures_of_cuda(gpu: FakeGpu) -> None:
-    real = gpu.cudart.real
-    names = [name for name in vars(fake_gpu.FakeCudart) if name.startswith("cuda")]
-    assert len(names) == 16
-    for name in names:
-        mine = list(inspect.signature(getattr(gpu.cudart, name)).parameters)
-        assert mine == list(inspect.signature(getattr(real, name)).parameters), name
-
-
-@pytest.mark.skipif(compute_capability() is not None, reason="made-up addresses must not reach a real driver")
-def test_cuda_takes_the_types_that_it_is_given() -> None:
-    real: Any = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
-    graph, executable = real.cudaGraph_t(), real.cudaGraphExec_t()
-    mode = real.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-    for name, arguments in {
-        "cudaGetDeviceCount": (),
-        "cudaMalloc": (256,),
-        "cudaFree": (256,),
-        "cudaHostAlloc": (256, real.cudaHostAllocDefault),
-        "cudaFreeHost": (256,),
-        "cudaStreamCreateWithFlags": (real.cudaStreamNonBlocking,),
-        "cudaStreamDestroy": (256,),
-        "cudaStreamSynchronize": (256,),
-        "cudaMemcpyAsync": (256, 512, 8, real.cudaMemcpyKind.cudaMemcpyHostToDevice, 256),
-        "cudaStreamBeginCapture": (256, mode),
-        "cudaStreamEndCapture": (256,),
-        "cudaGraphInstantiate": (graph, 0),
-        "cudaGraphDestroy": (graph,),
-        "cudaGraphLaunch": (executable, 256),
-        "cudaGraphExecDestroy": (executable,),
-    }.items():
-        error = getattr(real, name)(*arguments)[0]
-        assert error in (real.cudaError_t.cudaErrorInsufficientDriver, real.cudaError_t.cudaErrorNoDevice), name
-    assert int(real.cudaStream_t(4096)) == 4096
-    assert real.cudaGetErrorString(real.cudaError_t.cudaErrorNoDevice)[1].decode()
-
-
-def test_the_fake_has_the_signatures_of_tensorrt() -> None:
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
-    api = dump("tensorrt_rtx")
-    for fake, name in (
-        (fake_gpu.FakeRuntime, "Runtime"),
-        (fake_gpu.FakeEngine, "ICudaEngine"),
-        (fake_gpu.FakeContext, "IExecutionContext"),
-    ):
-        for member, value in vars(fake).items():
-            if member.startswith("_") or not inspect.isfunction(value):
-                continue
-            mine = list(inspect.signature(value).parameters)[1:]
-            assert any(signature["names"] == mine for signature in api[name][member]["signatures"]), (name, member)

@@ -3,84 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import shutil
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpcore
-import httpx
-import numpy as np
 import pytest
-from PIL import Image
 
 from fluxtalk.errors import InputError, UsageError
-from fluxtalk.runtime import Embedder
-from fluxtalk.runtime.server.http import fetch
 from fluxtalk.runtime.server.http.fetch import Fetcher, is_public
 from fluxtalk.runtime.server.settings import ServerSettings
-from tests.conftest import Made
-from tests.runtime.server.conftest import in_thread, running
-
-HOST, OTHER = "pictures.example", "elsewhere.example"
-PUBLIC, PUBLIC_TOO = "93.184.215.14", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"
-
-
-def picture() -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 32), dtype=np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
-def answer(content: bytes = b"", status: int = 200, **headers: str) -> bytes:
-    fields = {"content-length": str(len(content)), **{name.replace("_", "-"): v for name, v in headers.items()}}
-    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    return f"HTTP/1.1 {status} X\r\n{head}\r\n".encode() + content
-
-
-class Stream(httpcore.AsyncMockStream):
-    """Answers that come slowly."""
-
-    def __init__(self, buffer: list[bytes], pause_s: float) -> None:
-        super().__init__(buffer)
-        self._pause_s = pause_s
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        await asyncio.sleep(self._pause_s)
-        return await super().read(max_bytes, timeout)
-
-
-class Network(httpcore.AsyncNetworkBackend):
-    """Gives each connection the next answer, and remembers where it went."""
-
-    def __init__(self, *answers: bytes | list[bytes], pause_s: float = 0, closed: Sequence[str] = ()) -> None:
-        self._answers = list(answers)
-        self._pause_s = pause_s
-        self._closed = closed
-        self.asked: list[tuple[str, int]] = []
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        self.asked.append((host, port))
-        if host in self._closed:
-            raise httpcore.ConnectError("refused")
-        given = self._answers.pop(0)
-        return Stream(list(given) if isinstance(given, list) else [given], self._pause_s)
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+from tests.runtime.server.http.network import HOST, OTHER, PUBLIC, PUBLIC_TOO, Network, answer
 
 
 def fetched(
@@ -345,64 +283,3 @@ def test_a_real_connection_knows_the_hosts_certificate(tls_server: tuple[int, Pa
     for host, tls in ((OTHER, trusted), (HOST, None)):
         with pytest.raises(InputError, match="could not be read"):
             read(host, tls)
-
-
-@pytest.fixture
-def named(made: Made, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[httpx.Client, Network]]:
-    """A server that may ask `HOST`, whose one file is a picture; and ``localhost``, which is itself."""
-    network = Network(*[answer(picture())] * 3)
-
-    async def resolve(host: str, port: int) -> Sequence[str]:
-        return [PUBLIC] if host == HOST else await system_resolve(host, port)
-
-    system_resolve = fetch.system_resolve
-    monkeypatch.setattr(fetch, "system_resolve", resolve)
-    monkeypatch.setattr(httpcore, "AnyIOBackend", lambda: network)
-    with in_thread(made.bundle, allow_urls=(HOST, "localhost")) as up, up.client() as client:
-        yield client, network
-
-
-def test_through_the_server(named: tuple[httpx.Client, Network], embedder: Embedder) -> None:
-    client, network = named
-    url = f"https://{HOST}/a.png"
-    part = {"type": "image_url", "image_url": {"url": url}}
-    expected = embedder.embed("image", [picture()])[0]
-    for body in (
-        {"messages": [{"role": "user", "content": [part]}]},
-        {"input": [{"image": url}]},
-        {"modality": "image", "input": url},
-    ):
-        found = client.post("/v1/embeddings", json=body)
-        assert found.status_code == 200, found.text
-        assert np.abs(np.array(found.json()["data"][0]["embedding"]) - expected).max() <= 1e-6
-    assert network.asked == [(PUBLIC, 443)] * 3
-    in_place = {"image": base64.b64encode(picture()).decode()}
-    for bad in ("https://localhost/a.png", f"http://{HOST}/a.png", f"https://{OTHER}/a.png"):
-        refused = client.post("/v1/embeddings", json={"input": [in_place, {"image": bad}]})
-        assert refused.status_code == 422
-        assert refused.json()["error"]["param"] == "input[1]"
-    assert len(network.asked) == 3
-    # A text is a text.
-    assert client.post("/v1/embeddings", json={"input": f"https://{HOST}/ omega"}).status_code == 200
-
-
-def test_a_named_host_that_is_this_machine(made: Made, tmp_path: Path) -> None:
-    with running(made.bundle.folder, tmp_path / "log", "--allow-url", "localhost") as up, up.client() as client:
-        refused = client.post("/v1/embeddings", json={"input": [{"image": f"{up.url.replace('http', 'https')}/a.png"}]})
-        assert "port 443" in refused.json()["error"]["message"]
-        refused = client.post("/v1/embeddings", json={"input": [{"image": "https://localhost/a.png"}]})
-        assert "not public" in refused.json()["error"]["message"]
-
-
-def test_urls_are_refused_by_default(client: httpx.Client) -> None:
-    for url in (f"https://{HOST}/a.png", "http://127.0.0.1/", "file:///etc/passwd", "HTTPS://x", "ftp://x"):
-        for body in (
-            {"input": [{"image": url}]},
-            {"modality": "image", "input": [url]},
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]},
-        ):
-            refused = client.post("/v1/embeddings", json=body)
-            assert refused.status_code == 422
-            assert "not fetched" in refused.json()["error"]["message"] or url.startswith("ftp")
-    refused = client.post("/v2/embed", json={"images": [f"https://{HOST}/a.png"]})
-    assert refused.status_code == 422
