@@ -1,7 +1,7 @@
 """The one verifier of bundles: golden vectors replayed on whatever serves them.
 
-In: a bundle, and sessions or what is asked of a backend. Out: a `ParityReport` for each modality and k, which says which
-tolerances are broken. `fluxtalk-export verify`, `fluxtalk doctor`, the start of a server and the export all ask it.
+In: a bundle, and sessions or what is asked of a backend. Out: a `ParityReport` for each modality and k, which says
+which tolerances are broken. `fluxtalk-export verify`, `fluxtalk doctor`, a starting server and the export all ask it.
 """
 
 from __future__ import annotations
