@@ -27,19 +27,28 @@ class Option(click.Option):
         param_decls: as for `click.Option`. A long name with underscores is one from before hyphens: help, usage and
             errors show it with hyphens, and both spellings are accepted. New options are declared with hyphens.
         group: title that `GroupedCommand` lists the option under; None is "Options".
+        aliases: spellings from before, which are accepted silently too.
     """
 
-    def __init__(self, param_decls: Sequence[str] | None = None, *, group: str | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        param_decls: Sequence[str] | None = None,
+        *,
+        group: str | None = None,
+        aliases: Sequence[str] = (),
+        **settings: Any,
+    ) -> None:
         declared = list(param_decls or ())
         super().__init__([_hyphenated(part) for part in declared], **settings)
         self.group = group
+        self._aliases = aliases
         spellings = [name for part in declared if part.startswith("-") for name in part.split("/")]
         self._underscored = [name for name in spellings if name != _hyphenated(name)]
 
     def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
-        """Accept the underscored spellings too, which `opts` leaves out so that nothing shows them."""
+        """Accept underscored spellings and aliases too, which `opts` leaves out so that nothing shows them."""
         shown, shown_off = self.opts, self.secondary_opts
-        self.opts = [*shown, *(name for name in self._underscored if _hyphenated(name) in shown)]
+        self.opts = [*shown, *(name for name in self._underscored if _hyphenated(name) in shown), *self._aliases]
         self.secondary_opts = [*shown_off, *(name for name in self._underscored if _hyphenated(name) in shown_off)]
         try:
             super().add_to_parser(parser, ctx)

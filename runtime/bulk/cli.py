@@ -2,70 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fluxtalk.console import debug_option, option, sentence_errors
+from fluxtalk.console import Function, debug_option, option, sentence_errors
 from fluxtalk.errors import UsageError
 from fluxtalk.runtime.backends.options import BACKENDS
 from fluxtalk.runtime.bulk.inputs import open_input
 from fluxtalk.runtime.bulk.output import check_output
-from fluxtalk.runtime.bulk.stream import Wanted, embed_to_file
+from fluxtalk.runtime.bulk.stream import EmbedOptions, embed_to_file
 from fluxtalk.runtime.embedder import load
 from fluxtalk.runtime.vectors import DTYPES
 from fluxtalk.scoring.parity import PRECISIONS
-from fluxtalk.tokens import OUTPUT_KINDS
+from fluxtalk.tokens import OUTPUT_KINDS, POOLED
 
 
-def backend_options(command: Any) -> Any:
-    """The options of every command that loads a bundle."""
-    for decorate in (
-        click.option(
-            "--backend", default="auto", show_default=True, type=click.Choice(BACKENDS), help="What runs the graphs."
-        ),
-        click.option(
-            "--precision",
-            type=click.Choice(PRECISIONS),
-            help="One that the bundle holds.  [default: what the backend is best at]",
-        ),
-        click.option("--threads", type=click.IntRange(1), help="Of one operator.  [default: the available cores]"),
-    ):
-        command = decorate(command)
-    return command
+def _in_order(*decorators: Callable[[Any], Any]) -> Callable[[Function], Function]:
+    """One decorator of several, whose options help lists in this order."""
+
+    def decorate(command: Any) -> Any:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
 
 
-def serving_options(command: Any) -> Any:
-    """Those, and the size of batches."""
-    batch_size = option(
-        "--batch_size", default=32, show_default=True, type=click.IntRange(1), help="Items per run of the graph."
-    )
-    return batch_size(backend_options(command))
+def k_option(text: str) -> Callable[[Function], Function]:
+    """The option ``-k``; ``--tokens`` is its spelling from before, which `fluxtalk-export` has for another thing."""
+    return option("-k", "--k", "k", aliases=("--tokens",), type=int, help=text)
 
 
-def input_options(command: Any) -> Any:
-    """The options of every command that embeds many items."""
-    for decorate in (
-        click.option(
-            "--input",
-            "input_file",
-            type=click.Path(path_type=Path),
-            help="A table (.csv, .jsonl, .parquet), or a file with one more item per line.",
-        ),
-        click.option("--column", help="Of the table: what to embed.  [default: the one named as MODALITY]"),
-        option("--id_column", help="Of the table: what to call it.  [default: id, else the column itself]"),
-        option("--skip_empty", is_flag=True, help="Of the table: leave out rows without the item."),
-        click.option(
-            "--dtype",
-            default="float32",
-            show_default=True,
-            type=click.Choice(DTYPES),
-            help="How numbers are stored: int8 takes a quarter of the bytes, binary (signs) a thirty-second.",
-        ),
-    ):
-        command = decorate(command)
-    return command
+backend_options = _in_order(
+    option("--backend", default="auto", show_default=True, type=click.Choice(BACKENDS), help="What runs the graphs."),
+    option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        help="Precision that the bundle holds.  [default: what the backend is best at]",
+    ),
+    option("--threads", type=click.IntRange(1), help="Threads of one operator.  [default: the available cores]"),
+)
+"""The options of every command that loads a bundle."""
+
+serving_options = _in_order(
+    option("--batch_size", default=32, show_default=True, type=click.IntRange(1), help="Items per run of the graph."),
+    backend_options,
+)
+"""Those, and the size of batches."""
+
+input_options = _in_order(
+    option(
+        "--input",
+        "input_file",
+        type=click.Path(path_type=Path),
+        help="A table (.csv, .jsonl, .parquet), or a file with one more item per line.",
+    ),
+    option("--column", help="Column of the table to embed.  [default: the one named as MODALITY]"),
+    option("--id_column", help="Column of the table with names.  [default: id, else the embedded column]"),
+    option("--skip_empty", is_flag=True, help="Leave out rows of the table without the item."),
+)
+"""The options of every command that embeds many items."""
+
+
+def kind_option(kinds: tuple[str, ...], text: str) -> Callable[[Function], Function]:
+    """The option ``--kind``, which is ``output`` in Python and over HTTP: on a command line that is the file."""
+    return option("--kind", default=POOLED, show_default=True, type=click.Choice(kinds), help=text)
+
+
+dtype_option = option(
+    "--dtype",
+    default="float32",
+    show_default=True,
+    type=click.Choice(DTYPES),
+    help="Number format of vectors: int8 takes a quarter of the bytes, binary (signs) a thirty-second.",
+)
 
 
 @click.command(name="embed")
@@ -73,11 +86,10 @@ def input_options(command: Any) -> Any:
 @click.argument("modality")
 @click.argument("items", nargs=-1)
 @input_options
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .npy or .parquet to write.")
-@click.option("-k", "--tokens", "k", type=int, help="Register tokens to compute.  [default: all]")
-@click.option(
-    "--kind", default="pooled", show_default=True, type=click.Choice(OUTPUT_KINDS), help="What to write of each item."
-)
+@option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .npy or .parquet to write.")
+@k_option("Register tokens to compute.  [default: all]")
+@kind_option(OUTPUT_KINDS, "Kind of vectors to write.")
+@dtype_option
 @serving_options
 @debug_option
 @sentence_errors
@@ -89,18 +101,18 @@ def embed(
     column: str | None,
     id_column: str | None,
     skip_empty: bool,
-    dtype: str,
     output: Path,
     k: int | None,
     kind: str,
+    dtype: str,
+    batch_size: int,
     backend: str,
     precision: str | None,
     threads: int | None,
-    batch_size: int,
 ) -> None:
     """Embed ITEMS (texts, or paths of files or folders) of MODALITY with BUNDLE.
 
-    However many they are: what was interrupted goes on where it stopped when the same command is given again.
+    There may be any number. If the command is interrupted, the same command goes on where it stopped.
 
     fluxtalk embed BUNDLE text "black chess queen" -k 2 -o queen.npy
 
@@ -109,11 +121,11 @@ def embed(
     check_output(output)
     if skip_empty and output.suffix.lower() == ".npy":
         raise UsageError(
-            f"{output} would not say which rows were left out; with --skip_empty write .parquet, with ids."
+            f"{output} would not say which rows were left out; with --skip-empty write .parquet, with ids."
         )
     with load(bundle, backend, threads, precision=precision) as embedder:
         opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column, skip_empty)
-        wanted = Wanted(modality, k, kind, dtype, batch_size)
-        written = embed_to_file(embedder, opened, output, wanted, opened.count())
+        options = EmbedOptions(modality, k, kind, dtype, batch_size)
+        written = embed_to_file(embedder, opened, output, options, opened.count())
     resumed = f", {written.resumed} items of an earlier call" if written.resumed else ""
     click.echo(f"{output}: {' x '.join(map(str, written.shape))} {dtype}{resumed}")

@@ -56,7 +56,7 @@ class TableInput:
         with _input_errors():
             columns = first_columns(open_table(path))
         name = column if column is not None else modality
-        for wanted, spelling in ((name, "--column"), (id_column, "--id_column")):
+        for wanted, spelling in ((name, "--column"), (id_column, "--id-column")):
             if wanted is not None and wanted not in columns:
                 raise UsageError(
                     f"The table {path} has the columns {', '.join(columns) or '(none)'} and no {wanted}; "
@@ -84,7 +84,7 @@ class TableInput:
                     where = f"{table.row_word.capitalize()} {row.number} of the table {self.path}"
                     raise InputError(
                         f"{where} has no {self.column}, and every vector belongs to a row; "
-                        "leave the row out, or such rows with --skip_empty."
+                        "leave the row out, or such rows with --skip-empty."
                     )
                 yield Item(self._name(row, value), self._resolved(value))
 
@@ -171,7 +171,7 @@ def open_input(
         return TableInput.open(input_file, kind, modality, column, id_column, skip_empty)
     if column is not None or id_column is not None or skip_empty:
         raise UsageError(
-            "--column, --id_column and --skip_empty are of a table: --input with a .csv, .jsonl or .parquet file."
+            "--column, --id-column and --skip-empty are of a table: --input with a .csv, .jsonl or .parquet file."
         )
     if not arguments and input_file is None:
         raise UsageError("There is nothing to embed: give items, or a list or table with --input.")

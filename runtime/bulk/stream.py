@@ -22,7 +22,7 @@ PART_ITEMS = 256
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EmbedOptions:
     """What is wanted of each item; see `Embedder.embed`."""
 
     modality: str
@@ -33,7 +33,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenVectors:
     """What `embed_to_file` did."""
 
     shape: tuple[int, ...]
@@ -45,10 +45,10 @@ def embed_to_file(
     embedder: Embedder,
     items: Iterable[Item],
     output: Path,
-    wanted: Wanted,
+    options: EmbedOptions,
     total: int | None = None,
     part_items: int = PART_ITEMS,
-) -> Written:
+) -> WrittenVectors:
     """Embed items into ``.npy`` or Parquet, with progress and in bounded memory.
 
     Every ``part_items`` items are kept in ``OUTPUT.parts`` until all are done. A later call takes from there what
@@ -66,22 +66,23 @@ def embed_to_file(
         BackendError: Parquet needs pyarrow.
     """
     check_output(output)
+    selection = embedder.bundle.manifest.layout.select(options.k, options.output)
     job = {
         "bundle": embedder.bundle.manifest.bundle_hash,
         "precision": embedder.precision,
-        "modality": wanted.modality,
-        "k": wanted.k or embedder.num_tokens,
-        "output": wanted.output,
-        "dtype": wanted.dtype,
+        "modality": options.modality,
+        "k": selection.k,
+        "output": options.output,
+        "dtype": options.dtype,
     }
     parts = Parts(output, job)
     done = resumed = count = 0
-    with _progress(wanted.modality, total) as update:
+    with _progress(options.modality, total) as update:
         for number, chunk in enumerate(_chunks(items, part_items)):
             if parts.has(number, chunk):
                 resumed += len(chunk)
             else:
-                parts.write(number, chunk, _embed(embedder, chunk, wanted, done))
+                parts.write(number, chunk, _embed(embedder, chunk, options, done))
             done += len(chunk)
             count += 1
             update(len(chunk))
@@ -89,10 +90,12 @@ def embed_to_file(
         raise UsageError("There is nothing to embed: the input has no item.")
     shape = write_output(output, parts.read(count), done)
     parts.remove()
-    return Written(shape, resumed)
+    return WrittenVectors(shape, resumed)
 
 
-def embedded(embedder: Embedder, items: Iterable[Item], wanted: Wanted, total: int | None = None) -> Iterator[Vectors]:
+def embed_chunks(
+    embedder: Embedder, items: Iterable[Item], options: EmbedOptions, total: int | None = None
+) -> Iterator[Vectors]:
     """The vectors of items, a few hundred at a time, with progress.
 
     Args:
@@ -102,9 +105,9 @@ def embedded(embedder: Embedder, items: Iterable[Item], wanted: Wanted, total: i
         UsageError, InputError, TokenCountError: as for `Embedder.embed`.
     """
     done = 0
-    with _progress(wanted.modality, total) as update:
+    with _progress(options.modality, total) as update:
         for chunk in _chunks(items, PART_ITEMS):
-            yield _embed(embedder, chunk, wanted, done)
+            yield _embed(embedder, chunk, options, done)
             done += len(chunk)
             update(len(chunk))
 
@@ -119,15 +122,15 @@ def _progress(modality: str, total: int | None) -> Iterator[Callable[[int], Any]
         yield bar.update
 
 
-def _embed(embedder: Embedder, chunk: list[Item], wanted: Wanted, done: int) -> Vectors:
+def _embed(embedder: Embedder, chunk: list[Item], options: EmbedOptions, done: int) -> Vectors:
     return embedder.embed(
-        wanted.modality,
+        options.modality,
         [item.value for item in chunk],
-        wanted.k,
-        wanted.output,
-        wanted.batch_size,
+        options.k,
+        options.output,
+        options.batch_size,
         first=done or None,
-        dtype=wanted.dtype,
+        dtype=options.dtype,
     )
 
 

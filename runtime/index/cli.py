@@ -8,9 +8,16 @@ import click
 
 from fluxtalk.artifacts.index import IndexSpec
 from fluxtalk.console import debug_option, option, sentence_errors
-from fluxtalk.runtime.bulk.cli import backend_options, input_options, serving_options
+from fluxtalk.runtime.bulk.cli import (
+    backend_options,
+    dtype_option,
+    input_options,
+    k_option,
+    kind_option,
+    serving_options,
+)
 from fluxtalk.runtime.bulk.inputs import open_input
-from fluxtalk.runtime.bulk.stream import Wanted, embedded
+from fluxtalk.runtime.bulk.stream import EmbedOptions, embed_chunks
 from fluxtalk.runtime.embedder import load
 from fluxtalk.runtime.index.build import build_index
 from fluxtalk.runtime.index.search import SearchIndex
@@ -27,17 +34,12 @@ def main() -> None:
 @click.argument("modality")
 @click.argument("items", nargs=-1)
 @input_options
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="The index's folder, new or empty."
+@option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The index's folder, new or empty.")
+@k_option("Register tokens to compute.  [default: all]")
+@kind_option(
+    SHARED_KINDS, "Kind of vectors to keep. tokens: the first finds candidates, all overlapping ones put them in order."
 )
-@click.option("-k", "--tokens", "k", type=int, help="Register tokens to compute.  [default: all]")
-@click.option(
-    "--kind",
-    default="pooled",
-    show_default=True,
-    type=click.Choice(SHARED_KINDS),
-    help="What to keep of each item. tokens: the first finds candidates, all overlapping ones put them in order.",
-)
+@dtype_option
 @serving_options
 @debug_option
 @sentence_errors
@@ -49,14 +51,14 @@ def build(
     column: str | None,
     id_column: str | None,
     skip_empty: bool,
-    dtype: str,
     output: Path,
     k: int | None,
     kind: str,
+    dtype: str,
+    batch_size: int,
     backend: str,
     precision: str | None,
     threads: int | None,
-    batch_size: int,
 ) -> None:
     """Embed ITEMS (texts, or paths of files or folders) of MODALITY with BUNDLE into an index.
 
@@ -66,7 +68,7 @@ def build(
         opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column, skip_empty)
         names = [item.id for item in opened]
         spec = IndexSpec.of(embedder.bundle, modality, kind, k, dtype)
-        chunks = embedded(embedder, opened, Wanted(modality, k, kind, batch_size=batch_size), len(names))
+        chunks = embed_chunks(embedder, opened, EmbedOptions(modality, k, kind, batch_size=batch_size), len(names))
         if kind == TOKENS:
             shared = embedder.bundle.manifest.layout.select(k, kind).shared
             chunks = (chunk[:, :shared] for chunk in chunks)
@@ -81,15 +83,15 @@ def build(
 @click.argument("index", type=click.Path(path_type=Path))
 @click.argument("modality")
 @click.argument("query")
-@click.option("-n", "--count", default=10, show_default=True, type=click.IntRange(1), help="Answers.")
-@click.option("-k", "--tokens", "k", type=int, help="Register tokens of the query.  [default: the index's]")
-@click.option(
+@option("-n", "--count", default=10, show_default=True, type=click.IntRange(1), help="Number of answers.")
+@k_option("Register tokens of the query.  [default: the index's]")
+@option(
     "--candidates",
     type=click.IntRange(1),
-    help="Of an index of tokens: how many are put in order.  [default: ten for each answer, at least 100]",
+    help="Items of an index of tokens that are put in order.  [default: ten for each answer, at least 100]",
 )
 @option(
-    "--bundle", type=click.Path(path_type=Path), help="Where the bundle lies, if it was moved; or another of its run."
+    "--bundle", type=click.Path(path_type=Path), help="Folder of the bundle, if it was moved; or another of its run."
 )
 @backend_options
 @debug_option

@@ -22,7 +22,7 @@ from fluxtalk.errors import InputError, UsageError
 from fluxtalk.runtime import Embedder, FakeSession, load
 from fluxtalk.runtime.backends.session import Arrays
 from fluxtalk.runtime.bulk.inputs import Item, open_input
-from fluxtalk.runtime.bulk.stream import Wanted, embed_to_file
+from fluxtalk.runtime.bulk.stream import EmbedOptions, embed_to_file
 from tests.conftest import Made
 from tests.runtime.test_serving import one_sentence, run
 
@@ -102,7 +102,7 @@ def test_every_kind_and_type_is_written_in_both_formats(
     embedder: Embedder, tmp_path: Path, kind: str, dtype: str, width: tuple[int, ...]
 ) -> None:
     expected = embedder.embed("text", TEXTS[:7], output=kind, dtype=dtype)
-    wanted = Wanted("text", None, kind, dtype)
+    wanted = EmbedOptions("text", None, kind, dtype)
     for name in ("v.npy", "v.parquet"):
         written = embed_to_file(embedder, items(TEXTS[:7]), tmp_path / name, wanted, part_items=3)
         assert written.shape == (7, *width)
@@ -132,7 +132,7 @@ def test_paths_are_relative_to_the_table_and_other_columns_can_be_named(
     done = run(*parts, "--column", "photo", "-o", tmp_path / "v.parquet")
     assert pyarrow.parquet.read_table(tmp_path / "v.parquet").column("id").to_pylist() == pictures
     one_sentence(run(*parts, "-o", tmp_path / "w.npy"), 2, "no image", "--column")
-    one_sentence(run(*parts, "--column", "photo", "--id_column", "name", "-o", tmp_path / "w.npy"), 2, "--id_column")
+    one_sentence(run(*parts, "--column", "photo", "--id_column", "name", "-o", tmp_path / "w.npy"), 2, "--id-column")
     table.unlink()
 
 
@@ -150,7 +150,7 @@ def test_bytes_in_a_parquet_column_are_pictures(
 
 
 def test_what_was_interrupted_goes_on(made: Made, tmp_path: Path) -> None:
-    wanted, output = Wanted("text"), tmp_path / "v.npy"
+    wanted, output = EmbedOptions("text"), tmp_path / "v.npy"
     stopped, going_on = Counting(limit=12), Counting()
     with pytest.raises(KeyboardInterrupt):
         embed_to_file(Embedder(made.bundle, {"text": stopped}, ""), items(), output, wanted, part_items=5)
@@ -166,12 +166,12 @@ def test_parts_of_anything_else_are_computed_again(made: Made, tmp_path: Path, c
     output = tmp_path / "v.npy"
     stopped = Embedder(made.bundle, {"text": Counting(limit=12)}, "")
     with pytest.raises(KeyboardInterrupt):
-        embed_to_file(stopped, items(), output, Wanted("text"), part_items=5)
+        embed_to_file(stopped, items(), output, EmbedOptions("text"), part_items=5)
     texts = [*TEXTS[:7], "snowman", *TEXTS[8:]] if changed == "item" else TEXTS
     settings = {"k": {"k": 1}, "output": {"output": "tokens"}, "dtype": {"dtype": "int8"}}.get(changed, {})
     session = Counting()
     embedder = Embedder(made.bundle, {"text": session}, "")
-    written = embed_to_file(embedder, items(texts), output, Wanted("text", **settings), part_items=5)  # type: ignore[arg-type]
+    written = embed_to_file(embedder, items(texts), output, EmbedOptions("text", **settings), part_items=5)  # type: ignore[arg-type]
     # Of the two finished parts, the one that holds the other item is done again; for other vectors, both.
     assert written.resumed == (5 if changed == "item" else 0)
     assert session.items == len(texts) - written.resumed
@@ -211,7 +211,7 @@ def test_memory_does_not_grow_with_the_number_of_items(made: Made, tmp_path: Pat
         stream = (Item(str(i), WORDS[i % 5]) for i in range(count))
         tracemalloc.start()
         try:
-            embed_to_file(embedder, stream, tmp_path / "v.npy", Wanted("text", output="tokens"), part_items=32)
+            embed_to_file(embedder, stream, tmp_path / "v.npy", EmbedOptions("text", output="tokens"), part_items=32)
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -224,10 +224,10 @@ def test_a_bad_item_keeps_what_was_done_before_it(made: Made, tmp_path: Path) ->
     session = Counting()
     embedder, output = Embedder(made.bundle, {"text": session}, ""), tmp_path / "v.npy"
     with pytest.raises(InputError, match=r"text item 7: .*blank"):
-        embed_to_file(embedder, items([*TEXTS[:7], " ", *TEXTS[8:]]), output, Wanted("text"), part_items=5)
+        embed_to_file(embedder, items([*TEXTS[:7], " ", *TEXTS[8:]]), output, EmbedOptions("text"), part_items=5)
     assert not output.exists()
     session.items = 0
-    assert embed_to_file(embedder, items(), output, Wanted("text"), part_items=5).resumed == 5
+    assert embed_to_file(embedder, items(), output, EmbedOptions("text"), part_items=5).resumed == 5
     assert session.items == 18
 
 
@@ -235,7 +235,7 @@ def test_a_bad_item_keeps_what_was_done_before_it(made: Made, tmp_path: Path) ->
     ("name", "text", "message"),
     [
         ("a.csv", "text\none\n\ntwo,three\n", "Line 4 .*2 cells for 1 columns"),
-        ("a.csv", "text,id\none,1\n ,2\n", "Line 3 .*no text.*--skip_empty"),
+        ("a.csv", "text,id\none,1\n ,2\n", "Line 3 .*no text.*--skip-empty"),
         ("a.csv", 'text,id\none,1\n"two,2\nthree,3\n', "unexpected end of data"),
         ("a.csv", "text\n\xff", "cannot be read"),
         ("a.jsonl", '{"text": "one"}\n{"text"\n', "Line 2 .*not valid JSON"),
@@ -289,3 +289,27 @@ def test_inputs_that_cannot_be_meant_are_refused(made: Made, tmp_path: Path) -> 
         open_input("text", "text", [])
     assert not output.exists()
     assert not list(tmp_path.glob("*.parts"))
+
+
+@pytest.mark.parametrize("command", ["embed", "index build", "index search"])
+def test_help_shows_one_spelling_and_earlier_ones_are_accepted(command: str) -> None:
+    shown = run(*command.split(), "--help").output
+    assert "-k, --k INTEGER" in shown
+    assert "--tokens" not in shown
+    assert "_" not in shown.split("Options:")[1]
+
+
+def test_earlier_spellings_mean_the_same(made: Made, tmp_path: Path) -> None:
+    written = []
+    table = write_table(tmp_path, ".csv")
+    for i, (k, id_column, skip, size) in enumerate(
+        [
+            ("--k", "--id-column", "--skip-empty", "--batch-size"),
+            ("--tokens", "--id_column", "--skip_empty", "--batch_size"),
+        ]
+    ):
+        output = tmp_path / f"{i}.parquet"
+        parts = ("--input", table, k, 2, id_column, "text", skip, size, 7, "-o", output)
+        assert run("embed", made.bundle.folder, "text", *parts).exit_code == 0
+        written.append(pyarrow.parquet.read_table(output))
+    assert written[0].equals(written[1])
