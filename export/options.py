@@ -30,12 +30,12 @@ class ExportOptions:
     tokens: int | None = None
     """Register tokens to keep, from the first; None keeps all."""
     attention: bool = False
-    """Whether graphs also give where each register looked."""
+    """Adds the output ``attention`` to the graphs: where each register looked."""
     opset: int = DEFAULT_OPSET
     eval_items: int = 1000
     """Ids of held-out pairs that quality is measured on, at most."""
     allow_quality_loss: bool = False
-    """Whether a bundle is written although a precision fails the quality gate."""
+    """Writes the bundle although a precision fails the quality gate."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.precisions if name not in PRECISIONS]

@@ -17,11 +17,11 @@ _COUNTED = ("MatMul", "MatMulInteger", "Gemm", "Conv", "Einsum")
 
 
 def cut(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
-    """The part of a model between values, such as its head: from `frozen_features` on.
+    """Cut out the part of a model between values, such as its head, from `frozen_features` on.
 
     Args:
-        inputs: values that the part is given; graph inputs that it reads are added.
-        outputs: values that it gives.
+        inputs: values that the part starts from; graph inputs that it reads are added.
+        outputs: values that it ends with.
 
     Raises:
         UsageError: the graph has no such value.
@@ -45,12 +45,12 @@ def cut(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -
 
 
 def multiply_adds(model: onnx.ModelProto, **dims: int) -> int:
-    """How many multiplications with addition the matrix products and convolutions of a graph take.
+    """Count the multiply-adds of a graph's matrix products and convolutions.
 
-    The graph is run once, by ONNX Runtime on the CPU, on zeros of the sizes given, for the shapes within.
+    The graph is run once, by ONNX Runtime on the CPU, on zeros of these sizes, to learn the shapes of its values.
 
     Args:
-        dims: the size of every dimension of the inputs that has a name, such as ``batch=1, length=64, k=4``.
+        dims: size of every named dimension of the inputs, such as ``batch=1, length=64, k=4``.
 
     Raises:
         UsageError: a dimension is missing, or the graph cannot be run with these sizes.
@@ -70,7 +70,7 @@ def multiply_adds(model: onnx.ModelProto, **dims: int) -> int:
 
 
 def zeros(model: onnx.ModelProto, dims: Mapping[str, int]) -> dict[str, Array]:
-    """Zeros for every input of a graph; masks are True.
+    """Make zeros for every input of a graph; masks are True.
 
     Raises:
         UsageError: the size of a named dimension is missing.

@@ -126,7 +126,7 @@ def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in folding:
         outputs = [name for name in node.output if name]
         allowed = {name: sum(sizes[source] for source in made_of[name]) for name in outputs}
-        # 64 bytes are allowed in any case: generators without inputs give shapes and the like.
+        # 64 bytes are allowed in any case: generators without inputs give small shapes.
         if all(name in small for name in inputs_of(node)) and all(
             results[name].nbytes <= max(allowed[name], 64) for name in outputs
         ):

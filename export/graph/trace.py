@@ -84,7 +84,7 @@ def sample_batch(preprocess: Preprocessor, items: Sequence[Any]) -> dict[str, Ar
 
 
 def spread_items(dataset: PairDataset, modality: str, split: str, count: int) -> list[Any]:
-    """Up to ``count`` counted items of a split, evenly spread.
+    """Take at most ``count`` counted items of a split, evenly spread.
 
     Raises:
         DataError: there are fewer than two.

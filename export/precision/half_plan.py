@@ -38,7 +38,7 @@ class HalfPlan:
     floats: frozenset[str]
     """Float32 values of the graph, weights included."""
     half: frozenset[str]
-    """Those of them that their node computes in half precision."""
+    """The values among them that their node computes in half precision."""
 
     def is_half(self, node: onnx.NodeProto) -> bool:
         """True if a node is computed in half precision."""

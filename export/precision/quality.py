@@ -110,7 +110,7 @@ class Quality:
     items: dict[str, int]
     """Modality to the number of items compared."""
     measured_on: str
-    """What ran the graphs, for people."""
+    """Description of the backend that ran the graphs."""
     max_abs: float
     mean_abs: float
     min_cosine: float
@@ -124,7 +124,7 @@ class Quality:
     recall_queries: int
     """Number of queries scored in that direction."""
     rows: dict[str, float]
-    """As in `Scores`."""
+    """Modality to the largest difference between an item's embedding alone and in a batch."""
     broken: list[str] = field(default_factory=list)
     """One phrase for each bound of the gate that is exceeded."""
 

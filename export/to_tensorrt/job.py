@@ -1,4 +1,4 @@
-"""What to compile, and for which GPUs: the request of one engine, checked before minutes are spent on it."""
+"""Request of one engine: the graph, its sizes and the GPUs, checked before minutes are spent on compiling."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class BuilderOptions:
     """GPUs that engines are built for, and settings of the builder. `builder_options` checks them."""
 
     compute_capabilities: list[str]
-    """Those of the GPUs, such as ``8.9``."""
+    """Compute capabilities of the GPUs, such as ``8.9``."""
     version_compatible: bool = False
-    """Whether newer versions of the same major version run the engine, by code that it carries."""
+    """Lets newer versions of the same major version run the engine, by code that it carries."""
     timing_cache: Path | None = None
     """File of kernel timings: read if it exists, and written after each build."""
 

@@ -9,33 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fluxtalk.artifacts.bundle import Bundle
-from fluxtalk.artifacts.bundle import AXES
+from fluxtalk.artifacts.bundle import AXES, Bundle
 from fluxtalk.artifacts.engine import Profile, default_profile
 from fluxtalk.errors import UsageError
 
 
 def profiles_of(bundle: Bundle, modalities: Sequence[str], texts: Sequence[str]) -> dict[str, list[Profile]]:
-    """The profiles of every modality, from the command line's spellings.
+    """Read the profiles of every modality from the command line's spelling.
 
     Args:
         modalities: those that are compiled.
-        texts: ``MODALITY:AXIS=MIN,OPT,MAX[:AXIS=...]``; axes are ``batch``, ``length`` and ``k``.
+        texts: such as ``MODALITY:AXIS=MIN,OPT,MAX[:AXIS=...]``; axes are ``batch``, ``length`` and ``k``.
 
     Returns:
-        modality to its profiles: those given, with the default's sizes for axes that are not named; the default where
-        none is given.
+        modality to its profiles: those given, completed with the default's sizes; the default if none is given.
 
     Raises:
-        UsageError: a profile is malformed, is of a modality that is not compiled, has an axis that the modality lacks,
-            or sizes that the bundle cannot have.
+        UsageError: a profile is malformed, belongs to a modality that is not compiled, has an axis that the modality
+            lacks, or sizes that the bundle does not have.
     """
     found: dict[str, list[Profile]] = {}
     for text in texts:
         modality, given = parse_profile(text)
         if modality not in modalities:
             raise UsageError(
-                f"--profile {text} is of {modality!r}, and compiled are {', '.join(modalities)}; name one of them."
+                f"--profile {text} names the modality {modality!r}; compiled are {', '.join(modalities)}: "
+                "name one of them."
             )
         profile = _complete(bundle, modality, given, text)
         if profile in found.setdefault(modality, []):
@@ -45,10 +44,10 @@ def profiles_of(bundle: Bundle, modalities: Sequence[str], texts: Sequence[str])
 
 
 def parse_profile(text: str) -> tuple[str, Profile]:
-    """The modality of a profile, and the axes that it names.
+    """Split a profile into its modality and the axes that it names.
 
     Raises:
-        UsageError: it is malformed, or an axis is unknown or named twice.
+        UsageError: the text is malformed, or an axis is unknown or named twice.
     """
     modality, *parts = text.split(":")
     if not modality or not parts:
@@ -70,13 +69,13 @@ def sizes_at(profile: Profile, axes: Sequence[str | int], which: int) -> tuple[i
     """The shape of one input at a profile's smallest (0), optimal (1) or largest (2) sizes.
 
     Args:
-        axes: per dimension the axis it is, or its fixed size.
+        axes: for each dimension its axis, or its fixed size.
     """
     return tuple(axis if isinstance(axis, int) else profile[axis][which] for axis in axes)
 
 
-def spelled(profile: Mapping[str, Sequence[int]]) -> str:
-    """A profile as the command line has it, without its modality."""
+def format_profile(profile: Mapping[str, Sequence[int]]) -> str:
+    """A profile in the command line's spelling, without its modality."""
     return ":".join(f"{axis}={','.join(map(str, sizes))}" for axis, sizes in profile.items())
 
 
@@ -93,7 +92,7 @@ def _sizes(text: str, axis: str, sizes: str) -> list[int]:
 
 
 def _complete(bundle: Bundle, modality: str, given: Profile, text: str) -> Profile:
-    """Fill in the axes that are not named, in the order of `AXES`, and check the sizes against the bundle."""
+    """Add the axes that are not named, in the order of `AXES`, and check the sizes against the bundle."""
     entry = bundle.manifest.modalities[modality]
     if "length" in given and not entry.has_length:
         raise UsageError(f"--profile {text}: {modality} has no length, only batch and k; leave length out.")

@@ -33,7 +33,7 @@ class BuildProgress:
         self.share = 0.0
         """Finished share of the build, 0 to 1."""
         self.cancelled = False
-        """Whether Ctrl-C was pressed during the build."""
+        """True once Ctrl-C was pressed during the build."""
         self._phases: dict[str, _Phase] = {}
         self._lock = threading.Lock()
         self._bar: tqdm = progress(None, title, total=_WHOLE, unit="%")

@@ -74,7 +74,7 @@ class TensorRecord(StrictConfig):
 
 @dataclass(frozen=True)
 class EngineRecord(StrictConfig):
-    """Everything that an engine depends on, and the hash of its bytes."""
+    """Dependencies of an engine (graph, library, GPU, profiles), and the hash of its bytes."""
 
     modality: str
     precision: str
@@ -90,7 +90,7 @@ class EngineRecord(StrictConfig):
     profiles: list[Profile]
     """Optimization profiles in the engine's order; a modality without a length has no such axis."""
     version_compatible: bool
-    """Whether it carries code of its own that lets newer versions of its major version run it."""
+    """True if it carries code that lets newer versions of its major version run it."""
     graph_hash: str
     """SHA-256 of the ONNX file that it was built from."""
     inputs: list[TensorRecord]

@@ -56,7 +56,7 @@ class TensorRT:
         return next((int(match[1]) for match in matches if match), None)
 
     def has_flag(self, name: str) -> bool:
-        """Whether the builder has a flag of that name."""
+        """True if the builder has a flag of that name."""
         return hasattr(self.trt.BuilderFlag, name)
 
     @property

@@ -141,7 +141,7 @@ def test_foreign_records_are_refused(tmp_path: Path, change: dict[str, Any], wor
 
 
 def test_an_engine_without_a_record_is_not_there(tmp_path: Path) -> None:
-    """As a build leaves it that was killed between the two files."""
+    """A build that was killed between the two files leaves an engine without a record."""
     name = write_engine(tmp_path, PLAN, made()).name
     record_path(tmp_path, name).unlink()
     assert read_record(tmp_path, name) is None

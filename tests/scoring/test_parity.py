@@ -1,4 +1,4 @@
-"""What parity figures say, on cases whose answer is known."""
+"""Parity figures on cases whose answer is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is in the graph, and what must not be."""
+"""Contents of the exported graph: standard operators, dynamic shapes, no paths, no random node."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_every_kind_of_head_exports_with_every_k(stage1: Stage1, tmp_path: Path)
 
 
 class FixesItsBatch(nn.Module):
-    """What the exporter would turn into a graph for two items, without a word."""
+    """An encoder that the exporter would silently turn into a graph for two items."""
 
     def forward(self, features: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return features + torch.zeros(len(features), 1, 1)

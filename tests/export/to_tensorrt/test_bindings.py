@@ -35,12 +35,12 @@ RTX_ALONE = {
     ("CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE"),
     ("IRuntimeConfig", "cuda_graph_strategy"),
 }
-"""Of TensorRT-RTX only; reached behind its flavor, or where the module has the class."""
+"""Members of TensorRT-RTX only; reached after a check of the flavor or of the class."""
 
 
 @pytest.fixture(scope="module")
 def rtx() -> Api:
-    """What tensorrt_rtx has; its libraries are packages too."""
+    """The API of tensorrt_rtx, whose libraries are packages too."""
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("tensorrt_rtx is not installed")
     return _dumped("tensorrt_rtx", {})
@@ -48,7 +48,7 @@ def rtx() -> Api:
 
 @pytest.fixture(scope="module", params=VERSIONS)
 def tensorrt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Api:
-    """What the real bindings of one version of tensorrt have."""
+    """The API of the real bindings of one version of tensorrt."""
     folder = BINDINGS / request.param
     if not folder.is_dir():
         pytest.skip(f"{folder.relative_to(ROOT)} is missing; make install puts it there")

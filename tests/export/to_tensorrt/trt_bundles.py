@@ -75,7 +75,7 @@ class _Block(nn.Module):
 
 
 class PatchEncoder(nn.Module):
-    """As ViT: a convolution to patches, a class token, learned positions."""
+    """A small ViT: a convolution to patches, a class token, learned positions."""
 
     def __init__(self, size: int = 32, patch: int = 8, dim: int = 24, depth: int = 2) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class PatchEncoder(nn.Module):
 
 
 class WordEncoder(nn.Module):
-    """As BERT: word, position and segment embeddings, norms behind, padding masked by an additive bias."""
+    """A small BERT: word, position and segment embeddings, norms behind, padding masked by an additive bias."""
 
     def __init__(self, dim: int = 24, depth: int = 2) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class WordEncoder(nn.Module):
 
 
 class MaskedEncoder(nn.Module):
-    """As BERT in transformers: attention takes one boolean mask, made of rules about which place may see which."""
+    """A small BERT of transformers: attention takes one boolean mask, made of rules about which place may see which."""
 
     def __init__(self, dim: int = 24, depth: int = 2, heads: int = 2) -> None:
         super().__init__()

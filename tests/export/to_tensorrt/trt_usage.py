@@ -1,4 +1,4 @@
-"""What our source touches of TensorRT's Python bindings, and what the bindings have.
+"""Uses of TensorRT's Python bindings in our source, and the API that the bindings have.
 
 `dump` (run in a fresh interpreter) writes down every class, member and signature of a bindings module; pybind11 puts
 signatures into docstrings. `Usage` walks our source, follows the types of the bindings through it by those signatures,
@@ -107,7 +107,7 @@ class Touch:
     where: str = ""
 
     def problem(self, api: Api) -> str | None:
-        """Why the bindings do not allow it; None where they do."""
+        """The reason why the bindings do not allow this use; None if they do."""
         if self.owner not in api:
             return f"{self.where}: there is no class {self.owner}"
         member = api[self.owner].get(self.member)
