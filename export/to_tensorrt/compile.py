@@ -95,7 +95,7 @@ def _compile(
     config = builder.create_builder_config()
     _configure(api, config, options)
     for sizes in job.profiles:
-        add_profile(api, builder, network, config, job, sizes)
+        add_profile(api, builder, config, job, sizes)
     state = BuildProgress(job.label)
     monitor = progress_monitor(api.trt, state)
     config.progress_monitor = monitor

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from fluxtalk.artifacts.bundle import Bundle
+from fluxtalk.artifacts.bundle import Bundle, TensorSpec
 from fluxtalk.artifacts.engine import RTX, Profile, require_compute_capability
 from fluxtalk.devices.gpu import compute_capability
 from fluxtalk.devices.tensorrt_api import NAMES, TensorRT
@@ -28,8 +28,8 @@ class CompileJob:
     graph: Path
     graph_hash: str
     """SHA-256 of the bundle's graph."""
-    inputs: list[str]
-    """Names of the graph's inputs, as its bundle has them."""
+    inputs: list[TensorSpec]
+    """Inputs of the graph, as the manifest describes them."""
     outputs: list[str]
     profiles: list[Profile]
     """One for each optimization profile, in the engine's order."""

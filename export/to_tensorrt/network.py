@@ -12,38 +12,31 @@ from fluxtalk.errors import BackendError
 from fluxtalk.export.to_tensorrt.job import CompileJob
 from fluxtalk.export.to_tensorrt.profiles import sizes_at
 
-_INPUT_TYPES = ("int64", "bool", "uint8", "float32")
-
 
 def parse_graph(api: TensorRT, job: CompileJob) -> tuple[Any, Any]:
     """Parse a graph into a strongly typed network; returns its builder and the network.
 
     Raises:
-        BackendError: the library refuses the graph, or its inputs and outputs are not those that the bundle names.
+        BackendError: the library refuses the graph, or its inputs and outputs are not those of the manifest.
     """
     api.errors.clear()
     builder = api.trt.Builder(api.logger)
     network = builder.create_network(api.network_flags)
     parser = api.trt.OnnxParser(network, api.logger)
     _parse(api, parser, job)
-    _require_names(job, *tensor_records(api, network))
+    _check_tensors(job, *tensor_records(api, network))
     return builder, network
 
 
-def add_profile(api: TensorRT, builder: Any, network: Any, config: Any, job: CompileJob, sizes: Profile) -> Any:
+def add_profile(api: TensorRT, builder: Any, config: Any, job: CompileJob, sizes: Profile) -> Any:
     """Add an optimization profile to a builder's configuration, and return it.
 
     Raises:
-        BackendError: the library does not take it, or a dynamic dimension of an input is not an axis of the profile.
+        BackendError: the library does not take the profile.
     """
     profile = builder.create_optimization_profile()
-    for i in range(network.num_inputs):
-        tensor = network.get_input(i)
-        axes = [
-            size if size >= 0 else _axis(job, sizes, tensor.name, tensor.get_dimension_name(dimension))
-            for dimension, size in enumerate(tensor.shape)
-        ]
-        profile.set_shape(tensor.name, *(sizes_at(sizes, axes, which) for which in range(3)))
+    for spec in job.inputs:
+        profile.set_shape(spec.name, *(sizes_at(sizes, spec.shape, which) for which in range(3)))
     if config.add_optimization_profile(profile) < 0:
         raise BackendError(f"{api.name} does not take the profile {sizes} of {job.label}: {api.last_error()}.")
     return profile
@@ -88,28 +81,26 @@ def _parse(api: TensorRT, parser: Any, job: CompileJob) -> None:
     )
 
 
-def _require_names(job: CompileJob, inputs: list[TensorRecord], outputs: list[TensorRecord]) -> None:
-    names = [tensor.name for tensor in inputs], [tensor.name for tensor in outputs]
+def _check_tensors(job: CompileJob, inputs: list[TensorRecord], outputs: list[TensorRecord]) -> None:
+    expected = [
+        TensorRecord(spec.name, spec.dtype, [size if isinstance(size, int) else -1 for size in spec.shape])
+        for spec in job.inputs
+    ]
+    found, names = sorted(inputs, key=_name), [tensor.name for tensor in outputs]
     if (
-        sorted(names[0]) != sorted(job.inputs)
-        or names[1] != job.outputs
-        or any(tensor.dtype not in _INPUT_TYPES for tensor in inputs)
+        found != sorted(expected, key=_name)
+        or names != job.outputs
         or any(tensor.dtype != "float32" for tensor in outputs)
     ):
         raise BackendError(
             f"The graph {job.graph} has the inputs {_described(inputs)} and the outputs {_described(outputs)}; its "
-            f"bundle says {', '.join(job.inputs)}, and {', '.join(job.outputs)} in float32: export it again."
+            f"bundle says {_described(expected)}, and {', '.join(job.outputs)} in float32: export it again."
         )
+
+
+def _name(tensor: TensorRecord) -> str:
+    return tensor.name
 
 
 def _described(tensors: list[TensorRecord]) -> str:
-    return ", ".join(f"{tensor.name} ({tensor.dtype})" for tensor in tensors)
-
-
-def _axis(job: CompileJob, sizes: Profile, tensor: str, name: str) -> str:
-    if name not in sizes:
-        raise BackendError(
-            f"The graph {job.graph} has the dynamic dimension {name!r} in its input {tensor}; expected "
-            f"{', '.join(sizes)}: export the bundle again."
-        )
-    return name
+    return ", ".join(f"{tensor.name} ({tensor.dtype}, {tensor.shape})" for tensor in tensors)

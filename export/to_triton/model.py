@@ -15,6 +15,7 @@ same k, and clients that pad texts to a few lengths are batched more often.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,21 +25,22 @@ import onnx
 from onnx import TensorProto, helper
 
 from fluxtalk.arrays import Array, Arrays
-from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle
+from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle, TensorSpec
 from fluxtalk.artifacts.engine import Profile
 from fluxtalk.artifacts.files import write_atomically
 from fluxtalk.export.graph.to_onnx import graph_files
 from fluxtalk.export.to_triton.options import DEVICES, PLATFORMS, TritonOptions
-from fluxtalk.runtime.golden import read_golden
 
 _FILES = {"onnx": "model.onnx", "tensorrt": "model.plan"}
 _ROW = "token_index_row"
-_TYPES = {
-    TensorProto.INT64: "TYPE_INT64",
-    TensorProto.BOOL: "TYPE_BOOL",
-    TensorProto.UINT8: "TYPE_UINT8",
-    TensorProto.FLOAT: "TYPE_FP32",
-}
+
+
+def batched_inputs(bundle: Bundle, modality: str) -> list[TensorSpec]:
+    """Inputs of `with_batched_index`: the manifest's, with ``token_index`` (batch, k)."""
+    return [
+        dataclasses.replace(spec, shape=["batch", *spec.shape]) if spec.name == TOKEN_INDEX else spec
+        for spec in bundle.manifest.modalities[modality].inputs
+    ]
 
 
 def with_batched_index(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -71,7 +73,7 @@ def write_model(
     """Write one modality's model into a repository.
 
     Args:
-        model: graph of `with_batched_index`; with ``plan``, only its inputs and outputs are used.
+        model: graph of `with_batched_index`; with ``plan``, only its outputs are used.
         plan: the compiled engine, for the platform ``tensorrt``.
         profiles: those of the plan, in its order; every instance uses all of them.
 
@@ -88,13 +90,21 @@ def write_model(
         write_atomically(version / _FILES["tensorrt"], plan)
     else:
         graph_files(model, version, _FILES["onnx"])
-    config = _config(name, model, options, options.batch_size(modality, profiles), len(profiles))
-    config += _warmups(folder / name, bundle, modality, model, profiles)
+    inputs = batched_inputs(bundle, modality)
+    config = _config(name, inputs, model, options, options.batch_size(modality, profiles), len(profiles))
+    config += _warmups(folder / name, bundle, modality, inputs, profiles)
     write_atomically(folder / name / "config.pbtxt", config)
     return name
 
 
-def _config(name: str, model: onnx.ModelProto, options: TritonOptions, batch_size: int, profiles: int) -> str:
+def _config(
+    name: str,
+    inputs: Sequence[TensorSpec],
+    model: onnx.ModelProto,
+    options: TritonOptions,
+    batch_size: int,
+    profiles: int,
+) -> str:
     group = f"    count: {options.instances}\n    kind: {DEVICES[options.device]}\n"
     if options.platform == "tensorrt":
         group = f"    count: {options.instances}\n    kind: KIND_GPU\n" + "".join(
@@ -104,41 +114,40 @@ def _config(name: str, model: onnx.ModelProto, options: TritonOptions, batch_siz
         f"name: {json.dumps(name)}\n"
         f"platform: {json.dumps(PLATFORMS[options.platform])}\n"
         f"max_batch_size: {batch_size}\n"
-        + "".join(_tensor("input", value) for value in model.graph.input)
-        + "".join(_tensor("output", value) for value in model.graph.output)
+        + "".join(_tensor("input", spec.name, _type(spec), spec.shape) for spec in inputs)
+        + "".join(_tensor("output", value.name, "TYPE_FP32", _sizes(value)) for value in model.graph.output)
         + f"dynamic_batching {{\n  max_queue_delay_microseconds: {options.queue_delay}\n}}\n"
         + f"instance_group [\n  {{\n{group}  }}\n]\n"
     )
 
 
-def _tensor(role: str, value: onnx.ValueInfoProto) -> str:
-    dims = _dims(value)
-    return (
-        f"{role} [\n  {{\n    name: {json.dumps(value.name)}\n    data_type: {_type(value)}\n"
-        f"    dims: [ {', '.join(map(str, dims))} ]\n  }}\n]\n"
-    )
+def _tensor(role: str, name: str, type_name: str, shape: Sequence[str | int]) -> str:
+    # Dimensions of one row, without the batch; -1 for a dynamic one.
+    dims = ", ".join(str(size) if isinstance(size, int) else "-1" for size in shape[1:])
+    return f"{role} [\n  {{\n    name: {json.dumps(name)}\n    data_type: {type_name}\n    dims: [ {dims} ]\n  }}\n]\n"
 
 
-def _type(value: onnx.ValueInfoProto) -> str:
-    return _TYPES[value.type.tensor_type.elem_type]
+def _sizes(value: onnx.ValueInfoProto) -> list[str | int]:
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
 
 
-def _dims(value: onnx.ValueInfoProto) -> list[int]:
-    """Dimensions of one row, without the batch; -1 if a size is dynamic."""
-    return [-1 if dim.dim_param else dim.dim_value for dim in value.type.tensor_type.shape.dim][1:]
+def _type(spec: TensorSpec) -> str:
+    """Triton's name of a type: ``TYPE_INT64``, ``TYPE_FP32``."""
+    return f"TYPE_{spec.dtype.upper().replace('FLOAT', 'FP')}"
 
 
-def _warmups(folder: Path, bundle: Bundle, modality: str, model: onnx.ModelProto, profiles: Sequence[Profile]) -> str:
+def _warmups(
+    folder: Path, bundle: Bundle, modality: str, inputs: Sequence[TensorSpec], profiles: Sequence[Profile]
+) -> str:
     """Warm-up requests of the first golden item for the smallest and the largest k, of each profile if there is one."""
-    inputs, _ = read_golden(bundle, modality)
-    rows: Arrays = {name: np.ascontiguousarray(array[:1]) for name, array in inputs.items()}
+    golden = bundle.golden.batch[modality].inputs
+    rows: Arrays = {name: np.ascontiguousarray(array[:1]) for name, array in golden.items()}
     if "mask" in rows:
         rows = _of_length(rows, max(1, int(rows["mask"].sum())))
     tokens = bundle.manifest.num_register_tokens
     text = ""
     for name, arrays, batch_size in _requests(rows, tokens, profiles):
-        values = [value for value in model.graph.input if value.name in arrays]
-        parts = "".join(_warmup_input(folder, value, arrays[value.name], name) for value in values)
+        parts = "".join(_warmup_input(folder, spec, arrays[spec.name], name) for spec in inputs)
         text += f'model_warmup [\n  {{\n    name: "{name}"\n    batch_size: {batch_size}\n{parts}  }}\n]\n'
     return text
 
@@ -166,11 +175,11 @@ def _of_length(rows: Arrays, length: int) -> Arrays:
     }
 
 
-def _warmup_input(folder: Path, value: onnx.ValueInfoProto, array: Array, request: str) -> str:
-    file = f"{value.name}.{request.replace('=', '')}"
+def _warmup_input(folder: Path, spec: TensorSpec, array: Array, request: str) -> str:
+    file = f"{spec.name}.{request.replace('=', '')}"
     write_atomically(folder / "warmup" / file, array.tobytes())
     dims = ", ".join(map(str, array.shape[1:]))
     return (
-        f"    inputs {{\n      key: {json.dumps(value.name)}\n      value {{\n        data_type: {_type(value)}\n"
+        f"    inputs {{\n      key: {json.dumps(spec.name)}\n      value {{\n        data_type: {_type(spec)}\n"
         f"        dims: [ {dims} ]\n        input_data_file: {json.dumps(file)}\n      }}\n    }}\n"
     )

@@ -17,7 +17,7 @@ from fluxtalk.export.graph.to_onnx import graph_files
 from fluxtalk.export.to_tensorrt.compile import build_engine
 from fluxtalk.export.to_tensorrt.job import CompileJob, builder_options
 from fluxtalk.export.to_tensorrt.profiles import profiles_of
-from fluxtalk.export.to_triton.model import with_batched_index, write_model
+from fluxtalk.export.to_triton.model import batched_inputs, with_batched_index, write_model
 from fluxtalk.export.to_triton.options import TritonOptions
 
 
@@ -67,9 +67,8 @@ def _plan(
     # Triton's backend runs plans of `tensorrt` only.
     api = load_tensorrt("tensorrt")
     graph = scratch / f"{modality}.onnx"
-    manifest = bundle.manifest
-    inputs, outputs = manifest.modalities[modality].inputs, manifest.outputs
-    job = CompileJob(modality, precision, graph, hash_file(graph), inputs, outputs, [*profiles])
+    inputs = batched_inputs(bundle, modality)
+    job = CompileJob(modality, precision, graph, hash_file(graph), inputs, bundle.manifest.outputs, [*profiles])
     record = build_engine(api, job, builder_options(api), scratch / "engines")
     if record is None:
         raise BackendError(f"TensorRT made no plan of {modality}; run the command again.")

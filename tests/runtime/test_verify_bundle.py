@@ -1,4 +1,4 @@
-"""`fluxtalk-export verify`: engines beside the bundle, golden attention and the golden longest input."""
+"""`fluxtalk-export verify`: what lies beside the bundle, and what golden vectors hold beyond a batch of items."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_bundles_from_before_are_read(copy: Path) -> None:
 
 
 def test_a_graph_that_does_not_run_the_longest_input_is_refused(made: Made, copy: Path) -> None:
-    """Fails as an encoder does that has fewer positions than its preprocessing's max_length."""
+    """What an encoder with fewer positions than its preprocessing's max_length does."""
     path = copy / "text.fp32.onnx"
     model = onnx.load(path)
     node = next(n for n in model.graph.node if "input_ids" in n.input)

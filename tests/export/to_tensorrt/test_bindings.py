@@ -118,7 +118,7 @@ def test_rtx_has_what_is_touched(rtx: Api) -> None:
         ("Builder", "create_network"),
         ("Builder", "build_serialized_network"),
         ("INetworkDefinition", "get_input"),
-        ("ITensor", "get_dimension_name"),
+        ("ITensor", "shape"),
         ("OnnxParser", "parse_from_file"),
         ("ParserError", "node_operator"),
         ("IOptimizationProfile", "set_shape"),

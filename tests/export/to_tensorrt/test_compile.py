@@ -38,7 +38,7 @@ def assert_holds(record: EngineRecord | None, folder: Path, made_from: CompileJo
     assert record in read_engines(folder)
     assert record.graph_hash == hash_bytes(made_from.graph.read_bytes())
     assert record.profiles == made_from.profiles
-    assert sorted(tensor.name for tensor in record.inputs) == sorted(made_from.inputs)
+    assert sorted(tensor.name for tensor in record.inputs) == sorted(spec.name for spec in made_from.inputs)
     types = {"pixels": "uint8", "input_ids": "int64", "mask": "bool", "features": "float32", "token_index": "int64"}
     assert all(tensor.dtype == types[tensor.name] for tensor in record.inputs)
     assert [(tensor.name, tensor.dtype) for tensor in record.outputs] == [(n, "float32") for n in made_from.outputs]
@@ -69,11 +69,11 @@ def test_the_network_is_as_the_bundle_says(api: TensorRT, every_kind: Bundle, mo
     """Names, types and profile ranges, as the library itself parsed and took them."""
     made_from = source(every_kind, modality)
     builder, network = parse_graph(api, made_from)
-    profile = add_profile(api, builder, network, builder.create_builder_config(), made_from, made_from.profiles[0])
+    profile = add_profile(api, builder, builder.create_builder_config(), made_from, made_from.profiles[0])
     sizes = made_from.profiles[0]
     trailing = {"pixels": (32, 32, 3), "features": (12,)}
     found = {network.get_input(i).name: network.get_input(i) for i in range(network.num_inputs)}
-    assert sorted(found) == sorted(made_from.inputs)
+    assert sorted(found) == sorted(spec.name for spec in made_from.inputs)
     for name, tensor in found.items():
         axes = {"token_index": ["k"], "pixels": ["batch"]}.get(name, ["batch", "length"])
         assert [tensor.get_dimension_name(i) for i in range(len(axes))] == axes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle
+from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle, TensorSpec
 from fluxtalk.artifacts.engine import read_engines
 from fluxtalk.devices.gpu import compute_capability
 from fluxtalk.devices.tensorrt_api import TensorRT, choose_flavor, short_reason
@@ -152,7 +153,8 @@ def broken(folder: Path, node: onnx.NodeProto, outputs: int = 2) -> CompileJob:
     path = folder / "odd.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), path)
     profile = {"batch": [1, 1, 1], "length": [1, 1, 1], "k": [1, 1, 1]}
-    return CompileJob("sound", "fp32", path, "0", ["features", "token_index"], ["tokens", "embeddings"], [profile])
+    inputs = [TensorSpec("features", "float32", ["batch", "length", 3]), TensorSpec("token_index", "int64", ["k"])]
+    return CompileJob("sound", "fp32", path, "0", inputs, ["tokens", "embeddings"], [profile])
 
 
 def test_an_operator_that_tensorrt_lacks_is_named(api: TensorRT, tmp_path: Path) -> None:
@@ -171,8 +173,13 @@ def test_a_node_that_tensorrt_does_not_take_is_named_with_the_reason(api: Tensor
 
 def test_a_graph_that_is_not_what_its_bundle_says(api: TensorRT, tmp_path: Path) -> None:
     one_output = broken(tmp_path, helper.make_node("Relu", ["features"], ["found"]), outputs=1)
-    with pytest.raises(BackendError, match=r"outputs tokens \(float32\); its bundle says .*tokens, embeddings"):
+    with pytest.raises(BackendError, match=r"outputs tokens \(float32, .*its bundle says .*tokens, embeddings"):
         build_engine(api, one_output, BuilderOptions(["8.9"]), tmp_path)
+    odd = broken(tmp_path, helper.make_node("Relu", ["features"], ["found"]))
+    for dtype, shape in (("uint8", ["batch", "length", 3]), ("float32", ["batch", 3])):
+        spec = TensorSpec("features", dtype, shape)
+        with pytest.raises(BackendError, match=r"has the inputs features \(float32, \[-1, -1, 3\]\).*its bundle says"):
+            build_engine(api, dataclasses.replace(odd, inputs=[spec, odd.inputs[1]]), BuilderOptions(["8.9"]), tmp_path)
     one_output.graph.write_bytes(b"no graph")
     with pytest.raises(BackendError, match=r"cannot read .*odd\.onnx.*export the bundle again"):
         build_engine(api, one_output, BuilderOptions(["8.9"]), tmp_path)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from fluxtalk.artifacts.bundle import Bundle, Manifest, ModalityEntry, PrecisionEntry
+from fluxtalk.artifacts.bundle import Bundle, Manifest, ModalityEntry, PrecisionEntry, TensorSpec
+from fluxtalk.artifacts.engine import default_profile
 from fluxtalk.errors import UsageError
-from fluxtalk.export.to_tensorrt.profiles import default_profile, format_profile, parse_profile, profiles_of, sizes_at
+from fluxtalk.export.to_tensorrt.profiles import format_profile, parse_profile, profiles_of, sizes_at
 from fluxtalk.scoring.parity import TOLERANCES
 
 EVERY = ("image", "text", "track")
@@ -19,8 +20,13 @@ EVERY = ("image", "text", "track")
 def bundle() -> Bundle:
     """A manifest with an image, a text of at most 32 tokens, and features of any length; nothing is on disk."""
 
-    def entry(inputs: list[str], **preprocess: Any) -> ModalityEntry:
-        return ModalityEntry({"fp32": "x.onnx"}, [*inputs, "token_index"], preprocess, {})
+    def entry(*inputs: TensorSpec, **preprocess: Any) -> ModalityEntry:
+        index = TensorSpec("token_index", "int64", ["k"])
+        return ModalityEntry({"fp32": "x.onnx"}, [*inputs, index], preprocess.get("max_length"), preprocess, {})
+
+    mask = TensorSpec("mask", "bool", ["batch", "length"])
+    pixels, ids = TensorSpec("pixels", "uint8", ["batch", 32, 32, 3]), TensorSpec("input_ids", "int64", mask.shape)
+    features = TensorSpec("features", "float32", ["batch", "length", 7])
 
     manifest = Manifest(
         num_register_tokens=4,
@@ -31,9 +37,9 @@ def bundle() -> Bundle:
         outputs=["tokens", "embeddings"],
         precisions={"fp32": PrecisionEntry(TOLERANCES["fp32"])},
         modalities={
-            "image": entry(["pixels"], kind="image"),
-            "text": entry(["input_ids", "mask"], kind="text", max_length=32),
-            "track": entry(["features", "mask"], kind="features", dim=7),
+            "image": entry(pixels, kind="image"),
+            "text": entry(ids, mask, kind="text", max_length=32),
+            "track": entry(features, mask, kind="features", dim=7),
         },
         files={},
         golden="golden.safetensors",
@@ -48,14 +54,14 @@ def test_the_issues_example(bundle: Bundle) -> None:
     found = profiles_of(bundle, EVERY, ["image:batch=1,8,64:k=1,3,4", "text:batch=1,16,128:length=8,16,32:k=1,3,4"])
     assert found["image"] == [{"batch": [1, 8, 64], "k": [1, 3, 4]}]
     assert found["text"] == [{"batch": [1, 16, 128], "length": [8, 16, 32], "k": [1, 3, 4]}]
-    assert found["track"] == [default_profile(bundle, "track")]
+    assert found["track"] == [default_profile(bundle.manifest, "track")]
 
 
 def test_defaults_cover_every_k_and_every_length(bundle: Bundle) -> None:
-    assert default_profile(bundle, "image") == {"batch": [1, 8, 64], "k": [1, 4, 4]}
-    assert default_profile(bundle, "text") == {"batch": [1, 8, 64], "length": [1, 32, 32], "k": [1, 4, 4]}
-    assert default_profile(bundle, "track") == {"batch": [1, 8, 64], "length": [1, 64, 512], "k": [1, 4, 4]}
-    assert profiles_of(bundle, ["text"], []) == {"text": [default_profile(bundle, "text")]}
+    assert default_profile(bundle.manifest, "image") == {"batch": [1, 8, 64], "k": [1, 4, 4]}
+    assert default_profile(bundle.manifest, "text") == {"batch": [1, 8, 64], "length": [1, 32, 32], "k": [1, 4, 4]}
+    assert default_profile(bundle.manifest, "track") == {"batch": [1, 8, 64], "length": [1, 64, 512], "k": [1, 4, 4]}
+    assert profiles_of(bundle, ["text"], []) == {"text": [default_profile(bundle.manifest, "text")]}
 
 
 def test_axes_may_come_in_any_order_and_be_left_out(bundle: Bundle) -> None:
@@ -70,12 +76,12 @@ def test_axes_may_come_in_any_order_and_be_left_out(bundle: Bundle) -> None:
 
 def test_spelled_is_what_is_parsed(bundle: Bundle) -> None:
     for modality in EVERY:
-        profile = default_profile(bundle, modality)
+        profile = default_profile(bundle.manifest, modality)
         assert parse_profile(f"{modality}:{format_profile(profile)}") == (modality, profile)
 
 
 def test_sizes_of_an_input(bundle: Bundle) -> None:
-    profile = default_profile(bundle, "track")
+    profile = default_profile(bundle.manifest, "track")
     assert [sizes_at(profile, ["batch", "length", 7], which) for which in range(3)] == [
         (1, 1, 7),
         (8, 64, 7),

@@ -23,7 +23,6 @@ from fluxtalk.export.to_triton import repository as triton_repository
 from fluxtalk.export.to_triton.model import with_batched_index, write_model
 from fluxtalk.export.to_triton.options import TritonOptions
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
-from fluxtalk.runtime.golden import read_golden
 from tests.conftest import Made
 
 NUMPY = {"TYPE_INT64": np.int64, "TYPE_BOOL": np.bool_, "TYPE_UINT8": np.uint8, "TYPE_FP32": np.float32}
@@ -70,7 +69,7 @@ def test_warm_up_requests_run_and_give_the_golden_embedding(made: Made, reposito
         folder = repository / f"fluxtalk_{modality}"
         config = read_config(folder / "config.pbtxt")
         session = onnxruntime.InferenceSession(folder / "1" / "model.onnx")
-        _, expected = read_golden(made.bundle, modality)
+        expected = made.bundle.golden.batch[modality].expected
         for warmup, k in zip(config.model_warmup, (1, 4), strict=True):
             assert warmup.name == f"k={k}"
             batch: dict[str, Any] = {}
@@ -132,7 +131,7 @@ def test_warm_up_requests_and_batches_lie_within_the_profile(
         return b"a plan"
 
     monkeypatch.setattr(triton_repository, "_plan", plan)
-    golden, _ = read_golden(made.bundle, "text")
+    golden = made.bundle.golden.batch["text"].inputs
     real = int(golden["mask"][0].sum())
     assert 1 < real < 8
     profiles = [f"text:batch=4,16,32:length={sizes}:k=2,3,3"]
