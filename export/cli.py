@@ -11,7 +11,7 @@ from fluxtalk.console import AliasChoice, debug_option, option, sentence_errors
 from fluxtalk.export.options import DEFAULT_OPSET, INT8_METHODS, MAX_OPSET, MIN_OPSET, ExportOptions
 from fluxtalk.export.to_tensorrt.cli import trt
 from fluxtalk.export.to_triton.cli import triton
-from fluxtalk.runtime.backends.choose import BACKENDS
+from fluxtalk.runtime.backends.options import BACKENDS, BackendOptions
 from fluxtalk.scoring.parity import PRECISIONS
 
 
@@ -125,9 +125,9 @@ def onnx(
 @sentence_errors
 def verify(bundle: Path, backend: str, precisions: tuple[str, ...], allow_host_code: bool, as_json: bool) -> None:
     """Check BUNDLE's hashes and replay its golden vectors, in every precision; needs no PyTorch."""
-    from fluxtalk.export.verify import verify_bundle
+    from fluxtalk.runtime.verify import verify_bundle
 
-    verification = verify_bundle(bundle, backend, precisions, allow_host_code)
+    verification = verify_bundle(bundle, BackendOptions(backend, allow_host_code=allow_host_code), precisions)
     click.echo(verification.json() if as_json else verification.table())
     verification.require()
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from fluxtalk.artifacts.bundle import (
     OUTPUTS,
-    TOKEN_INDEX,
     Bundle,
     Manifest,
     ModalityEntry,
@@ -18,14 +17,13 @@ from fluxtalk.artifacts.bundle import (
     write_manifest,
 )
 from fluxtalk.artifacts.files import atomic_folder, hash_file, write_atomically, write_json
+from fluxtalk.artifacts.golden import GoldenVectors, golden_bytes
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BundleError, check_token_count
 from fluxtalk.export.graph.trace import TracedModality, trace
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_graphs import GraphWriter, check_longest, graph_name
 from fluxtalk.model.checkpoints.run import TrainedRun
-from fluxtalk.preprocess import Preprocessor
-from fluxtalk.runtime.golden import golden_bytes
 from fluxtalk.tokens import ATTENTION, OUTPUT_KINDS, TokenLayout
 
 GOLDEN = "golden.safetensors"
@@ -73,21 +71,21 @@ def write_bundle(
         reference = writer.float32_scores(run, eval_data or dataset)
         precisions = {name: writer.write(name, reference) for name in options.precisions}
         precisions = check_longest(folder, longest, precisions, options.allow_quality_loss)
-        inputs, outputs = {m: e.inputs for m, e in traced.items()}, {m: e.outputs for m, e in traced.items()}
-        write_atomically(folder / GOLDEN, golden_bytes(inputs, outputs, longest))
+        golden = GoldenVectors({m: part.golden for m, part in traced.items()}, longest)
+        write_atomically(folder / GOLDEN, golden_bytes(golden))
         write_json(folder / QUALITY, {"data": (eval_data or dataset).public_name, "precisions": writer.reports})
-        entries = {m: _entry(folder, m, part.preprocess, options.precisions) for m, part in traced.items()}
+        entries = {m: _entry(folder, m, part, options.precisions) for m, part in traced.items()}
         write_manifest(folder, _manifest(run, dataset.public_name, folder, entries, precisions, options, tokens))
     return read_bundle(output)
 
 
-def _entry(folder: Path, modality: str, preprocess: Preprocessor, precisions: Sequence[str]) -> ModalityEntry:
-    config, files = preprocess.to_parts()
+def _entry(folder: Path, modality: str, traced: TracedModality, precisions: Sequence[str]) -> ModalityEntry:
+    config, files = traced.preprocess.to_parts()
     names = {name: f"{modality}.{name}" for name in files}
     for name, content in files.items():
         write_atomically(folder / names[name], content)
     graphs = {precision: graph_name(modality, precision) for precision in precisions}
-    return ModalityEntry(graphs, [*preprocess.input_names, TOKEN_INDEX], config, names)
+    return ModalityEntry(graphs, traced.inputs, traced.max_length, config, names)
 
 
 def _manifest(

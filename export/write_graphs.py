@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from fluxtalk.artifacts.bundle import PrecisionEntry
+from fluxtalk.artifacts.golden import GoldenCase
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import DataError, ParityError, QualityError
 from fluxtalk.export.graph.to_onnx import graph_files
@@ -25,7 +26,7 @@ from fluxtalk.export.precision.quality import HeldOut, Scores, compare_quality, 
 from fluxtalk.model.checkpoints.run import TrainedRun
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from fluxtalk.runtime.backends.session import Session
-from fluxtalk.runtime.golden import Golden, ParityReport, replay, replay_longest
+from fluxtalk.runtime.verify import ParityReport, replay, replay_longest
 from fluxtalk.scoring.parity import EXPORT_TOLERANCE, OutputDifference, Tolerance
 from fluxtalk.scoring.parity_accumulator import AttentionDifference, attention_tolerance
 
@@ -144,7 +145,7 @@ class GraphWriter:
         reports = [
             report
             for m, part in self._traced.items()
-            for report in replay(m, name, sessions[m], part.inputs, part.outputs, tolerance, part.room)
+            for report in replay(m, name, sessions[m], part.golden, tolerance, part.room)
         ]
         if name == "fp32":
             for report in reports:
@@ -206,7 +207,7 @@ def widen(tolerance: Tolerance, difference: OutputDifference, attention: Attenti
 
 
 def check_longest(
-    folder: Path, longest: Mapping[str, Golden], precisions: Mapping[str, PrecisionEntry], allow_quality_loss: bool
+    folder: Path, longest: Mapping[str, GoldenCase], precisions: Mapping[str, PrecisionEntry], allow_quality_loss: bool
 ) -> dict[str, PrecisionEntry]:
     """Run the graphs, except those that do not run on the CPU, on their modality's longest input.
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import fluxtalk
-from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS, TOKEN_INDEX
+from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS, TOKEN_INDEX, TensorSpec
 from fluxtalk.artifacts.files import write_atomically
 from fluxtalk.errors import UsageError, reason
 from fluxtalk.export.graph.graph_tools import fold_constants
@@ -98,6 +98,16 @@ def export_onnx(
     model.graph.output.remove(named[0])
     model.graph.value_info.extend(named)
     return fold_constants(model)
+
+
+def input_specs(model: onnx.ModelProto) -> list[TensorSpec]:
+    """Describe a graph's inputs, in order: names, types, and sizes by axis or number."""
+    specs = []
+    for value in model.graph.input:
+        tensor = value.type.tensor_type
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+        specs.append(TensorSpec(value.name, dtype, [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]))
+    return specs
 
 
 def graph_files(model: onnx.ModelProto, folder: Path, name: str, limit: int = EXTERNAL_DATA) -> None:

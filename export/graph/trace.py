@@ -10,14 +10,16 @@ import numpy as np
 import onnx
 
 from fluxtalk.arrays import Array, Arrays
+from fluxtalk.artifacts.bundle import TensorSpec
+from fluxtalk.artifacts.golden import GoldenCase
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import DataError
-from fluxtalk.export.graph.eager import eager_outputs, longest_case
-from fluxtalk.export.graph.to_onnx import export_onnx
+from fluxtalk.export.graph.golden_cases import eager_outputs, longest_case, with_hard_rows
+from fluxtalk.export.graph.to_onnx import export_onnx, input_specs
 from fluxtalk.export.options import DEFAULT_OPSET
 from fluxtalk.model.checkpoints.run import TrainedRun
 from fluxtalk.preprocess import Preprocessor
-from fluxtalk.runtime.golden import Golden, hard_cases, padding_room
+from fluxtalk.runtime.verify import padding_room
 
 _GOLDEN_ITEMS = 64
 _CALIBRATION_ITEMS = 128
@@ -30,19 +32,24 @@ class TracedModality:
 
     model: onnx.ModelProto
     preprocess: Preprocessor
-    inputs: dict[str, Array]
-    """The golden inputs, one batch."""
-    outputs: dict[str, Array]
-    """Outputs of eager PyTorch for the golden inputs, at k = N."""
-    longest: Golden | None
-    """One row of the longest input and its eager outputs, if preprocessing limits the length."""
+    max_length: int | None
+    """Length of the longest input that preprocessing gives; None if there is none."""
+    golden: GoldenCase
+    """Batch of golden inputs."""
+    longest: GoldenCase | None
+    """One row of the longest input, if there is one and no golden input is as long."""
     calibration: Sequence[Arrays]
     """Batches of training items; none unless they were asked for."""
 
     @property
+    def inputs(self) -> list[TensorSpec]:
+        """Inputs of the graph in order."""
+        return input_specs(self.model)
+
+    @property
     def room(self) -> int:
         """Positions by which the golden batch may be padded further."""
-        return padding_room(self.preprocess.to_parts()[0], self.inputs)
+        return padding_room(self.max_length, self.golden.inputs)
 
 
 def trace(
@@ -67,13 +74,14 @@ def trace(
     """
     preprocess = run.stage1.modalities[modality].preprocess
     embedder = run.embedder(modality, tokens)
-    inputs = hard_cases(sample_batch(preprocess, spread_items(dataset, modality, "validation", _GOLDEN_ITEMS)))
+    inputs = with_hard_rows(sample_batch(preprocess, spread_items(dataset, modality, "validation", _GOLDEN_ITEMS)))
+    max_length = preprocess.to_parts()[0].get("max_length")
     return TracedModality(
         model=export_onnx(embedder, preprocess, inputs, opset, attention),
         preprocess=preprocess,
-        inputs=inputs,
-        outputs=eager_outputs(embedder, inputs, attention),
-        longest=longest_case(embedder, preprocess.to_parts()[0], inputs, attention),
+        max_length=max_length,
+        golden=GoldenCase(inputs, eager_outputs(embedder, inputs, attention)),
+        longest=longest_case(embedder, max_length, inputs, attention),
         calibration=_calibration(preprocess, dataset, modality) if calibrate else (),
     )
 

@@ -19,11 +19,12 @@ from fluxtalk.export import write_graphs
 from fluxtalk.export.cli import main
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.precision.quality import Scores, compare_quality, held_out_items, score
-from fluxtalk.export.verify import verify_bundle
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.model.checkpoints.run import TrainedRun
 from fluxtalk.runtime import load
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
+from fluxtalk.runtime.backends.options import BackendOptions
+from fluxtalk.runtime.verify import verify_bundle
 from fluxtalk.scoring.parity import TOLERANCES
 from tests.conftest import Made
 
@@ -76,13 +77,13 @@ def test_graphs_keep_their_inputs_outputs_and_operators(every_precision: Bundle)
 
 
 def test_verify_goes_through_what_runs_here(every_precision: Bundle) -> None:
-    verification = verify_bundle(every_precision.folder, "ort-cpu")
+    verification = verify_bundle(every_precision.folder, BackendOptions("ort-cpu"))
     assert {report.precision for report in verification.reports} == {"fp32", "fp16", "int8"}
     assert list(verification.not_run) == ["bf16"]
     assert not verification.broken
     assert "bf16: not run" in verification.table()
     with pytest.raises(BackendError, match="bf16"):
-        verify_bundle(every_precision.folder, "ort-cpu", ["bf16"])
+        verify_bundle(every_precision.folder, BackendOptions("ort-cpu"), ["bf16"])
 
 
 def test_each_precision_serves(every_precision: Bundle) -> None:
@@ -149,7 +150,7 @@ def test_an_allowed_loss_is_written_down_and_promised_no_more(
     assert entry.tolerance.rows is None
     assert entry.tolerance.min_cosine < 0.995
     # What the manifest still promises holds.
-    assert not verify_bundle(bundle.folder).broken
+    assert not verify_bundle(bundle.folder, BackendOptions()).broken
 
 
 def test_without_held_out_pairs_only_float32_is_exported(made: Made, table_data: PairDataset, tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import (
     OUTPUTS,
-    TOKEN_INDEX,
     Bundle,
     Manifest,
     ModalityEntry,
@@ -27,7 +26,7 @@ from fluxtalk.artifacts.bundle import (
     write_manifest,
 )
 from fluxtalk.artifacts.files import hash_file, write_atomically
-from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
+from fluxtalk.export.graph.to_onnx import export_onnx, graph_files, input_specs
 from fluxtalk.export.precision.convert import convert
 from fluxtalk.export.write_graphs import graph_name
 from fluxtalk.model.embedder import Embedder
@@ -205,9 +204,8 @@ def bundle_of(
         names = {precision: graph_name(modality, precision) for precision in precisions}
         for precision, name in names.items():
             graph_files(convert(graph, precision, int8, calibration), folder, name)
-        inputs = [value.name for value in graph.graph.input if value.name != TOKEN_INDEX]
         settings = kinds()[modality].preprocess.to_parts()[0]
-        entries[modality] = ModalityEntry(names, [*inputs, TOKEN_INDEX], settings, {})
+        entries[modality] = ModalityEntry(names, input_specs(graph), settings.get("max_length"), settings, {})
     write_atomically(folder / GOLDEN, b"")
     manifest = Manifest(
         num_register_tokens=tokens,

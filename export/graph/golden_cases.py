@@ -1,26 +1,42 @@
-"""Outputs of eager PyTorch that every graph is held against: of a batch, and of the longest input."""
+"""Golden cases: inputs, among them hard ones and the longest, with the outputs of eager PyTorch."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 
-from fluxtalk.arrays import Array
+from fluxtalk.arrays import Array, Arrays
 from fluxtalk.artifacts.bundle import OUTPUTS
+from fluxtalk.artifacts.golden import GoldenCase
 from fluxtalk.errors import UsageError, reason
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import to_tensors
-from fluxtalk.runtime.golden import Golden
 from fluxtalk.tokens import ATTENTION
 
 _MAX_ROW_BYTES = 4 << 20
 """Bytes of the longest row that is kept in the bundle: about a minute of sound, any text."""
 
 
-def eager_outputs(embedder: Embedder, inputs: dict[str, Array], attention: bool) -> dict[str, Array]:
+def with_hard_rows(batch: Arrays) -> dict[str, Array]:
+    """Append hard cases to a batch of real items.
+
+    Args:
+        batch: preprocessed, either of images or with a ``mask`` (B, length).
+
+    Returns:
+        The batch with one more row for images, which is black; else with three more: a single feature at the
+        beginning, the same behind padding, and padding only.
+    """
+    first = {name: array[:1] for name, array in batch.items()}
+    if "mask" not in batch:
+        return {name: np.concatenate([array, np.zeros_like(array[:1])]) for name, array in batch.items()}
+    start, end, empty = ({name: np.zeros_like(array) for name, array in first.items()} for _ in range(3))
+    for name, array in first.items():
+        start[name][:, 0] = end[name][:, -1] = True if name == "mask" else array[:, 0]
+    return {name: np.concatenate([part[name] for part in (batch, start, end, empty)]) for name in batch}
+
+
+def eager_outputs(embedder: Embedder, inputs: Arrays, attention: bool) -> dict[str, Array]:
     """Embed a batch with eager PyTorch at k = N.
 
     Returns:
@@ -28,7 +44,7 @@ def eager_outputs(embedder: Embedder, inputs: dict[str, Array], attention: bool)
     """
     tokens = embedder.head.config.num_register_tokens
     if not attention:
-        return dict(zip(OUTPUTS, embedder.embed_arrays(inputs, tokens), strict=True))
+        return dict(zip(OUTPUTS, embedder.embed_arrays(dict(inputs), tokens), strict=True))
     device = embedder.head.registers.device
     with torch.inference_mode():
         features = embedder.encoder(*to_tensors(inputs, device))
@@ -40,13 +56,11 @@ def eager_outputs(embedder: Embedder, inputs: dict[str, Array], attention: bool)
     }
 
 
-def longest_case(
-    embedder: Embedder, preprocess: Mapping[str, Any], inputs: dict[str, Array], attention: bool
-) -> Golden | None:
+def longest_case(embedder: Embedder, max_length: int | None, inputs: Arrays, attention: bool) -> GoldenCase | None:
     """Make one row of the longest input that preprocessing gives, and embed it with eager PyTorch.
 
     Args:
-        preprocess: settings of the preprocessing; ``max_length`` is the longest input.
+        max_length: length of the longest input; None if there is none.
         inputs: the golden batch, whose longest item is repeated until it is as long.
 
     Returns:
@@ -55,20 +69,19 @@ def longest_case(
     Raises:
         UsageError: the encoder does not run an input of that length.
     """
-    longest: int | None = preprocess.get("max_length")
-    if longest is None or "mask" not in inputs:
+    if max_length is None or "mask" not in inputs:
         return None
     lengths = inputs["mask"].sum(axis=1)
     row = int(lengths.argmax())
     real = inputs["mask"][row]
     bytes_each = sum(array[row, 0].nbytes for array in inputs.values())
-    if lengths[row] >= longest or longest * bytes_each > _MAX_ROW_BYTES:
+    if lengths[row] >= max_length or max_length * bytes_each > _MAX_ROW_BYTES:
         return None
-    case = {name: np.resize(array[row][real], (longest, *array.shape[2:]))[None] for name, array in inputs.items()}
+    case = {name: np.resize(array[row][real], (max_length, *array.shape[2:]))[None] for name, array in inputs.items()}
     try:
-        return case, eager_outputs(embedder, case, attention)
+        return GoldenCase(case, eager_outputs(embedder, case, attention))
     except (RuntimeError, IndexError, ValueError) as error:
         raise UsageError(
             f"The {embedder.modality} encoder does not run the longest input that its preprocessing gives, of length "
-            f"{longest} ({reason(error)}); create stage 1 with a max_length that the encoder takes."
+            f"{max_length} ({reason(error)}); create stage 1 with a max_length that the encoder takes."
         ) from error
