@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from fluxtalk.artifacts.run import FORMAT
 from fluxtalk.errors import UsageError, reason
 from fluxtalk.train.config import RECIPES, TrainConfig
 from fluxtalk.train.option_types import plain
-
-_RUN_FORMAT = "fluxtalk.run"
 
 
 def read_options(path: Path) -> dict[str, Any]:
@@ -26,7 +25,7 @@ def read_options(path: Path) -> dict[str, Any]:
         UsageError: the file is missing or malformed, or has an unknown option or a value of another type.
     """
     content = _parse(path)
-    if content.get("format") == _RUN_FORMAT:
+    if content.get("format") == FORMAT:
         content = content.get("options", {})
     hints = get_type_hints(TrainConfig)
     for name in content:

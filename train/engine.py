@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fluxtalk.artifacts.files import Identity
+from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.console import progress
 from fluxtalk.errors import TrainingError
 from fluxtalk.model.checkpoints.head import HeadCheckpoint, save_head
@@ -31,7 +32,6 @@ from fluxtalk.train.loop.signals import StopSignal
 from fluxtalk.train.loop.step import NextBatch, TrainingStep
 from fluxtalk.train.loop.training_loss import build_loss
 from fluxtalk.train.records.log import RunLog
-from fluxtalk.train.records.run_folder import RunFolder
 
 Validate = Callable[[TokenHead], Mapping[str, Any]]
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from fluxtalk.artifacts.run import RunDescription, read_description
 from fluxtalk.config import HeadConfig
 from fluxtalk.datasets import PairDataset, default_cache_dir, load_dataset
 from fluxtalk.datasets.places import first_there
 from fluxtalk.errors import CheckpointError, DataError, UsageError
-from fluxtalk.model.checkpoints.run import find_data, find_stage1, read_run_config
+from fluxtalk.model.checkpoints.run import find_data, find_stage1
 from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1
 from fluxtalk.model.head.reduction import FeatureReduction
 from fluxtalk.model.process_group import World
@@ -127,13 +127,12 @@ def read_encoders_and_data(
 
 
 def config_of_run(
-    root: Path, content: dict[str, Any], stage1_checkpoint: Path | None, data: str | None, cache_dir: str | None
+    run: RunDescription, stage1_checkpoint: Path | None, data: str | None, cache_dir: str | None
 ) -> TrainConfig:
-    """The options of a finished run, with stage 1 and the data set where they lie now.
+    """Read the options of a finished run, with the present paths of stage 1 and the data set.
 
     Args:
-        content: of its run.json.
-        stage1_checkpoint: where stage 1 lies, if the run does not know.
+        stage1_checkpoint: path of stage 1, if the run does not know it.
         data: another data set than the run's.
         cache_dir: another cache folder than the run's.
 
@@ -141,9 +140,9 @@ def config_of_run(
         CheckpointError: stage 1 is not to be found.
         DataError: the data set is not to be found.
     """
-    options = dict(content["options"])
-    options["stage1_checkpoint"] = str(stage1_checkpoint or find_stage1(root, content))
-    options["data"] = data or find_data(root, content)
+    options = dict(run.options)
+    options["stage1_checkpoint"] = str(stage1_checkpoint or find_stage1(run))
+    options["data"] = data or find_data(run)
     options["cache_dir"] = cache_dir or options["cache_dir"]
     return TrainConfig.from_dict(options)
 
@@ -161,10 +160,10 @@ def inputs_of_run(
         ArtifactError: the folder is no run, or stage 1 is not to be found or not the one it was trained on.
         DataError: its data set is not to be found, or cannot be used.
     """
-    content = read_run_config(root)
-    config = config_of_run(root, content, stage1_checkpoint, None, cache_dir)
+    run = read_description(root)
+    config = config_of_run(run, stage1_checkpoint, None, cache_dir)
     inputs = read_inputs(config, world, device)
-    if inputs.stage1.content_hash() != content["facts"]["stage1_hash"]:
+    if inputs.stage1.content_hash() != run.info.stage1_hash:
         raise CheckpointError(
             f"{config.stage1_checkpoint} is not the stage 1 checkpoint that {root} was trained on; "
             "name that one with --stage1_checkpoint."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from fluxtalk.artifacts.files import Identity, git_revision, write_json
+from fluxtalk.artifacts.run import RunFolder, RunInfo
 from fluxtalk.datasets.places import absolute_name, relative_name
 from fluxtalk.errors import CheckpointError
 from fluxtalk.model.checkpoints.head import load_head
@@ -28,8 +28,7 @@ from fluxtalk.train.inputs import Inputs, build_sampler, read_inputs
 from fluxtalk.train.loop.callbacks import Callback
 from fluxtalk.train.records.log import RunLog
 from fluxtalk.train.records.resume import record_resumption, require_same_run
-from fluxtalk.train.records.run_folder import RunFolder, open_run, write_description
-from fluxtalk.train.records.run_lock import only_writer
+from fluxtalk.train.records.run_folder import check_run_folder, lock_run_folder, write_description
 from fluxtalk.train.results.embeddings import counted_embeddings
 
 
@@ -45,11 +44,8 @@ class FitResult:
 
     @property
     def scores(self) -> dict[str, Any] | None:
-        """The content of results.json: the best head on the test split. None where nothing was scored."""
-        if not self.folder.results.is_file():
-            return None
-        content: dict[str, Any] = json.loads(self.folder.results.read_text())
-        return content
+        """The content of results.json: the best head on the test split. None if nothing was scored."""
+        return self.folder.read_results()
 
 
 def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback] = ()) -> FitResult:
@@ -62,12 +58,12 @@ def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback]
     Raises:
         FluxTalkError: the options, the data, a file or the numbers make training impossible.
     """
-    folder = open_run(config, resume)
+    folder = check_run_folder(config, resume)
     identity = Identity(config.experiment_id, config.implementation, git_revision=git_revision())
     with process_world(config.device) as (world, device), ExitStack() as held:
         main = world.rank == 0
         if resume and main:
-            held.enter_context(only_writer(folder))
+            held.enter_context(lock_run_folder(folder))
         begun = old_head(Path(config.init_from)) if config.init_from is not None else None
         inputs = read_inputs(config, world, device, begun.reductions if begun is not None else None)
         if resume:
@@ -78,8 +74,8 @@ def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback]
         trainer = build_trainer(config, inputs, world, identity, say, callbacks=callbacks)
         validation_sources = inputs.sources("validation", world, say)
         if main and not resume:
-            held.enter_context(only_writer(folder))
-            open_run(config, resume)  # again: another training may have begun here since
+            held.enter_context(lock_run_folder(folder))
+            check_run_folder(config, resume)  # again: another training may have begun here since
         with closing(RunLog(identity, folder, active=main)) as log:
             _begin(trainer, inputs, folder, log, resume)
             validation = inputs.dataset.split("validation")
@@ -98,13 +94,13 @@ def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback]
 
 
 def _begin(trainer: Trainer, inputs: Inputs, folder: RunFolder, log: RunLog, resume: bool) -> None:
-    facts, main = _facts(inputs, trainer), trainer.world.rank == 0
+    info, main = _info(inputs, trainer), trainer.world.rank == 0
     if resume:
         _resume(trainer, folder, log)
         if main:
-            record_resumption(folder, trainer.config, facts, trainer.position.step)
+            record_resumption(folder, trainer.config, info, trainer.position.step)
     elif main:
-        write_description(folder, trainer.config, trainer.identity, facts)
+        write_description(folder, trainer.config, trainer.identity, info)
         trainer.save(folder)
     _announce(log, trainer, inputs)
 
@@ -156,13 +152,14 @@ def build_trainer(
 
 def _require_same_run(folder: RunFolder, config: TrainConfig, inputs: Inputs, world: World) -> None:
     """Before anything is encoded for what would be refused."""
-    found = {
-        "data_hash": inputs.dataset.content_hash,
-        "encoder_hashes": _encoder_hashes(inputs),
-        "global_batch": build_sampler(config, inputs, world).global_batch,
-        "processes": world.size,
-    }
-    require_same_run(folder, inputs.dataset.name, found)
+    require_same_run(
+        folder,
+        inputs.dataset.name,
+        data_hash=inputs.dataset.content_hash,
+        encoder_hashes=_encoder_hashes(inputs),
+        global_batch=build_sampler(config, inputs, world).global_batch,
+        processes=world.size,
+    )
 
 
 def _resume(trainer: Trainer, folder: RunFolder, log: RunLog) -> None:
@@ -180,24 +177,24 @@ def _encoder_hashes(inputs: Inputs) -> dict[str, str]:
     return {name: part.content_hash() for name, part in inputs.stage1.modalities.items()}
 
 
-def _facts(inputs: Inputs, trainer: Trainer) -> dict[str, Any]:
+def _info(inputs: Inputs, trainer: Trainer) -> RunInfo:
     root = Path(trainer.config.output_dir) / trainer.config.log_name
-    return {
-        "data": inputs.dataset.name,
-        "data_absolute": absolute_name(inputs.dataset.name),
-        "data_relative": relative_name(inputs.dataset.name, root),
-        "data_hash": inputs.dataset.content_hash,
-        "stage1_hash": trainer.stage1_hash,
-        "encoder_hashes": _encoder_hashes(inputs),
-        "stage1_checkpoint": str(Path(trainer.config.stage1_checkpoint).resolve()),
-        "stage1_relative": os.path.relpath(trainer.config.stage1_checkpoint, root),
-        "training_ids": len(inputs.dataset.split("train").ids),
-        "processes": trainer.world.size,
-        "global_batch": trainer.sampler.global_batch,
-        "steps": trainer.steps,
-        "parameters": sum(p.numel() for p in trainer.head.parameters() if p.requires_grad),
-        "device": str(inputs.device),
-    }
+    return RunInfo(
+        data=inputs.dataset.name,
+        data_absolute=absolute_name(inputs.dataset.name),
+        data_relative=relative_name(inputs.dataset.name, root),
+        data_hash=inputs.dataset.content_hash,
+        stage1_hash=trainer.stage1_hash,
+        encoder_hashes=_encoder_hashes(inputs),
+        stage1_checkpoint=str(Path(trainer.config.stage1_checkpoint).resolve()),
+        stage1_relative=os.path.relpath(trainer.config.stage1_checkpoint, root),
+        training_ids=len(inputs.dataset.split("train").ids),
+        processes=trainer.world.size,
+        global_batch=trainer.sampler.global_batch,
+        steps=trainer.steps,
+        parameters=sum(p.numel() for p in trainer.head.parameters() if p.requires_grad),
+        device=str(inputs.device),
+    )
 
 
 def _score_test(folder: RunFolder, inputs: Inputs, identity: Identity, log: RunLog, seconds: float) -> None:

@@ -34,7 +34,7 @@ from fluxtalk.runtime.backends.threads import available_cores
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import process_world
 from fluxtalk.train.engine import Trainer
-from fluxtalk.train.features.cache import CachedFeatures
+from fluxtalk.train.features.cached import CachedFeatures
 from fluxtalk.train.features.options import CacheOptions
 from fluxtalk.train.features.sources import cached_features, fitted_reductions
 from fluxtalk.train.inputs import read_inputs

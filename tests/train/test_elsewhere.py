@@ -105,7 +105,7 @@ def test_export_reads_the_data_that_training_read(project: Path, monkeypatch: py
     seen = []
 
     def stop(run: TrainedRun, dataset: PairDataset, *_: object) -> None:
-        seen.append(dataset.content_hash == run.config["facts"]["data_hash"])
+        seen.append(dataset.content_hash == run.description.info.data_hash)
         raise UsageError("far enough")
 
     monkeypatch.setattr("fluxtalk.export.write_bundle.write_bundle", stop)

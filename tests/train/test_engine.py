@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fluxtalk.artifacts.files import Identity
+from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.datasets.pairs import Items, Split
 from fluxtalk.errors import TrainingError
 from fluxtalk.model.checkpoints.head import load_head
@@ -34,7 +35,6 @@ from fluxtalk.train.loop.optimizer_step import adamw, learning_rate_factor
 from fluxtalk.train.loop.sampler import PairSampler
 from fluxtalk.train.loop.step import NextBatch
 from fluxtalk.train.records.log import RunLog
-from fluxtalk.train.records.run_folder import RunFolder
 
 IDS, LENGTH, DIM = 24, 5, 6
 

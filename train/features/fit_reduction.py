@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fluxtalk.artifacts.cache import reduction_file
 from fluxtalk.artifacts.files import atomic_file, canonical_json, hash_json
 from fluxtalk.console import progress
 from fluxtalk.datasets.pairs import PairDataset
@@ -19,7 +20,6 @@ from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.encoders import Features
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig, principal_components
 from fluxtalk.model.process_group import World
-from fluxtalk.train.features.cache import features_folder
 from fluxtalk.train.features.encoding import Encoding
 from fluxtalk.train.features.options import CacheOptions
 
@@ -79,7 +79,7 @@ def _fitted(
             "items": _SAMPLE_ITEMS,
         }
     )
-    path = features_folder(cache_dir) / f"{modality}-pca{config.pca}-{key[:16]}.safetensors"
+    path = reduction_file(cache_dir, modality, config.pca, key)
     if world.rank == 0 and not path.is_file():
         pooled = FeatureReduction(ReductionConfig(config.dim, config.pool))
         encoding = Encoding.of(stage1, dataset.split("train"), modality, device, pooled)

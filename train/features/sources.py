@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fluxtalk.artifacts.cache import CacheKey
 from fluxtalk.artifacts.files import hash_json
 from fluxtalk.datasets.pairs import PairDataset
 from fluxtalk.model.checkpoints.stage1 import Stage1
@@ -17,7 +18,7 @@ from fluxtalk.model.encoders import Features
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
 from fluxtalk.model.process_group import OneProcess, World
 from fluxtalk.train.features.build import Say, build_cache, building_turn
-from fluxtalk.train.features.cache import CachedFeatures, CacheKey
+from fluxtalk.train.features.cached import CachedFeatures
 from fluxtalk.train.features.encoding import Encoding
 from fluxtalk.train.features.fit_reduction import fitted_reductions, reduced_dims
 from fluxtalk.train.features.options import CacheOptions

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.errors import TrainingError
 from fluxtalk.train.records.log import RunLog
-from fluxtalk.train.records.run_folder import RunFolder
 
 BAD_STEPS = 3
 """Steps in a row without a usable loss or gradient that end a run."""

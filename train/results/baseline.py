@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fluxtalk.artifacts.files import Identity
+from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.model.checkpoints.head import load_head
 from fluxtalk.model.head.baselines import MeanPoolHead
 from fluxtalk.model.head.token_head import TokenHead
@@ -18,8 +19,7 @@ from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.inputs import Inputs, build_sampler
 from fluxtalk.train.records.log import RunLog
-from fluxtalk.train.records.run_folder import RunFolder
-from fluxtalk.train.records.run_lock import only_writer
+from fluxtalk.train.records.run_folder import lock_run_folder
 from fluxtalk.train.results.embeddings import counted_embeddings
 
 
@@ -57,7 +57,7 @@ def train_head(head: TokenHead, config: TrainConfig, inputs: Inputs, folder: Run
     trainer = Trainer(config, head.to(inputs.device), inputs.sources("train"), sampler, world, stage1_hash, identity)
     validation = inputs.dataset.split("validation")
     sources = inputs.sources("validation")
-    with only_writer(folder), closing(RunLog(identity, folder)) as log:
+    with lock_run_folder(folder), closing(RunLog(identity, folder)) as log:
         trainer.run(folder, log, lambda tried: retrieval(counted_embeddings(tried, sources, validation), validation))
     head.load_state_dict(dict(load_head(folder.best).weights))
     test = inputs.dataset.split("test")

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fluxtalk.artifacts.run import RunFolder, read_description
 from fluxtalk.errors import CheckpointError
 from fluxtalk.model.checkpoints.head import HeadCheckpoint, load_head
-from fluxtalk.model.checkpoints.run import read_run_config
 from fluxtalk.scoring.retrieval import retrieval
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import process_world
@@ -40,9 +40,8 @@ class Evaluation:
     @property
     def path(self) -> Path:
         """The checkpoint's file."""
-        if self.checkpoint in ("best", "last"):
-            return self.run / "checkpoints" / f"{self.checkpoint}.safetensors"
-        return Path(self.checkpoint)
+        folder = RunFolder(self.run)
+        return {"best": folder.best, "last": folder.last}.get(self.checkpoint, Path(self.checkpoint))
 
 
 def evaluate(asked: Evaluation, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
@@ -61,8 +60,8 @@ def evaluate(asked: Evaluation, say: Callable[[str], None] = lambda _: None) -> 
         UsageError: the data set is unknown, or lacks a modality.
         DataError: the data set cannot be used, or has no such split.
     """
-    content = read_run_config(asked.run)
-    config = config_of_run(asked.run, content, asked.stage1_checkpoint, asked.data, asked.cache_dir)
+    run = read_description(asked.run)
+    config = config_of_run(run, asked.stage1_checkpoint, asked.data, asked.cache_dir)
     checkpoint = load_head(asked.path)
     # A run of a machine with a GPU can be looked at on one without.
     with process_world("cpu" if config.device == "cpu" else "auto") as (world, device):
@@ -71,7 +70,7 @@ def evaluate(asked: Evaluation, say: Callable[[str], None] = lambda _: None) -> 
         for note in inputs.dataset.notes:
             say(f"warning: {note}")
         scores = _scores(checkpoint, inputs, asked.split, say)
-    if inputs.dataset.content_hash != content["facts"]["data_hash"]:
+    if inputs.dataset.content_hash != run.info.data_hash:
         # What the head has seen in training is known of its own data only.
         del scores["recall_unseen"]
     return {

@@ -23,6 +23,7 @@ from bench.quality.glyphs.retrieval import Sources, held_out_scores, validation_
 from bench.quality.glyphs.variants import Variant, variant_named
 from bench.quality.report import write_results
 from fluxtalk.artifacts.files import Identity, hash_json
+from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.datasets import Items, PairDataset, Split
 from fluxtalk.errors import TrainingError
@@ -33,7 +34,6 @@ from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.inputs import Inputs, build_sampler, read_inputs
 from fluxtalk.train.records.log import RunLog
-from fluxtalk.train.records.run_folder import RunFolder
 
 STAGE1 = Path(__file__).parents[2] / "stage1" / "glyphs.pth"
 VERSION = 1

@@ -13,6 +13,7 @@ import torch
 from bench.quality.heads import NarrowTokensHead
 from bench.quality.synthetic.data import GivenFeatures
 from fluxtalk.artifacts.files import Identity
+from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.config import HeadConfig
 from fluxtalk.datasets.pairs import Split
 from fluxtalk.errors import TrainingError
@@ -23,7 +24,6 @@ from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.loop.sampler import PairSampler
 from fluxtalk.train.records.log import RunLog
-from fluxtalk.train.records.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

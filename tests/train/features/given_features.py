@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from fluxtalk.artifacts.cache import CacheKey
 from fluxtalk.datasets.pairs import Items, PairDataset, Split
 from fluxtalk.model.checkpoints.stage1 import Stage1, Stage1Modality
 from fluxtalk.model.encoders import EncoderSpec, Features, FrozenEncoder
 from fluxtalk.model.process_group import OneProcess
 from fluxtalk.preprocess import FeaturesPreprocessor
 from fluxtalk.train.features.build import build_cache, building_turn
-from fluxtalk.train.features.cache import CacheKey
 from fluxtalk.train.features.encoding import Encoding
 from fluxtalk.train.features.options import CacheOptions
 from fluxtalk.train.features.sources import cache_key

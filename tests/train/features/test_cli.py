@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from fluxtalk.datasets import PairDataset
 from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.process_group import OneProcess
-from fluxtalk.train.features.cache import CachedFeatures
+from fluxtalk.train.features.cached import CachedFeatures
 from fluxtalk.train.features.cli import build, main
 from fluxtalk.train.features.options import CacheOptions
 from fluxtalk.train.features.sources import cache_key, fitted_reductions
