@@ -16,7 +16,7 @@ from fluxtalk.errors import CheckpointError, DataError, UsageError
 from fluxtalk.model.checkpoints.run import find_data, find_stage1
 from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1
 from fluxtalk.model.head.reduction import FeatureReduction
-from fluxtalk.model.process_group import World
+from fluxtalk.model.process_group import ProcessGroup
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import wait_for_first
 from fluxtalk.train.features.sources import (
@@ -43,12 +43,12 @@ class Inputs:
     """Modality to what reduces its features; a modality that stays as it is, is absent."""
 
     def sources(
-        self, split: str, world: World | None = None, say: Callable[[str], None] = lambda _: None
+        self, split: str, group: ProcessGroup | None = None, say: Callable[[str], None] = lambda _: None
     ) -> dict[str, FeatureSource]:
         """Features of one split, encoded on first use where a cache is wanted.
 
         Args:
-            world: the processes that encode together, all of which call this; None encodes alone.
+            group: the processes that encode together, all of which call this; None encodes alone.
             say: told what is encoded.
         """
         return feature_sources(
@@ -60,7 +60,7 @@ class Inputs:
             self.device,
             self.options,
             self.reductions,
-            world,
+            group,
             say,
         )
 
@@ -71,7 +71,10 @@ class Inputs:
 
 
 def read_inputs(
-    config: TrainConfig, world: World, device: torch.device, reductions: Mapping[str, FeatureReduction] | None = None
+    config: TrainConfig,
+    group: ProcessGroup,
+    device: torch.device,
+    reductions: Mapping[str, FeatureReduction] | None = None,
 ) -> Inputs:
     """Load stage 1 and the data set, the first process before the others.
 
@@ -84,16 +87,16 @@ def read_inputs(
         DataError: the data set cannot be used.
     """
     cache_dir = default_cache_dir(config.cache_dir)
-    stage1, dataset = read_encoders_and_data(Path(config.stage1_checkpoint), config.data, cache_dir, world)
+    stage1, dataset = read_encoders_and_data(Path(config.stage1_checkpoint), config.data, cache_dir, group)
     options = CacheOptions(config.feature_dtype, config.feature_pca, config.feature_pool)
     known = dict(reductions or {})
     new = {m: part for m, part in stage1.modalities.items() if m not in known}
-    fitted = fitted_reductions(replace(stage1, modalities=new), dataset, options, cache_dir, device, world)
+    fitted = fitted_reductions(replace(stage1, modalities=new), dataset, options, cache_dir, device, group)
     return Inputs(stage1, dataset, cache_dir, config.encode, device, options, known | fitted)
 
 
 def read_encoders_and_data(
-    stage1_checkpoint: Path, data: str | None, cache_dir: Path, world: World
+    stage1_checkpoint: Path, data: str | None, cache_dir: Path, group: ProcessGroup
 ) -> tuple[Stage1, PairDataset]:
     """Frozen encoders and a data set that has items for all of them.
 
@@ -114,7 +117,7 @@ def read_encoders_and_data(
             f"The data set {name}, which is `data` of {stage1_checkpoint}, does not exist; "
             "put it there, or say with --data where it is."
         )
-    with wait_for_first(world):
+    with wait_for_first(group):
         dataset = load_dataset(name, cache_dir, stage1.kinds)
     missing = sorted(set(stage1.modalities) - set(dataset.modalities))
     if missing:
@@ -148,7 +151,7 @@ def config_of_run(
 
 
 def inputs_of_run(
-    root: Path, stage1_checkpoint: Path | None, cache_dir: str | None, world: World, device: torch.device
+    root: Path, stage1_checkpoint: Path | None, cache_dir: str | None, group: ProcessGroup, device: torch.device
 ) -> tuple[TrainConfig, Inputs]:
     """The options of a finished run and what it read, for a second look at the same data.
 
@@ -162,7 +165,7 @@ def inputs_of_run(
     """
     run = read_description(root)
     config = config_of_run(run, stage1_checkpoint, None, cache_dir)
-    inputs = read_inputs(config, world, device)
+    inputs = read_inputs(config, group, device)
     if inputs.stage1.content_hash() != run.info.stage1_hash:
         raise CheckpointError(
             f"{config.stage1_checkpoint} is not the stage 1 checkpoint that {root} was trained on; "
@@ -171,13 +174,13 @@ def inputs_of_run(
     return config, inputs
 
 
-def build_sampler(config: TrainConfig, inputs: Inputs, world: World) -> PairSampler:
+def build_sampler(config: TrainConfig, inputs: Inputs, group: ProcessGroup) -> PairSampler:
     """The sampler of the training split that the options ask for."""
     return PairSampler(
         inputs.dataset.split("train"),
         config.batch_size,
-        world.size,
-        world.rank,
+        group.size,
+        group.rank,
         config.seed,
         config.accum_steps,
         config.items_per_id,

@@ -18,14 +18,14 @@ from fluxtalk.datasets.places import absolute_name, relative_name
 from fluxtalk.errors import CheckpointError
 from fluxtalk.model.checkpoints.head import load_head
 from fluxtalk.model.head.registers import RegisterTokenModule
-from fluxtalk.model.process_group import World
+from fluxtalk.model.process_group import ProcessGroup
 from fluxtalk.scoring.retrieval import retrieval
 from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.distributed import process_world
+from fluxtalk.train.distributed import join_process_group
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.init_from import begin_with, old_head
 from fluxtalk.train.inputs import Inputs, build_sampler, read_inputs
-from fluxtalk.train.loop.callbacks import Callback
+from fluxtalk.train.loop.train_state import Callback
 from fluxtalk.train.records.log import RunLog
 from fluxtalk.train.records.resume import record_resumption, require_same_run
 from fluxtalk.train.records.run_folder import check_run_folder, lock_run_folder, write_description
@@ -60,19 +60,19 @@ def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback]
     """
     folder = check_run_folder(config, resume)
     identity = Identity(config.experiment_id, config.implementation, git_revision=git_revision())
-    with process_world(config.device) as (world, device), ExitStack() as held:
-        main = world.rank == 0
+    with join_process_group(config.device) as (group, device), ExitStack() as held:
+        main = group.rank == 0
         if resume and main:
             held.enter_context(lock_run_folder(folder))
         begun = old_head(Path(config.init_from)) if config.init_from is not None else None
-        inputs = read_inputs(config, world, device, begun.reductions if begun is not None else None)
+        inputs = read_inputs(config, group, device, begun.reductions if begun is not None else None)
         if resume:
-            _require_same_run(folder, config, inputs, world)
+            _require_same_run(folder, config, inputs, group)
         started = time.monotonic()
         # Before there is a folder to write to: what goes wrong here leaves nothing.
         say = RunLog(identity, None, active=main).line
-        trainer = build_trainer(config, inputs, world, identity, say, callbacks=callbacks)
-        validation_sources = inputs.sources("validation", world, say)
+        trainer = build_trainer(config, inputs, group, identity, say, callbacks=callbacks)
+        validation_sources = inputs.sources("validation", group, say)
         if main and not resume:
             held.enter_context(lock_run_folder(folder))
             check_run_folder(config, resume)  # again: another training may have begun here since
@@ -89,16 +89,16 @@ def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback]
             if main:
                 _score_test(folder, inputs, identity, log, round(time.monotonic() - started, 1))
             # A process that left early would tear down the group under the first one.
-            world.total(torch.zeros(1))
+            group.all_reduce_sum(torch.zeros(1))
     return FitResult(folder, True, 0)
 
 
 def _begin(trainer: Trainer, inputs: Inputs, folder: RunFolder, log: RunLog, resume: bool) -> None:
-    info, main = _info(inputs, trainer), trainer.world.rank == 0
+    info, main = _info(inputs, trainer), trainer.group.rank == 0
     if resume:
         _resume(trainer, folder, log)
         if main:
-            record_resumption(folder, trainer.config, info, trainer.position.step)
+            record_resumption(folder, trainer.config, info, trainer.state.step)
     elif main:
         write_description(folder, trainer.config, trainer.identity, info)
         trainer.save(folder)
@@ -110,7 +110,7 @@ def _announce(log: RunLog, trainer: Trainer, inputs: Inputs) -> None:
     sampler = trainer.sampler
     log.line(
         f"training {trained:,} parameters on {inputs.dataset.name}: "
-        f"{trainer.steps} steps of {sampler.global_batch} pairs, {trainer.world.size} process(es) on {inputs.device}"
+        f"{trainer.steps} steps of {sampler.global_batch} pairs, {trainer.group.size} process(es) on {inputs.device}"
     )
     for note in inputs.dataset.notes:
         log.line(f"warning: {note}")
@@ -124,14 +124,14 @@ def _announce(log: RunLog, trainer: Trainer, inputs: Inputs) -> None:
 def build_trainer(
     config: TrainConfig,
     inputs: Inputs,
-    world: World,
+    group: ProcessGroup,
     identity: Identity,
     say: Callable[[str], None] = lambda _: None,
     **parts: Any,
 ) -> Trainer:
     """The trainer of these options; ``parts`` are further arguments of `Trainer`."""
-    sources = inputs.sources("train", world, say)
-    sampler = build_sampler(config, inputs, world)
+    sources = inputs.sources("train", group, say)
+    sampler = build_sampler(config, inputs, group)
     torch.manual_seed(config.seed)
     head = RegisterTokenModule.from_config(inputs.head_config(config), config.seed)
     if config.init_from is not None:
@@ -142,7 +142,7 @@ def build_trainer(
         head,
         sources,
         sampler,
-        world,
+        group,
         inputs.stage1.content_hash(),
         identity,
         checkpoint_parts={"reductions": inputs.reductions},
@@ -150,15 +150,15 @@ def build_trainer(
     )
 
 
-def _require_same_run(folder: RunFolder, config: TrainConfig, inputs: Inputs, world: World) -> None:
+def _require_same_run(folder: RunFolder, config: TrainConfig, inputs: Inputs, group: ProcessGroup) -> None:
     """Before anything is encoded for what would be refused."""
     require_same_run(
         folder,
         inputs.dataset.name,
         data_hash=inputs.dataset.content_hash,
         encoder_hashes=_encoder_hashes(inputs),
-        global_batch=build_sampler(config, inputs, world).global_batch,
-        processes=world.size,
+        global_batch=build_sampler(config, inputs, group).global_batch,
+        processes=group.size,
     )
 
 
@@ -169,8 +169,8 @@ def _resume(trainer: Trainer, folder: RunFolder, log: RunLog) -> None:
             f"{folder.last} was trained on another stage 1 checkpoint; name that one with --stage1_checkpoint."
         )
     trainer.restore(checkpoint)
-    log.cut_back(trainer.position.step)
-    log.line(f"resumed after step {trainer.position.step} of {trainer.steps}")
+    log.cut_back(trainer.state.step)
+    log.line(f"resumed after step {trainer.state.step} of {trainer.steps}")
 
 
 def _encoder_hashes(inputs: Inputs) -> dict[str, str]:
@@ -189,7 +189,7 @@ def _info(inputs: Inputs, trainer: Trainer) -> RunInfo:
         stage1_checkpoint=str(Path(trainer.config.stage1_checkpoint).resolve()),
         stage1_relative=os.path.relpath(trainer.config.stage1_checkpoint, root),
         training_ids=len(inputs.dataset.split("train").ids),
-        processes=trainer.world.size,
+        processes=trainer.group.size,
         global_batch=trainer.sampler.global_batch,
         steps=trainer.steps,
         parameters=sum(p.numel() for p in trainer.head.parameters() if p.requires_grad),

@@ -27,7 +27,7 @@ from fluxtalk.model.encoders import Features
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.model.head.token_head import RegisterOutputs, TokenHead
 from fluxtalk.model.losses.register_loss import LossTerms
-from fluxtalk.model.process_group import OneProcess
+from fluxtalk.model.process_group import SingleProcess
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.features.sources import FeatureSource
@@ -90,7 +90,7 @@ def _trainer(config: TrainConfig = CONFIG) -> Trainer:
     )
     sources: dict[str, FeatureSource] = {"image": Correlated(1), "text": Correlated(2)}
     sampler = PairSampler(split, config.batch_size, 1, 0, config.seed)
-    return Trainer(config, head, sources, sampler, OneProcess(), "f00d", Identity())
+    return Trainer(config, head, sources, sampler, SingleProcess(), "f00d", Identity())
 
 
 def _score(head: TokenHead) -> Mapping[str, Any]:
@@ -106,9 +106,9 @@ def _run(trainer: Trainer, root: Path, validate: Callable[[TokenHead], Mapping[s
 
 def _everything(trainer: Trainer) -> dict[str, Tensor]:
     state = {f"head.{n}": p for n, p in trainer.step_module.state_dict().items()}
-    assert trainer.update.average is not None
-    state |= {f"average.{n}": p for n, p in trainer.update.average.items()}
-    for index, (_, values) in enumerate(trainer.update.optimizer.state.items()):
+    assert trainer.optimizer_step.average is not None
+    state |= {f"average.{n}": p for n, p in trainer.optimizer_step.average.items()}
+    for index, (_, values) in enumerate(trainer.optimizer_step.optimizer.state.items()):
         state |= {f"optimizer.{index}.{n}": torch.as_tensor(v) for n, v in values.items()}
     return {name: tensor.detach().clone() for name, tensor in state.items()}
 
@@ -129,7 +129,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path, stop
     step = stopped.step
 
     def stop(next_batch: NextBatch | None = None) -> tuple[LossTerms, str | None]:
-        if stopped.position.step + 1 == stop_after:
+        if stopped.state.step + 1 == stop_after:
             stopped.stop.request(signal.SIGTERM)
         return step(next_batch)
 
@@ -145,7 +145,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path, stop
     resumed.restore(load_head(folder.last))
     assert _run(resumed, folder.root)
     assert _same(_everything(resumed), _everything(whole))
-    assert dataclasses.astuple(resumed.position) == dataclasses.astuple(whole.position)
+    assert dataclasses.astuple(resumed.state) == dataclasses.astuple(whole.state)
     best, expected = load_head(folder.best), load_head(RunFolder(tmp_path / "whole").best)
     assert best.progress == expected.progress
     assert _same(dict(best.weights), dict(expected.weights))
@@ -191,7 +191,7 @@ def _spoil(trainer: Trainer, steps: Collection[int]) -> None:
     """Make the loss of some steps (from 0) NaN."""
 
     def spoil(_head: nn.Module, _inputs: object, outputs: RegisterOutputs) -> RegisterOutputs:
-        factor = torch.nan if trainer.position.step in steps else 1.0
+        factor = torch.nan if trainer.state.step in steps else 1.0
         return dataclasses.replace(outputs, tokens={m: t * factor for m, t in outputs.tokens.items()})
 
     trainer.head.register_forward_hook(spoil)
@@ -225,7 +225,7 @@ def test_a_nan_step_is_skipped_counted_and_said(tmp_path: Path) -> None:
     step = trainer.step
 
     def watched(next_batch: NextBatch | None = None) -> tuple[LossTerms, str | None]:
-        before[trainer.position.step] = _everything(trainer)
+        before[trainer.state.step] = _everything(trainer)
         return step(next_batch)
 
     trainer.step = watched  # type: ignore[method-assign]
@@ -233,7 +233,7 @@ def test_a_nan_step_is_skipped_counted_and_said(tmp_path: Path) -> None:
     for skipped in (4, 5, 8):
         assert _same(before[skipped], before[skipped + 1])
     assert not _same(before[6], before[7])
-    assert trainer.position.skipped_steps == 3
+    assert trainer.state.skipped_steps == 3
     assert load_head(RunFolder(tmp_path).last).progress["skipped_steps"] == 3
     log = (tmp_path / "train.log").read_text()
     assert [line.split()[3] for line in log.splitlines() if "skipped" in line] == ["5", "6", "9"]
@@ -247,7 +247,7 @@ def test_a_nan_gradient_of_a_finite_loss_is_skipped_too(tmp_path: Path) -> None:
     trainer, folder = _trainer(), RunFolder(tmp_path)
 
     def spoil(gradient: Tensor) -> Tensor:
-        return gradient * (torch.nan if trainer.position.step >= 11 else 1)
+        return gradient * (torch.nan if trainer.state.step >= 11 else 1)
 
     _registers(trainer).register_hook(spoil)
     with pytest.raises(
@@ -260,14 +260,14 @@ def test_a_nan_gradient_of_a_finite_loss_is_skipped_too(tmp_path: Path) -> None:
 
 def _break_after(trainer: Trainer, last: int) -> None:
     """Let the update of step ``last`` (from 1) give a head that is of no use, as too high a learning rate does."""
-    apply = trainer.update.apply
+    apply = trainer.optimizer_step.apply
 
     def broken(step: int) -> None:
         apply(step)
         if step + 1 == last:
             nn.init.constant_(_registers(trainer), torch.inf)
 
-    trainer.update.apply = broken  # type: ignore[method-assign]
+    trainer.optimizer_step.apply = broken  # type: ignore[method-assign]
 
 
 def test_a_head_that_an_update_broke_replaces_no_checkpoint(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_looking_whether_a_head_is_sound_changes_nothing() -> None:
                 if looks:
                     assert trainer.is_sound()
         assert _same(*(_everything(trainer) for trainer in trainers))
-        assert trainers[0].update.scaler.state_dict() == trainers[1].update.scaler.state_dict()
+        assert trainers[0].optimizer_step.scaler.state_dict() == trainers[1].optimizer_step.scaler.state_dict()
 
 
 def test_training_learns_and_keeps_the_best(tmp_path: Path) -> None:
@@ -339,8 +339,8 @@ def test_the_average_is_what_is_validated_and_kept(tmp_path: Path) -> None:
         trainer.step()
         decay = min(0.9, (1 + step + 1) / (10 + step + 1))
         expected = decay * expected + (1 - decay) * _registers(trainer).detach()
-    assert trainer.update.average is not None
-    torch.testing.assert_close(trainer.update.average["registers"], expected)
+    assert trainer.optimizer_step.average is not None
+    torch.testing.assert_close(trainer.optimizer_step.average["registers"], expected)
     evaluated = trainer.evaluated_head()
     assert isinstance(evaluated, RegisterTokenModule)
     torch.testing.assert_close(evaluated.registers.detach(), expected)
@@ -410,7 +410,7 @@ def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
     seen = []
     for _ in range(18):
         trainer.step()
-        seen.append(trainer.update.optimizer.param_groups[0]["lr"])
+        seen.append(trainer.optimizer_step.optimizer.param_groups[0]["lr"])
     assert seen == pytest.approx([CONFIG.learning_rate * learning_rate_factor(s, 18, 0.1) for s in range(18)])
 
 

@@ -29,7 +29,7 @@ from fluxtalk.artifacts.cache import (
 from fluxtalk.artifacts.files import atomic_file, hash_file
 from fluxtalk.console import progress
 from fluxtalk.errors import DataError, UsageError
-from fluxtalk.model.process_group import World
+from fluxtalk.model.process_group import ProcessGroup
 from fluxtalk.train.features.encoding import Encoding
 
 Say = Callable[[str], None]
@@ -43,25 +43,25 @@ _PREPARED_TOGETHER = 32
 
 
 @contextmanager
-def building_turn(folder: Path, world: World, say: Say) -> Iterator[bool]:
+def building_turn(folder: Path, group: ProcessGroup, say: Say) -> Iterator[bool]:
     """Whether this run is to build the cache; then no other run builds it at the same time.
 
-    The first process decides for all of ``world``, which must share the folder.
+    The first process decides for all of ``group``, which must share the folder.
     """
     with ExitStack() as held:
         missing = torch.zeros(1)
-        if world.rank == 0 and not (folder / MANIFEST).is_file():
+        if group.rank == 0 and not (folder / MANIFEST).is_file():
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(_locked(folder, say))
             missing[0] = not (folder / MANIFEST).is_file()
             if missing.item():
                 for leftover in folder.glob(".*.tmp"):
                     leftover.unlink()
-        yield bool(world.total(missing).item())
+        yield bool(group.all_reduce_sum(missing).item())
 
 
 def build_cache(
-    encoding: Encoding, key: CacheKey, folder: Path, world: World, say: Say, items_per_shard: int | None = None
+    encoding: Encoding, key: CacheKey, folder: Path, group: ProcessGroup, say: Say, items_per_shard: int | None = None
 ) -> None:
     """Encode every item once into a cache folder; shards that an earlier build finished are kept.
 
@@ -77,7 +77,7 @@ def build_cache(
     items = encoding.items
     per_shard = items_per_shard or _items_per_shard(encoding)
     rows = [range(start, min(start + per_shard, len(items))) for start in range(0, len(items), per_shard)]
-    mine = range(world.rank, len(rows), world.size)
+    mine = range(group.rank, len(rows), group.size)
     todo = [index for index in mine if not _is_finished(folder, index, key, rows[index])]
     if len(todo) < len(mine):
         say(f"{folder.name}: {len(mine) - len(todo)} of {len(mine)} shards are there from an interrupted build")
@@ -91,10 +91,10 @@ def build_cache(
                 write_shard(folder, index, key, rows[index].start, *encoded)
     finally:
         pool.shutdown(cancel_futures=True)
-    world.total(torch.zeros(1))  # every shard is there
-    if world.rank == 0:
+    group.all_reduce_sum(torch.zeros(1))  # every shard is there
+    if group.rank == 0:
         _finish(encoding, key, folder, per_shard, len(rows))
-    world.total(torch.zeros(1))  # and the manifest
+    group.all_reduce_sum(torch.zeros(1))  # and the manifest
 
 
 def write_shard(

@@ -20,7 +20,7 @@ from fluxtalk.artifacts.cache import (
     verify_checksums,
 )
 from fluxtalk.model.encoders import Features
-from fluxtalk.model.process_group import OneProcess, World
+from fluxtalk.model.process_group import ProcessGroup, SingleProcess
 
 _TORCH_DTYPES = {"fp16": torch.float16, "int8": torch.int8}
 
@@ -37,7 +37,7 @@ class CachedFeatures:
         folder: a finished cache.
         device: where batches go.
         key: what the caller needs; None takes whatever the folder holds.
-        verify: compare checksums; each process of ``world`` takes its share of the shards.
+        verify: compare checksums; each process of ``group`` takes its share of the shards.
 
     Raises:
         ArtifactError: the cache is unfinished or damaged, or was made for something else, which is named.
@@ -49,14 +49,14 @@ class CachedFeatures:
         device: torch.device,
         key: CacheKey | None = None,
         verify: bool = True,
-        world: World | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         self.manifest = read_manifest(folder)
         if key is not None:
             require_key(folder, self.manifest.key, key)
         if verify:
-            world = world or OneProcess()
-            verify_checksums(folder, self.manifest, world.rank, world.size)
+            group = group or SingleProcess()
+            verify_checksums(folder, self.manifest, group.rank, group.size)
         self.dim = self.manifest.dim
         self._device = device
         self._on_gpu = device.type == "cuda"

@@ -68,14 +68,14 @@ def build(
     """
     options = CacheOptions(feature_dtype, feature_pca, feature_pool)
     # Only here: `--help` and bad options must not wait for torch.
-    from fluxtalk.train.distributed import process_world
+    from fluxtalk.train.distributed import join_process_group
     from fluxtalk.train.features.prebuild import prebuild
 
     wanted = None if splits is None else tuple(name.strip() for name in splits.split(","))
     folder = default_cache_dir(cache_dir)
-    with process_world(device) as (world, torch_device):
-        talk = click.echo if world.rank == 0 else lambda _: None
-        prebuild(Path(stage1_checkpoint), data, wanted, folder, options, torch_device, world, talk)
+    with join_process_group(device) as (group, torch_device):
+        talk = click.echo if group.rank == 0 else lambda _: None
+        prebuild(Path(stage1_checkpoint), data, wanted, folder, options, torch_device, group, talk)
 
 
 @main.command(name="list")

@@ -13,7 +13,7 @@ from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.model.checkpoints.head import load_head
 from fluxtalk.model.head.baselines import MeanPoolHead
 from fluxtalk.model.head.token_head import TokenHead
-from fluxtalk.model.process_group import OneProcess
+from fluxtalk.model.process_group import SingleProcess
 from fluxtalk.scoring.retrieval import retrieval
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
@@ -50,11 +50,11 @@ def train_baseline(config: TrainConfig, inputs: Inputs, folder: RunFolder, proje
 
 def train_head(head: TokenHead, config: TrainConfig, inputs: Inputs, folder: RunFolder) -> dict[str, Any]:
     """Train a head in this process; leave it with its best weights, and score those on the test split."""
-    world = OneProcess()
-    sampler = build_sampler(config, inputs, world)
+    group = SingleProcess()
+    sampler = build_sampler(config, inputs, group)
     identity = Identity(config.experiment_id, config.implementation)
     stage1_hash = inputs.stage1.content_hash()
-    trainer = Trainer(config, head.to(inputs.device), inputs.sources("train"), sampler, world, stage1_hash, identity)
+    trainer = Trainer(config, head.to(inputs.device), inputs.sources("train"), sampler, group, stage1_hash, identity)
     validation = inputs.dataset.split("validation")
     sources = inputs.sources("validation")
     with lock_run_folder(folder), closing(RunLog(identity, folder)) as log:

@@ -32,7 +32,7 @@ def main(run: Path, projection: str, stage1_checkpoint: Path | None, cache_dir: 
     """
     from fluxtalk.artifacts.files import write_json
     from fluxtalk.artifacts.run import RunFolder, read_description
-    from fluxtalk.train.distributed import process_world
+    from fluxtalk.train.distributed import join_process_group
     from fluxtalk.train.inputs import inputs_of_run
     from fluxtalk.train.results.baseline import train_baseline
     from fluxtalk.train.run import recall_lines
@@ -41,8 +41,8 @@ def main(run: Path, projection: str, stage1_checkpoint: Path | None, cache_dir: 
     folder = RunFolder(run).baseline(projection)
     if folder.root.exists():
         raise UsageError(f"{folder.root} is there already; remove it to train this baseline again.")
-    with process_world(described.options["device"]) as (world, device):
-        config, inputs = inputs_of_run(run, stage1_checkpoint, cache_dir, world, device)
+    with join_process_group(described.options["device"]) as (group, device):
+        config, inputs = inputs_of_run(run, stage1_checkpoint, cache_dir, group, device)
         scores = train_baseline(config, inputs, folder, projection)
     output = RunFolder(run).baseline_results(projection)
     write_json(

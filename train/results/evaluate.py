@@ -13,7 +13,7 @@ from fluxtalk.errors import CheckpointError
 from fluxtalk.model.checkpoints.head import HeadCheckpoint, load_head
 from fluxtalk.scoring.retrieval import retrieval
 from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.distributed import process_world
+from fluxtalk.train.distributed import join_process_group
 from fluxtalk.train.inputs import Inputs, config_of_run, read_inputs
 from fluxtalk.train.results.embeddings import counted_embeddings
 
@@ -64,8 +64,8 @@ def evaluate(asked: Evaluation, say: Callable[[str], None] = lambda _: None) -> 
     config = config_of_run(run, asked.stage1_checkpoint, asked.data, asked.cache_dir)
     checkpoint = load_head(asked.path)
     # A run of a machine with a GPU can be looked at on one without.
-    with process_world("cpu" if config.device == "cpu" else "auto") as (world, device):
-        inputs = read_inputs(config, world, device, checkpoint.reductions)
+    with join_process_group("cpu" if config.device == "cpu" else "auto") as (group, device):
+        inputs = read_inputs(config, group, device, checkpoint.reductions)
         _require_same_encoders(checkpoint, asked.path, inputs, config)
         for note in inputs.dataset.notes:
             say(f"warning: {note}")

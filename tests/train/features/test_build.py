@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fluxtalk.artifacts.files import hash_file
 from fluxtalk.errors import ArtifactError, DataError
-from fluxtalk.model.process_group import OneProcess
+from fluxtalk.model.process_group import SingleProcess
 from fluxtalk.train.features import build as feature_build
 from fluxtalk.train.features.build import building_turn
 from fluxtalk.train.features.cached import CachedFeatures
@@ -137,7 +137,7 @@ def test_a_killed_build_goes_on(tmp_path: Path) -> None:
 def test_two_runs_do_not_build_at_the_same_time(tmp_path: Path) -> None:
     """The second waits for the first, says so, and finds the cache."""
     said: list[str] = []
-    with building_turn(tmp_path, OneProcess(), said.append) as missing:
+    with building_turn(tmp_path, SingleProcess(), said.append) as missing:
         assert missing
         other = threading.Thread(target=build, args=(tmp_path, ragged()), kwargs={"said": said})
         other.start()
