@@ -10,15 +10,14 @@ import torch
 
 from fluxtalk.artifacts.run import RunDescription, read_description
 from fluxtalk.config import HeadConfig
-from fluxtalk.datasets import PairDataset, default_cache_dir, load_dataset
-from fluxtalk.datasets.places import first_there
-from fluxtalk.errors import CheckpointError, DataError, UsageError
+from fluxtalk.datasets import PairDataset, default_cache_dir
+from fluxtalk.errors import CheckpointError
 from fluxtalk.model.checkpoints.run import find_data, find_stage1
-from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1
+from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.head.reduction import FeatureReduction
 from fluxtalk.model.process_group import ProcessGroup
 from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.distributed import wait_for_first
+from fluxtalk.train.features.encoding import read_encoders_and_data
 from fluxtalk.train.features.sources import (
     CacheOptions,
     FeatureSource,
@@ -93,40 +92,6 @@ def read_inputs(
     new = {m: part for m, part in stage1.modalities.items() if m not in known}
     fitted = fitted_reductions(replace(stage1, modalities=new), dataset, options, cache_dir, device, group)
     return Inputs(stage1, dataset, cache_dir, config.encode, device, options, known | fitted)
-
-
-def read_encoders_and_data(
-    stage1_checkpoint: Path, data: str | None, cache_dir: Path, group: ProcessGroup
-) -> tuple[Stage1, PairDataset]:
-    """Frozen encoders and a data set that has items for all of them.
-
-    Args:
-        data: data set; None takes the one that stage 1 names.
-
-    Raises:
-        CheckpointError: stage 1 cannot be used.
-        UsageError: no data set is named, or it lacks a modality that stage 1 encodes.
-        DataError: the data set cannot be used.
-    """
-    stage1 = load_stage1(stage1_checkpoint)
-    name = data or stage1.data
-    if name is None:
-        raise UsageError(f"{stage1_checkpoint} names no data set; say which with --data.")
-    if data is None and first_there([name]) is None:
-        raise DataError(
-            f"The data set {name}, which is `data` of {stage1_checkpoint}, does not exist; "
-            "put it there, or say with --data where it is."
-        )
-    with wait_for_first(group):
-        dataset = load_dataset(name, cache_dir, stage1.kinds)
-    missing = sorted(set(stage1.modalities) - set(dataset.modalities))
-    if missing:
-        raise UsageError(
-            f"The stage 1 checkpoint encodes {', '.join(stage1.modalities)}, "
-            f"but {name} has {', '.join(dataset.modalities)}: nothing for {', '.join(missing)}; "
-            "rename the columns or choose other --data."
-        )
-    return stage1, dataset
 
 
 def config_of_run(

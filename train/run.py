@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,6 @@ from fluxtalk.errors import CheckpointError
 from fluxtalk.model.checkpoints.head import load_head
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.model.process_group import ProcessGroup
-from fluxtalk.scoring.retrieval import retrieval
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import join_process_group
 from fluxtalk.train.engine import Trainer
@@ -29,7 +28,7 @@ from fluxtalk.train.loop.train_state import Callback
 from fluxtalk.train.records.log import RunLog
 from fluxtalk.train.records.resume import record_resumption, require_same_run
 from fluxtalk.train.records.run_folder import check_run_folder, lock_run_folder, write_description
-from fluxtalk.train.results.embeddings import counted_embeddings
+from fluxtalk.train.results.score import recall_lines, score_head
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback]
             finished = trainer.run(
                 folder,
                 log,
-                lambda head: retrieval(counted_embeddings(head, validation_sources, validation), validation),
+                lambda head: score_head(head, validation_sources, validation),
             )
             if not finished:
                 return FitResult(folder, False, 128 + (trainer.stop.number or 15))
@@ -207,7 +206,7 @@ def _score_test(folder: RunFolder, inputs: Inputs, identity: Identity, log: RunL
         )
         return
     head = best.build().to(inputs.device)
-    scores = retrieval(counted_embeddings(head, inputs.sources("test"), split), split)
+    scores = score_head(head, inputs.sources("test"), split)
     log.record("test", {"step": best.progress["step"], **scores})
     write_json(
         folder.results,
@@ -217,13 +216,3 @@ def _score_test(folder: RunFolder, inputs: Inputs, identity: Identity, log: RunL
     for line in recall_lines(scores["recall"]):
         log.line(line)
     log.line(f"everything is in {folder.root}")
-
-
-def recall_lines(recall: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
-    """A recall table for people, one line per direction and k."""
-    lines = []
-    for direction, by_k in recall.items():
-        for k, by_cutoff in by_k.items():
-            cells = "  ".join(f"R@{cutoff} {100 * value:5.1f} %" for cutoff, value in by_cutoff.items())
-            lines.append(f"  {direction:<14} k={k}  {cells}")
-    return lines

@@ -352,7 +352,7 @@ def test_the_average_is_what_is_validated_and_kept(tmp_path: Path) -> None:
 
 def test_validation_leaves_training_mode_alone(tmp_path: Path) -> None:
     """A head that stayed in evaluation mode would train without dropout."""
-    from fluxtalk.train.results.embeddings import counted_embeddings
+    from fluxtalk.train.results.score import counted_embeddings
 
     trainer = _trainer(dataclasses.replace(CONFIG, ema_decay=0.0))
     items = {m: Items(list(range(IDS)), np.arange(IDS), np.ones(IDS, dtype=bool)) for m in ("image", "text")}

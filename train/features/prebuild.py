@@ -10,9 +10,9 @@ import torch
 from fluxtalk.datasets import PairDataset
 from fluxtalk.model.process_group import ProcessGroup
 from fluxtalk.train.features.build import Say
+from fluxtalk.train.features.encoding import read_encoders_and_data
 from fluxtalk.train.features.options import CacheOptions
 from fluxtalk.train.features.sources import CachedFeatures, feature_sources, fitted_reductions
-from fluxtalk.train.inputs import read_encoders_and_data
 
 
 def prebuild(

@@ -14,13 +14,12 @@ from fluxtalk.model.checkpoints.head import load_head
 from fluxtalk.model.head.baselines import MeanPoolHead
 from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.model.process_group import SingleProcess
-from fluxtalk.scoring.retrieval import retrieval
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.inputs import Inputs, build_sampler
 from fluxtalk.train.records.log import RunLog
 from fluxtalk.train.records.run_folder import lock_run_folder
-from fluxtalk.train.results.embeddings import counted_embeddings
+from fluxtalk.train.results.score import score_head
 
 
 def train_baseline(config: TrainConfig, inputs: Inputs, folder: RunFolder, projection: str) -> dict[str, Any]:
@@ -58,7 +57,7 @@ def train_head(head: TokenHead, config: TrainConfig, inputs: Inputs, folder: Run
     validation = inputs.dataset.split("validation")
     sources = inputs.sources("validation")
     with lock_run_folder(folder), closing(RunLog(identity, folder)) as log:
-        trainer.run(folder, log, lambda tried: retrieval(counted_embeddings(tried, sources, validation), validation))
+        trainer.run(folder, log, lambda tried: score_head(tried, sources, validation))
     head.load_state_dict(dict(load_head(folder.best).weights))
     test = inputs.dataset.split("test")
-    return retrieval(counted_embeddings(head, inputs.sources("test"), test), test)
+    return score_head(head, inputs.sources("test"), test)

@@ -35,7 +35,7 @@ def main(run: Path, projection: str, stage1_checkpoint: Path | None, cache_dir: 
     from fluxtalk.train.distributed import join_process_group
     from fluxtalk.train.inputs import inputs_of_run
     from fluxtalk.train.results.baseline import train_baseline
-    from fluxtalk.train.run import recall_lines
+    from fluxtalk.train.results.score import recall_lines
 
     described = read_description(run)
     folder = RunFolder(run).baseline(projection)

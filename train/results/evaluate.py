@@ -11,11 +11,10 @@ from typing import Any
 from fluxtalk.artifacts.run import RunFolder, read_description
 from fluxtalk.errors import CheckpointError
 from fluxtalk.model.checkpoints.head import HeadCheckpoint, load_head
-from fluxtalk.scoring.retrieval import retrieval
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import join_process_group
 from fluxtalk.train.inputs import Inputs, config_of_run, read_inputs
-from fluxtalk.train.results.embeddings import counted_embeddings
+from fluxtalk.train.results.score import score_head
 
 _AVERAGE = "average."
 """What a moving average's tensors are called in the training state."""
@@ -91,7 +90,7 @@ def _scores(checkpoint: HeadCheckpoint, inputs: Inputs, split: str, say: Callabl
     """Retrieval on one split; the features are reduced as the head was trained on them."""
     part = inputs.dataset.split(split)
     head = _averaged(checkpoint).build().to(inputs.device)
-    return retrieval(counted_embeddings(head, inputs.sources(split, say=say), part), part)
+    return score_head(head, inputs.sources(split, say=say), part)
 
 
 def _averaged(checkpoint: HeadCheckpoint) -> HeadCheckpoint:
