@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 from fluxtalk.artifacts.run import FORMAT
 from fluxtalk.errors import UsageError, reason
 from fluxtalk.train.config import RECIPES, TrainConfig
-from fluxtalk.train.option_types import plain
+from fluxtalk.train.option_types import plain, spelled
 
 
 def read_options(path: Path) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def merged(file: Mapping[str, Any], typed: Mapping[str, Any]) -> TrainConfig:
         options |= source
     missing = [name for name in TrainConfig.required() if name not in options]
     if missing:
-        shown = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
+        shown = ", ".join(spelled(name) for name in missing)
         raise UsageError(f"Training needs {shown}; type it, or set it in the file of --config.")
     return TrainConfig(**options)
 

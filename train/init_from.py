@@ -10,6 +10,7 @@ from fluxtalk.model.checkpoints.head import HeadCheckpoint
 from fluxtalk.model.checkpoints.run import load_best_head
 from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.head.token_head import TokenHead
+from fluxtalk.train.option_types import spelled
 
 _SHAPE = (
     "dim",
@@ -53,25 +54,25 @@ def begin_with(head: TokenHead, stage1: Stage1, run: Path, freeze: bool) -> tupl
     old = load_best_head(described.folder)
     differing = [name for name in _SHAPE if getattr(old.config, name) != getattr(head.config, name)]
     if differing:
-        listed = ", ".join(f"--{n} {getattr(old.config, n)}" for n in differing)
-        raise UsageError(f"--init_from {run} holds a head of another shape; give its {listed}.")
+        listed = ", ".join(f"{spelled(n)} {getattr(old.config, n)}" for n in differing)
+        raise UsageError(f"--init-from {run} holds a head of another shape; give its {listed}.")
     for modality, expected in described.info.encoder_hashes.items():
         part = stage1.modalities.get(modality)
         if part is None or part.content_hash() != expected:
             raise CheckpointError(
-                f"--init_from {run} was trained on another {modality} encoder than the stage 1 checkpoint holds; "
+                f"--init-from {run} was trained on another {modality} encoder than the stage 1 checkpoint holds; "
                 "make one with the same encoders and the new ones beside them."
             )
     for modality, dim in old.config.dims.items():
         if head.config.dims[modality] != dim:
             raise UsageError(
-                f"--init_from {run} reads {modality} features of dimension {dim}, not {head.config.dims[modality]}; "
-                "give its --feature_pca."
+                f"--init-from {run} reads {modality} features of dimension {dim}, not {head.config.dims[modality]}; "
+                "give its --feature-pca."
             )
     new = tuple(name for name in head.config.dims if name not in old.config.dims)
     if freeze and not new:
         raise UsageError(
-            f"--freeze_registers leaves nothing to train: {run} has {', '.join(old.config.dims)} already; "
+            f"--freeze-registers leaves nothing to train: {run} has {', '.join(old.config.dims)} already; "
             "add a modality to stage 1, or leave the option out."
         )
     missing, unexpected = head.load_state_dict(dict(old.weights), strict=False)

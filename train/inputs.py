@@ -134,7 +134,7 @@ def inputs_of_run(
     if inputs.stage1.content_hash() != run.info.stage1_hash:
         raise CheckpointError(
             f"{config.stage1_checkpoint} is not the stage 1 checkpoint that {root} was trained on; "
-            "name that one with --stage1_checkpoint."
+            "name that one with --stage1-checkpoint."
         )
     return config, inputs
 

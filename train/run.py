@@ -116,7 +116,7 @@ def _announce(log: RunLog, trainer: Trainer, inputs: Inputs) -> None:
     if sampler.global_batch < sampler.asked:
         log.line(
             f"warning: a step of {sampler.asked} rows was asked for, but the training split fills no more than "
-            f"{sampler.global_batch}; a smaller --batch_size would say the same"
+            f"{sampler.global_batch}; a smaller --batch-size would say the same"
         )
 
 
@@ -165,7 +165,7 @@ def _resume(trainer: Trainer, folder: RunFolder, log: RunLog) -> None:
     checkpoint = load_head(folder.last)
     if checkpoint.stage1_hash != trainer.stage1_hash:
         raise CheckpointError(
-            f"{folder.last} was trained on another stage 1 checkpoint; name that one with --stage1_checkpoint."
+            f"{folder.last} was trained on another stage 1 checkpoint; name that one with --stage1-checkpoint."
         )
     trainer.restore(checkpoint)
     log.cut_back(trainer.state.step)

@@ -138,7 +138,7 @@ def test_what_is_gone_is_said_with_the_places_that_were_tried(project: Path) -> 
     with pytest.raises(DataError, match=expected):
         inputs_of_run(run, None, None, SingleProcess(), CPU)
     (project / "encoders" / "stage1.pth").unlink()
-    with pytest.raises(CheckpointError, match=rf"not at {project}/encoders/stage1\.pth any more.*--stage1_checkpoint"):
+    with pytest.raises(CheckpointError, match=rf"not at {project}/encoders/stage1\.pth any more.*--stage1-checkpoint"):
         inputs_of_run(run, None, None, SingleProcess(), CPU)
     assert _evaluated(run).exit_code == 1
 

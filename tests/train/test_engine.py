@@ -282,7 +282,7 @@ def test_a_head_that_an_update_broke_replaces_no_checkpoint(tmp_path: Path) -> N
     assert (last.progress["step"], last.progress["bad_in_a_row"]) == (11, 0)
     assert (best.progress["step"], best.progress["best_score"]) == (6, 0.1)
     assert all(tensor.isfinite().all() for tensor in [*last.weights.values(), *best.weights.values()])
-    assert f"last good checkpoint is {folder.last}. Begin another run (--init_from {tmp_path}" in str(caught.value)
+    assert f"last good checkpoint is {folder.last}. Begin another run (--init-from {tmp_path}" in str(caught.value)
     for step in (12, 13, 14):
         assert f"no checkpoint of step {step}, whose loss" in folder.log.read_text()
 
@@ -291,7 +291,7 @@ def test_a_broken_head_at_the_end_is_no_result(tmp_path: Path) -> None:
     trainer, folder = _trainer(dataclasses.replace(CONFIG, eval_every=6)), RunFolder(tmp_path)
     trainer.save(folder)
     _break_after(trainer, 18)
-    with pytest.raises(TrainingError, match=r"No head that was validated had a finite loss.*lower --learning_rate"):
+    with pytest.raises(TrainingError, match=r"No head that was validated had a finite loss.*lower --learning-rate"):
         _run(trainer, tmp_path)
     assert load_head(folder.last).progress["step"] == 0
     assert not folder.best.exists()

@@ -183,7 +183,7 @@ def test_a_run_that_does_not_fit_is_not_begun_with(
     save_stage1(Stage1(other, data=made.run.description.info.data), tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="another image encoder"):
         fit(dataclasses.replace(config, stage1_checkpoint=str(tmp_path / "other.pth")))
-    with pytest.raises(UsageError, match="name it with --init_from"):
+    with pytest.raises(UsageError, match="name it with --init-from"):
         dataclasses.replace(train_config, freeze_registers=True)
     assert not (tmp_path / "x").exists()
 

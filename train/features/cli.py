@@ -64,7 +64,7 @@ def build(
     """Encode every item once; what an interrupted build finished is kept.
 
     Training with the same encoders, data and options then reads it. On several GPUs or processes:
-    torchrun --nproc_per_node=N -m fluxtalk.train.features.cli build OPTIONS
+    torchrun --nproc-per-node=N -m fluxtalk.train.features.cli build OPTIONS
     """
     options = CacheOptions(feature_dtype, feature_pca, feature_pool)
     # Only here: `--help` and bad options must not wait for torch.

@@ -1,6 +1,6 @@
 """One training step's gradient: head and loss over the whole global batch, in as many forward passes as fit.
 
-With one forward pass it is plain back-propagation. With several (``--accum_steps``) the gradient is *cached*: all
+With one forward pass it is plain back-propagation. With several (``--accum-steps``) the gradient is *cached*: all
 passes run without a graph, the loss over all their tokens gives each token's gradient, and every pass runs again,
 with the same random draws, to carry its tokens' gradient on to the parameters. Negatives then span the whole batch,
 the memory of activations is one pass's, and the numbers are the same (Gao et al. 2021, "Scaling Deep Contrastive

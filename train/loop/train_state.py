@@ -88,8 +88,8 @@ def advice(folder: RunFolder) -> str:
     kept = f"the last good checkpoint is {folder.last}" if folder.last.is_file() else "no checkpoint was written yet"
     # Another run can begin with the head of a run only if that run has a description.
     usable = folder.best.is_file() and folder.description.is_file()
-    begin = f" (--init_from {folder.root} takes its best head)" if usable else ""
-    return f"{kept}. Begin another run{begin} with a lower --learning_rate, or check the features."
+    begin = f" (--init-from {folder.root} takes its best head)" if usable else ""
+    return f"{kept}. Begin another run{begin} with a lower --learning-rate, or check the features."
 
 
 class StopSignal:

@@ -46,13 +46,13 @@ def require_same_run(
     if changed:
         raise CheckpointError(
             f"--resume continues {folder.root} with the encoders it began with, and that of {', '.join(changed)} is "
-            "another; name the stage 1 checkpoint of that run with --stage1_checkpoint, or begin another run."
+            "another; name the stage 1 checkpoint of that run with --stage1-checkpoint, or begin another run."
         )
     if before.global_batch != global_batch:
         raise UsageError(
             f"--resume continues {folder.root} with {before.global_batch} pairs in each step, on "
             f"{before.processes} process(es), and {processes} make it {global_batch} here; "
-            "start as many processes, or choose the --batch_size that keeps it."
+            "start as many processes, or choose the --batch-size that keeps it."
         )
 
 

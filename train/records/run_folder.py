@@ -18,6 +18,7 @@ from fluxtalk.artifacts.files import Identity, write_atomically
 from fluxtalk.artifacts.run import RunDescription, RunFolder, RunInfo, read_description
 from fluxtalk.errors import CheckpointError, UsageError
 from fluxtalk.train.config import TrainConfig
+from fluxtalk.train.option_types import spelled
 
 _RESUMED_ANYWHERE = {
     "accum_steps", "batch_size", "cache_dir", "data", "device", "output_dir", "log_name", "stage1_checkpoint"
@@ -39,17 +40,17 @@ def check_run_folder(config: TrainConfig, resume: bool) -> RunFolder:
     if not resume:
         if not folder.is_free():
             going_on = "continue it with --resume, or choose" if folder.last.is_file() else "choose"
-            raise UsageError(f"{folder.root} is not empty; {going_on} another --output_dir or --log_name.")
+            raise UsageError(f"{folder.root} is not empty; {going_on} another --output-dir or --log-name.")
         return folder
     if not folder.last.is_file():
-        otherwise = "run without --resume" if folder.is_free() else "name the run's --output_dir and --log_name"
+        otherwise = "run without --resume" if folder.is_free() else "name the run's --output-dir and --log-name"
         raise CheckpointError(
             f"There is nothing to resume in {folder.root}: {folder.last} does not exist; {otherwise}."
         )
     before, now = read_description(folder.root).options, config.to_dict()
     changed = sorted(name for name in now if name not in _RESUMED_ANYWHERE and before.get(name) != now[name])
     if changed:
-        listed = ", ".join(f"--{name} {before.get(name)} became {now[name]}" for name in changed)
+        listed = ", ".join(f"{spelled(name)} {before.get(name)} became {now[name]}" for name in changed)
         raise UsageError(f"--resume continues {folder.root} with the options it began with; here {listed}.")
     return folder
 
@@ -69,7 +70,7 @@ def lock_run_folder(folder: RunFolder) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise UsageError(
-            f"Another training is writing to {folder.root}; wait until it ends, or choose another --log_name."
+            f"Another training is writing to {folder.root}; wait until it ends, or choose another --log-name."
         ) from None
     try:
         yield

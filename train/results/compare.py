@@ -77,7 +77,7 @@ def compare(runs: Sequence[RunHistory], align_by: Sequence[str] = REGISTER_CONFI
     if tuple(align_by) != REGISTER_CONFIGURATION:
         for name in align_by:
             if name not in known:
-                raise UsageError(f"--align_by names options that runs state ({', '.join(known)}); got {name!r}.")
+                raise UsageError(f"--align-by names options that runs state ({', '.join(known)}); got {name!r}.")
     keys = [tuple(_key(run.options.get(name, NOT_STATED)) for name in align_by) for run in runs]
     distinct = list(dict.fromkeys(keys))
     order = sorted(range(len(runs)), key=lambda index: distinct.index(keys[index]))

@@ -38,7 +38,7 @@ def main(runs: tuple[Path, ...], output: Path | None, as_json: bool, align_by: s
     """
     names = [name.strip() for name in align_by.split(",")]
     if not all(names) or len(set(names)) < len(names):
-        raise UsageError(f"--align_by takes names of options, separated by commas, each once; got {align_by!r}.")
+        raise UsageError(f"--align-by takes names of options, separated by commas, each once; got {align_by!r}.")
     comparison = compare([read_history(path) for path in runs], names)
     if output is not None:
         draw(comparison, output)

@@ -105,10 +105,10 @@ def _require_same_encoders(checkpoint: HeadCheckpoint, path: Path, inputs: Input
     if read != encoded:
         raise CheckpointError(
             f"{path} reads {', '.join(read)}, but {config.stage1_checkpoint} encodes {', '.join(encoded)}; "
-            "name a head on these encoders with --checkpoint, or its own encoders with --stage1_checkpoint."
+            "name a head on these encoders with --checkpoint, or its own encoders with --stage1-checkpoint."
         )
     if checkpoint.stage1_hash != inputs.stage1.content_hash():
         raise CheckpointError(
             f"{path} was not trained on the encoders of {config.stage1_checkpoint}; "
-            "name a head on them with --checkpoint, or its own stage 1 checkpoint with --stage1_checkpoint."
+            "name a head on them with --checkpoint, or its own stage 1 checkpoint with --stage1-checkpoint."
         )

@@ -74,7 +74,7 @@ def open_run(root: Path, stage1_checkpoint: Path | None = None) -> TrainedRun:
     stage1 = load_stage1(path)
     if stage1.content_hash() != head.stage1_hash:
         raise CheckpointError(
-            f"{path} is not the stage 1 checkpoint that {root} was trained on; name that one with --stage1_checkpoint."
+            f"{path} is not the stage 1 checkpoint that {root} was trained on; name that one with --stage1-checkpoint."
         )
     return TrainedRun(description, head, stage1, description.folder.read_results())
 
@@ -109,7 +109,7 @@ def find_stage1(run: RunDescription) -> Path:
             return path
     raise CheckpointError(
         f"The stage 1 checkpoint of {run.folder.root} is not at {candidates[0]} any more, nor at {candidates[1]}; "
-        "say where it is with --stage1_checkpoint."
+        "say where it is with --stage1-checkpoint."
     )
 
 

@@ -175,13 +175,13 @@ def build_objective(
         UsageError: it is unknown, or there is no complementary token for it.
     """
     if name not in OBJECTIVES:
-        raise UsageError(f"--complementary_objective is one of {', '.join(OBJECTIVES)}; got {name!r}.")
+        raise UsageError(f"--complementary-objective is one of {', '.join(OBJECTIVES)}; got {name!r}.")
     if name == "none":
         return None
     if num_complementary < 1:
         raise UsageError(
-            f"--complementary_objective {name} needs a complementary token; "
-            "set --num_overlapping_tokens below --num_register_tokens."
+            f"--complementary-objective {name} needs a complementary token; "
+            "set --num-overlapping-tokens below --num-register-tokens."
         )
     if name == "contrast":
         return Contrast(correlation_weight)

@@ -165,9 +165,9 @@ def test_what_no_run_left_is_not_written_over(config: TrainConfig) -> None:
     check_run_folder(config, resume=False)
     for name in ("notes.txt", "metrics.jsonl", "checkpoints/best.safetensors"):
         (folder.root / name).write_text("mine")
-        with pytest.raises(UsageError, match="is not empty; choose another --output_dir or --log_name"):
+        with pytest.raises(UsageError, match="is not empty; choose another --output-dir or --log-name"):
             check_run_folder(config, resume=False)
-        with pytest.raises(CheckpointError, match="name the run's --output_dir and --log_name"):
+        with pytest.raises(CheckpointError, match="name the run's --output-dir and --log-name"):
             check_run_folder(config, resume=True)
         (folder.root / name).unlink()
 
