@@ -92,7 +92,7 @@ def onnx(
         allow_quality_loss=allow_quality_loss,
     )
     opened = open_run(run, stage1_checkpoint)
-    cache = default_cache_dir(cache_dir or opened.config["options"]["cache_dir"])
+    cache = default_cache_dir(cache_dir or opened.description.options["cache_dir"])
     dataset = load_dataset(data or opened.data, cache, opened.stage1.kinds)
     held_out = load_dataset(eval_data, cache, opened.stage1.kinds) if eval_data is not None else None
     bundle = write_bundle(opened, dataset, output, options, click.echo, held_out)

@@ -8,34 +8,39 @@ from typing import Any
 
 import click
 
+from fluxtalk.artifacts.run import RunFolder, read_run_json
 from fluxtalk.console import debug_option, sentence_errors
 from fluxtalk.errors import ArtifactError
 
 
 @click.command(name="inspect")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @debug_option
 @sentence_errors
 def main(path: Path, as_json: bool) -> None:
     """Verify PATH and say what it is: a stage 1 or stage 2 checkpoint, a run, a bundle or an index."""
-    facts = inspect(path)
+    info = inspect(path)
     if as_json:
-        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(info, indent=2, ensure_ascii=False))
         return
-    for line in _lines(facts, ""):
+    for line in _lines(info, ""):
         click.echo(line)
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """Facts about an artifact, by its content; ``kind`` says which it is.
+    """Describe an artifact by its content; ``kind`` says which it is.
 
     Raises:
-        ArtifactError: it is none of ours, or was changed.
+        ArtifactError: it is not an artifact of FluxTalk, or was changed.
     """
     if path.is_dir():
-        for name, read in (("manifest.json", _bundle), ("run.json", _run), ("index.json", _index)):
-            if (path / name).is_file():
+        for file, read in (
+            (path / "manifest.json", _bundle),
+            (RunFolder(path).description, _run),
+            (path / "index.json", _index),
+        ):
+            if file.is_file():
                 return read(path)
     elif path.suffix == ".safetensors":
         return _head(path)
@@ -73,13 +78,11 @@ def _index(path: Path) -> dict[str, Any]:
 
 
 def _run(path: Path) -> dict[str, Any]:
-    from fluxtalk.model.checkpoints.run import read_run_config
-
-    content = read_run_config(path)
-    results = path / "results.json"
-    checkpoints = {p.stem: _head(p)["progress"] for p in sorted((path / "checkpoints").glob("*.safetensors"))}
-    scores = {"test_recall": json.loads(results.read_text())["recall"]} if results.is_file() else {}
-    return {"kind": "run", **content, "checkpoints": checkpoints, **scores}
+    folder = RunFolder(path)
+    checkpoints = {p.stem: _head(p)["progress"] for p in sorted(folder.checkpoints.glob("*.safetensors"))}
+    results = folder.read_results()
+    scores = {"test_recall": results["recall"]} if results is not None else {}
+    return {"kind": "run", **read_run_json(path), "checkpoints": checkpoints, **scores}
 
 
 def _head(path: Path) -> dict[str, Any]:

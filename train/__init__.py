@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fluxtalk.train.config import TrainConfig
-    from fluxtalk.train.loop.callbacks import Callback
+    from fluxtalk.train.loop.train_state import Callback
     from fluxtalk.train.run import FitResult, fit
 
 __all__ = ["Callback", "FitResult", "TrainConfig", "fit"]
@@ -18,7 +18,7 @@ __all__ = ["Callback", "FitResult", "TrainConfig", "fit"]
 def __getattr__(name: str) -> Any:
     import importlib
 
-    homes = {"Callback": "loop.callbacks", "FitResult": "run", "TrainConfig": "config", "fit": "run"}
+    homes = {"Callback": "loop.train_state", "FitResult": "run", "TrainConfig": "config", "fit": "run"}
     if name not in homes:
         raise AttributeError(f"module 'fluxtalk.train' has no attribute {name!r}")
     return getattr(importlib.import_module(f"fluxtalk.train.{homes[name]}"), name)

@@ -1,4 +1,4 @@
-"""``torchrun --nproc_per_node=N -m fluxtalk.train ...`` and ``python -m fluxtalk.train ...``."""
+"""``torchrun --nproc-per-node=N -m fluxtalk.train ...`` and ``python -m fluxtalk.train ...``."""
 
 from fluxtalk.train.cli import main
 

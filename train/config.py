@@ -8,7 +8,7 @@ from typing import Any, Self, get_type_hints
 
 from fluxtalk.artifacts.files import Identity
 from fluxtalk.config import AGGREGATIONS, BLOCK_WEIGHTS, OUTPUT_PROJECTIONS, SCHEDULES, StrictConfig, require
-from fluxtalk.train.option_types import plain
+from fluxtalk.train.option_types import plain, spelled
 
 ENCODE = ("cache", "online")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -138,7 +138,7 @@ class TrainConfig(StrictConfig):
 
     def _check_numbers(self) -> None:
         for name in ("batch_size", "accum_steps", "items_per_id", "epochs", "eval_every", "feature_pool"):
-            require(getattr(self, name) >= 1, f"--{name} is at least 1; got {getattr(self, name)}.")
+            require(getattr(self, name) >= 1, f"{spelled(name)} is at least 1; got {getattr(self, name)}.")
         for name in (
             "complementary_reg_weight",
             "complementary_objective_weight",
@@ -147,40 +147,40 @@ class TrainConfig(StrictConfig):
             "checkpoint_every",
             "feature_pca",
         ):
-            require(getattr(self, name) >= 0, f"--{name} is at least 0; got {getattr(self, name)}.")
+            require(getattr(self, name) >= 0, f"{spelled(name)} is at least 0; got {getattr(self, name)}.")
         require(
             0 < self.learning_rate <= LARGEST_RATE,
-            f"--learning_rate is above 0 and at most {LARGEST_RATE:g}; got {self.learning_rate}.",
+            f"--learning-rate is above 0 and at most {LARGEST_RATE:g}; got {self.learning_rate}.",
         )
-        require(0 <= self.warmup_fraction <= 1, f"--warmup_fraction lies in [0, 1]; got {self.warmup_fraction}.")
-        require(self.gradient_clip > 0, f"--gradient_clip is positive; got {self.gradient_clip}.")
-        require(0 <= self.ema_decay < 1, f"--ema_decay lies in [0, 1); got {self.ema_decay}.")
-        require(0 <= self.view_dropout < 1, f"--view_dropout lies in [0, 1); got {self.view_dropout}.")
+        require(0 <= self.warmup_fraction <= 1, f"--warmup-fraction lies in [0, 1]; got {self.warmup_fraction}.")
+        require(self.gradient_clip > 0, f"--gradient-clip is positive; got {self.gradient_clip}.")
+        require(0 <= self.ema_decay < 1, f"--ema-decay lies in [0, 1); got {self.ema_decay}.")
+        require(0 <= self.view_dropout < 1, f"--view-dropout lies in [0, 1); got {self.view_dropout}.")
         require(-SEEDS <= self.seed < SEEDS, f"--seed has 64 bits, from -2^63 to 2^63 - 1; got {self.seed}.")
         for name, hint in get_type_hints(type(self)).items():
             value = getattr(self, name)
             if hint is float:
-                require(abs(value) <= LARGEST, f"--{name} is at most {LARGEST:g}, for float32; got {value}.")
+                require(abs(value) <= LARGEST, f"{spelled(name)} is at most {LARGEST:g}, for float32; got {value}.")
 
     def _check_words(self) -> None:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
-            require(value in choices, f"--{name} is one of {', '.join(choices)}; got {value!r}.")
+            require(value in choices, f"{spelled(name)} is one of {', '.join(choices)}; got {value!r}.")
         require(
             not self.freeze_registers or self.init_from is not None,
-            "--freeze_registers keeps what another run trained; name it with --init_from.",
+            "--freeze-registers keeps what another run trained; name it with --init-from.",
         )
         require(
             self.complementary_objective != "contrast" or self.token_dropout + self.view_dropout > 0,
-            "--complementary_objective contrast compares two token-dropout views; "
-            "set --view_dropout or --token_dropout above 0.",
+            "--complementary-objective contrast compares two token-dropout views; "
+            "set --view-dropout or --token-dropout above 0.",
         )
         require(
             bool(self.log_name) and "/" not in self.log_name and self.log_name not in (".", ".."),
-            f"--log_name is one folder name; got {self.log_name!r}.",
+            f"--log-name is one folder name; got {self.log_name!r}.",
         )
         require(bool(self.implementation.strip()), "--implementation must not be empty.")
-        require(bool(self.experiment_id.strip()), "--experiment_id must not be empty.")
+        require(bool(self.experiment_id.strip()), "--experiment-id must not be empty.")
 
     @classmethod
     def required(cls) -> tuple[str, ...]:

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from fluxtalk.artifacts.run import FORMAT
 from fluxtalk.errors import UsageError, reason
 from fluxtalk.train.config import RECIPES, TrainConfig
-from fluxtalk.train.option_types import plain
-
-_RUN_FORMAT = "fluxtalk.run"
+from fluxtalk.train.option_types import plain, spelled
 
 
 def read_options(path: Path) -> dict[str, Any]:
@@ -26,7 +25,7 @@ def read_options(path: Path) -> dict[str, Any]:
         UsageError: the file is missing or malformed, or has an unknown option or a value of another type.
     """
     content = _parse(path)
-    if content.get("format") == _RUN_FORMAT:
+    if content.get("format") == FORMAT:
         content = content.get("options", {})
     hints = get_type_hints(TrainConfig)
     for name in content:
@@ -56,7 +55,7 @@ def merged(file: Mapping[str, Any], typed: Mapping[str, Any]) -> TrainConfig:
         options |= source
     missing = [name for name in TrainConfig.required() if name not in options]
     if missing:
-        shown = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
+        shown = ", ".join(spelled(name) for name in missing)
         raise UsageError(f"Training needs {shown}; type it, or set it in the file of --config.")
     return TrainConfig(**options)
 

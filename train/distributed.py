@@ -13,26 +13,26 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fluxtalk.errors import BackendError, UsageError
-from fluxtalk.model.process_group import OneProcess, World
+from fluxtalk.model.process_group import ProcessGroup, SingleProcess
 
 
-class ProcessGroup:
-    """The `World` of an initialized torch.distributed group."""
+class TorchProcessGroup:
+    """The `ProcessGroup` of an initialized torch.distributed group."""
 
     def __init__(self) -> None:
         self.size = dist.get_world_size()
         self.rank = dist.get_rank()
 
-    def gather(self, x: Tensor) -> Tensor:
-        """See `World.gather`."""
+    def all_gather(self, x: Tensor) -> Tensor:
+        """See `ProcessGroup.all_gather`."""
         if x.is_floating_point():
             return _Gather.apply(x)  # type: ignore[no-untyped-call, no-any-return]
         if x.dtype == torch.bool:
             return _all_gather(x.to(torch.uint8)).bool()
         return _all_gather(x)
 
-    def total(self, x: Tensor) -> Tensor:
-        """See `World.total`."""
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
+        """See `ProcessGroup.all_reduce_sum`."""
         home, x = x.device, x.detach().clone()
         if dist.get_backend() == "nccl":
             x = x.cuda()
@@ -61,7 +61,7 @@ def _all_gather(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def process_world(device_name: str) -> Iterator[tuple[World, torch.device]]:
+def join_process_group(device_name: str) -> Iterator[tuple[ProcessGroup, torch.device]]:
     """Join the group that torchrun describes in the environment, if any; leave it at the end.
 
     Args:
@@ -73,7 +73,7 @@ def process_world(device_name: str) -> Iterator[tuple[World, torch.device]]:
     """
     device = _device(device_name)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield OneProcess(), device
+        yield SingleProcess(), device
         return
     # The first optimizer imports it, and it keeps hold of a group that is there by then. The group's threads then
     # outlive it, and now and then abort the process, where they drop a tensor while the interpreter ends.
@@ -83,19 +83,19 @@ def process_world(device_name: str) -> Iterator[tuple[World, torch.device]]:
     # The first process may encode a large data set while the others wait.
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12))
     try:
-        yield ProcessGroup(), device
+        yield TorchProcessGroup(), device
     finally:
         dist.destroy_process_group()
 
 
 @contextmanager
-def wait_for_first(world: World) -> Iterator[None]:
+def wait_for_first(group: ProcessGroup) -> Iterator[None]:
     """Let the first process do the block alone, then the others: they find what it left on disk."""
-    if world.rank:
-        world.total(torch.zeros(1))
+    if group.rank:
+        group.all_reduce_sum(torch.zeros(1))
     yield
-    if not world.rank:
-        world.total(torch.zeros(1))
+    if not group.rank:
+        group.all_reduce_sum(torch.zeros(1))
 
 
 def _device(name: str) -> torch.device:

@@ -12,38 +12,41 @@ import torch
 from torch import Tensor
 
 from fluxtalk.artifacts.files import Identity
+from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.console import progress
 from fluxtalk.errors import TrainingError
 from fluxtalk.model.checkpoints.head import HeadCheckpoint, save_head
 from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.model.losses.register_loss import LossTerms
-from fluxtalk.model.process_group import World
+from fluxtalk.model.process_group import ProcessGroup
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.features.sources import FeatureSource
-from fluxtalk.train.loop.bad_steps import report_bad_step, ways_on
-from fluxtalk.train.loop.callbacks import Callback, Callbacks
 from fluxtalk.train.loop.loader import BatchLoader, read_batch
-from fluxtalk.train.loop.optimizer_step import MakeOptimizer, Update, adamw
-from fluxtalk.train.loop.position import Position
-from fluxtalk.train.loop.rates import Rates
+from fluxtalk.train.loop.optimizer_step import MakeOptimizer, OptimizerStep, adamw
 from fluxtalk.train.loop.sampler import PairRows, PairSampler
-from fluxtalk.train.loop.signals import StopSignal
-from fluxtalk.train.loop.step import NextBatch, TrainingStep
-from fluxtalk.train.loop.training_loss import build_loss
+from fluxtalk.train.loop.step import NextBatch, TrainingStep, build_loss
+from fluxtalk.train.loop.train_state import (
+    Callback,
+    Callbacks,
+    StopSignal,
+    Throughput,
+    TrainState,
+    advice,
+    report_bad_step,
+)
 from fluxtalk.train.records.log import RunLog
-from fluxtalk.train.records.run_folder import RunFolder
 
 Validate = Callable[[TokenHead], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class _Surroundings:
-    """What a run reports to."""
+class _Outputs:
+    """Destinations of a run's checkpoints, records and scores."""
 
     folder: RunFolder
     log: RunLog
     validate: Validate
-    rates: Rates
+    throughput: Throughput
     bar: Any
     """A progress bar; None in all processes but the first."""
 
@@ -66,7 +69,7 @@ class Trainer:
         head: TokenHead,
         sources: Mapping[str, FeatureSource],
         sampler: PairSampler,
-        world: World,
+        group: ProcessGroup,
         stage1_hash: str,
         identity: Identity,
         optimizer: MakeOptimizer = adamw,
@@ -78,14 +81,14 @@ class Trainer:
         self.device = head.device
         self.sources = sources
         self.sampler = sampler
-        self.world = world
+        self.group = group
         self.stage1_hash = stage1_hash
         self.identity = identity
-        self.loss = build_loss(config, head, world, sampler.global_batch).to(self.device)
-        self.step_module = TrainingStep(head, self.loss, config, world, sampler.global_batch)
+        self.loss = build_loss(config, head, group, sampler.global_batch).to(self.device)
+        self.step_module = TrainingStep(head, self.loss, config, group, sampler.global_batch)
         self.steps = config.epochs * sampler.steps_per_epoch
-        self.update = Update(head, self.loss, config, world, self.steps, optimizer)
-        self.position = Position()
+        self.optimizer_step = OptimizerStep(head, self.loss, config, group, self.steps, optimizer)
+        self.state = TrainState()
         self.stop = StopSignal()
         self._callbacks = Callbacks(callbacks)
         self._checkpoint_parts = dict(checkpoint_parts or {})
@@ -99,9 +102,9 @@ class Trainer:
         if next_batch is None:
             rows = self._passes(step)
             next_batch = (read_batch(self.sources, part, self.device) for part in rows).__next__
-        self.update.clear()
+        self.optimizer_step.zero_grad()
         return self.step_module.gradients(
-            self.step_module.draws(step), self.sampler.accum_steps, next_batch, self.update.backward
+            self.step_module.draws(step), self.sampler.accum_steps, next_batch, self.optimizer_step.backward
         )
 
     def step(self, next_batch: NextBatch | None = None) -> tuple[LossTerms, str | None]:
@@ -110,25 +113,25 @@ class Trainer:
         Returns:
             The loss, and what was not finite, if anything: then nothing was updated.
         """
-        terms = self.gradients(self.position.step, next_batch)
-        norm = self.update.combine()
+        terms = self.gradients(self.state.step, next_batch)
+        norm = self.optimizer_step.reduce_and_clip()
         bad = self._unusable(terms, norm)
         if bad is None:
-            self.update.apply(self.position.step)
+            self.optimizer_step.apply(self.state.step)
         else:
-            self.update.skip()
-        self.position.step += 1
-        self.position.skipped_steps += bad is not None
-        self.position.bad_in_a_row = self.position.bad_in_a_row + 1 if bad is not None else 0
+            self.optimizer_step.skip()
+        self.state.step += 1
+        self.state.skipped_steps += bad is not None
+        self.state.bad_in_a_row = self.state.bad_in_a_row + 1 if bad is not None else 0
         return terms, bad
 
     def _unusable(self, terms: LossTerms, norm: Tensor) -> str | None:
         """What of a step is NaN or infinite; the same answer in every process, so that they skip together."""
-        loss = self.world.total(terms.total).item()
+        loss = self.group.all_reduce_sum(terms.total).item()
         if not math.isfinite(loss):
             return f"loss is {loss}"
         # A scaler tries large scales on purpose, and leaves the step out itself where one was too large.
-        if not self.update.scaler.is_enabled() and not math.isfinite(norm.item()):
+        if not self.optimizer_step.scaler.is_enabled() and not math.isfinite(norm.item()):
             return f"gradient's norm is {norm.item()}"
         return None
 
@@ -146,44 +149,44 @@ class Trainer:
                 the last good checkpoint is named.
         """
         self.step_module.train()
-        main = self.world.rank == 0
+        main = self.group.rank == 0
         bar = progress(None, "training", total=self.steps, unit="step") if main else None
         if bar is not None:
-            bar.update(self.position.step)
+            bar.update(self.state.step)
         try:
             with self.stop, BatchLoader(self.sources, self._plan(), self.device) as loader:
-                rates = Rates(loader, self.position.step)
-                return self._run(loader, _Surroundings(folder, log, validate, rates, bar))
+                throughput = Throughput(loader, self.state.step)
+                return self._run(loader, _Outputs(folder, log, validate, throughput, bar))
         finally:
             if bar is not None:
                 bar.close()
 
-    def _run(self, loader: BatchLoader, around: _Surroundings) -> bool:
-        main, every = self.world.rank == 0, self.config.checkpoint_every
-        while self.position.step < self.steps:
+    def _run(self, loader: BatchLoader, outputs: _Outputs) -> bool:
+        main, every = self.group.rank == 0, self.config.checkpoint_every
+        while self.state.step < self.steps:
             terms, bad = self.step(loader.next)
             if bad is not None:
-                report_bad_step(bad, self.position.step, self.position.bad_in_a_row, around.folder, around.log)
-            if around.bar is not None:
-                around.bar.update()
+                report_bad_step(bad, self.state, outputs.folder, outputs.log)
+            if outputs.bar is not None:
+                outputs.bar.update()
             if self._callbacks and main:
-                self._callbacks.on_step(self.position.step, {n: v.item() for n, v in terms.items().items()})
-            epoch, into = divmod(self.position.step, self.sampler.steps_per_epoch)
+                self._callbacks.on_step(self.state.step, {n: v.item() for n, v in terms.items().items()})
+            epoch, into = divmod(self.state.step, self.sampler.steps_per_epoch)
             if into == 0 and main:
-                self._record_epoch(epoch, terms, around)
+                self._record_epoch(epoch, terms, outputs)
             validated = into == 0 and (epoch % self.config.eval_every == 0 or epoch == self.config.epochs)
             if validated:
-                self._validate(epoch, terms, around)
-            elif every and self.position.step % every == 0:
-                self._keep(around, self.is_sound())
+                self._validate(epoch, terms, outputs)
+            elif every and self.state.step % every == 0:
+                self._keep(outputs, self.is_sound())
             if self._stop_requested():
                 if not validated:
-                    self._keep(around, self.is_sound())
+                    self._keep(outputs, self.is_sound())
                 name = signal.Signals(self.stop.number or signal.SIGTERM).name
-                around.log.line(f"stopped by {name} after step {self.position.step}; continue with --resume")
+                outputs.log.line(f"stopped by {name} after step {self.state.step}; continue with --resume")
                 return False
-        if main and not around.folder.best.is_file():
-            raise TrainingError(f"No head that was validated had a finite loss and gradient; {ways_on(around.folder)}")
+        if main and not outputs.folder.best.is_file():
+            raise TrainingError(f"No head that was validated had a finite loss and gradient; {advice(outputs.folder)}")
         return True
 
     def _passes(self, step: int) -> list[PairRows]:
@@ -192,7 +195,7 @@ class Trainer:
         return rows if len(rows) == 1 else rows * 2
 
     def _plan(self) -> Iterator[PairRows]:
-        for step in range(self.position.step, self.steps):
+        for step in range(self.state.step, self.steps):
             yield from self._passes(step)
 
     def is_sound(self) -> bool:
@@ -200,65 +203,65 @@ class Trainer:
 
         Those of a step are of the head before its update, so they do not tell. All processes must call this.
         """
-        terms = self.gradients(min(self.position.step, self.steps - 1))
-        norm = self.update.combine() if not self.update.scaler.is_enabled() else torch.zeros(())
+        terms = self.gradients(min(self.state.step, self.steps - 1))
+        norm = self.optimizer_step.reduce_and_clip() if not self.optimizer_step.scaler.is_enabled() else torch.zeros(())
         bad = self._unusable(terms, norm)
-        self.update.clear()
+        self.optimizer_step.zero_grad()
         return bad is None
 
-    def _record_epoch(self, epoch: int, terms: LossTerms, around: _Surroundings) -> None:
+    def _record_epoch(self, epoch: int, terms: LossTerms, outputs: _Outputs) -> None:
         values = {name: _number(value) for name, value in terms.items().items()}
-        around.log.record(
+        outputs.log.record(
             "train",
             {
                 "epoch": epoch,
-                "step": self.position.step,
+                "step": self.state.step,
                 **values,
                 "temperature": round(1 / self.loss.log_scale.exp().item(), 5),
-                "learning_rate": self.update.learning_rate(self.position.step),
-                "skipped_steps": self.position.skipped_steps,
-                **around.rates.record(self.position.step, self.sampler.global_batch),
+                "learning_rate": self.optimizer_step.learning_rate(self.state.step),
+                "skipped_steps": self.state.skipped_steps,
+                **outputs.throughput.record(self.state.step, self.sampler.global_batch),
             },
         )
-        around.bar.set_postfix(loss=values["total"], refresh=False)
+        outputs.bar.set_postfix(loss=values["total"], refresh=False)
 
-    def _validate(self, epoch: int, terms: LossTerms, around: _Surroundings) -> None:
+    def _validate(self, epoch: int, terms: LossTerms, outputs: _Outputs) -> None:
         sound = self.is_sound()
-        if self.world.rank != 0:
+        if self.group.rank != 0:
             return
         head = self.evaluated_head()
-        scores, loss = around.validate(head), _number(terms.total)
-        around.log.record("validation", {"epoch": epoch, "step": self.position.step, **scores})
-        around.log.line(f"epoch {epoch}/{self.config.epochs} loss {loss} validation score {scores['score']:.4f}")
-        if sound and scores["score"] > self.position.best_score:
-            self.position.best_score = float(scores["score"])
-            self.position.best_epoch = epoch
-            save_head(self._checkpoint(head.state_dict(), {}), around.folder.best)
-        self._keep(around, sound)
-        self._callbacks.on_validation(self.position.step, scores, head)
-        around.rates.restart(self.position.step)
+        scores, loss = outputs.validate(head), _number(terms.total)
+        outputs.log.record("validation", {"epoch": epoch, "step": self.state.step, **scores})
+        outputs.log.line(f"epoch {epoch}/{self.config.epochs} loss {loss} validation score {scores['score']:.4f}")
+        if sound and scores["score"] > self.state.best_score:
+            self.state.best_score = float(scores["score"])
+            self.state.best_epoch = epoch
+            save_head(self._checkpoint(head.state_dict(), {}), outputs.folder.best)
+        self._keep(outputs, sound)
+        self._callbacks.on_validation(self.state.step, scores, head)
+        outputs.throughput.restart(self.state.step)
 
-    def _keep(self, around: _Surroundings, sound: bool) -> None:
+    def _keep(self, outputs: _Outputs, sound: bool) -> None:
         """Write the last checkpoint, unless it would replace a good one by one that is not."""
-        if sound and not self.position.bad_in_a_row:
-            self.save(around.folder)
+        if sound and not self.state.bad_in_a_row:
+            self.save(outputs.folder)
             return
-        around.log.line(
-            f"no checkpoint of step {self.position.step}, whose loss or gradient is not finite; the one before is kept"
+        outputs.log.line(
+            f"no checkpoint of step {self.state.step}, whose loss or gradient is not finite; the one before is kept"
         )
 
     def evaluated_head(self) -> TokenHead:
         """The head that is validated and kept: the average where there is one."""
-        if self.update.average is None:
+        if self.optimizer_step.average is None:
             return self.head
         head = type(self.head).from_config(self.head.config).to(self.device)
-        head.load_state_dict(self.update.average)
+        head.load_state_dict(self.optimizer_step.average)
         return head.eval()
 
     def save(self, folder: RunFolder) -> None:
         """Write the last checkpoint with all that resuming needs (first process only)."""
-        if self.world.rank == 0:
-            save_head(self._checkpoint(self.head.state_dict(), self.update.state()), folder.last)
+        if self.group.rank == 0:
+            save_head(self._checkpoint(self.head.state_dict(), self.optimizer_step.state()), folder.last)
 
     def restore(self, checkpoint: HeadCheckpoint) -> None:
         """Take up the training state of a last checkpoint.
@@ -274,18 +277,18 @@ class Trainer:
                 f"changed (it planned {progress_.get('steps')} steps, this run {self.steps})."
             )
         self.head.load_state_dict(dict(checkpoint.weights))
-        self.update.restore(state)
-        self.position = Position(**{name: progress_[name] for name in Position.__dataclass_fields__})
+        self.optimizer_step.restore(state)
+        self.state = TrainState(**{name: progress_[name] for name in TrainState.__dataclass_fields__})
 
     def _checkpoint(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> HeadCheckpoint:
-        progress_ = {**asdict(self.position), "steps": self.steps}
+        progress_ = {**asdict(self.state), "steps": self.steps}
         return HeadCheckpoint(
             self.head.config, weights, self.stage1_hash, self.identity, progress_, state, **self._checkpoint_parts
         )
 
     def _stop_requested(self) -> bool:
         flag = torch.tensor(float(self.stop.number or 0), device=self.device)
-        return bool(self.world.total(flag).item())
+        return bool(self.group.all_reduce_sum(flag).item())
 
 
 def _number(value: Tensor) -> float | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fluxtalk.artifacts.run import read_description
 from fluxtalk.errors import CheckpointError, UsageError
-from fluxtalk.model.checkpoints.head import HeadCheckpoint, load_head
-from fluxtalk.model.checkpoints.run import read_run_config
+from fluxtalk.model.checkpoints.head import HeadCheckpoint
+from fluxtalk.model.checkpoints.run import load_best_head
 from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.head.token_head import TokenHead
+from fluxtalk.train.option_types import spelled
 
 _SHAPE = (
     "dim",
@@ -23,17 +25,13 @@ _SHAPE = (
 
 
 def old_head(run: Path) -> HeadCheckpoint:
-    """The best head of a run.
+    """Read the best head of a run.
 
     Raises:
-        ArtifactError: the folder is no run.
+        ArtifactError: the folder is not a run.
         CheckpointError: the run has no head yet.
     """
-    read_run_config(run)
-    best = run / "checkpoints" / "best.safetensors"
-    if not best.is_file():
-        raise CheckpointError(f"--init_from {run} has no best head yet; let that run reach a validation first.")
-    return load_head(best)
+    return load_best_head(read_description(run).folder)
 
 
 def begin_with(head: TokenHead, stage1: Stage1, run: Path, freeze: bool) -> tuple[str, ...]:
@@ -52,28 +50,29 @@ def begin_with(head: TokenHead, stage1: Stage1, run: Path, freeze: bool) -> tupl
         CheckpointError: the run has no head, or an old modality has another encoder now.
         UsageError: the head has another shape or reads other features, or nothing would be left to train.
     """
-    described, old = read_run_config(run), old_head(run)
+    described = read_description(run)
+    old = load_best_head(described.folder)
     differing = [name for name in _SHAPE if getattr(old.config, name) != getattr(head.config, name)]
     if differing:
-        listed = ", ".join(f"--{n} {getattr(old.config, n)}" for n in differing)
-        raise UsageError(f"--init_from {run} holds a head of another shape; give its {listed}.")
-    for modality, expected in described["facts"]["encoder_hashes"].items():
+        listed = ", ".join(f"{spelled(n)} {getattr(old.config, n)}" for n in differing)
+        raise UsageError(f"--init-from {run} holds a head of another shape; give its {listed}.")
+    for modality, expected in described.info.encoder_hashes.items():
         part = stage1.modalities.get(modality)
         if part is None or part.content_hash() != expected:
             raise CheckpointError(
-                f"--init_from {run} was trained on another {modality} encoder than the stage 1 checkpoint holds; "
+                f"--init-from {run} was trained on another {modality} encoder than the stage 1 checkpoint holds; "
                 "make one with the same encoders and the new ones beside them."
             )
     for modality, dim in old.config.dims.items():
         if head.config.dims[modality] != dim:
             raise UsageError(
-                f"--init_from {run} reads {modality} features of dimension {dim}, not {head.config.dims[modality]}; "
-                "give its --feature_pca."
+                f"--init-from {run} reads {modality} features of dimension {dim}, not {head.config.dims[modality]}; "
+                "give its --feature-pca."
             )
     new = tuple(name for name in head.config.dims if name not in old.config.dims)
     if freeze and not new:
         raise UsageError(
-            f"--freeze_registers leaves nothing to train: {run} has {', '.join(old.config.dims)} already; "
+            f"--freeze-registers leaves nothing to train: {run} has {', '.join(old.config.dims)} already; "
             "add a modality to stage 1, or leave the option out."
         )
     missing, unexpected = head.load_state_dict(dict(old.weights), strict=False)

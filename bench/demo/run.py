@@ -23,6 +23,7 @@ from PIL import Image
 
 from bench.demo import report as demo_report
 from fluxtalk.artifacts.files import hash_file, hash_json, write_json
+from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.console import debug_option, option, progress, sentence_errors
 from fluxtalk.datasets import PairDataset, load_dataset
 from fluxtalk.errors import FluxTalkError
@@ -202,8 +203,8 @@ def _evaluate(demo: Demo, data: PairDataset, inputs: list[Any]) -> None:
             click.echo(f"  {embedder.describe()}")
             scores = _retrieval(embedder, data)
             _queries(demo, embedder, data)
-        run = json.loads((demo.run / "results.json").read_text())
-        baseline = json.loads((demo.run / "baseline.json").read_text())["recall"]
+        run = json.loads(RunFolder(demo.run).results.read_text())
+        baseline = json.loads(RunFolder(demo.run).baseline_results().read_text())["recall"]
         results = {
             **{
                 name: run[name]

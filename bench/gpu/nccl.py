@@ -16,9 +16,9 @@ import torch.distributed as dist
 
 from bench.gpu.training import largest_difference
 from fluxtalk.artifacts.files import Identity, write_json
-from fluxtalk.model.process_group import OneProcess, World
+from fluxtalk.model.process_group import ProcessGroup, SingleProcess
 from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.distributed import ProcessGroup
+from fluxtalk.train.distributed import TorchProcessGroup
 from fluxtalk.train.inputs import read_inputs
 from fluxtalk.train.run import build_trainer
 
@@ -36,10 +36,10 @@ def main(config_file: Path, output: Path) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend)
     try:
-        worlds: dict[str, World] = {"group": ProcessGroup(), "alone": OneProcess()}
+        groups: dict[str, ProcessGroup] = {"group": TorchProcessGroup(), "alone": SingleProcess()}
         parameters, seconds = {}, {}
-        for name, world in worlds.items():
-            trainer = build_trainer(config, read_inputs(config, world, device), world, Identity())
+        for name, group in groups.items():
+            trainer = build_trainer(config, read_inputs(config, group, device), group, Identity())
             started = time.perf_counter()
             for _ in range(_STEPS):
                 trainer.step()

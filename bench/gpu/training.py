@@ -22,10 +22,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.datasets import glyphs
 from fluxtalk.model.checkpoints.head import load_head
 from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.records.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE1 = ROOT / "bench" / "stage1" / "glyphs.pth"

@@ -55,7 +55,7 @@ def main(run: Path, output: Path | None, compute_capability: str, cache_dir: str
         "precisions": {},
     }
     opened = open_run(run)
-    cache = default_cache_dir(cache_dir or opened.config["options"]["cache_dir"])
+    cache = default_cache_dir(cache_dir or opened.description.options["cache_dir"])
     dataset = load_dataset(opened.data, cache, opened.stage1.kinds)
     with tempfile.TemporaryDirectory() as scratch:
         for number, (precisions, int8) in enumerate(

@@ -28,13 +28,13 @@ from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.datasets import Items, PairDataset, Split
 from fluxtalk.model.checkpoints.stage1 import Stage1, Stage1Modality, save_stage1
 from fluxtalk.model.encoders import EncoderSpec
-from fluxtalk.model.process_group import OneProcess
+from fluxtalk.model.process_group import SingleProcess
 from fluxtalk.preprocess import FeaturesPreprocessor, ImagePreprocessor
 from fluxtalk.runtime.backends.threads import available_cores
 from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.distributed import process_world
+from fluxtalk.train.distributed import join_process_group
 from fluxtalk.train.engine import Trainer
-from fluxtalk.train.features.cache import CachedFeatures
+from fluxtalk.train.features.cached import CachedFeatures
 from fluxtalk.train.features.options import CacheOptions
 from fluxtalk.train.features.sources import cached_features, fitted_reductions
 from fluxtalk.train.inputs import read_inputs
@@ -109,11 +109,11 @@ def training_speed(root: Path, device: str) -> dict[str, Any]:
     config = TrainConfig(
         str(stage1), str(root), "speed", batch_size=_BATCH, cache_dir=str(root / "cache"), device=device
     )
-    with process_world(device) as (world, torch_device):
+    with join_process_group(device) as (group, torch_device):
 
         def trainer(encode: str) -> Trainer:
             chosen = replace(config, encode=encode)
-            return build_trainer(chosen, read_inputs(chosen, world, torch_device), world, Identity())
+            return build_trainer(chosen, read_inputs(chosen, group, torch_device), group, Identity())
 
         started = time.perf_counter()
         cached = trainer("cache")
@@ -150,7 +150,7 @@ def sizes(root: Path) -> dict[str, dict[str, float]]:
     per_item: dict[str, float] = {}
     for name, options in _OPTIONS.items():
         cache = root / "sizes"
-        reductions = fitted_reductions(stage1, data, options, cache, _CPU, OneProcess())
+        reductions = fitted_reductions(stage1, data, options, cache, _CPU, SingleProcess())
         cached = cached_features(stage1, data, "train", "features", cache, _CPU, options, reductions.get("features"))
         per_item[name] = _bytes(cached, cache) / len(cached)
     return {n: {"bytes_per_item": round(b), "relative": round(b / per_item["fp16"], 3)} for n, b in per_item.items()}

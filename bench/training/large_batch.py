@@ -26,7 +26,7 @@ from fluxtalk.model.encoders import Features
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.model.head.token_head import RegisterOutputs
 from fluxtalk.model.losses.register_loss import RegisterTokenLoss
-from fluxtalk.model.process_group import OneProcess
+from fluxtalk.model.process_group import SingleProcess
 from fluxtalk.runtime.backends.threads import available_cores
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
@@ -123,7 +123,7 @@ def _step(rows: int, passes: int) -> Any:
         head = RegisterTokenModule(dict.fromkeys(modalities, _FEATURE), _DIM, dropout=config.dropout)
         sources: dict[str, FeatureSource] = {m: Generated(rows) for m in modalities}
         sampler = PairSampler(split, config.batch_size, 1, 0, 0, passes)
-        trainer = Trainer(config, head, sources, sampler, OneProcess(), "none", Identity())
+        trainer = Trainer(config, head, sources, sampler, SingleProcess(), "none", Identity())
         trainer.step_module.train()
         _, bad = trainer.step()
         assert bad is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -68,6 +69,31 @@ def git_revision(folder: Path | None = None) -> str | None:
 def canonical_json(value: Any) -> str:
     """Spell a JSON value for hashing: sorted keys, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def strict_json(text: str) -> Any:
+    """Decode JSON whose numbers are all finite: neither NaN nor 1e999, which is beyond what a float holds.
+
+    Raises:
+        ValueError: it is not valid JSON, or has another number.
+    """
+    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float, parse_int=_finite_int)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite_float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits} is too large a number")
+    return value
+
+
+def _finite_int(digits: str) -> int:
+    _finite_float(digits)
+    return int(digits)
 
 
 def hash_json(value: Any) -> str:

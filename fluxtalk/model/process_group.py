@@ -1,4 +1,4 @@
-"""The processes that share a batch, as losses see them; `fluxtalk.train.distributed` has the real ones."""
+"""The processes that share a batch, as losses see them; `fluxtalk.train.distributed` joins torchrun's."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from typing import Protocol
 from torch import Tensor
 
 
-class World(Protocol):
+class ProcessGroup(Protocol):
     """The processes that share a batch."""
 
     size: int
     rank: int
 
-    def gather(self, x: Tensor) -> Tensor:
-        """(B, ...) of every process in rank order: (size * B, ...), differentiable."""
+    def all_gather(self, x: Tensor) -> Tensor:
+        """Concatenate (B, ...) of every process in rank order: (size * B, ...), differentiable."""
 
-    def total(self, x: Tensor) -> Tensor:
-        """The sum over all processes, not differentiable."""
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
+        """Sum over all processes, not differentiable."""
 
 
-class OneProcess:
-    """A world of one."""
+class SingleProcess:
+    """A process group of one."""
 
     size = 1
     rank = 0
 
-    def gather(self, x: Tensor) -> Tensor:
-        """The same tensor."""
+    def all_gather(self, x: Tensor) -> Tensor:
+        """Return the same tensor."""
         return x
 
-    def total(self, x: Tensor) -> Tensor:
-        """The same numbers."""
+    def all_reduce_sum(self, x: Tensor) -> Tensor:
+        """Return the same numbers."""
         return x.detach()

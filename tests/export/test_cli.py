@@ -79,7 +79,7 @@ def test_a_moved_stage1_is_found_where_it_is_said_to_be(made: Made, stage1_path:
     config["options"]["stage1_checkpoint"] = config["facts"]["stage1_checkpoint"] = str(tmp_path / "gone.pth")
     config["facts"]["stage1_relative"] = "gone.pth"
     (moved / "run.json").write_text(json.dumps(config))
-    one_sentence(run("onnx", moved, "-o", tmp_path / "bundle"), 1, "gone.pth", "--stage1_checkpoint")
+    one_sentence(run("onnx", moved, "-o", tmp_path / "bundle"), 1, "gone.pth", "--stage1-checkpoint")
     assert not (tmp_path / "bundle").exists()
     done = run("onnx", moved, "-o", tmp_path / "bundle", "--stage1_checkpoint", stage1_path)
     assert done.exit_code == 0, done.output

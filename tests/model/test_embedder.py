@@ -124,10 +124,10 @@ def test_a_run_that_moved_finds_its_stage_1(run: TrainedRun, tmp_path: Path) -> 
 
 
 def test_what_is_no_run_is_refused_by_name(run: TrainedRun, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="nowhere is no training run"):
+    with pytest.raises(ArtifactError, match="nowhere is not a training run"):
         open_run(tmp_path / "nowhere")
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(ArtifactError, match=r"run\.json is no JSON"):
+    with pytest.raises(ArtifactError, match=r"run\.json is not valid JSON"):
         open_run(tmp_path)
     (tmp_path / "run.json").write_text('{"format": "other"}')
     with pytest.raises(ArtifactError, match="does not describe a FluxTalk run"):

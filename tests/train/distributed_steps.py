@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from fluxtalk.artifacts.files import Identity
 from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.distributed import process_world
+from fluxtalk.train.distributed import join_process_group
 from fluxtalk.train.inputs import read_inputs
 from fluxtalk.train.run import build_trainer
 
@@ -19,24 +19,24 @@ from fluxtalk.train.run import build_trainer
 def main(config_file: Path, output: Path) -> None:
     """Write ``gradient.*`` and ``parameter.*`` of the head and the temperature."""
     config = TrainConfig.from_dict(json.loads(config_file.read_text()))
-    with process_world("cpu") as (world, device):
+    with join_process_group("cpu") as (group, device):
         trainer = build_trainer(
             config,
-            read_inputs(config, world, device),
-            world,
+            read_inputs(config, group, device),
+            group,
             Identity(),
             optimizer=lambda module, c: torch.optim.SGD(module.parameters(), lr=c.learning_rate),
         )
         trainer.step_module.train()
         trainer.gradients(0)
-        trainer.update.combine()
+        trainer.optimizer_step.reduce_and_clip()
         tensors = {
             f"gradient.{n}": p.grad.clone() for n, p in trainer.step_module.named_parameters() if p.grad is not None
         }
         for _ in range(5):
             trainer.step()
         tensors |= {f"parameter.{n}": p.detach().clone() for n, p in trainer.step_module.named_parameters()}
-        if world.rank == 0:
+        if group.rank == 0:
             save_file(tensors, output)
     # A group that is left for good has no thread that could get into the way of the interpreter's end.
     left = [name for name in thread_names() if "gloo" in name]

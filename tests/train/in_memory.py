@@ -13,12 +13,12 @@ from fluxtalk.config import HeadConfig
 from fluxtalk.datasets.pairs import Items, Split
 from fluxtalk.model.encoders import Features
 from fluxtalk.model.head.registers import RegisterTokenModule
-from fluxtalk.model.process_group import OneProcess, World
+from fluxtalk.model.process_group import ProcessGroup, SingleProcess
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.features.sources import FeatureSource
-from fluxtalk.train.loop.callbacks import Callback
 from fluxtalk.train.loop.sampler import PairSampler
+from fluxtalk.train.loop.train_state import Callback
 
 IDS, LENGTH, DIM = 24, 5, 6
 
@@ -62,12 +62,12 @@ def split_of(groups: Mapping[str, Sequence[int]]) -> Split:
 def in_memory_trainer(
     config: TrainConfig,
     groups: Mapping[str, Sequence[int]],
-    world: World | None = None,
+    group: ProcessGroup | None = None,
     dtype: torch.dtype = torch.float32,
     callbacks: Sequence[Callback] = (),
 ) -> Trainer:
     """A trainer of a small head with the options given."""
-    world = world or OneProcess()
+    group = group or SingleProcess()
     torch.manual_seed(config.seed)
     shared = {name: getattr(config, name) for name in HeadConfig.__dataclass_fields__ if name != "dims"}
     head = RegisterTokenModule.from_config(HeadConfig(dims=dict.fromkeys(groups, DIM), **shared), config.seed).to(dtype)
@@ -77,10 +77,10 @@ def in_memory_trainer(
     sampler = PairSampler(
         split_of(groups),
         config.batch_size,
-        world.size,
-        world.rank,
+        group.size,
+        group.rank,
         config.seed,
         config.accum_steps,
         config.items_per_id,
     )
-    return Trainer(config, head, sources, sampler, world, "f00d", Identity(), callbacks=callbacks)
+    return Trainer(config, head, sources, sampler, group, "f00d", Identity(), callbacks=callbacks)

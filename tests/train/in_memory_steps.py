@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.distributed import process_world
-from fluxtalk.train.loop.optimizer_step import Update
+from fluxtalk.train.distributed import join_process_group
+from fluxtalk.train.loop.optimizer_step import OptimizerStep
 from tests.train.in_memory import in_memory_trainer, three_modalities
 
 
@@ -21,19 +21,19 @@ def main(cases_file: Path, output: Path) -> None:
     """``cases_file``: case name to options for 8 rows of one process; more processes share them."""
     cases = {name: TrainConfig.from_dict(options) for name, options in json.loads(cases_file.read_text()).items()}
     tensors: dict[str, Tensor] = {}
-    with process_world("cpu") as (world, _):
+    with join_process_group("cpu") as (group, _):
         for name, config in cases.items():
-            shared = dataclasses.replace(config, batch_size=config.batch_size // world.size)
+            shared = dataclasses.replace(config, batch_size=config.batch_size // group.size)
             for dtype in (torch.float32, torch.float64):
-                trainer = in_memory_trainer(shared, three_modalities(), world, dtype)
+                trainer = in_memory_trainer(shared, three_modalities(), group, dtype)
                 trainer.loss.to(dtype)
-                trainer.update = Update(
-                    trainer.head, trainer.loss, shared, world, trainer.steps,
+                trainer.optimizer_step = OptimizerStep(
+                    trainer.head, trainer.loss, shared, group, trainer.steps,
                     lambda module, c: torch.optim.SGD(module.parameters(), lr=c.learning_rate),
                 )  # fmt: skip
                 trainer.step_module.train()
                 trainer.gradients(0)
-                trainer.update.combine()
+                trainer.optimizer_step.reduce_and_clip()
                 prefix = f"{name}.{'float64' if dtype == torch.float64 else 'float32'}"
                 for parameter_name, p in trainer.step_module.named_parameters():
                     gradient = torch.zeros_like(p) if p.grad is None else p.grad
@@ -43,7 +43,7 @@ def main(cases_file: Path, output: Path) -> None:
                     assert bad is None
                 for parameter_name, p in trainer.step_module.named_parameters():
                     tensors[f"{prefix}.parameter.{parameter_name}"] = p.detach().clone()
-        if world.rank == 0:
+        if group.rank == 0:
             save_file(tensors, output)
 
 

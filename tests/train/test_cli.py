@@ -128,7 +128,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(train_config: TrainConfig,
     one_sentence(run(*arguments(train_config, out, stage1_checkpoint=pickled)), 1, "pickled.pth")
     one_sentence(run(*arguments(train_config, out, batch_size=1)), 2, "global batch")
     one_sentence(run(*arguments(train_config, out, nested_dropout_rate=1.0)), 2, "nested_dropout_rate")
-    one_sentence(run(*arguments(train_config, out, learning_rate="inf")), 2, "--learning_rate is a finite number")
+    one_sentence(run(*arguments(train_config, out, learning_rate="inf")), 2, "--learning-rate is a finite number")
     one_sentence(run(*arguments(train_config, out, seed="9" * 23)), 2, "--seed has 64 bits")
     one_sentence(run(*arguments(train_config, out, num_overlapping_tokens=5)), 2, "num_overlapping_tokens", "1..4")
     table = tmp_path / "pairs.csv"
@@ -179,4 +179,4 @@ def test_a_signal_writes_a_checkpoint_and_resume_gives_the_uninterrupted_run(
     for name, tensor in second.training_state.items():
         assert torch.equal(first.training_state[name], tensor), name
     changed = run(*arguments(train_config, tmp_path / "a", **{**long, "learning_rate": 0.5}), "--resume")
-    one_sentence(changed, 2, "--learning_rate")
+    one_sentence(changed, 2, "--learning-rate")

@@ -11,6 +11,7 @@ import pytest
 
 from fluxtalk.errors import UsageError
 from fluxtalk.train.config import TrainConfig
+from fluxtalk.train.option_types import spelled
 
 REQUIRED = {"stage1_checkpoint": "stage1.pth", "output_dir": "runs", "log_name": "run"}
 
@@ -44,7 +45,7 @@ def test_paths_and_numpys_numbers_become_plain() -> None:
     ],
 )
 def test_an_option_of_another_type_is_named(name: str, value: Any, words: str) -> None:
-    with pytest.raises(UsageError, match=f"^--{name} {words}"):
+    with pytest.raises(UsageError, match=f"^{spelled(name)} {words}"):
         TrainConfig(**{**REQUIRED, name: value})
 
 
@@ -57,7 +58,7 @@ def test_an_option_of_another_type_is_named(name: str, value: Any, words: str) -
     ],
 )  # fmt: skip
 def test_a_number_that_cannot_be_meant_is_named(name: str, value: Any) -> None:
-    with pytest.raises(UsageError, match=rf"^--{name} [^\n]*; got [^\n]*\.$"):
+    with pytest.raises(UsageError, match=rf"^{spelled(name)} [^\n]*; got [^\n]*\.$"):
         TrainConfig(**{**REQUIRED, name: value})
 
 

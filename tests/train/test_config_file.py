@@ -57,7 +57,7 @@ def test_toml_json_and_a_run_say_the_same(tmp_path: Path) -> None:
         ("a.toml", "epochs = = 3", "is not valid TOML"),
         ("a.json", "{", "is not valid JSON"),
         ("a.json", "[1]", "is not an object of options"),
-        ("a.json", '{"self_attention": 1}', "--self_attention is True or False; got 1"),
+        ("a.json", '{"self_attention": 1}', "--self-attention is True or False; got 1"),
         ("a.yaml", "epochs: 3", "is a .toml or .json file; got"),
     ],
 )

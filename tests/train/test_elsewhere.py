@@ -18,7 +18,7 @@ from fluxtalk.errors import CheckpointError, DataError, UsageError
 from fluxtalk.export.cli import main as export_main
 from fluxtalk.model.checkpoints.run import TrainedRun, open_run
 from fluxtalk.model.checkpoints.stage1 import load_stage1, save_stage1
-from fluxtalk.model.process_group import OneProcess
+from fluxtalk.model.process_group import SingleProcess
 from fluxtalk.train.cli import main as train_main
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.inputs import inputs_of_run
@@ -80,7 +80,7 @@ def _require_same(root: Path, run: Path) -> None:
     assert json.loads(done.stdout)["recall"] == results["recall"]
     assert "recall_unseen" in json.loads(done.stdout)
     assert open_run(run).data == str(root / "data" / "pairs.csv")
-    _, inputs = inputs_of_run(run, None, None, OneProcess(), CPU)
+    _, inputs = inputs_of_run(run, None, None, SingleProcess(), CPU)
     facts = json.loads((run / "run.json").read_text())["facts"]
     assert inputs.dataset.content_hash == facts["data_hash"]
 
@@ -105,7 +105,7 @@ def test_export_reads_the_data_that_training_read(project: Path, monkeypatch: py
     seen = []
 
     def stop(run: TrainedRun, dataset: PairDataset, *_: object) -> None:
-        seen.append(dataset.content_hash == run.config["facts"]["data_hash"])
+        seen.append(dataset.content_hash == run.description.info.data_hash)
         raise UsageError("far enough")
 
     monkeypatch.setattr("fluxtalk.export.write_bundle.write_bundle", stop)
@@ -136,10 +136,10 @@ def test_what_is_gone_is_said_with_the_places_that_were_tried(project: Path) -> 
     (project / "data").rename(project / "hidden")
     expected = rf"not at {project}/data/pairs\.csv" if by_data else r"which is `data` of .*stage1\.pth, does not exist"
     with pytest.raises(DataError, match=expected):
-        inputs_of_run(run, None, None, OneProcess(), CPU)
+        inputs_of_run(run, None, None, SingleProcess(), CPU)
     (project / "encoders" / "stage1.pth").unlink()
-    with pytest.raises(CheckpointError, match=rf"not at {project}/encoders/stage1\.pth any more.*--stage1_checkpoint"):
-        inputs_of_run(run, None, None, OneProcess(), CPU)
+    with pytest.raises(CheckpointError, match=rf"not at {project}/encoders/stage1\.pth any more.*--stage1-checkpoint"):
+        inputs_of_run(run, None, None, SingleProcess(), CPU)
     assert _evaluated(run).exit_code == 1
 
 

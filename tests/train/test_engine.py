@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.datasets.pairs import Items, Split
 from fluxtalk.errors import TrainingError
 from fluxtalk.model.checkpoints.head import load_head
@@ -25,7 +26,6 @@ from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.model.losses.register_loss import LossTerms
 from fluxtalk.train.loop.optimizer_step import adamw, learning_rate_factor
 from fluxtalk.train.loop.step import NextBatch
-from fluxtalk.train.records.run_folder import RunFolder
 from tests.train.trainers import CONFIG, IDS, make_trainer, registers_of, run_in, same_tensors, score, state_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,7 +42,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path, stop
     step = stopped.step
 
     def stop(next_batch: NextBatch | None = None) -> tuple[LossTerms, str | None]:
-        if stopped.position.step + 1 == stop_after:
+        if stopped.state.step + 1 == stop_after:
             stopped.stop.request(signal.SIGTERM)
         return step(next_batch)
 
@@ -58,7 +58,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path, stop
     resumed.restore(load_head(folder.last))
     assert run_in(resumed, folder.root)
     assert same_tensors(state_of(resumed), state_of(whole))
-    assert dataclasses.astuple(resumed.position) == dataclasses.astuple(whole.position)
+    assert dataclasses.astuple(resumed.state) == dataclasses.astuple(whole.state)
     best, expected = load_head(folder.best), load_head(RunFolder(tmp_path / "whole").best)
     assert best.progress == expected.progress
     assert same_tensors(dict(best.weights), dict(expected.weights))
@@ -128,8 +128,8 @@ def test_the_average_is_what_is_validated_and_kept(tmp_path: Path) -> None:
         trainer.step()
         decay = min(0.9, (1 + step + 1) / (10 + step + 1))
         expected = decay * expected + (1 - decay) * registers_of(trainer).detach()
-    assert trainer.update.average is not None
-    torch.testing.assert_close(trainer.update.average["registers"], expected)
+    assert trainer.optimizer_step.average is not None
+    torch.testing.assert_close(trainer.optimizer_step.average["registers"], expected)
     evaluated = trainer.evaluated_head()
     assert isinstance(evaluated, RegisterTokenModule)
     torch.testing.assert_close(evaluated.registers.detach(), expected)
@@ -141,7 +141,7 @@ def test_the_average_is_what_is_validated_and_kept(tmp_path: Path) -> None:
 
 def test_validation_leaves_training_mode_alone(tmp_path: Path) -> None:
     """A head that stayed in evaluation mode would train without dropout."""
-    from fluxtalk.train.results.embeddings import counted_embeddings
+    from fluxtalk.train.results.score import counted_embeddings
 
     trainer = make_trainer(dataclasses.replace(CONFIG, ema_decay=0.0))
     items = {m: Items(list(range(IDS)), np.arange(IDS), np.ones(IDS, dtype=bool)) for m in ("image", "text")}
@@ -199,7 +199,7 @@ def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
     seen = []
     for _ in range(18):
         trainer.step()
-        seen.append(trainer.update.optimizer.param_groups[0]["lr"])
+        seen.append(trainer.optimizer_step.optimizer.param_groups[0]["lr"])
     assert seen == pytest.approx([CONFIG.learning_rate * learning_rate_factor(s, 18, 0.1) for s in range(18)])
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from fluxtalk.artifacts.run import read_run_json
 from fluxtalk.errors import CheckpointError, UsageError
 from fluxtalk.model.checkpoints.head import load_head
 from fluxtalk.model.checkpoints.stage1 import Stage1, save_stage1
@@ -99,7 +100,7 @@ def test_checkpoints_between_validations(train_config: TrainConfig, tmp_path: Pa
 
 
 def test_run_json_says_everything(made: Made) -> None:
-    content = made.run.config
+    content = read_run_json(made.run.root)
     assert content["facts"]["encoder_hashes"] == {m: p.content_hash() for m, p in made.run.stage1.modalities.items()}
     assert content["facts"]["parameters"] == sum(p.numel() for p in made.run.head.build().parameters())
     assert len(content["facts"]["data_hash"]) == 64
@@ -179,10 +180,10 @@ def test_a_run_that_does_not_fit_is_not_begun_with(
     changed[name] = changed[name] + 1
     other = {**made.run.stage1.modalities}
     other["image"] = dataclasses.replace(other["image"], weights=changed)
-    save_stage1(Stage1(other, data=made.run.config["facts"]["data"]), tmp_path / "other.pth")
+    save_stage1(Stage1(other, data=made.run.description.info.data), tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match="another image encoder"):
         fit(dataclasses.replace(config, stage1_checkpoint=str(tmp_path / "other.pth")))
-    with pytest.raises(UsageError, match="name it with --init_from"):
+    with pytest.raises(UsageError, match="name it with --init-from"):
         dataclasses.replace(train_config, freeze_registers=True)
     assert not (tmp_path / "x").exists()
 

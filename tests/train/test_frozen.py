@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fluxtalk.artifacts.files import Identity
 from fluxtalk.model.checkpoints.stage1 import save_stage1
 from fluxtalk.model.encoders import FrozenEncoder
-from fluxtalk.model.process_group import OneProcess
+from fluxtalk.model.process_group import SingleProcess
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.features.sources import OnlineFeatures
@@ -65,8 +65,8 @@ def trainer(
     config = dataclasses.replace(
         train_config, stage1_checkpoint=str(tmp_path / "stage1.pth"), encode="online", weight_decay=0.5
     )
-    inputs = read_inputs(config, OneProcess(), torch.device("cpu"))
-    return build_trainer(config, inputs, OneProcess(), Identity())
+    inputs = read_inputs(config, SingleProcess(), torch.device("cpu"))
+    return build_trainer(config, inputs, SingleProcess(), Identity())
 
 
 def encoders(trainer: Trainer) -> dict[str, FrozenEncoder]:
@@ -87,7 +87,7 @@ def test_only_the_head_trains(trainer: Trainer) -> None:
         encoder.train()
     for _ in range(3):
         trainer.step()
-    optimized = {id(p) for group in trainer.update.optimizer.param_groups for p in group["params"]}
+    optimized = {id(p) for group in trainer.optimizer_step.optimizer.param_groups for p in group["params"]}
     for modality, encoder in encoders(trainer).items():
         assert not any(module.training for module in encoder.modules())
         for parameter in encoder.parameters():

@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fluxtalk.artifacts.files import Identity
+from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.datasets.pairs import Items, Split
 from fluxtalk.model.encoders import Features
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.model.head.token_head import TokenHead
-from fluxtalk.model.process_group import OneProcess
+from fluxtalk.model.process_group import SingleProcess
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.features.sources import FeatureSource
 from fluxtalk.train.loop.sampler import PairSampler
 from fluxtalk.train.records.log import RunLog
-from fluxtalk.train.records.run_folder import RunFolder
 
 IDS, LENGTH, DIM = 24, 5, 6
 
@@ -76,7 +76,7 @@ def make_trainer(config: TrainConfig = CONFIG) -> Trainer:
     )
     sources: dict[str, FeatureSource] = {"image": Correlated(1), "text": Correlated(2)}
     sampler = PairSampler(split, config.batch_size, 1, 0, config.seed)
-    return Trainer(config, head, sources, sampler, OneProcess(), "f00d", Identity())
+    return Trainer(config, head, sources, sampler, SingleProcess(), "f00d", Identity())
 
 
 def score(head: TokenHead) -> Mapping[str, Any]:
@@ -92,9 +92,9 @@ def run_in(trainer: Trainer, root: Path, validate: Callable[[TokenHead], Mapping
 
 def state_of(trainer: Trainer) -> dict[str, Tensor]:
     state = {f"head.{n}": p for n, p in trainer.step_module.state_dict().items()}
-    assert trainer.update.average is not None
-    state |= {f"average.{n}": p for n, p in trainer.update.average.items()}
-    for index, (_, values) in enumerate(trainer.update.optimizer.state.items()):
+    assert trainer.optimizer_step.average is not None
+    state |= {f"average.{n}": p for n, p in trainer.optimizer_step.average.items()}
+    for index, (_, values) in enumerate(trainer.optimizer_step.optimizer.state.items()):
         state |= {f"optimizer.{index}.{n}": torch.as_tensor(v) for n, v in values.items()}
     return {name: tensor.detach().clone() for name, tensor in state.items()}
 

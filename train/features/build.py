@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -14,14 +12,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fluxtalk.artifacts.files import atomic_file, canonical_json, hash_file, write_atomically, write_json
+from fluxtalk.artifacts.cache import (
+    MANIFEST,
+    CacheKey,
+    CacheManifest,
+    CacheShard,
+    lock_file,
+    read_shard,
+    shard_file,
+    write_pairs,
+)
+from fluxtalk.artifacts.files import atomic_file, hash_file
 from fluxtalk.console import progress
 from fluxtalk.errors import DataError, UsageError
-from fluxtalk.model.process_group import World
-from fluxtalk.train.features.cache import MANIFEST, PAIRS, CacheKey, Manifest, Shard, shard_file
+from fluxtalk.model.process_group import ProcessGroup
 from fluxtalk.train.features.encoding import Encoding
 
 Say = Callable[[str], None]
@@ -35,25 +43,25 @@ _PREPARED_TOGETHER = 32
 
 
 @contextmanager
-def building_turn(folder: Path, world: World, say: Say) -> Iterator[bool]:
+def building_turn(folder: Path, group: ProcessGroup, say: Say) -> Iterator[bool]:
     """Whether this run is to build the cache; then no other run builds it at the same time.
 
-    The first process decides for all of ``world``, which must share the folder.
+    The first process decides for all of ``group``, which must share the folder.
     """
     with ExitStack() as held:
         missing = torch.zeros(1)
-        if world.rank == 0 and not (folder / MANIFEST).is_file():
+        if group.rank == 0 and not (folder / MANIFEST).is_file():
             folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(_locked(folder, say))
             missing[0] = not (folder / MANIFEST).is_file()
             if missing.item():
                 for leftover in folder.glob(".*.tmp"):
                     leftover.unlink()
-        yield bool(world.total(missing).item())
+        yield bool(group.all_reduce_sum(missing).item())
 
 
 def build_cache(
-    encoding: Encoding, key: CacheKey, folder: Path, world: World, say: Say, items_per_shard: int | None = None
+    encoding: Encoding, key: CacheKey, folder: Path, group: ProcessGroup, say: Say, items_per_shard: int | None = None
 ) -> None:
     """Encode every item once into a cache folder; shards that an earlier build finished are kept.
 
@@ -69,7 +77,7 @@ def build_cache(
     items = encoding.items
     per_shard = items_per_shard or _items_per_shard(encoding)
     rows = [range(start, min(start + per_shard, len(items))) for start in range(0, len(items), per_shard)]
-    mine = range(world.rank, len(rows), world.size)
+    mine = range(group.rank, len(rows), group.size)
     todo = [index for index in mine if not _is_finished(folder, index, key, rows[index])]
     if len(todo) < len(mine):
         say(f"{folder.name}: {len(mine) - len(todo)} of {len(mine)} shards are there from an interrupted build")
@@ -83,10 +91,10 @@ def build_cache(
                 write_shard(folder, index, key, rows[index].start, *encoded)
     finally:
         pool.shutdown(cancel_futures=True)
-    world.total(torch.zeros(1))  # every shard is there
-    if world.rank == 0:
+    group.all_reduce_sum(torch.zeros(1))  # every shard is there
+    if group.rank == 0:
         _finish(encoding, key, folder, per_shard, len(rows))
-    world.total(torch.zeros(1))  # and the manifest
+    group.all_reduce_sum(torch.zeros(1))  # and the manifest
 
 
 def write_shard(
@@ -107,8 +115,7 @@ def write_shard(
             with temporary.open("wb") as file:
                 np.save(file, array)
             hashes[path.name] = hash_file(temporary)
-    shard = Shard(key.hash(), start, len(lengths), len(values), hashes)
-    write_json(folder / shard_file(index, "json"), shard.to_dict())
+    CacheShard(key.hash(), start, len(lengths), len(values), hashes).write(folder, index)
 
 
 def quantize(vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,7 +197,7 @@ def _items_per_shard(encoding: Encoding) -> int:
 def _is_finished(folder: Path, index: int, key: CacheKey, rows: range) -> bool:
     """Whether an earlier build left this shard whole."""
     try:
-        shard = Shard.from_dict(json.loads((folder / shard_file(index, "json")).read_text()))
+        shard = read_shard(folder, index)
         expected = (key.hash(), rows.start, len(rows))
         return (shard.key, shard.start, shard.items) == expected and shard.intact(folder)
     except (OSError, ValueError, TypeError, AttributeError, UsageError):
@@ -199,31 +206,29 @@ def _is_finished(folder: Path, index: int, key: CacheKey, rows: range) -> bool:
 
 def _finish(encoding: Encoding, key: CacheKey, folder: Path, per_shard: int, shards: int) -> None:
     """Write the pairs and the manifest, after which the folder is a cache."""
-    pairs = {"ids": list(encoding.split.ids), "groups": encoding.items.groups.tolist()}
-    write_atomically(folder / PAIRS, canonical_json(pairs))
-    records = [Shard.from_dict(json.loads((folder / shard_file(index, "json")).read_text())) for index in range(shards)]
-    Manifest(
+    records = [read_shard(folder, index) for index in range(shards)]
+    CacheManifest(
         key=key,
         dim=encoding.reduction.dim,
         items=len(encoding.items),
         vectors=sum(shard.vectors for shard in records),
         items_per_shard=per_shard,
         reduction=encoding.reduction.config.to_dict(),
-        pairs_sha256=hash_file(folder / PAIRS),
+        pairs_sha256=write_pairs(folder, encoding.split.ids, encoding.items.groups.tolist()),
         shards=tuple(records),
     ).write(folder)
 
 
 @contextmanager
 def _locked(folder: Path, say: Say) -> Iterator[None]:
-    """Hold the folder against other runs; the kernel lets go of it when the process ends, however it ends."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Hold the folder against other runs; the operating system releases it when the process ends, however it ends."""
+    lock = FileLock(lock_file(folder))
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"{folder.name} is being built by another run; waiting for it")
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"{folder.name} is being built by another run; waiting for it")
+        lock.acquire()
+    try:
         yield
     finally:
-        os.close(handle)
+        lock.release()

@@ -64,18 +64,18 @@ def build(
     """Encode every item once; what an interrupted build finished is kept.
 
     Training with the same encoders, data and options then reads it. On several GPUs or processes:
-    torchrun --nproc_per_node=N -m fluxtalk.train.features.cli build OPTIONS
+    torchrun --nproc-per-node=N -m fluxtalk.train.features.cli build OPTIONS
     """
     options = CacheOptions(feature_dtype, feature_pca, feature_pool)
     # Only here: `--help` and bad options must not wait for torch.
-    from fluxtalk.train.distributed import process_world
+    from fluxtalk.train.distributed import join_process_group
     from fluxtalk.train.features.prebuild import prebuild
 
     wanted = None if splits is None else tuple(name.strip() for name in splits.split(","))
     folder = default_cache_dir(cache_dir)
-    with process_world(device) as (world, torch_device):
-        talk = click.echo if world.rank == 0 else lambda _: None
-        prebuild(Path(stage1_checkpoint), data, wanted, folder, options, torch_device, world, talk)
+    with join_process_group(device) as (group, torch_device):
+        talk = click.echo if group.rank == 0 else lambda _: None
+        prebuild(Path(stage1_checkpoint), data, wanted, folder, options, torch_device, group, talk)
 
 
 @main.command(name="list")

@@ -1,20 +1,25 @@
-"""One modality of one split on its way through its frozen encoder."""
+"""Frozen encoders, the data set that they encode, and one modality of one split between them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 
-from fluxtalk.datasets.pairs import Items, Split
-from fluxtalk.errors import DataError, InputError
-from fluxtalk.model.checkpoints.stage1 import Stage1
+from fluxtalk.datasets import load_dataset
+from fluxtalk.datasets.pairs import Items, PairDataset, Split
+from fluxtalk.datasets.places import first_there
+from fluxtalk.errors import DataError, InputError, UsageError
+from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1
 from fluxtalk.model.encoders import Features, FrozenEncoder, described, to_tensors
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
+from fluxtalk.model.process_group import ProcessGroup
 from fluxtalk.preprocess import Preprocessor
+from fluxtalk.train.distributed import wait_for_first
 
 
 @dataclass(frozen=True)
@@ -106,3 +111,37 @@ class Encoding:
             features, mask = self.encoder(*to_tensors(self.preprocess.collate(prepared), self.device))
             reduced: Features = self.reduction(Features(features.float(), mask))
         return reduced
+
+
+def read_encoders_and_data(
+    stage1_checkpoint: Path, data: str | None, cache_dir: Path, group: ProcessGroup
+) -> tuple[Stage1, PairDataset]:
+    """Read frozen encoders and a data set that has items for all of them, the first process before the others.
+
+    Args:
+        data: data set; None takes the one that stage 1 names.
+
+    Raises:
+        CheckpointError: stage 1 cannot be used.
+        UsageError: no data set is named, or it lacks a modality that stage 1 encodes.
+        DataError: the data set cannot be used.
+    """
+    stage1 = load_stage1(stage1_checkpoint)
+    name = data or stage1.data
+    if name is None:
+        raise UsageError(f"{stage1_checkpoint} names no data set; say which with --data.")
+    if data is None and first_there([name]) is None:
+        raise DataError(
+            f"The data set {name}, which is `data` of {stage1_checkpoint}, does not exist; "
+            "put it there, or say with --data where it is."
+        )
+    with wait_for_first(group):
+        dataset = load_dataset(name, cache_dir, stage1.kinds)
+    missing = sorted(set(stage1.modalities) - set(dataset.modalities))
+    if missing:
+        raise UsageError(
+            f"The stage 1 checkpoint encodes {', '.join(stage1.modalities)}, "
+            f"but {name} has {', '.join(dataset.modalities)}: nothing for {', '.join(missing)}; "
+            "rename the columns or choose other --data."
+        )
+    return stage1, dataset

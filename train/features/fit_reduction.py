@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fluxtalk.artifacts.cache import reduction_file
 from fluxtalk.artifacts.files import atomic_file, canonical_json, hash_json
 from fluxtalk.console import progress
 from fluxtalk.datasets.pairs import PairDataset
@@ -18,8 +19,7 @@ from fluxtalk.errors import ArtifactError
 from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.encoders import Features
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig, principal_components
-from fluxtalk.model.process_group import World
-from fluxtalk.train.features.cache import features_folder
+from fluxtalk.model.process_group import ProcessGroup
 from fluxtalk.train.features.encoding import Encoding
 from fluxtalk.train.features.options import CacheOptions
 
@@ -30,12 +30,17 @@ _BATCH = 128
 
 
 def fitted_reductions(
-    stage1: Stage1, dataset: PairDataset, options: CacheOptions, cache_dir: Path, device: torch.device, world: World
+    stage1: Stage1,
+    dataset: PairDataset,
+    options: CacheOptions,
+    cache_dir: Path,
+    device: torch.device,
+    group: ProcessGroup,
 ) -> dict[str, FeatureReduction]:
     """What `options` do to each modality's features; empty where they do nothing.
 
     PCA is fitted by the first process on at most 2,048 random items of the training split, the same in every run,
-    and kept in ``cache_dir``, which all of ``world`` share.
+    and kept in ``cache_dir``, which all of ``group`` share.
 
     Returns:
         Modality to its reduction, on the CPU; a modality that stays as it is, is absent.
@@ -49,7 +54,7 @@ def fitted_reductions(
         dim = part.spec.dim
         config = ReductionConfig(dim, options.pool, options.pca if options.pca < dim else 0)
         if config.pca:
-            reductions[modality] = _fitted(stage1, dataset, modality, config, cache_dir, device, world)
+            reductions[modality] = _fitted(stage1, dataset, modality, config, cache_dir, device, group)
         elif config.pool > 1:
             reductions[modality] = FeatureReduction(config)
     return reductions
@@ -67,7 +72,7 @@ def _fitted(
     config: ReductionConfig,
     cache_dir: Path,
     device: torch.device,
-    world: World,
+    group: ProcessGroup,
 ) -> FeatureReduction:
     key = hash_json(
         {
@@ -79,13 +84,13 @@ def _fitted(
             "items": _SAMPLE_ITEMS,
         }
     )
-    path = features_folder(cache_dir) / f"{modality}-pca{config.pca}-{key[:16]}.safetensors"
-    if world.rank == 0 and not path.is_file():
+    path = reduction_file(cache_dir, modality, config.pca, key)
+    if group.rank == 0 and not path.is_file():
         pooled = FeatureReduction(ReductionConfig(config.dim, config.pool))
         encoding = Encoding.of(stage1, dataset.split("train"), modality, device, pooled)
         reduction = FeatureReduction(config, *principal_components(_sampled_vectors(encoding), config.pca))
         _save(reduction, key, path)
-    world.total(torch.zeros(1))  # the first process has left the file
+    group.all_reduce_sum(torch.zeros(1))  # the first process has left the file
     return _load(config, key, path)
 
 

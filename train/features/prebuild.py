@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from fluxtalk.datasets import PairDataset
-from fluxtalk.model.process_group import World
+from fluxtalk.model.process_group import ProcessGroup
 from fluxtalk.train.features.build import Say
+from fluxtalk.train.features.encoding import read_encoders_and_data
 from fluxtalk.train.features.options import CacheOptions
 from fluxtalk.train.features.sources import CachedFeatures, feature_sources, fitted_reductions
-from fluxtalk.train.inputs import read_encoders_and_data
 
 
 def prebuild(
@@ -22,7 +22,7 @@ def prebuild(
     cache_dir: Path,
     options: CacheOptions,
     device: torch.device,
-    world: World,
+    group: ProcessGroup,
     say: Say,
 ) -> None:
     """Build, or find built, the caches of every modality of some splits.
@@ -36,13 +36,13 @@ def prebuild(
         UsageError: no data set is named, or it lacks a modality that stage 1 encodes.
         DataError: the data set cannot be used, or has no such split.
     """
-    stage1, dataset = read_encoders_and_data(stage1_checkpoint, data, cache_dir, world)
+    stage1, dataset = read_encoders_and_data(stage1_checkpoint, data, cache_dir, group)
     for note in dataset.notes:
         say(f"warning: {note}")
     chosen = [dataset.split(split).name for split in splits] if splits is not None else _splits_with_items(dataset)
-    reductions = fitted_reductions(stage1, dataset, options, cache_dir, device, world)
+    reductions = fitted_reductions(stage1, dataset, options, cache_dir, device, group)
     for split in chosen:
-        sources = feature_sources(stage1, dataset, split, "cache", cache_dir, device, options, reductions, world, say)
+        sources = feature_sources(stage1, dataset, split, "cache", cache_dir, device, options, reductions, group, say)
         for modality, source in sources.items():
             assert isinstance(source, CachedFeatures)  # what `encode="cache"` gives
             manifest = source.manifest

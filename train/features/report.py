@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
+from fluxtalk.artifacts.cache import MANIFEST, count_shards, features_folder
 from fluxtalk.errors import ArtifactError
-from fluxtalk.train.features.cache import MANIFEST, CachedFeatures, features_folder
+from fluxtalk.train.features.cached import CachedFeatures
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ def report_caches(cache_dir: Path, verify: bool) -> Iterator[CacheEntry]:
 def _entry(path: Path, verify: bool) -> CacheEntry:
     size = sum(file.stat().st_size for file in path.iterdir())
     if not (path / MANIFEST).is_file():
-        shards = len(list(path.glob("[0-9]*.json")))
-        return CacheEntry(path.name, size, f"{shards} shards; building it again goes on from there", "unfinished")
+        return CacheEntry(
+            path.name, size, f"{count_shards(path)} shards; building it again goes on from there", "unfinished"
+        )
     try:
         manifest = CachedFeatures(path, torch.device("cpu"), verify=verify).manifest
     except ArtifactError as error:

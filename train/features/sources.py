@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fluxtalk.artifacts.cache import CacheKey
 from fluxtalk.artifacts.files import hash_json
 from fluxtalk.datasets.pairs import PairDataset
 from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.encoders import Features
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
-from fluxtalk.model.process_group import OneProcess, World
+from fluxtalk.model.process_group import ProcessGroup, SingleProcess
 from fluxtalk.train.features.build import Say, build_cache, building_turn
-from fluxtalk.train.features.cache import CachedFeatures, CacheKey
+from fluxtalk.train.features.cached import CachedFeatures
 from fluxtalk.train.features.encoding import Encoding
 from fluxtalk.train.features.fit_reduction import fitted_reductions, reduced_dims
 from fluxtalk.train.features.options import CacheOptions
@@ -114,13 +115,13 @@ def cached_features(
     device: torch.device,
     options: CacheOptions | None = None,
     reduction: FeatureReduction | None = None,
-    world: World | None = None,
+    group: ProcessGroup | None = None,
     say: Say = lambda _: None,
 ) -> CachedFeatures:
     """Open the cached features of one split and modality, encoding them first where they are missing.
 
     Args:
-        cache_dir: shared by all processes of ``world``.
+        cache_dir: shared by all processes of ``group``.
         options: how they are stored; its `pca` and `pool` are what ``reduction`` does already.
         say: told what is built.
 
@@ -128,17 +129,17 @@ def cached_features(
         DataError: an item cannot be encoded.
         ArtifactError: the cache is damaged or belongs to something else.
     """
-    options, world = options or CacheOptions(), world or OneProcess()
+    options, group = options or CacheOptions(), group or SingleProcess()
     key = cache_key(stage1, dataset, split, modality, options, reduction)
     folder = key.folder(cache_dir)
-    with building_turn(folder, world, say) as missing:
+    with building_turn(folder, group, say) as missing:
         if missing:
             encoding = Encoding.of(stage1, dataset.split(split), modality, device, reduction)
-            if world.rank == 0:
+            if group.rank == 0:
                 say(f"encoding {len(encoding.items):,} {split} items of {modality} once, into {folder}")
-            build_cache(encoding, key, folder, world, say)
+            build_cache(encoding, key, folder, group, say)
     # What was just written was hashed on the way.
-    return CachedFeatures(folder, device, key, options.verify and not missing, world)
+    return CachedFeatures(folder, device, key, options.verify and not missing, group)
 
 
 def feature_sources(
@@ -150,7 +151,7 @@ def feature_sources(
     device: torch.device,
     options: CacheOptions | None = None,
     reductions: Mapping[str, FeatureReduction] | None = None,
-    world: World | None = None,
+    group: ProcessGroup | None = None,
     say: Say = lambda _: None,
 ) -> dict[str, FeatureSource]:
     """The sources of every modality of one split.
@@ -159,19 +160,19 @@ def feature_sources(
         encode: ``cache`` or ``online``.
         options: how a cache is stored, and what reduces features; defaults keep them as they are.
         reductions: of a head that exists already; where absent, `fitted_reductions` of the options.
-        world: the processes that build a cache together; all of them must call this then.
+        group: the processes that build a cache together; all of them must call this then.
         say: told what is built.
 
     Raises:
         DataError: an item cannot be encoded, or the split lacks a modality.
         ArtifactError: a cache is damaged or belongs to something else.
     """
-    options, world = options or CacheOptions(), world or OneProcess()
+    options, group = options or CacheOptions(), group or SingleProcess()
     if reductions is None:
-        reductions = fitted_reductions(stage1, dataset, options, cache_dir, device, world)
+        reductions = fitted_reductions(stage1, dataset, options, cache_dir, device, group)
     if encode == "cache":
         return {
-            m: cached_features(stage1, dataset, split, m, cache_dir, device, options, reductions.get(m), world, say)
+            m: cached_features(stage1, dataset, split, m, cache_dir, device, options, reductions.get(m), group, say)
             for m in stage1.modalities
         }
     return {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.model.losses.register_loss import RegisterTokenLoss
-from fluxtalk.model.process_group import World
+from fluxtalk.model.process_group import ProcessGroup
 from fluxtalk.train.config import TrainConfig
 
 MakeOptimizer = Callable[[nn.Module, TrainConfig], torch.optim.Optimizer]
@@ -40,7 +40,7 @@ def learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-class Update:
+class OptimizerStep:
     """Applies gradients to a head and its loss.
 
     Args:
@@ -53,14 +53,14 @@ class Update:
         head: TokenHead,
         loss: RegisterTokenLoss,
         config: TrainConfig,
-        world: World,
+        group: ProcessGroup,
         steps: int,
         optimizer: MakeOptimizer = adamw,
     ) -> None:
         self.head = head
         self.loss = loss
         self.config = config
-        self.world = world
+        self.group = group
         self.steps = steps
         both = nn.ModuleDict({"head": head, "loss": loss})
         self.optimizer = optimizer(both, config)
@@ -74,7 +74,7 @@ class Update:
         """The rate of step ``step`` (from 0)."""
         return self.config.learning_rate * learning_rate_factor(step, self.steps, self.config.warmup_fraction)
 
-    def clear(self) -> None:
+    def zero_grad(self) -> None:
         """Forget the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -82,12 +82,12 @@ class Update:
         """Back-propagate a loss, scaled where float16 needs it."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
-    def combine(self) -> Tensor:
+    def reduce_and_clip(self) -> Tensor:
         """Average the gradients over the processes, then clip them; the norm before, the same in every process."""
-        if self.world.size > 1:
+        if self.group.size > 1:
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._trained]
             # One exchange for all: a head has few parameters, in many small tensors.
-            flat = self.world.total(torch.cat([g.reshape(-1) for g in gradients])) / self.world.size
+            flat = self.group.all_reduce_sum(torch.cat([g.reshape(-1) for g in gradients])) / self.group.size
             for parameter, part in zip(
                 self._trained, torch.split(flat, [p.numel() for p in self._trained]), strict=True
             ):
@@ -112,7 +112,7 @@ class Update:
         """Leave a step out whose loss or gradient cannot be used."""
         if self.scaler.is_enabled():
             self.scaler.update()
-        self.clear()
+        self.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
         """Everything but the head's weights that going on needs."""

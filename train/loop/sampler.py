@@ -64,14 +64,14 @@ class PairSampler:
         self.global_batch = rows * passes
         if self.global_batch % items_per_id:
             raise UsageError(
-                f"The global batch of {self.global_batch} rows does not divide into --items_per_id {items_per_id}; "
-                "choose another --batch_size."
+                f"The global batch of {self.global_batch} rows does not divide into --items-per-id {items_per_id}; "
+                "choose another --batch-size."
             )
         self._ids_per_batch = self.global_batch // items_per_id
         if self._ids_per_batch < 2:
             raise UsageError(
                 "A contrastive step needs a global batch of at least 2 ids; "
-                f"--batch_size {batch_size_per_process} with {processes} process(es) "
+                f"--batch-size {batch_size_per_process} with {processes} process(es) "
                 f"on {len(split.ids)} training ids gives {self._ids_per_batch}."
             )
         self.steps_per_epoch = len(split.ids) // self._ids_per_batch

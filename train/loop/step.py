@@ -1,6 +1,6 @@
 """One training step's gradient: head and loss over the whole global batch, in as many forward passes as fit.
 
-With one forward pass it is plain back-propagation. With several (``--accum_steps``) the gradient is *cached*: all
+With one forward pass it is plain back-propagation. With several (``--accum-steps``) the gradient is *cached*: all
 passes run without a graph, the loss over all their tokens gives each token's gradient, and every pass runs again,
 with the same random draws, to carry its tokens' gradient on to the parameters. Negatives then span the whole batch,
 the memory of activations is one pass's, and the numbers are the same (Gao et al. 2021, "Scaling Deep Contrastive
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from fluxtalk.model.head.nested_dropout import derive_seed
 from fluxtalk.model.head.token_dropout import hashed_uniform
 from fluxtalk.model.head.token_head import RegisterOutputs, TokenHead
-from fluxtalk.model.losses.complementary import ComplementaryInputs
+from fluxtalk.model.losses.complementary import ComplementaryInputs, build_objective
 from fluxtalk.model.losses.register_loss import LossTerms, RegisterTokenLoss
-from fluxtalk.model.process_group import World
+from fluxtalk.model.process_group import ProcessGroup
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.loop.loader import Batch
 
@@ -56,6 +56,31 @@ class Draws:
     """Where the loss is taken at several lengths instead."""
 
 
+def build_loss(config: TrainConfig, head: TokenHead, group: ProcessGroup, global_batch: int) -> RegisterTokenLoss:
+    """Build the loss over a head's tokens that the options ask for.
+
+    Args:
+        global_batch: rows of one step over all processes.
+    """
+    sizes = head.config
+    complementary = sizes.num_register_tokens - sizes.num_overlapping_tokens
+    return RegisterTokenLoss(
+        config.complementary_reg_weight,
+        group,
+        contrastive=config.contrastive,
+        aggregation=sizes.aggregation,
+        batch_size=global_batch,
+        objective=build_objective(
+            config.complementary_objective,
+            sizes.dims,
+            sizes.dim,
+            complementary,
+            config.complementary_correlation_weight,
+        ),
+        objective_weight=config.complementary_objective_weight,
+    )
+
+
 class TrainingStep(nn.Module):
     """Head and loss as one module: all that trains.
 
@@ -64,13 +89,13 @@ class TrainingStep(nn.Module):
     """
 
     def __init__(
-        self, head: TokenHead, loss: RegisterTokenLoss, config: TrainConfig, world: World, global_batch: int
+        self, head: TokenHead, loss: RegisterTokenLoss, config: TrainConfig, group: ProcessGroup, global_batch: int
     ) -> None:
         super().__init__()
         self.head = head
         self.loss = loss
         self.config = config
-        self.world = world
+        self.group = group
         self.global_batch = global_batch
         # A bound method: a second module would give every parameter a second name.
         called: nn.Module = torch.compile(head, dynamic=True) if config.compile else head  # type: ignore[assignment]
@@ -119,7 +144,7 @@ class TrainingStep(nn.Module):
 
     def _read(self, batch: Batch, draws: Draws, index: int) -> Read:
         # What PyTorch's own dropout draws: again the same when a pass runs a second time.
-        torch.manual_seed(derive_seed(self.config.seed, "dropout", draws.step, self.world.rank, index))
+        torch.manual_seed(derive_seed(self.config.seed, "dropout", draws.step, self.group.rank, index))
         places = batch.places.cpu()
         lengths = {m: draws.lengths[m][places].to(batch.ids.device) for m in batch.features}
         precision = self.config.precision

@@ -10,8 +10,8 @@ from typing import Any
 from tqdm import tqdm
 
 from fluxtalk.artifacts.files import Identity, write_atomically
+from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.train.records.record_file import read_records
-from fluxtalk.train.records.run_folder import RunFolder
 from fluxtalk.train.records.to_tensorboard import open_tensorboard
 
 
@@ -35,7 +35,7 @@ class RunLog:
         self._tensorboard = None
         if self._folder is not None:
             self._folder.root.mkdir(parents=True, exist_ok=True)
-            self._tensorboard = open_tensorboard(self._folder.root / "tensorboard")
+            self._tensorboard = open_tensorboard(self._folder.tensorboard)
 
     def line(self, text: str) -> None:
         """Print one line with the implementation's prefix, above any progress bar."""
@@ -71,7 +71,7 @@ class RunLog:
             step: the checkpoint's.
 
         Raises:
-            ArtifactError: another line than the last is no record.
+            ArtifactError: another line than the last is not a record.
         """
         if self._folder is None:
             return

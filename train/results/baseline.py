@@ -9,18 +9,17 @@ from typing import Any
 import torch
 
 from fluxtalk.artifacts.files import Identity
+from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.model.checkpoints.head import load_head
 from fluxtalk.model.head.baselines import MeanPoolHead
 from fluxtalk.model.head.token_head import TokenHead
-from fluxtalk.model.process_group import OneProcess
-from fluxtalk.scoring.retrieval import retrieval
+from fluxtalk.model.process_group import SingleProcess
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.inputs import Inputs, build_sampler
 from fluxtalk.train.records.log import RunLog
-from fluxtalk.train.records.run_folder import RunFolder
-from fluxtalk.train.records.run_lock import only_writer
-from fluxtalk.train.results.embeddings import counted_embeddings
+from fluxtalk.train.records.run_folder import lock_run_folder
+from fluxtalk.train.results.score import score_head
 
 
 def train_baseline(config: TrainConfig, inputs: Inputs, folder: RunFolder, projection: str) -> dict[str, Any]:
@@ -50,15 +49,15 @@ def train_baseline(config: TrainConfig, inputs: Inputs, folder: RunFolder, proje
 
 def train_head(head: TokenHead, config: TrainConfig, inputs: Inputs, folder: RunFolder) -> dict[str, Any]:
     """Train a head in this process; leave it with its best weights, and score those on the test split."""
-    world = OneProcess()
-    sampler = build_sampler(config, inputs, world)
+    group = SingleProcess()
+    sampler = build_sampler(config, inputs, group)
     identity = Identity(config.experiment_id, config.implementation)
     stage1_hash = inputs.stage1.content_hash()
-    trainer = Trainer(config, head.to(inputs.device), inputs.sources("train"), sampler, world, stage1_hash, identity)
+    trainer = Trainer(config, head.to(inputs.device), inputs.sources("train"), sampler, group, stage1_hash, identity)
     validation = inputs.dataset.split("validation")
     sources = inputs.sources("validation")
-    with only_writer(folder), closing(RunLog(identity, folder)) as log:
-        trainer.run(folder, log, lambda tried: retrieval(counted_embeddings(tried, sources, validation), validation))
+    with lock_run_folder(folder), closing(RunLog(identity, folder)) as log:
+        trainer.run(folder, log, lambda tried: score_head(tried, sources, validation))
     head.load_state_dict(dict(load_head(folder.best).weights))
     test = inputs.dataset.split("test")
-    return retrieval(counted_embeddings(head, inputs.sources("test"), test), test)
+    return score_head(head, inputs.sources("test"), test)

@@ -31,25 +31,23 @@ def main(run: Path, projection: str, stage1_checkpoint: Path | None, cache_dir: 
     Writes RUN/baseline-PROJECTION/, and its test scores to RUN/baseline.json (baseline-mlp.json for the mlp).
     """
     from fluxtalk.artifacts.files import write_json
-    from fluxtalk.model.checkpoints.run import read_run_config
-    from fluxtalk.train.distributed import process_world
+    from fluxtalk.artifacts.run import RunFolder, read_description
+    from fluxtalk.train.distributed import join_process_group
     from fluxtalk.train.inputs import inputs_of_run
-    from fluxtalk.train.records.run_folder import RunFolder
     from fluxtalk.train.results.baseline import train_baseline
-    from fluxtalk.train.run import recall_lines
+    from fluxtalk.train.results.score import recall_lines
 
-    content = read_run_config(run)
-    folder = RunFolder(run / f"baseline-{projection}")
+    described = read_description(run)
+    folder = RunFolder(run).baseline(projection)
     if folder.root.exists():
         raise UsageError(f"{folder.root} is there already; remove it to train this baseline again.")
-    with process_world(content["options"]["device"]) as (world, device):
-        config, inputs = inputs_of_run(run, stage1_checkpoint, cache_dir, world, device)
+    with join_process_group(described.options["device"]) as (group, device):
+        config, inputs = inputs_of_run(run, stage1_checkpoint, cache_dir, group, device)
         scores = train_baseline(config, inputs, folder, projection)
-    identity = {
-        name: content[name] for name in ("experiment_id", "implementation", "implementation_version", "git_revision")
-    }
-    output = run / ("baseline.json" if projection == "linear" else f"baseline-{projection}.json")
-    write_json(output, {**identity, "baseline": f"mean-pool + {projection}", "split": "test", **scores})
+    output = RunFolder(run).baseline_results(projection)
+    write_json(
+        output, {**described.identity.fields(), "baseline": f"mean-pool + {projection}", "split": "test", **scores}
+    )
     for line in recall_lines(scores["recall"]):
         click.echo(line)
     click.echo(f"{output}")

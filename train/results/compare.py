@@ -9,7 +9,7 @@ from typing import Any
 
 from fluxtalk.artifacts.files import canonical_json
 from fluxtalk.errors import UsageError
-from fluxtalk.train.records.run_records import RunRecords, score_of
+from fluxtalk.train.records.history import RunHistory, score_of
 
 REGISTER_CONFIGURATION = (
     "num_register_tokens",
@@ -23,7 +23,7 @@ NOT_STATED = "-"
 _PLACES = {
     "stage1_checkpoint", "data", "output_dir", "log_name", "cache_dir", "experiment_id", "implementation"
 }  # fmt: skip
-# Facts of our own launcher: another implementation that is silent about them leaves nothing out.
+# Values of our own launcher: another implementation that does not state them leaves nothing out.
 _LAUNCH = {"processes", "global_batch"}
 
 
@@ -31,7 +31,7 @@ _LAUNCH = {"processes", "global_batch"}
 class Comparison:
     """Runs in the order in which they are shown: group by group, and as they were named within a group."""
 
-    runs: tuple[RunRecords, ...]
+    runs: tuple[RunHistory, ...]
     names: tuple[str, ...]
     """What each run is called: its folder's or file's name; its path where two share one."""
     align_by: tuple[str, ...]
@@ -59,7 +59,7 @@ class Comparison:
         }
 
 
-def compare(runs: Sequence[RunRecords], align_by: Sequence[str] = REGISTER_CONFIGURATION) -> Comparison:
+def compare(runs: Sequence[RunHistory], align_by: Sequence[str] = REGISTER_CONFIGURATION) -> Comparison:
     """Align runs by their hyper-parameters.
 
     Args:
@@ -77,7 +77,7 @@ def compare(runs: Sequence[RunRecords], align_by: Sequence[str] = REGISTER_CONFI
     if tuple(align_by) != REGISTER_CONFIGURATION:
         for name in align_by:
             if name not in known:
-                raise UsageError(f"--align_by names options that runs state ({', '.join(known)}); got {name!r}.")
+                raise UsageError(f"--align-by names options that runs state ({', '.join(known)}); got {name!r}.")
     keys = [tuple(_key(run.options.get(name, NOT_STATED)) for name in align_by) for run in runs]
     distinct = list(dict.fromkeys(keys))
     order = sorted(range(len(runs)), key=lambda index: distinct.index(keys[index]))
@@ -100,20 +100,20 @@ def _key(value: Any) -> str:
     return canonical_json(float(value) if number else value)
 
 
-def _differs(name: str, runs: Sequence[RunRecords]) -> bool:
+def _differs(name: str, runs: Sequence[RunHistory]) -> bool:
     """Whether runs that state an option state different values."""
     return len({_key(run.options[name]) for run in runs if name in run.options}) > 1
 
 
-def _names(runs: Sequence[RunRecords]) -> tuple[str, ...]:
+def _names(runs: Sequence[RunHistory]) -> tuple[str, ...]:
     short = [run.path.stem if run.path.suffix == ".jsonl" else run.path.resolve().name for run in runs]
     return tuple(str(run.path) if short.count(name) > 1 else name for run, name in zip(runs, short, strict=True))
 
 
-def _notes(runs: Sequence[RunRecords], names: Sequence[str]) -> tuple[str, ...]:
+def _notes(runs: Sequence[RunHistory], names: Sequence[str]) -> tuple[str, ...]:
     notes = [
-        *_fact_notes(runs, names, "data_hash", "other data", "whether it saw the same data"),
-        *_fact_notes(runs, names, "encoder_hashes", "other encoders", "whether its encoders are the same"),
+        *_info_notes(runs, names, "data_hash", "other data", "whether it saw the same data"),
+        *_info_notes(runs, names, "encoder_hashes", "other encoders", "whether its encoders are the same"),
         *_split_notes(runs, names),
     ]
     known = dict.fromkeys(name for run in runs for name in run.options if name not in _PLACES | _LAUNCH)
@@ -128,19 +128,19 @@ def _notes(runs: Sequence[RunRecords], names: Sequence[str]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _fact_notes(runs: Sequence[RunRecords], names: Sequence[str], fact: str, other: str, unknown: str) -> list[str]:
+def _info_notes(runs: Sequence[RunHistory], names: Sequence[str], field: str, other: str, unknown: str) -> list[str]:
     if len(runs) < 2:
         return []
-    stated = [run.facts.get(fact) for run in runs]
-    notes = _partition_note(names, stated, f"Not comparable, {other}", lambda value: _short(fact, value))
+    stated = [run.info.get(field) for run in runs]
+    notes = _partition_note(names, stated, f"Not comparable, {other}", lambda value: _short(field, value))
     return notes + [
-        f"{name} does not state its {fact}: {unknown} as the others' cannot be told."
+        f"{name} does not state its {field}: {unknown} as the others' cannot be told."
         for name, value in zip(names, stated, strict=True)
         if value is None
     ]
 
 
-def _split_notes(runs: Sequence[RunRecords], names: Sequence[str]) -> list[str]:
+def _split_notes(runs: Sequence[RunHistory], names: Sequence[str]) -> list[str]:
     notes = _partition_note(names, [run.scored_on for run in runs], "Not comparable, recall of other splits", str)
     # Equal chances do not prove equal galleries, but different ones prove different galleries.
     for direction in dict.fromkeys(d for run in runs for d in _chance(run)):
@@ -166,18 +166,18 @@ def _partition_note(names: Sequence[str], values: Sequence[Any], problem: str, s
     return [f"{problem} ({listed})."]
 
 
-def _short(fact: str, value: Any) -> str:
+def _short(field: str, value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{modality} {str(part)[:8]}" for modality, part in value.items())
-    return f"{fact} {str(value)[:8]}"
+    return f"{field} {str(value)[:8]}"
 
 
-def _chance(run: RunRecords) -> Mapping[str, Any]:
+def _chance(run: RunHistory) -> Mapping[str, Any]:
     chance: Mapping[str, Any] = run.scored.get("chance", {}) if run.scored else {}
     return chance
 
 
-def _run_dict(name: str, group: int, run: RunRecords) -> dict[str, Any]:
+def _run_dict(name: str, group: int, run: RunHistory) -> dict[str, Any]:
     best = run.best_validation
     return {
         "name": name,

@@ -9,7 +9,7 @@ import click
 
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.errors import UsageError
-from fluxtalk.train.records.run_records import read_run
+from fluxtalk.train.records.history import read_history
 from fluxtalk.train.results.compare import REGISTER_CONFIGURATION, compare
 from fluxtalk.train.results.compare_plot import draw
 from fluxtalk.train.results.compare_table import table_lines
@@ -38,8 +38,8 @@ def main(runs: tuple[Path, ...], output: Path | None, as_json: bool, align_by: s
     """
     names = [name.strip() for name in align_by.split(",")]
     if not all(names) or len(set(names)) < len(names):
-        raise UsageError(f"--align_by takes names of options, separated by commas, each once; got {align_by!r}.")
-    comparison = compare([read_run(path) for path in runs], names)
+        raise UsageError(f"--align-by takes names of options, separated by commas, each once; got {align_by!r}.")
+    comparison = compare([read_history(path) for path in runs], names)
     if output is not None:
         draw(comparison, output)
     if as_json:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fluxtalk.artifacts.files import atomic_file
 from fluxtalk.errors import BackendError, DataError, UsageError
-from fluxtalk.train.records.run_records import RunRecords, score_of
+from fluxtalk.train.records.history import RunHistory, score_of
 from fluxtalk.train.results.compare import Comparison
 
 FORMATS = ("png", "svg", "pdf")
@@ -90,13 +90,13 @@ def _panels(comparison: Comparison) -> Iterator[_Panel]:
             yield panel
 
 
-def _recall_points(run: RunRecords, direction: str) -> list[tuple[float, float]]:
+def _recall_points(run: RunHistory, direction: str) -> list[tuple[float, float]]:
     recall = run.scored.get("recall", {}).get(direction, {}) if run.scored else {}
     points = [(int(k), 100 * by_cutoff[_CUTOFF]) for k, by_cutoff in recall.items() if _CUTOFF in by_cutoff]
     return sorted(points)
 
 
-def _chance(runs: Sequence[RunRecords], direction: str) -> str:
+def _chance(runs: Sequence[RunHistory], direction: str) -> str:
     """What a random order would reach, where all runs state the same; no line, which would flatten the curves."""
     chances = {run.scored.get("chance", {}).get(direction, {}).get(_CUTOFF) for run in runs if run.scored}
     if len(chances) != 1 or chances == {None}:

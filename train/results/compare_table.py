@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fluxtalk.train.records.run_records import RunRecords, score_of
+from fluxtalk.train.records.history import RunHistory, score_of
 from fluxtalk.train.results.compare import NOT_STATED, Comparison
 
 _GAP = "  "
@@ -37,7 +37,7 @@ def table_lines(comparison: Comparison) -> list[str]:
     return [*_columns(rows), "", grouped, *(f"note: {note}" for note in comparison.notes)]
 
 
-def _recall_rows(direction: str, runs: Sequence[RunRecords]) -> list[tuple[str, Sequence[str]]]:
+def _recall_rows(direction: str, runs: Sequence[RunHistory]) -> list[tuple[str, Sequence[str]]]:
     recalls = [run.scored.get("recall", {}).get(direction, {}) if run.scored else {} for run in runs]
     ks = sorted({int(k) for recall in recalls for k in recall})
     cutoffs = sorted({int(c) for recall in recalls for by_cutoff in recall.values() for c in by_cutoff})
@@ -51,12 +51,12 @@ def _cell(by_cutoff: dict[str, float], cutoffs: Sequence[int]) -> str:
     return " / ".join(f"{100 * by_cutoff[str(c)]:.1f}" if str(c) in by_cutoff else NOT_STATED for c in cutoffs)
 
 
-def _best(run: RunRecords) -> str:
+def _best(run: RunHistory) -> str:
     best = run.best_validation
     return NOT_STATED if best is None else f"{100 * (score_of(best) or 0.0):.2f} (step {best['step']:,})"
 
 
-def _scored_on(run: RunRecords) -> str:
+def _scored_on(run: RunHistory) -> str:
     if run.scored is None or run.scored_on is None:
         return NOT_STATED
     return "test" if run.scored_on == "test" else f"validation, step {run.scored['step']:,}"

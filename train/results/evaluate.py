@@ -8,14 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fluxtalk.artifacts.run import RunFolder, read_description
 from fluxtalk.errors import CheckpointError
 from fluxtalk.model.checkpoints.head import HeadCheckpoint, load_head
-from fluxtalk.model.checkpoints.run import read_run_config
-from fluxtalk.scoring.retrieval import retrieval
 from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.distributed import process_world
+from fluxtalk.train.distributed import join_process_group
 from fluxtalk.train.inputs import Inputs, config_of_run, read_inputs
-from fluxtalk.train.results.embeddings import counted_embeddings
+from fluxtalk.train.results.score import score_head
 
 _AVERAGE = "average."
 """What a moving average's tensors are called in the training state."""
@@ -40,9 +39,8 @@ class Evaluation:
     @property
     def path(self) -> Path:
         """The checkpoint's file."""
-        if self.checkpoint in ("best", "last"):
-            return self.run / "checkpoints" / f"{self.checkpoint}.safetensors"
-        return Path(self.checkpoint)
+        folder = RunFolder(self.run)
+        return {"best": folder.best, "last": folder.last}.get(self.checkpoint, Path(self.checkpoint))
 
 
 def evaluate(asked: Evaluation, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
@@ -61,17 +59,17 @@ def evaluate(asked: Evaluation, say: Callable[[str], None] = lambda _: None) -> 
         UsageError: the data set is unknown, or lacks a modality.
         DataError: the data set cannot be used, or has no such split.
     """
-    content = read_run_config(asked.run)
-    config = config_of_run(asked.run, content, asked.stage1_checkpoint, asked.data, asked.cache_dir)
+    run = read_description(asked.run)
+    config = config_of_run(run, asked.stage1_checkpoint, asked.data, asked.cache_dir)
     checkpoint = load_head(asked.path)
     # A run of a machine with a GPU can be looked at on one without.
-    with process_world("cpu" if config.device == "cpu" else "auto") as (world, device):
-        inputs = read_inputs(config, world, device, checkpoint.reductions)
+    with join_process_group("cpu" if config.device == "cpu" else "auto") as (group, device):
+        inputs = read_inputs(config, group, device, checkpoint.reductions)
         _require_same_encoders(checkpoint, asked.path, inputs, config)
         for note in inputs.dataset.notes:
             say(f"warning: {note}")
         scores = _scores(checkpoint, inputs, asked.split, say)
-    if inputs.dataset.content_hash != content["facts"]["data_hash"]:
+    if inputs.dataset.content_hash != run.info.data_hash:
         # What the head has seen in training is known of its own data only.
         del scores["recall_unseen"]
     return {
@@ -92,7 +90,7 @@ def _scores(checkpoint: HeadCheckpoint, inputs: Inputs, split: str, say: Callabl
     """Retrieval on one split; the features are reduced as the head was trained on them."""
     part = inputs.dataset.split(split)
     head = _averaged(checkpoint).build().to(inputs.device)
-    return retrieval(counted_embeddings(head, inputs.sources(split, say=say), part), part)
+    return score_head(head, inputs.sources(split, say=say), part)
 
 
 def _averaged(checkpoint: HeadCheckpoint) -> HeadCheckpoint:
@@ -107,10 +105,10 @@ def _require_same_encoders(checkpoint: HeadCheckpoint, path: Path, inputs: Input
     if read != encoded:
         raise CheckpointError(
             f"{path} reads {', '.join(read)}, but {config.stage1_checkpoint} encodes {', '.join(encoded)}; "
-            "name a head on these encoders with --checkpoint, or its own encoders with --stage1_checkpoint."
+            "name a head on these encoders with --checkpoint, or its own encoders with --stage1-checkpoint."
         )
     if checkpoint.stage1_hash != inputs.stage1.content_hash():
         raise CheckpointError(
             f"{path} was not trained on the encoders of {config.stage1_checkpoint}; "
-            "name a head on them with --checkpoint, or its own stage 1 checkpoint with --stage1_checkpoint."
+            "name a head on them with --checkpoint, or its own stage 1 checkpoint with --stage1-checkpoint."
         )

@@ -36,7 +36,7 @@ def main(output: Path | None, as_json: bool, **asked: Any) -> None:
     # Only here: `--help` and bad options must not wait for torch.
     from fluxtalk.artifacts.files import write_json
     from fluxtalk.train.results.evaluate import Evaluation, evaluate
-    from fluxtalk.train.run import recall_lines
+    from fluxtalk.train.results.score import recall_lines
 
     record = evaluate(Evaluation(**asked), say=lambda text: click.echo(text, err=True))
     if output is not None:

@@ -42,7 +42,7 @@ def pretrain(dataset: str, output: Path, image_steps: int, text_steps: int, seed
     started = time.monotonic()
     modalities, losses = pretrain_modalities(data.split("train"), image_steps, text_steps, seed)
     figures = {
-        "command": f"fluxtalk stage1 pretrain {dataset} --image_steps {image_steps} --text_steps {text_steps} "
+        "command": f"fluxtalk stage1 pretrain {dataset} --image-steps {image_steps} --text-steps {text_steps} "
         f"--seed {seed}",
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{platform.machine()}, {_threads()} threads",

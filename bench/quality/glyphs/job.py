@@ -23,17 +23,17 @@ from bench.quality.glyphs.retrieval import Sources, held_out_scores, validation_
 from bench.quality.glyphs.variants import Variant, variant_named
 from bench.quality.report import write_results
 from fluxtalk.artifacts.files import Identity, hash_json
+from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.datasets import Items, PairDataset, Split
 from fluxtalk.errors import TrainingError
 from fluxtalk.model.checkpoints.head import load_head
 from fluxtalk.model.head.token_head import TokenHead
-from fluxtalk.model.process_group import OneProcess
+from fluxtalk.model.process_group import SingleProcess
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.inputs import Inputs, build_sampler, read_inputs
 from fluxtalk.train.records.log import RunLog
-from fluxtalk.train.records.run_folder import RunFolder
 
 STAGE1 = Path(__file__).parents[2] / "stage1" / "glyphs.pth"
 VERSION = 1
@@ -81,7 +81,7 @@ def job_config(variant: Variant, seed: int, budget: Budget, folder: Path, cache_
 def job_inputs(budget: Budget, cache_dir: str | None) -> Inputs:
     """The frozen encoders and the characters of the budget."""
     config = TrainConfig(str(STAGE1), "", "job", cache_dir=cache_dir, device="cpu")
-    inputs = read_inputs(config, OneProcess(), torch.device("cpu"))
+    inputs = read_inputs(config, SingleProcess(), torch.device("cpu"))
     if budget.characters is None:
         return inputs
     return dataclasses.replace(inputs, dataset=first_characters(inputs.dataset, budget.characters))
@@ -106,7 +106,7 @@ def run_job(variant: Variant, seed: int, budget: Budget, inputs: Inputs) -> dict
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         config = job_config(variant, seed, budget, Path(folder), str(inputs.cache_dir))
-        sampler = build_sampler(config, inputs, OneProcess())
+        sampler = build_sampler(config, inputs, SingleProcess())
         epochs = max(1, round(budget.steps / sampler.steps_per_epoch))
         config = dataclasses.replace(config, epochs=epochs, eval_every=max(1, epochs // _VALIDATIONS))
         torch.manual_seed(seed)
@@ -153,9 +153,9 @@ def _train(
     head: TokenHead, config: TrainConfig, inputs: Inputs, sources: Mapping[str, Sources], folder: RunFolder
 ) -> dict[str, Any]:
     """Train a head as a run is, and leave it with the weights that are best by what it was trained for."""
-    world, identity = OneProcess(), Identity()
-    sampler = build_sampler(config, inputs, world)
-    trainer = Trainer(config, head, sources["train"], sampler, world, inputs.stage1.content_hash(), identity)
+    group, identity = SingleProcess(), Identity()
+    sampler = build_sampler(config, inputs, group)
+    trainer = Trainer(config, head, sources["train"], sampler, group, inputs.stage1.content_hash(), identity)
     validation = inputs.dataset.split("validation")
     started = time.perf_counter()
     if not trainer.run(
@@ -168,7 +168,7 @@ def _train(
     head.load_state_dict(dict(load_head(folder.best).weights))
     return {
         "steps": trainer.steps,
-        "best_share": round(trainer.position.best_epoch / config.epochs, 3),
+        "best_share": round(trainer.state.best_epoch / config.epochs, 3),
         "seconds_per_step": round(seconds / trainer.steps, 4),
     }
 

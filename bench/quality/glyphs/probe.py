@@ -20,7 +20,7 @@ from fluxtalk.errors import DataError
 from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.tokens import concatenate, l2_normalize, pool
 from fluxtalk.train.features.sources import FeatureSource
-from fluxtalk.train.results.embeddings import all_tokens
+from fluxtalk.train.results.score import all_tokens
 
 FACTORS = ("family", "weight", "slant")
 """What only an image knows of a glyph; the names of the data set's labels."""

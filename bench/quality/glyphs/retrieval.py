@@ -19,7 +19,7 @@ from fluxtalk.scoring.metrics import first_hit_ranks, recall_at
 from fluxtalk.scoring.retrieval import Prefixes, retrieval
 from fluxtalk.tokens import pool
 from fluxtalk.train.features.sources import FeatureSource
-from fluxtalk.train.results.embeddings import counted_embeddings
+from fluxtalk.train.results.score import counted_embeddings
 
 HITS_AT = 10
 _BYTES = np.dtype(np.float32).itemsize

@@ -19,7 +19,7 @@ from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.scoring.metrics import first_hit_ranks, recall_at
 from fluxtalk.scoring.retrieval import ItemTokens
 from fluxtalk.tokens import pool
-from fluxtalk.train.results.embeddings import all_tokens
+from fluxtalk.train.results.score import all_tokens
 
 Tokens = NDArray[np.float32]
 Read = Callable[[Tokens], NDArray[Any]]

@@ -13,17 +13,17 @@ import torch
 from bench.quality.heads import NarrowTokensHead
 from bench.quality.synthetic.data import GivenFeatures
 from fluxtalk.artifacts.files import Identity
+from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.config import HeadConfig
 from fluxtalk.datasets.pairs import Split
 from fluxtalk.errors import TrainingError
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.model.head.token_head import TokenHead
-from fluxtalk.model.process_group import OneProcess
+from fluxtalk.model.process_group import SingleProcess
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.loop.sampler import PairSampler
 from fluxtalk.train.records.log import RunLog
-from fluxtalk.train.records.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def trained_head(
         head = NarrowTokensHead(sizes, config.seed, variant.width)
     if variant.trained:
         sampler = PairSampler(split, config.batch_size, 1, 0, config.seed, config.accum_steps, config.items_per_id)
-        trainer = Trainer(config, head, sources, sampler, OneProcess(), "in memory", Identity())
+        trainer = Trainer(config, head, sources, sampler, SingleProcess(), "in memory", Identity())
         with tempfile.TemporaryDirectory() as folder:
             # The last step is what counts: nothing here is chosen by validation.
             log = RunLog(Identity(), None, active=False)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fluxtalk.artifacts.files import Identity, atomic_file, canonical_json, hash_bytes
+from fluxtalk.artifacts.run import LAST
 from fluxtalk.config import HeadConfig
 from fluxtalk.errors import CheckpointError, UsageError, reason
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
@@ -84,8 +85,8 @@ def save_head(checkpoint: HeadCheckpoint, path: Path) -> None:
             save_file(tensors, temporary, metadata=metadata)
     except (SafetensorError, OSError) as error:
         kept = "the checkpoint before is untouched" if path.is_file() else "none was written before"
-        # Of a run, its last checkpoint alone can be resumed.
-        again = "--resume" if path.with_name("last.safetensors").is_file() else "run again without --resume"
+        # Only a run's last checkpoint can be resumed.
+        again = "--resume" if path.with_name(LAST).is_file() else "run again without --resume"
         raise CheckpointError(
             f"The checkpoint {path} cannot be written ({reason(error)}); {kept}. Free some space, then {again}."
         ) from None

@@ -149,7 +149,7 @@ def _data(folder: Path, absolute: str | None, relative: str | None) -> str | Non
 
 def _read(path: Path) -> Any:
     if not path.is_file():
-        raise CheckpointError(f"The stage 1 checkpoint {path} does not exist; check --stage1_checkpoint.")
+        raise CheckpointError(f"The stage 1 checkpoint {path} does not exist; check --stage1-checkpoint.")
     try:
         intact = _checksums_match(path)
         content = torch.load(path, map_location="cpu", weights_only=True) if intact else None

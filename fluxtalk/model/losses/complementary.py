@@ -18,7 +18,7 @@ from fluxtalk.model.head.pooling import l2_normalize
 from fluxtalk.model.head.token_head import RegisterOutputs
 from fluxtalk.model.losses.contrastive import Candidates, contrast, info_nce
 from fluxtalk.model.losses.similarity import single
-from fluxtalk.model.process_group import World
+from fluxtalk.model.process_group import ProcessGroup
 
 OBJECTIVES = ("none", "reconstruction", "contrast")
 CONTRAST_SCALE = 10.0
@@ -86,7 +86,7 @@ class ComplementaryInputs:
 class ComplementaryObjective(Protocol):
     """A loss that only complementary tokens can lower; overlapping ones take no gradient from it."""
 
-    def __call__(self, outputs: RegisterOutputs, inputs: ComplementaryInputs, world: World) -> Tensor:
+    def __call__(self, outputs: RegisterOutputs, inputs: ComplementaryInputs, group: ProcessGroup) -> Tensor:
         """A scalar; its mean over processes is the global batch's."""
 
 
@@ -108,19 +108,19 @@ class Contrast(nn.Module):
         super().__init__()
         self.correlation_weight = correlation_weight
 
-    def forward(self, outputs: RegisterOutputs, inputs: ComplementaryInputs, world: World) -> Tensor:
+    def forward(self, outputs: RegisterOutputs, inputs: ComplementaryInputs, group: ProcessGroup) -> Tensor:
         """See `ComplementaryObjective`."""
         terms = []
         for modality, tokens in outputs.tokens.items():
             known, is_known = known_elsewhere(outputs, modality)
             items = inputs.items[modality]
-            all_items = world.gather(items)
+            all_items = group.all_gather(items)
             for index in range(outputs.num_overlapping, tokens.shape[1]):
                 kept = outputs.keep[modality][:, index] & outputs.has(modality) & is_known
                 views = [l2_normalize(view[:, index]) for view in (tokens, inputs.second_view[modality])]
                 both = [torch.cat([own, known], dim=1) for own in views]
-                contrast_ = _between_views(both, items, all_items, kept, world)
-                terms.append(contrast_ + _apart(views[0], known, kept, self.correlation_weight, world))
+                contrast_ = _between_views(both, items, all_items, kept, group)
+                terms.append(contrast_ + _apart(views[0], known, kept, self.correlation_weight, group))
         return _mean(terms, outputs)
 
 
@@ -149,7 +149,7 @@ class Reconstruction(nn.Module):
             }
         )
 
-    def forward(self, outputs: RegisterOutputs, inputs: ComplementaryInputs, world: World) -> Tensor:
+    def forward(self, outputs: RegisterOutputs, inputs: ComplementaryInputs, group: ProcessGroup) -> Tensor:
         """See `ComplementaryObjective`. Rows count that kept a complementary token."""
         terms = []
         for modality, tokens in outputs.tokens.items():
@@ -159,9 +159,9 @@ class Reconstruction(nn.Module):
             own = l2_normalize(tokens[:, first:]) * keep[..., None]
             predicted = self.decoders[modality](torch.cat([own.flatten(1), known], dim=1))
             error = (predicted - inputs.targets[modality]).square().mean(dim=1)
-            terms.append(_over_kept(error, keep[:, 0], world))
+            terms.append(_over_kept(error, keep[:, 0], group))
             for index in range(keep.shape[1]):
-                apart = _apart(own[:, index], known, keep[:, index], self.correlation_weight, world)
+                apart = _apart(own[:, index], known, keep[:, index], self.correlation_weight, group)
                 terms[-1] = terms[-1] + apart / keep.shape[1]
         return _mean(terms, outputs)
 
@@ -175,13 +175,13 @@ def build_objective(
         UsageError: it is unknown, or there is no complementary token for it.
     """
     if name not in OBJECTIVES:
-        raise UsageError(f"--complementary_objective is one of {', '.join(OBJECTIVES)}; got {name!r}.")
+        raise UsageError(f"--complementary-objective is one of {', '.join(OBJECTIVES)}; got {name!r}.")
     if name == "none":
         return None
     if num_complementary < 1:
         raise UsageError(
-            f"--complementary_objective {name} needs a complementary token; "
-            "set --num_overlapping_tokens below --num_register_tokens."
+            f"--complementary-objective {name} needs a complementary token; "
+            "set --num-overlapping-tokens below --num-register-tokens."
         )
     if name == "contrast":
         return Contrast(correlation_weight)
@@ -205,28 +205,28 @@ def known_elsewhere(outputs: RegisterOutputs, modality: str) -> tuple[Tensor, Te
     return l2_normalize((pooled * present[..., None]).sum(dim=0)), present.any(dim=0)
 
 
-def _between_views(both: list[Tensor], items: Tensor, all_items: Tensor, kept: Tensor, world: World) -> Tensor:
+def _between_views(both: list[Tensor], items: Tensor, all_items: Tensor, kept: Tensor, group: ProcessGroup) -> Tensor:
     """Symmetric InfoNCE between the views; cosines of the two halves are added."""
     scale = torch.tensor(CONTRAST_SCALE, device=kept.device, dtype=both[0].dtype)
-    all_kept = world.gather(kept)
+    all_kept = group.all_gather(kept)
     rows = []
     for anchors, others in ((both[0], both[1]), (both[1], both[0])):
-        candidates = Candidates(single(world.gather(others)), all_items, all_kept)
+        candidates = Candidates(single(group.all_gather(others)), all_items, all_kept)
         rows.append(contrast(info_nce, single(anchors), items, candidates, scale))
-    return _over_kept((rows[0] + rows[1]) / 2, kept, world)
+    return _over_kept((rows[0] + rows[1]) / 2, kept, group)
 
 
-def _apart(own: Tensor, known: Tensor, kept: Tensor, correlation_weight: float, world: World) -> Tensor:
+def _apart(own: Tensor, known: Tensor, kept: Tensor, correlation_weight: float, group: ProcessGroup) -> Tensor:
     """The penalties between a complementary token and what others know, over the global batch."""
-    everywhere, all_kept = world.gather(own), world.gather(kept)
-    correlation = cross_correlation_penalty(everywhere, world.gather(known), all_kept)
+    everywhere, all_kept = group.all_gather(own), group.all_gather(kept)
+    correlation = cross_correlation_penalty(everywhere, group.all_gather(known), all_kept)
     return correlation_weight * correlation + variance_hinge(everywhere, all_kept)
 
 
-def _over_kept(values_B: Tensor, kept_B: Tensor, world: World) -> Tensor:
+def _over_kept(values_B: Tensor, kept_B: Tensor, group: ProcessGroup) -> Tensor:
     """The mean over what all processes kept, scaled so that the mean over processes is the global one."""
     total = (values_B * kept_B).sum()
-    return total * world.size / world.total(kept_B.sum().to(total.dtype)).clamp_min(1)
+    return total * group.size / group.all_reduce_sum(kept_B.sum().to(total.dtype)).clamp_min(1)
 
 
 def _standardized(x_GD: Tensor, weight_G: Tensor, count: Tensor) -> Tensor:

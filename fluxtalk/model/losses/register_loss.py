@@ -26,7 +26,7 @@ from fluxtalk.model.losses.complementary import (
 )
 from fluxtalk.model.losses.contrastive import Candidates, contrast, info_nce, sigmoid_loss
 from fluxtalk.model.losses.similarity import Vectors, aggregate
-from fluxtalk.model.process_group import OneProcess, World
+from fluxtalk.model.process_group import ProcessGroup, SingleProcess
 
 CONTRASTIVE_LOSSES = ("infonce", "sigmoid")
 INITIAL_TEMPERATURE = 0.07
@@ -60,7 +60,7 @@ class RegisterTokenLoss(nn.Module):
 
     Args:
         complementary_reg_weight: at least 0.
-        world: the processes that share the batch.
+        group: the processes that share the batch.
         contrastive: ``infonce``, or ``sigmoid`` (pairs one by one, with a learnable bias).
         aggregation: ``mean``, ``concat`` or ``maxsim``: what is compared.
         batch_size: of the global batch; the sigmoid's bias starts at -log(batch_size - 1), the log odds of a pair.
@@ -71,7 +71,7 @@ class RegisterTokenLoss(nn.Module):
     def __init__(
         self,
         complementary_reg_weight: float = 0.01,
-        world: World | None = None,
+        group: ProcessGroup | None = None,
         contrastive: str = "infonce",
         aggregation: str = "mean",
         batch_size: int = 64,
@@ -90,7 +90,7 @@ class RegisterTokenLoss(nn.Module):
         if aggregation not in AGGREGATIONS:
             raise UsageError(f"aggregation is one of {', '.join(AGGREGATIONS)}; got {aggregation!r}.")
         self.complementary_reg_weight = complementary_reg_weight
-        self.world: World = world or OneProcess()
+        self.group: ProcessGroup = group or SingleProcess()
         self.contrastive = contrastive
         self.aggregation = aggregation
         self.objective = objective
@@ -137,7 +137,7 @@ class RegisterTokenLoss(nn.Module):
             objective = torch.zeros_like(contrastive)
             if self.objective is not None:
                 assert inputs is not None
-                objective = self.objective(outputs, inputs, self.world)
+                objective = self.objective(outputs, inputs, self.group)
         total = contrastive + self.complementary_reg_weight * (l2 + diversity) + self.objective_weight * objective
         return LossTerms(total, contrastive, l2, diversity, objective)
 
@@ -158,7 +158,7 @@ class RegisterTokenLoss(nn.Module):
         }
         present = {m: outputs.has(m) for m in vectors}
         everywhere = {
-            m: Candidates(self._gathered(v), self.world.gather(ids), self.world.gather(present[m]))
+            m: Candidates(self._gathered(v), self.group.all_gather(ids), self.group.all_gather(present[m]))
             for m, v in vectors.items()
         }
         # The sigmoid of a pair is the same from both sides.
@@ -168,8 +168,8 @@ class RegisterTokenLoss(nn.Module):
             each, counted = self._anchors(vectors[a], ids, present[a], everywhere[b])
             sums.append((each * counted).sum())
             counts.append(counted.sum().to(sums[-1].dtype))
-        totals = self.world.total(torch.stack(counts))
-        means = torch.stack(sums) * self.world.size / totals.clamp_min(1)
+        totals = self.group.all_reduce_sum(torch.stack(counts))
+        means = torch.stack(sums) * self.group.size / totals.clamp_min(1)
         return means.sum() / (totals > 0).sum().clamp_min(1)
 
     def _anchors(self, anchors: Vectors, ids: Tensor, present: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
@@ -181,7 +181,7 @@ class RegisterTokenLoss(nn.Module):
         return contrast(info_nce, anchors, ids, candidates, scale), present & known
 
     def _gathered(self, vectors: Vectors) -> Vectors:
-        return Vectors(self.world.gather(vectors.unit_BVD), self.world.gather(vectors.keep_BV))
+        return Vectors(self.group.all_gather(vectors.unit_BVD), self.group.all_gather(vectors.keep_BV))
 
     def _complementary(self, outputs: RegisterOutputs) -> tuple[Tensor, Tensor]:
         first = outputs.num_overlapping
@@ -197,4 +197,4 @@ class RegisterTokenLoss(nn.Module):
         """The mean over what all processes kept, scaled so that the mean over processes is the global one."""
         value = torch.stack([value for value, _ in parts]).sum()
         count = torch.stack([count for _, count in parts]).sum().to(value.dtype)
-        return value * self.world.size / self.world.total(count).clamp_min(1)
+        return value * self.group.size / self.group.all_reduce_sum(count).clamp_min(1)

@@ -23,7 +23,7 @@ from fluxtalk.model.losses.complementary import (
     variance_hinge,
 )
 from fluxtalk.model.losses.register_loss import RegisterTokenLoss
-from fluxtalk.model.process_group import OneProcess
+from fluxtalk.model.process_group import SingleProcess
 
 ROWS, FIRST, TOKENS, DIM = 9, 2, 3, 6
 WEIGHT = 0.7
@@ -99,7 +99,7 @@ def _slow_penalties(outputs: RegisterOutputs, modality: str) -> Tensor:
 def test_contrast_equals_plain_loops() -> None:
     outputs, inputs = _case()
     expected = torch.stack([_slow_contrast(outputs, inputs, m) + _slow_penalties(outputs, m) for m in outputs.tokens])
-    actual = Contrast(WEIGHT)(outputs, inputs, OneProcess())
+    actual = Contrast(WEIGHT)(outputs, inputs, SingleProcess())
     torch.testing.assert_close(actual, expected.mean(), rtol=1e-4, atol=1e-5)
     slow = torch.autograd.grad(expected.mean(), [*outputs.tokens.values(), *inputs.second_view.values()])
     fast = torch.autograd.grad(actual, [*outputs.tokens.values(), *inputs.second_view.values()])
@@ -117,7 +117,7 @@ def test_reconstruction_equals_plain_loops() -> None:
             both = torch.cat([F.normalize(tokens[i, FIRST], dim=0), _known(outputs, modality, i)])
             errors.append((objective.decoders[modality](both) - inputs.targets[modality][i]).square().mean())
         expected.append(torch.stack(errors).mean() + _slow_penalties(outputs, modality))
-    actual = objective(outputs, inputs, OneProcess())
+    actual = objective(outputs, inputs, SingleProcess())
     # The penalties guard against constant dimensions by 1e-6 beside variances of about 1/6.
     torch.testing.assert_close(actual, torch.stack(expected).mean(), rtol=1e-4, atol=0)
 
@@ -128,7 +128,7 @@ def test_only_kept_complementary_tokens_take_gradient(name: str) -> None:
     outputs, inputs = _case()
     objective = build_objective(name, {"image": 5, "text": 5}, DIM, 1)
     assert objective is not None
-    objective.double()(outputs, inputs, OneProcess()).backward()
+    objective.double()(outputs, inputs, SingleProcess()).backward()
     for modality, tokens in outputs.tokens.items():
         kept = torch.zeros(ROWS, dtype=torch.bool)
         kept[_counted(outputs, modality)] = True
@@ -152,7 +152,7 @@ def test_contrast_cannot_be_lowered_by_repeating_what_others_know() -> None:
         full = dataclasses.replace(
             outputs, tokens=tokens, keep={m: torch.ones(ROWS, TOKENS, dtype=torch.bool) for m in tokens}, present={}
         )
-        losses[kind] = Contrast()(full, dataclasses.replace(inputs, second_view=tokens), OneProcess()).item()
+        losses[kind] = Contrast()(full, dataclasses.replace(inputs, second_view=tokens), SingleProcess()).item()
     assert losses["new"] < losses["repeats"] - 0.1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 
 from fluxtalk.artifacts.files import hash_file
 from fluxtalk.errors import ArtifactError, DataError
-from fluxtalk.model.process_group import OneProcess
+from fluxtalk.model.process_group import SingleProcess
 from fluxtalk.train.features import build as feature_build
 from fluxtalk.train.features.build import building_turn
-from fluxtalk.train.features.cache import CachedFeatures
+from fluxtalk.train.features.cached import CachedFeatures
 from fluxtalk.train.features.encoding import Encoding
+from tests.artifacts.test_cache import WRITTEN
 from tests.train.features.given_features import CPU, DIM, PER_SHARD, build, flip, given, ragged, require_rows
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -86,7 +88,7 @@ def test_an_interrupted_build_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     with pytest.raises(KeyboardInterrupt):
         build(folder, ragged(), encoder=_Counting(until=3 * PER_SHARD))
-    with pytest.raises(ArtifactError, match="no finished feature cache"):
+    with pytest.raises(ArtifactError, match="not a finished feature cache"):
         CachedFeatures(folder, CPU)
     flip(folder / "00001.values.npy")
     (folder / ".00003.values.npy.abc.tmp").write_bytes(b"half")
@@ -124,7 +126,7 @@ def test_a_killed_build_goes_on(tmp_path: Path) -> None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with pytest.raises(ArtifactError, match="no finished feature cache"):
+    with pytest.raises(ArtifactError, match="not a finished feature cache"):
         CachedFeatures(tmp_path, CPU)
     counting = _Counting()
     key = build(tmp_path, ragged(), encoder=counting)
@@ -136,7 +138,7 @@ def test_a_killed_build_goes_on(tmp_path: Path) -> None:
 def test_two_runs_do_not_build_at_the_same_time(tmp_path: Path) -> None:
     """The second waits for the first, says so, and finds the cache."""
     said: list[str] = []
-    with building_turn(tmp_path, OneProcess(), said.append) as missing:
+    with building_turn(tmp_path, SingleProcess(), said.append) as missing:
         assert missing
         other = threading.Thread(target=build, args=(tmp_path, ragged()), kwargs={"said": said})
         other.start()
@@ -159,3 +161,9 @@ def test_shards_hold_what_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     assert feature_build._items_per_shard(encoding) == 8
     monkeypatch.setattr(feature_build, "_SHARD_BYTES", 10)
     assert feature_build._items_per_shard(encoding) == 1
+
+
+def test_a_build_is_the_cache_that_earlier_versions_wrote(tmp_path: Path) -> None:
+    """The same key, bytes and manifest: caches from before are found and read."""
+    build(tmp_path, ragged(4))
+    assert json.loads((tmp_path / "manifest.json").read_text()) == WRITTEN

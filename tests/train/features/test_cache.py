@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from fluxtalk.artifacts.cache import CacheKey
 from fluxtalk.artifacts.files import hash_file
 from fluxtalk.errors import ArtifactError
-from fluxtalk.model.process_group import OneProcess
+from fluxtalk.model.process_group import SingleProcess
 from fluxtalk.train.features.build import build_cache, quantize
-from fluxtalk.train.features.cache import CachedFeatures, CacheKey
+from fluxtalk.train.features.cached import CachedFeatures
 from fluxtalk.train.features.encoding import Encoding
 from fluxtalk.train.features.sources import cache_key
 from tests.train.features.given_features import CPU, DIM, PER_SHARD, build, flip, given, ragged, require_rows
@@ -117,7 +118,7 @@ def test_another_schema_and_an_unfinished_build_are_refused(tmp_path: Path) -> N
     with pytest.raises(ArtifactError, match="has schema 99; this FluxTalk reads 2"):
         CachedFeatures(tmp_path, CPU)
     (tmp_path / "manifest.json").unlink()
-    with pytest.raises(ArtifactError, match="is no finished feature cache"):
+    with pytest.raises(ArtifactError, match="is not a finished feature cache"):
         CachedFeatures(tmp_path, CPU)
 
 
@@ -135,7 +136,7 @@ def test_an_empty_modality_is_an_empty_cache(tmp_path: Path) -> None:
     encoding = Encoding.of(stage1, data.splits["train"], "sound", CPU)
     key = cache_key(stage1, data, "train", "sound")
     tmp_path.mkdir(exist_ok=True)
-    build_cache(encoding, key, tmp_path, OneProcess(), lambda _: None)
+    build_cache(encoding, key, tmp_path, SingleProcess(), lambda _: None)
     cached = CachedFeatures(tmp_path, CPU, key)
     assert len(cached) == 0
     features, mask = cached.batch(np.array([-1, -1]))

@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 
 from fluxtalk.datasets import PairDataset
 from fluxtalk.model.checkpoints.stage1 import Stage1
-from fluxtalk.model.process_group import OneProcess
-from fluxtalk.train.features.cache import CachedFeatures
+from fluxtalk.model.process_group import SingleProcess
+from fluxtalk.train.features.cached import CachedFeatures
 from fluxtalk.train.features.cli import build, main
 from fluxtalk.train.features.options import CacheOptions
 from fluxtalk.train.features.sources import cache_key, fitted_reductions
@@ -48,7 +48,7 @@ def test_build_list_verify(stage1: Stage1, stage1_path: Path, table_data: PairDa
         *arguments, "--splits", "validation,test", "--feature_dtype", "int8", "--feature_pca", 32, "--feature-pool", 2
     )
     assert done.exit_code == 0, done.output
-    reductions = fitted_reductions(stage1, table_data, options, tmp_path, CPU, OneProcess())
+    reductions = fitted_reductions(stage1, table_data, options, tmp_path, CPU, SingleProcess())
     folders = []
     for split in ("validation", "test"):
         for modality in ("image", "text"):

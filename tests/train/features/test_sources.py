@@ -16,7 +16,7 @@ from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import ArtifactError, DataError, UsageError
 from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
-from fluxtalk.model.process_group import OneProcess
+from fluxtalk.model.process_group import SingleProcess
 from fluxtalk.train.features import sources as module
 from fluxtalk.train.features.options import CacheOptions
 from fluxtalk.train.features.sources import (
@@ -125,7 +125,7 @@ def test_an_item_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     stage1, data = given([*ragged(5), np.zeros((2, DIM + 1), np.float32)])
     with pytest.raises(DataError, match=r"Item 5 of sound in the train split \(id 'id 5'\) cannot be .*\(2, 7\)"):
         cached_features(stage1, data, "train", "sound", tmp_path, CPU)
-    (folder,) = (tmp_path / "features").iterdir()
+    (folder,) = (path for path in (tmp_path / "features").iterdir() if path.is_dir())
     assert not (folder / "manifest.json").exists()
 
 
@@ -149,7 +149,7 @@ def test_reduced_features_are_the_reduction_of_the_whole(tmp_path: Path, options
     """From the cache and online alike, and never another cache's."""
     values = ragged(200)
     stage1, data = given(values)
-    reductions = fitted_reductions(stage1, data, options, tmp_path, CPU, OneProcess())
+    reductions = fitted_reductions(stage1, data, options, tmp_path, CPU, SingleProcess())
     rows = np.array([6, 0, -1, 13, 3])
     whole = feature_sources(stage1, data, "train", "cache", tmp_path, CPU)["sound"].batch(rows)
     expected = reductions["sound"](whole)
@@ -173,32 +173,32 @@ def test_pca_is_fitted_once_on_the_training_split(tmp_path: Path, monkeypatch: p
     flat = [(rng.standard_normal((5, 2)) @ plane + 4).astype(np.float32) for _ in range(50)]
     stage1, data = given(flat)
     options = CacheOptions(pca=2)
-    first = fitted_reductions(stage1, data, options, tmp_path, CPU, OneProcess())["sound"]
+    first = fitted_reductions(stage1, data, options, tmp_path, CPU, SingleProcess())["sound"]
     # The data lies in a plane: two components give it back.
     values = torch.from_numpy(flat[3])
     torch.testing.assert_close((values - first.mean) @ first.components.T @ first.components + first.mean, values)
     with monkeypatch.context() as patched:
         patched.setattr("fluxtalk.train.features.fit_reduction.principal_components", None)
-        again = fitted_reductions(stage1, data, options, tmp_path, CPU, OneProcess())["sound"]
+        again = fitted_reductions(stage1, data, options, tmp_path, CPU, SingleProcess())["sound"]
     assert again.content_hash() == first.content_hash()
     (path,) = (tmp_path / "features").glob("sound-pca2-*.safetensors")
     other = dataclasses.replace(data, content_hash="other")
-    fitted_reductions(stage1, other, options, tmp_path, CPU, OneProcess())
+    fitted_reductions(stage1, other, options, tmp_path, CPU, SingleProcess())
     (theirs,) = set((tmp_path / "features").iterdir()) - {path}
     content = path.read_bytes()
     theirs.write_bytes(content)
     with pytest.raises(ArtifactError, match="belongs to another encoder, data set or setting"):
-        fitted_reductions(stage1, other, options, tmp_path, CPU, OneProcess())
+        fitted_reductions(stage1, other, options, tmp_path, CPU, SingleProcess())
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ArtifactError, match=r"sound-pca2-.* is damaged or foreign"):
-        fitted_reductions(stage1, data, options, tmp_path, CPU, OneProcess())
+        fitted_reductions(stage1, data, options, tmp_path, CPU, SingleProcess())
 
 
 def test_nothing_is_reduced_that_need_not_be(tmp_path: Path) -> None:
     """Also where the features have no more dimensions than PCA keeps."""
     stage1, data = given(ragged())
     for options in (CacheOptions(), CacheOptions("int8"), CacheOptions(pca=DIM), CacheOptions(pca=DIM + 1)):
-        assert fitted_reductions(stage1, data, options, tmp_path, CPU, OneProcess()) == {}
+        assert fitted_reductions(stage1, data, options, tmp_path, CPU, SingleProcess()) == {}
     assert reduced_dims(stage1, {}) == {"sound": DIM}
 
 
@@ -214,21 +214,21 @@ _RANK = """
 import sys
 from pathlib import Path
 from fluxtalk.train.features.options import CacheOptions
-from fluxtalk.train.distributed import process_world
+from fluxtalk.train.distributed import join_process_group
 from fluxtalk.train.features.build import build_cache
-from fluxtalk.train.features import sources
+from fluxtalk.train.features import sources as features
 from tests.train.features.given_features import given, ragged
 
 def few(*arguments):
     build_cache(*arguments, items_per_shard=8)
 
-sources.build_cache = few
-with process_world("cpu") as (world, device):
+features.build_cache = few
+with join_process_group("cpu") as (group, device):
     stage1, data = given(ragged())
     options = CacheOptions(pca=3)
-    source = sources.feature_sources(stage1, data, "train", "cache", Path(sys.argv[1]), device, options, None, world)
+    source = features.feature_sources(stage1, data, "train", "cache", Path(sys.argv[1]), device, options, None, group)
     assert len(source["sound"]) == 40
-    (Path(sys.argv[1]) / f"rank-{world.rank}").write_text(str(len(source["sound"].manifest.shards)))
+    (Path(sys.argv[1]) / f"rank-{group.rank}").write_text(str(len(source["sound"].manifest.shards)))
 """
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.errors import TrainingError
 from fluxtalk.model.checkpoints.head import load_head
 from fluxtalk.model.head.token_head import RegisterOutputs
 from fluxtalk.model.losses.register_loss import LossTerms
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.loop.step import NextBatch
-from fluxtalk.train.records.run_folder import RunFolder
 from tests.train.trainers import CONFIG, make_trainer, registers_of, run_in, same_tensors, state_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,7 +27,7 @@ def _spoil(trainer: Trainer, steps: Collection[int]) -> None:
     """Make the loss of some steps (from 0) NaN."""
 
     def spoil(_head: nn.Module, _inputs: object, outputs: RegisterOutputs) -> RegisterOutputs:
-        factor = torch.nan if trainer.position.step in steps else 1.0
+        factor = torch.nan if trainer.state.step in steps else 1.0
         return dataclasses.replace(outputs, tokens={m: t * factor for m, t in outputs.tokens.items()})
 
     trainer.head.register_forward_hook(spoil)
@@ -61,7 +61,7 @@ def test_a_nan_step_is_skipped_counted_and_said(tmp_path: Path) -> None:
     step = trainer.step
 
     def watched(next_batch: NextBatch | None = None) -> tuple[LossTerms, str | None]:
-        before[trainer.position.step] = state_of(trainer)
+        before[trainer.state.step] = state_of(trainer)
         return step(next_batch)
 
     trainer.step = watched  # type: ignore[method-assign]
@@ -69,7 +69,7 @@ def test_a_nan_step_is_skipped_counted_and_said(tmp_path: Path) -> None:
     for skipped in (4, 5, 8):
         assert same_tensors(before[skipped], before[skipped + 1])
     assert not same_tensors(before[6], before[7])
-    assert trainer.position.skipped_steps == 3
+    assert trainer.state.skipped_steps == 3
     assert load_head(RunFolder(tmp_path).last).progress["skipped_steps"] == 3
     log = (tmp_path / "train.log").read_text()
     assert [line.split()[3] for line in log.splitlines() if "skipped" in line] == ["5", "6", "9"]
@@ -83,7 +83,7 @@ def test_a_nan_gradient_of_a_finite_loss_is_skipped_too(tmp_path: Path) -> None:
     trainer, folder = make_trainer(), RunFolder(tmp_path)
 
     def spoil(gradient: Tensor) -> Tensor:
-        return gradient * (torch.nan if trainer.position.step >= 11 else 1)
+        return gradient * (torch.nan if trainer.state.step >= 11 else 1)
 
     registers_of(trainer).register_hook(spoil)
     with pytest.raises(
@@ -96,14 +96,14 @@ def test_a_nan_gradient_of_a_finite_loss_is_skipped_too(tmp_path: Path) -> None:
 
 def _break_after(trainer: Trainer, last: int) -> None:
     """Let the update of step ``last`` (from 1) give a head that is of no use, as too high a learning rate does."""
-    apply = trainer.update.apply
+    apply = trainer.optimizer_step.apply
 
     def broken(step: int) -> None:
         apply(step)
         if step + 1 == last:
             nn.init.constant_(registers_of(trainer), torch.inf)
 
-    trainer.update.apply = broken  # type: ignore[method-assign]
+    trainer.optimizer_step.apply = broken  # type: ignore[method-assign]
 
 
 def test_a_head_that_an_update_broke_replaces_no_checkpoint(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_head_that_an_update_broke_replaces_no_checkpoint(tmp_path: Path) -> N
     assert (last.progress["step"], last.progress["bad_in_a_row"]) == (11, 0)
     assert (best.progress["step"], best.progress["best_score"]) == (6, 0.1)
     assert all(tensor.isfinite().all() for tensor in [*last.weights.values(), *best.weights.values()])
-    assert f"last good checkpoint is {folder.last}. Begin another run (--init_from {tmp_path}" in str(caught.value)
+    assert f"last good checkpoint is {folder.last}. Begin another run (--init-from {tmp_path}" in str(caught.value)
     for step in (12, 13, 14):
         assert f"no checkpoint of step {step}, whose loss" in folder.log.read_text()
 
@@ -127,7 +127,7 @@ def test_a_broken_head_at_the_end_is_no_result(tmp_path: Path) -> None:
     trainer, folder = make_trainer(dataclasses.replace(CONFIG, eval_every=6)), RunFolder(tmp_path)
     trainer.save(folder)
     _break_after(trainer, 18)
-    with pytest.raises(TrainingError, match=r"No head that was validated had a finite loss.*lower --learning_rate"):
+    with pytest.raises(TrainingError, match=r"No head that was validated had a finite loss.*lower --learning-rate"):
         run_in(trainer, tmp_path)
     assert load_head(folder.last).progress["step"] == 0
     assert not folder.best.exists()
@@ -144,4 +144,4 @@ def test_looking_whether_a_head_is_sound_changes_nothing() -> None:
                 if looks:
                     assert trainer.is_sound()
         assert same_tensors(*(state_of(trainer) for trainer in trainers))
-        assert trainers[0].update.scaler.state_dict() == trainers[1].update.scaler.state_dict()
+        assert trainers[0].optimizer_step.scaler.state_dict() == trainers[1].optimizer_step.scaler.state_dict()

@@ -165,7 +165,7 @@ def test_forward_passes_divide_the_processs_rows() -> None:
 
 
 def test_a_batch_that_does_not_divide_into_items_per_id_is_refused() -> None:
-    with pytest.raises(UsageError, match="8 rows does not divide into --items_per_id 3"):
+    with pytest.raises(UsageError, match="8 rows does not divide into --items-per-id 3"):
         PairSampler(_split(), 8, 1, 0, seed=0, items_per_id=3)
     with pytest.raises(UsageError, match="at least 2 ids"):
         PairSampler(_split(), 2, 1, 0, seed=0, items_per_id=2)

@@ -74,7 +74,7 @@ def test_cached_passes_replay_their_dropout() -> None:
     module = cached.step_module
     rows = cached._passes(0)[:4]
     draws = module.draws(0)
-    cached.update.clear()
+    cached.optimizer_step.zero_grad()
     reads = [module._read(read_batch(cached.sources, part, cached.device), draws, i) for i, part in enumerate(rows)]
     module._loss(reads, draws).total.backward()  # type: ignore[no-untyped-call]
     expected = torch.cat(
@@ -113,34 +113,34 @@ def test_fp16_trains_with_a_scaler() -> None:
     trainer = in_memory_trainer(dataclasses.replace(CONFIG, precision="fp16"), three_modalities())
     exact = in_memory_trainer(CONFIG, three_modalities())
     trainer.step_module.train()
-    before = trainer.update.scaler.get_scale()
+    before = trainer.optimizer_step.scaler.get_scale()
     for _ in range(4):
         terms, bad = trainer.step()
         assert bad is None
-    assert trainer.position.skipped_steps == 0
+    assert trainer.state.skipped_steps == 0
     assert terms.total.dtype == torch.float32
     fresh = in_memory_trainer(dataclasses.replace(CONFIG, precision="fp16"), three_modalities())
     loss = fresh.gradients(0).total.item()
     assert loss == pytest.approx(exact.gradients(0).total.item(), rel=0.02)
     assert loss != exact.gradients(0).total.item()
     assert before > 1
-    state = trainer.update.state()
-    assert state["scaler"][0] == trainer.update.scaler.get_scale()
+    state = trainer.optimizer_step.state()
+    assert state["scaler"][0] == trainer.optimizer_step.scaler.get_scale()
     other = in_memory_trainer(dataclasses.replace(CONFIG, precision="fp16"), three_modalities())
-    other.update.restore({**state, "scaler": torch.tensor([512.0, 3.0], dtype=torch.float64)})
-    assert other.update.scaler.get_scale() == 512
+    other.optimizer_step.restore({**state, "scaler": torch.tensor([512.0, 3.0], dtype=torch.float64)})
+    assert other.optimizer_step.scaler.get_scale() == 512
 
 
 def test_a_scalers_own_skip_is_not_counted() -> None:
     """An overflow in float16 lowers the scale and leaves the step out; that is how a scaler works."""
     trainer = in_memory_trainer(dataclasses.replace(CONFIG, precision="fp16"), three_modalities())
     trainer.step_module.train()
-    trainer.update.scaler.load_state_dict({**trainer.update.scaler.state_dict(), "scale": 1e30})
+    trainer.optimizer_step.scaler.load_state_dict({**trainer.optimizer_step.scaler.state_dict(), "scale": 1e30})
     before = {n: p.detach().clone() for n, p in trainer.head.named_parameters()}
     _, bad = trainer.step()
     assert bad is None
-    assert trainer.position.skipped_steps == 0
-    assert trainer.update.scaler.get_scale() < 1e30
+    assert trainer.state.skipped_steps == 0
+    assert trainer.optimizer_step.scaler.get_scale() < 1e30
     assert all(torch.equal(p, before[n]) for n, p in trainer.head.named_parameters())
 
 

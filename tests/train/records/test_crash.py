@@ -19,10 +19,10 @@ import pytest
 import torch
 
 from fluxtalk.artifacts.files import Identity
+from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.errors import CheckpointError
 from fluxtalk.model.checkpoints.head import load_head
 from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.records.run_folder import RunFolder
 from tests.train.in_memory import in_memory_trainer, three_modalities
 
 TIMING = {"time", "steps_per_s", "pairs_per_s", "wait_share"}

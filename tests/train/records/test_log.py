@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from fluxtalk.artifacts.files import Identity
+from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.errors import ArtifactError, BackendError
 from fluxtalk.train.records.log import RunLog
-from fluxtalk.train.records.run_folder import RunFolder
 
 IDENTITY = Identity("mine", "other", git_revision="abc")
 Events = dict[str, list[tuple[int, Any]]]
@@ -164,7 +164,7 @@ def test_a_damaged_line_is_named_and_nothing_is_removed(tmp_path: Path) -> None:
     _train(log, range(1, 4))
     damaged = folder.metrics.read_text().replace('"step": 1,', '"step": 1;')
     folder.metrics.write_text(damaged)
-    with pytest.raises(ArtifactError, match=r"metrics\.jsonl line 1 is no JSON"):
+    with pytest.raises(ArtifactError, match=r"metrics\.jsonl line 1 is not valid JSON"):
         log.cut_back(1)
     assert folder.metrics.read_text() == damaged
     log.close()

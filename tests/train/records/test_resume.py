@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import fluxtalk.train.run
+from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.errors import CheckpointError, FluxTalkError, UsageError
 from fluxtalk.model.checkpoints.head import load_head
 from fluxtalk.model.checkpoints.stage1 import Stage1, Stage1Modality, save_stage1
@@ -24,8 +25,7 @@ from fluxtalk.model.encoders import EncoderSpec
 from fluxtalk.preprocess import FeaturesPreprocessor
 from fluxtalk.train import Callback, TrainConfig, fit
 from fluxtalk.train.records.resume import require_same_run
-from fluxtalk.train.records.run_folder import RunFolder, open_run
-from fluxtalk.train.records.run_lock import only_writer
+from fluxtalk.train.records.run_folder import check_run_folder, lock_run_folder
 from tests.train.records.test_crash import command
 
 DIM = 6
@@ -91,10 +91,11 @@ def test_a_run_does_not_go_on_with_other_data(config: TrainConfig, tmp_path: Pat
 def test_a_run_does_not_go_on_with_other_encoders(config: TrainConfig, tmp_path: Path) -> None:
     folder = stopped(config)
     facts = content(folder)["facts"]
-    require_same_run(folder, "data", facts)
+    found = {name: facts[name] for name in ("data_hash", "encoder_hashes", "global_batch", "processes")}
+    require_same_run(folder, "data", **found)
     for hashes in ({**facts["encoder_hashes"], "right": "0"}, {"left": facts["encoder_hashes"]["left"]}):
         with pytest.raises(CheckpointError, match="that of right is another"):
-            require_same_run(folder, "data", {**facts, "encoder_hashes": hashes})
+            require_same_run(folder, "data", **{**found, "encoder_hashes": hashes})
 
 
 def test_a_run_goes_on_with_the_global_batch_it_began_with(config: TrainConfig) -> None:
@@ -116,7 +117,14 @@ def test_other_processes_go_on_with_the_same_global_batch(config: TrainConfig) -
     folder = stopped(config)
     facts = content(folder)["facts"]
     with pytest.raises(UsageError, match=r"on 1 process\(es\), and 2 make it 32 here"):
-        require_same_run(folder, "data", {**facts, "processes": 2, "global_batch": 32})
+        require_same_run(
+            folder,
+            "data",
+            data_hash=facts["data_hash"],
+            encoder_hashes=facts["encoder_hashes"],
+            processes=2,
+            global_batch=32,
+        )
     parts = command(dataclasses.replace(config, batch_size=8))[1:]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *parts, "--resume"],
@@ -154,13 +162,13 @@ def test_a_full_disk_at_the_first_checkpoint_leaves_a_folder_to_begin_in(config:
 def test_what_no_run_left_is_not_written_over(config: TrainConfig) -> None:
     folder = RunFolder(Path(config.output_dir) / config.log_name)
     (folder.root / "checkpoints").mkdir(parents=True)
-    open_run(config, resume=False)
+    check_run_folder(config, resume=False)
     for name in ("notes.txt", "metrics.jsonl", "checkpoints/best.safetensors"):
         (folder.root / name).write_text("mine")
-        with pytest.raises(UsageError, match="is not empty; choose another --output_dir or --log_name"):
-            open_run(config, resume=False)
-        with pytest.raises(CheckpointError, match="name the run's --output_dir and --log_name"):
-            open_run(config, resume=True)
+        with pytest.raises(UsageError, match="is not empty; choose another --output-dir or --log-name"):
+            check_run_folder(config, resume=False)
+        with pytest.raises(CheckpointError, match="name the run's --output-dir and --log-name"):
+            check_run_folder(config, resume=True)
         (folder.root / name).unlink()
 
 
@@ -207,7 +215,7 @@ def test_of_two_that_begin_together_one_trains(
         return build(*arguments, **named)
 
     monkeypatch.setattr(fluxtalk.train.run, "build_trainer", late)
-    other = only_writer(folder)
+    other = lock_run_folder(folder)
     with pytest.raises(UsageError, match="is not empty" if finished else "Another training is writing to"):
         fit(config)
     assert finished == folder.results.is_file()
@@ -219,9 +227,9 @@ def test_of_two_that_begin_together_one_trains(
 def test_kill_9_lets_go_of_the_folder(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from fluxtalk.train.records.run_folder import RunFolder
-from fluxtalk.train.records.run_lock import only_writer
-with only_writer(RunFolder(Path({str(tmp_path)!r}))):
+from fluxtalk.artifacts.run import RunFolder
+from fluxtalk.train.records.run_folder import lock_run_folder
+with lock_run_folder(RunFolder(Path({str(tmp_path)!r}))):
     print("held", flush=True)
     input()
 """
@@ -229,9 +237,9 @@ with only_writer(RunFolder(Path({str(tmp_path)!r}))):
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(UsageError, match="Another training"), only_writer(folder):
+        with pytest.raises(UsageError, match="Another training"), lock_run_folder(folder):
             pass
         holder.kill()
         holder.wait()
-    with only_writer(folder):
-        assert folder.log.is_file()
+    with lock_run_folder(folder):
+        assert folder.lock.is_file()

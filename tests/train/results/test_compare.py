@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fluxtalk.errors import ArtifactError, UsageError
-from fluxtalk.train.records.run_records import read_run
+from fluxtalk.train.records.history import read_history
 from fluxtalk.train.results.compare import REGISTER_CONFIGURATION, Comparison, compare
 from fluxtalk.train.results.compare_cli import main
 from fluxtalk.train.results.compare_table import table_lines
@@ -74,7 +74,7 @@ def foreign_run(path: Path, **run: Any) -> Path:
 
 
 def compared(*paths: Path, align_by: Sequence[str] = REGISTER_CONFIGURATION) -> Comparison:
-    return compare([read_run(path) for path in paths], align_by)
+    return compare([read_history(path) for path in paths], align_by)
 
 
 def run(*arguments: object) -> Result:
@@ -233,7 +233,7 @@ def test_a_record_that_breaks_the_schema_is_named(tmp_path: Path, record: dict[s
     good: dict[str, Any] = {"kind": "train", **FOREIGN, "step": 1, "total": None}
     path = write_records(tmp_path / "run.jsonl", [good, record, good])
     with pytest.raises(ArtifactError, match=rf"run\.jsonl line 2 .*{word}"):
-        read_run(path)
+        read_history(path)
 
 
 @pytest.mark.parametrize("digits", ["1e999", "-1e999", "Infinity"])
@@ -243,8 +243,8 @@ def test_a_number_beyond_all_floats_is_no_number(tmp_path: Path, name: str, digi
     value = f'{{"dim": {digits}}}' if name == "options" else digits
     path = tmp_path / "run.jsonl"
     path.write_text(json.dumps({"kind": kind, **FOREIGN, "step": 1})[:-1] + f', "{name}": {value}}}\n')
-    with pytest.raises(ArtifactError, match=rf"run\.jsonl line 1 is no JSON \({digits} is"):
-        read_run(path)
+    with pytest.raises(ArtifactError, match=rf"run\.jsonl line 1 is not valid JSON \({digits} is"):
+        read_history(path)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         (tmp_path, "no run.json"),
         (other, "several runs"),
         (empty, "no records"),
-        (tmp_path / "text.jsonl", "line 1 is no JSON"),
+        (tmp_path / "text.jsonl", "line 1 is not valid JSON"),
         (tmp_path / "nan.jsonl", "NaN"),
     ):
         done = run(path)

@@ -18,7 +18,7 @@ from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.scoring.metrics import CUTOFFS
 from fluxtalk.scoring.retrieval import retrieval
 from fluxtalk.train.features.sources import feature_sources
-from fluxtalk.train.results.embeddings import counted_embeddings
+from fluxtalk.train.results.score import counted_embeddings
 
 Embeddings = dict[str, NDArray[np.float32]]
 

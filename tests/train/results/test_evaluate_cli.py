@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from fluxtalk.model.checkpoints.head import load_head, save_head
 from fluxtalk.model.checkpoints.stage1 import Stage1, save_stage1
 from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.records.run_records import read_run
+from fluxtalk.train.records.history import read_history
 from fluxtalk.train.results.compare import compare
 from fluxtalk.train.results.evaluate_cli import main
 from fluxtalk.train.run import fit
@@ -51,9 +51,9 @@ def test_the_best_checkpoint_scores_what_training_said(made: Made) -> None:
     assert record["checkpoint"] == str(made.run.root / "checkpoints" / "best.safetensors")
     for name in ("recall", "recall_unseen", "chance", "score", "experiment_id", "implementation"):
         assert record[name] == results[name], name
-    facts = made.run.config["facts"]
-    assert (record["data"], record["data_hash"]) == (facts["data"], facts["data_hash"])
-    assert record["stage1_hash"] == facts["stage1_hash"]
+    info = made.run.description.info
+    assert (record["data"], record["data_hash"]) == (info.data, info.data_hash)
+    assert record["stage1_hash"] == info.stage1_hash
 
 
 def test_the_last_checkpoint_scores_what_the_last_validation_said(averaged: Path) -> None:
@@ -136,7 +136,7 @@ def test_everything_that_is_written_is_documented(made: Made) -> None:
 
 
 def test_a_real_run_can_be_compared(made: Made, averaged: Path) -> None:
-    comparison = compare([read_run(made.run.root), read_run(averaged)])
+    comparison = compare([read_history(made.run.root), read_history(averaged)])
     assert {"epochs", "ema_decay"} <= set(comparison.differing)
     assert comparison.groups == (1, 1)
     assert comparison.notes == ()

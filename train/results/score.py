@@ -1,8 +1,9 @@
-"""What a head gives for the counted items of a split, ready for `fluxtalk.scoring.retrieval`."""
+"""Scoring a head by retrieval on the counted items of a split."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,14 +11,14 @@ from numpy.typing import NDArray
 
 from fluxtalk.datasets.pairs import Split
 from fluxtalk.model.head.token_head import TokenHead
-from fluxtalk.scoring.retrieval import ItemTokens
+from fluxtalk.scoring.retrieval import ItemTokens, retrieval
 from fluxtalk.train.features.sources import FeatureSource
 
 _BATCH = 512
 
 
 def all_tokens(head: TokenHead, modality: str, source: FeatureSource, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """The tokens of some rows of a source, without dropout: (rows, N, D)."""
+    """Compute the tokens of some rows of a source, without dropout: (rows, N, D)."""
     index = torch.arange(head.config.num_register_tokens, device=head.device)
     was_training = head.training
     head.eval()
@@ -31,7 +32,7 @@ def all_tokens(head: TokenHead, modality: str, source: FeatureSource, rows: NDAr
 
 
 def counted_embeddings(head: TokenHead, sources: Mapping[str, FeatureSource], split: Split) -> dict[str, ItemTokens]:
-    """What every counted item is compared by, of every modality."""
+    """Compute the tokens by which every modality's counted items are compared."""
     config = head.config
     return {
         m: ItemTokens(
@@ -41,3 +42,18 @@ def counted_embeddings(head: TokenHead, sources: Mapping[str, FeatureSource], sp
         )
         for m, source in sources.items()
     }
+
+
+def score_head(head: TokenHead, sources: Mapping[str, FeatureSource], split: Split) -> dict[str, Any]:
+    """Score a head by `fluxtalk.scoring.retrieval` on a split."""
+    return retrieval(counted_embeddings(head, sources, split), split)
+
+
+def recall_lines(recall: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    """Format recall as a table, one line per direction and k."""
+    lines = []
+    for direction, by_k in recall.items():
+        for k, by_cutoff in by_k.items():
+            cells = "  ".join(f"R@{cutoff} {100 * value:5.1f} %" for cutoff, value in by_cutoff.items())
+            lines.append(f"  {direction:<14} k={k}  {cells}")
+    return lines

@@ -1,4 +1,4 @@
-"""What a run left behind, read without torch: a run's folder, or another implementation's records.
+"""A run's records as `fluxtalk compare` reads them, torch-free: of its folder, or of another implementation.
 
 docs/runs.md is the schema; nothing here guesses at other names.
 """
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fluxtalk.errors import ArtifactError, reason
-from fluxtalk.train.records.record_file import Record, RecordFile, read_records, strict_json
+from fluxtalk.artifacts.run import RunFolder, read_run_json
+from fluxtalk.errors import ArtifactError
+from fluxtalk.train.records.record_file import Record, RecordFile, read_records
 
-RUN_FORMAT = "fluxtalk.run"
-_SCALED_FACTS = ("processes", "global_batch")
-"""Found rather than asked, but as decisive as an option: ``batch_size`` is per process."""
+_SCALED_INFO = ("processes", "global_batch")
+"""Found rather than asked for, but as decisive as an option: ``batch_size`` is per process."""
 # One spelling of each number, or one k would stand in several rows.
 _COUNT = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 
 
 @dataclass(frozen=True)
-class RunRecords:
+class RunHistory:
     """One run, as `fluxtalk compare` reads it."""
 
     path: Path
@@ -30,8 +30,8 @@ class RunRecords:
     implementation: str
     options: Mapping[str, Any]
     """The hyper-parameters by the names of `fluxtalk-train`, and ``processes`` and ``global_batch``."""
-    facts: Mapping[str, Any]
-    """What is known of ``data``, ``data_hash`` and ``encoder_hashes``."""
+    info: Mapping[str, Any]
+    """Known values of ``data``, ``data_hash`` and ``encoder_hashes``."""
     parameters: int | None
     """Trainable parameters."""
     seconds: float | None
@@ -56,7 +56,7 @@ class RunRecords:
 
     @property
     def scored(self) -> Mapping[str, Any] | None:
-        """The record whose recall is shown: the test where there is one, else the best validation."""
+        """The record whose recall is shown: the test if there is one, else the best validation."""
         if self.test is not None:
             return self.test
         best = self.best_validation
@@ -64,7 +64,7 @@ class RunRecords:
 
     @property
     def scored_on(self) -> str | None:
-        """Which split `scored` looked at."""
+        """The split of `scored`."""
         if self.test is not None:
             return "test"
         return "validation" if self.scored is not None else None
@@ -83,7 +83,7 @@ def score_of(record: Mapping[str, Any]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def read_run(path: Path) -> RunRecords:
+def read_history(path: Path) -> RunHistory:
     """Read a run's folder, or a ``.jsonl`` file in the same schema.
 
     Raises:
@@ -97,29 +97,24 @@ def read_run(path: Path) -> RunRecords:
     return _read_file(path)
 
 
-def _read_folder(root: Path) -> RunRecords:
-    content = _read_json(root / "run.json", f"{root} is no training run: it has no run.json; give OUTPUT_DIR/LOG_NAME.")
-    if content.get("format") != RUN_FORMAT or not all(
-        isinstance(content.get(name), dict) for name in ("options", "facts")
-    ):
-        raise ArtifactError(f"{root / 'run.json'} does not describe a FluxTalk run; give OUTPUT_DIR/LOG_NAME.")
-    metrics = root / "metrics.jsonl"
-    file = read_records(metrics) if metrics.is_file() else RecordFile((), torn=False)
-    _check_records(metrics, file.records)
-    facts, results = content["facts"], root / "results.json"
-    scores = _read_json(results, "") if results.is_file() else {}
+def _read_folder(root: Path) -> RunHistory:
+    content, folder = read_run_json(root), RunFolder(root)
+    file = read_records(folder.metrics) if folder.metrics.is_file() else RecordFile((), torn=False)
+    _check_records(folder.metrics, file.records)
+    # As it is in the file, not a `RunInfo`: what is not stated becomes a note of the comparison.
+    info, scores = content["facts"], folder.read_results() or {}
     if scores:
-        _check_scores(str(results), scores)
+        _check_scores(str(folder.results), scores)
         if "step" in scores:
-            _check_step(str(results), scores)
-    _check_run(f"facts in {root / 'run.json'}", facts)
-    return RunRecords(
+            _check_step(str(folder.results), scores)
+    _check_run(f"facts in {folder.description}", info)
+    return RunHistory(
         path=root,
         experiment_id=str(content.get("experiment_id")),
         implementation=str(content.get("implementation")),
-        options=content["options"] | {name: facts[name] for name in _SCALED_FACTS if name in facts},
-        facts=facts,
-        parameters=facts.get("parameters"),
+        options=content["options"] | {name: info[name] for name in _SCALED_INFO if name in info},
+        info=info,
+        parameters=info.get("parameters"),
         seconds=scores.get("seconds"),
         train=_of_kind(file.records, "train"),
         validation=_of_kind(file.records, "validation"),
@@ -128,7 +123,7 @@ def _read_folder(root: Path) -> RunRecords:
     )
 
 
-def _read_file(path: Path) -> RunRecords:
+def _read_file(path: Path) -> RunHistory:
     file = read_records(path)
     _check_records(path, file.records)
     if not file.records:
@@ -139,12 +134,12 @@ def _read_file(path: Path) -> RunRecords:
         raise ArtifactError(f"{path} has records of several runs ({listed}); give each run a file of its own.")
     [(experiment_id, implementation)] = identities
     run = _last(_of_kind(file.records, "run")) or {}
-    return RunRecords(
+    return RunHistory(
         path=path,
         experiment_id=experiment_id,
         implementation=implementation,
         options=run.get("options", {}),
-        facts=run,
+        info=run,
         parameters=run.get("parameters"),
         seconds=run.get("seconds"),
         train=_of_kind(file.records, "train"),
@@ -210,18 +205,6 @@ def _check_recall(where: str, values: Mapping[str, Any]) -> None:
             for cutoff, value in by_cutoff.items():
                 if not _COUNT.fullmatch(cutoff) or not _is_number(value) or not 0 <= value <= 1:
                     raise ArtifactError(f"{where} needs {expected}; got {cutoff!r}: {value!r} in {direction}, k={k}.")
-
-
-def _read_json(path: Path, missing: str) -> dict[str, Any]:
-    try:
-        content = strict_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(missing) from None
-    except ValueError as error:
-        raise ArtifactError(f"{path} is no JSON ({reason(error)}); restore it or train again.") from None
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path} is no JSON object; restore it or train again.")
-    return content
 
 
 def _of_kind(records: Sequence[Record], kind: str) -> tuple[Mapping[str, Any], ...]:
