@@ -73,7 +73,8 @@ def onnx(
     stage1_checkpoint: Path | None,
     cache_dir: str | None,
 ) -> None:
-    """Export RUN (OUTPUT_DIR/LOG_NAME of fluxtalk-train): one ONNX graph per modality and precision, parity proved.
+    """Export RUN (OUTPUT_DIR/LOG_NAME of fluxtalk-train): one ONNX graph per modality and precision, each
+    measured against eager PyTorch.
 
     fluxtalk-export onnx runs/mine -o bundle --precision fp32 --precision fp16 --precision int8
     """

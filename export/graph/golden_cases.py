@@ -44,7 +44,7 @@ def eager_outputs(embedder: Embedder, inputs: Arrays, attention: bool) -> dict[s
     """
     tokens = embedder.head.config.num_register_tokens
     if not attention:
-        return dict(zip(OUTPUTS, embedder.embed_arrays(dict(inputs), tokens), strict=True))
+        return dict(zip(OUTPUTS, embedder.embed_arrays(inputs, tokens), strict=True))
     device = embedder.head.registers.device
     with torch.inference_mode():
         features = embedder.encoder(*to_tensors(inputs, device))

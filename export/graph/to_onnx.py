@@ -14,11 +14,11 @@ from typing import Any
 
 import onnx
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim
 
 import fluxtalk
+from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS, TOKEN_INDEX, TensorSpec
 from fluxtalk.artifacts.files import write_atomically
 from fluxtalk.errors import UsageError, reason
@@ -52,7 +52,7 @@ class _NamedFeatures(nn.Module):
 def export_onnx(
     embedder: Embedder,
     preprocess: Preprocessor,
-    sample: dict[str, NDArray[Any]],
+    sample: Arrays,
     opset: int = DEFAULT_OPSET,
     attention: bool = False,
 ) -> onnx.ModelProto:
@@ -131,7 +131,7 @@ def graph_files(model: onnx.ModelProto, folder: Path, name: str, limit: int = EX
 
 
 def _arguments(
-    embedder: Embedder, preprocess: Preprocessor, sample: dict[str, NDArray[Any]]
+    embedder: Embedder, preprocess: Preprocessor, sample: Arrays
 ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
     """Example inputs and their dynamic dimensions; at least two rows, because the exporter fixes sizes 0 and 1."""
     batch, length = Dim("batch", min=1), Dim("length", min=1)

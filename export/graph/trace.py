@@ -28,7 +28,7 @@ _CALIBRATION_BATCH = 8
 
 @dataclass(frozen=True)
 class TracedModality:
-    """One modality as ONNX, with the inputs that prove and calibrate it."""
+    """One modality as ONNX, with the inputs that verify and calibrate it."""
 
     model: onnx.ModelProto
     preprocess: Preprocessor

@@ -117,7 +117,7 @@ def _compile(
 
 
 def _configure(api: TensorRT, config: Any, options: BuilderOptions) -> None:
-    # TF32, on by default, rounds the factors of float32 products to 10 bits: not what float32 promises.
+    # TF32, on by default, rounds the factors of float32 products to 10 bits, beyond the tolerance of fp32.
     config.clear_flag(api.trt.BuilderFlag.TF32)
     if options.version_compatible:
         config.set_flag(api.trt.BuilderFlag.VERSION_COMPATIBLE)

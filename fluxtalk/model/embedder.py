@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fluxtalk.arrays import Arrays
 from fluxtalk.errors import UsageError, check_token_count
 from fluxtalk.model.encoders import Features, FrozenEncoder, to_tensors
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
@@ -92,7 +93,7 @@ class Embedder(nn.Module):
         batch = preprocess.collate([preprocess.prepare(item) for item in items])
         return self.embed_arrays(batch, count)
 
-    def embed_arrays(self, batch: dict[str, NDArray[Any]], k: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    def embed_arrays(self, batch: Arrays, k: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Embed a preprocessed batch eagerly: tokens and embeddings as arrays (items, k, dim)."""
         device = self.head.registers.device
         with torch.inference_mode():

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import nn
 
+from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX
 from fluxtalk.export.graph.graph_tools import run_model
 from fluxtalk.export.graph.to_onnx import export_onnx
@@ -20,8 +20,6 @@ from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import FrozenEncoder, GivenFeatures, SmallImageEncoder, SmallTextEncoder
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor, ImagePreprocessor, Preprocessor, TextPreprocessor
-
-Arrays = dict[str, NDArray[Any]]
 
 VOCABULARY, TOKENS = 1100, 4
 DIMS = {"text": 64, "image": 96, "features": 96}

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fluxtalk.arrays import Arrays
 from fluxtalk.datasets import PairDataset
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from tests.conftest import Made
 
 MODALITIES = ("image", "text")
-Arrays = dict[str, NDArray[Any]]
 
 
 def batch_of(made: Made, data: PairDataset, modality: str, count: int, padding: int = 0) -> Arrays:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
+from fluxtalk.arrays import Arrays
 from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import EncoderSpec, FrozenEncoder, build_encoder
@@ -22,7 +21,6 @@ from tests.conftest import Made
 EXAMPLES = settings(
     max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-Arrays = dict[str, NDArray[Any]]
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS
 from fluxtalk.errors import UsageError
 from fluxtalk.export.graph.graph_tools import constants, consumers, run_model
 from fluxtalk.export.precision.half import emulate_half, to_half
 from fluxtalk.scoring.parity import TOLERANCES, embedding_difference
-from tests.export.graphs import Arrays, content, embed, graph, inputs, model_of, node, operators, types
+from tests.export.graphs import content, embed, graph, inputs, model_of, node, operators, types
 
 FLOAT, FLOAT16, BFLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16
 BOOL, INT64 = onnx.TensorProto.BOOL, onnx.TensorProto.INT64

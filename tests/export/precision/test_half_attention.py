@@ -9,11 +9,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX
 from fluxtalk.export.graph.graph_tools import producers, run_model
 from fluxtalk.export.precision.half import emulate_half, to_half
 from fluxtalk.scoring.parity import TOLERANCES, embedding_difference
-from tests.export.graphs import Arrays, model_of, node, types
+from tests.export.graphs import model_of, node, types
 from tests.export.to_tensorrt.trt_bundles import WORDS, embedder_of, graph_of, kinds
 
 FLOAT, BOOL = onnx.TensorProto.FLOAT, onnx.TensorProto.BOOL

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
 import pytest
 
 from bench.latency.graphs import cut
+from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS, TOKEN_INDEX
 from fluxtalk.errors import UsageError
 from fluxtalk.export.graph.graph_tools import ancestors, constants, run_model
@@ -21,7 +22,7 @@ from fluxtalk.export.precision.int8 import (
     weight_only_int8,
 )
 from fluxtalk.scoring.parity import TOLERANCES, embedding_difference
-from tests.export.graphs import DIMS, VOCABULARY, Arrays, content, embed, graph, inputs, model_of, node
+from tests.export.graphs import DIMS, VOCABULARY, content, embed, graph, inputs, model_of, node
 
 FLOAT, INT8, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.INT64
 METHODS = ("static", "dynamic", "weight-only")
@@ -112,7 +113,7 @@ def test_static_scales_come_from_the_calibration_data() -> None:
     model, arrays = graph("image"), inputs("image", 8, seed=100)
     expected = embed(model, arrays)["embeddings"]
 
-    def cosine(batches: list[Arrays]) -> float:
+    def cosine(batches: Sequence[Arrays]) -> float:
         found = embed(quantize_static(model, batches), arrays)["embeddings"]
         return embedding_difference(found, expected).min_cosine
 
