@@ -11,7 +11,7 @@ import torch
 
 from fluxtalk.config import HeadConfig
 from fluxtalk.datasets import PairDataset, default_cache_dir, load_dataset
-from fluxtalk.datasets.places import first_there
+from fluxtalk.datasets.data_paths import first_existing
 from fluxtalk.errors import CheckpointError, DataError, UsageError
 from fluxtalk.model.checkpoints.run import find_data, find_stage1, read_run_config
 from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1
@@ -109,7 +109,7 @@ def read_encoders_and_data(
     name = data or stage1.data
     if name is None:
         raise UsageError(f"{stage1_checkpoint} names no data set; say which with --data.")
-    if data is None and first_there([name]) is None:
+    if data is None and first_existing([name]) is None:
         raise DataError(
             f"The data set {name}, which is `data` of {stage1_checkpoint}, does not exist; "
             "put it there, or say with --data where it is."

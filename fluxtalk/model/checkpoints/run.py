@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fluxtalk.datasets.places import absolute_name, first_there
+from fluxtalk.datasets.data_paths import first_existing, with_absolute_path
 from fluxtalk.errors import ArtifactError, CheckpointError, DataError, UsageError
 from fluxtalk.model.checkpoints.head import HeadCheckpoint, load_head
 from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1
@@ -146,8 +146,8 @@ def find_data(root: Path, config: dict[str, Any]) -> str | None:
     facts = config["facts"]
     names = [facts.get("data_absolute", facts["data"])]
     if "data_relative" in facts:
-        names.append(absolute_name(facts["data_relative"], root))
-    found = first_there(names)
+        names.append(with_absolute_path(facts["data_relative"], root))
+    found = first_existing(names)
     if found is None and config["options"]["data"] is not None:
         tried = " nor at ".join(dict.fromkeys(names))
         raise DataError(f"The data set of {root} is not at {tried} any more; say where it is with --data.")
