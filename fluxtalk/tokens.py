@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fluxtalk.arrays import Floats
 from fluxtalk.errors import UsageError, check_token_count
-
-Floats = NDArray[np.float32]
 
 POOLED, CONCAT, TOKENS, COMPLEMENTARY, ATTENTION = "pooled", "concat", "tokens", "complementary", "attention"
 OUTPUT_KINDS = (POOLED, CONCAT, TOKENS, COMPLEMENTARY)
@@ -35,7 +34,7 @@ class TokenLayout:
     num_overlapping_tokens: int
     """How many, from the first, are shared between modalities; the rest are complementary."""
     dim: int
-    """Numbers of one token."""
+    """Integers of one token."""
     attention: bool = False
     """Whether attention can be asked for."""
 
@@ -116,7 +115,7 @@ class Selection:
 
     @property
     def values_per_item(self) -> int:
-        """Numbers of one item's vectors."""
+        """Integers of one item's vectors."""
         return int(np.prod(self.shape))
 
     def cut(self, values: Floats) -> Floats:

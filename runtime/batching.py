@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+
+from fluxtalk.arrays import Integers
 
 
-def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[NDArray[np.int64]]:
+def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[Integers]:
     """Divide items into batches that waste little padding.
 
     Sorted by length, a batch ends when it is full, or when the next item would make the padding exceed an

@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fluxtalk.arrays import Array, Floats
 from fluxtalk.artifacts.bundle import Bundle, read_bundle
 from fluxtalk.errors import UsageError
 from fluxtalk.preprocess import Preprocessor
@@ -21,7 +21,7 @@ from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.batching import batches_by_length
 from fluxtalk.runtime.vectors import Vectors, quantize
 from fluxtalk.runtime.verify import verify_sessions
-from fluxtalk.tokens import ATTENTION, POOLED, Floats, Selection
+from fluxtalk.tokens import ATTENTION, POOLED, Selection
 
 _WINDOW = 4096
 
@@ -148,7 +148,7 @@ class Embedder:
         """The session of a modality."""
         return self._sessions[modality]
 
-    def prepare(self, modality: str, items: Sequence[Any], first: int | None = None) -> list[NDArray[Any]]:
+    def prepare(self, modality: str, items: Sequence[Any], first: int | None = None) -> list[Array]:
         """Preprocess raw items, naming the position of one that fails.
 
         Args:
@@ -211,7 +211,7 @@ class Embedder:
             result[rows] = self._run(modality, [prepared[row] for row in rows], selection)
         return result
 
-    def _run(self, modality: str, prepared: Sequence[NDArray[Any]], selection: Selection) -> Floats:
+    def _run(self, modality: str, prepared: Sequence[Array], selection: Selection) -> Floats:
         """Run one batch, asking the session for no more than the selection needs."""
         inputs, wanted = self._preprocess[modality].collate(prepared), selection.graph_output
         return selection.cut(self._sessions[modality].run(inputs, selection.k, (wanted,))[wanted])

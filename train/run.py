@@ -14,7 +14,7 @@ import torch
 
 from fluxtalk.artifacts.files import Identity, git_revision, write_json
 from fluxtalk.artifacts.run import RunFolder, RunInfo
-from fluxtalk.datasets.places import absolute_name, relative_name
+from fluxtalk.datasets.data_paths import with_absolute_path, with_relative_path
 from fluxtalk.errors import CheckpointError
 from fluxtalk.model.checkpoints.head import load_head
 from fluxtalk.model.head.registers import RegisterTokenModule
@@ -180,8 +180,8 @@ def _info(inputs: Inputs, trainer: Trainer) -> RunInfo:
     root = Path(trainer.config.output_dir) / trainer.config.log_name
     return RunInfo(
         data=inputs.dataset.name,
-        data_absolute=absolute_name(inputs.dataset.name),
-        data_relative=relative_name(inputs.dataset.name, root),
+        data_absolute=with_absolute_path(inputs.dataset.name),
+        data_relative=with_relative_path(inputs.dataset.name, root),
         data_hash=inputs.dataset.content_hash,
         stage1_hash=trainer.stage1_hash,
         encoder_hashes=_encoder_hashes(inputs),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fluxtalk.datasets import features_folder, glyphs
-from fluxtalk.datasets.names import GLYPHS, parse_name
+from fluxtalk.datasets.data_name import GLYPHS, parse_data_name
 from fluxtalk.datasets.pairs import SPLIT_NAMES, Items, PairDataset, Split
 from fluxtalk.datasets.shards import shards
 from fluxtalk.datasets.tables import table
@@ -33,7 +33,7 @@ def load_dataset(name: str, cache_dir: Path, kinds: Mapping[str, str] | None = N
     """
     if name == GLYPHS:
         return glyphs.load(cache_dir)
-    parsed = parse_name(name)
+    parsed = parse_data_name(name)
     if parsed is not None:
         return shards.load(parsed) if parsed.suffix == ".tar" else table.load(parsed, kinds)
     if name and Path(name).is_dir():

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fluxtalk.arrays import Array
 from fluxtalk.artifacts.files import hash_bytes, hash_json
 from fluxtalk.config import require_modality_name
 from fluxtalk.datasets.pairs import SPLIT_NAMES, PairDataset
-from fluxtalk.datasets.report import listed, with_progress
-from fluxtalk.datasets.splits import Column, divide, split_by_hash
+from fluxtalk.datasets.reporting import abbreviate, with_progress
+from fluxtalk.datasets.splits import ItemColumn, make_splits, split_by_hash
 from fluxtalk.datasets.tensor_files import TensorFiles, TensorName, tensor_names
 from fluxtalk.errors import DataError, InputError, UsageError, reason
 from fluxtalk.preprocess.features import FeaturesPreprocessor, read_array
@@ -61,24 +61,24 @@ def load(text: str) -> PairDataset:
     """
     folder = Path(text)
     entries = _entries(folder)
-    homes = _homes(folder, entries)
+    split_of = _splits_by_id(folder, entries)
     digests = _digests(folder, entries)
-    index = {id_: position for position, id_ in enumerate(homes)}
+    index = {id_: position for position, id_ in enumerate(split_of)}
     codes: dict[str, int] = {}
     columns = {}
     for modality, found in entries.items():
         groups = np.array([index[entry.id] for entry in found], dtype=np.int64)
         numbers = [codes.setdefault(digest, len(codes)) for digest in digests[modality]]
         values = TensorFiles(tuple(entry.source for entry in found))
-        columns[modality] = Column(groups, np.array(numbers, dtype=np.uint64), values.take)
+        columns[modality] = ItemColumn(groups, np.array(numbers, dtype=np.uint64), values.take)
     key = {
-        m: [[homes[entry.id], entry.id, digest] for entry, digest in zip(found, digests[m], strict=True)]
+        m: [[split_of[entry.id], entry.id, digest] for entry, digest in zip(found, digests[m], strict=True)]
         for m, found in entries.items()
     }
     return PairDataset(
         name=text,
         modalities=tuple(entries),
-        splits=divide(tuple(homes), tuple(homes.values()), columns),
+        splits=make_splits(tuple(split_of), tuple(split_of.values()), columns),
         content_hash=hash_json({"features": key}),
     )
 
@@ -89,7 +89,7 @@ def _entries(folder: Path) -> dict[str, list[_Entry]]:
     beside = [path.name for path in _modality_paths(folder) if path.name not in SPLIT_NAMES]
     if parts and beside:
         raise DataError(
-            f"The folder {folder} has {listed(beside)} beside {', '.join(parts)}; "
+            f"The folder {folder} has {abbreviate(beside)} beside {', '.join(parts)}; "
             "where there is a folder per split, every modality lies below one."
         )
     found: dict[str, list[_Entry]] = {}
@@ -126,7 +126,9 @@ def _named(path: Path, split: str | None) -> Iterator[_Entry]:
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
     strange = [str(file.relative_to(path)) for file in files if file.suffix != ".npy"]
     if strange:
-        raise DataError(f"The folder {path} holds {len(strange)} files that are no .npy: {listed(strange)}; move them.")
+        raise DataError(
+            f"The folder {path} holds {len(strange)} files that are no .npy: {abbreviate(strange)}; move them."
+        )
     for file in files:
         yield _entry(file.relative_to(path).as_posix().removesuffix(".npy"), split, file)
 
@@ -136,7 +138,7 @@ def _entry(name: str, split: str | None, source: Path | TensorName) -> _Entry:
     return _Entry(match[1], int(match[2]), split, source) if match else _Entry(name, -1, split, source)
 
 
-def _homes(folder: Path, entries: dict[str, list[_Entry]]) -> dict[str, str]:
+def _splits_by_id(folder: Path, entries: dict[str, list[_Entry]]) -> dict[str, str]:
     """The split of every id, in the order of the ids."""
     everywhere: dict[str, set[str]] = {}
     for found in entries.values():
@@ -145,7 +147,7 @@ def _homes(folder: Path, entries: dict[str, list[_Entry]]) -> dict[str, str]:
     strays = [f"{id_!r} ({', '.join(sorted(splits))})" for id_, splits in sorted(everywhere.items()) if len(splits) > 1]
     if strays:
         raise DataError(
-            f"The folder {folder} has {len(strays)} ids in several splits: {listed(strays)}; "
+            f"The folder {folder} has {len(strays)} ids in several splits: {abbreviate(strays)}; "
             "an id belongs to one split."
         )
     return {id_: splits.pop() for id_, splits in sorted(everywhere.items())}
@@ -169,11 +171,13 @@ def _digests(folder: Path, entries: dict[str, list[_Entry]]) -> dict[str, list[s
             continue
         digests[modality].append(hash_bytes(str(array.shape).encode() + array.tobytes()))
     if problems:
-        raise DataError(f"The folder {folder} has {len(problems)} unusable arrays of {len(flat)}: {listed(problems)}.")
+        raise DataError(
+            f"The folder {folder} has {len(problems)} unusable arrays of {len(flat)}: {abbreviate(problems)}."
+        )
     return digests
 
 
-def _prepared(value: Any, modality: str, dims: dict[str, int]) -> NDArray[Any]:
+def _prepared(value: Any, modality: str, dims: dict[str, int]) -> Array:
     """One item as preprocessing takes it, with the dimension of the modality's first array."""
     array, _ = read_array(value)
     if modality not in dims and array.ndim in (1, 2):

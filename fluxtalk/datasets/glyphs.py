@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from fluxtalk.arrays import Integers
 from fluxtalk.artifacts.files import atomic_file, hash_bytes, hash_json
 from fluxtalk.console import progress
 from fluxtalk.datasets.pairs import Items, PairDataset, Split
@@ -68,9 +69,9 @@ class Glyphs:
 
     images: NDArray[np.uint8]
     """(glyphs, 32, 32), white on black."""
-    characters: NDArray[np.int64]
+    characters: Integers
     """(glyphs,) code points, ascending."""
-    faces: NDArray[np.int64]
+    faces: Integers
     """(glyphs,) indices into `FACES`."""
 
     def content_hash(self) -> str:
@@ -110,7 +111,7 @@ def character_name(code_point: int) -> str:
     return unicodedata.name(chr(code_point)).lower()
 
 
-def split_characters(characters: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+def split_characters(characters: Integers) -> dict[str, Integers]:
     """Divide code points into test (1,000), validation (500) and train (the rest), each ascending.
 
     The order is by hash of the code point, so that it hardly moves when a later face adds a character.
@@ -140,7 +141,7 @@ def load(cache_dir: Path) -> PairDataset:
     )
 
 
-def _split(name: str, glyphs: Glyphs, characters: NDArray[np.int64], train_pixels: set[bytes]) -> Split:
+def _split(name: str, glyphs: Glyphs, characters: Integers, train_pixels: set[bytes]) -> Split:
     rows = np.flatnonzero(np.isin(glyphs.characters, characters))
     groups = np.searchsorted(characters, glyphs.characters[rows])
     first_face = np.diff(groups, prepend=-1) != 0

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fluxtalk.arrays import Booleans, Integers
 from fluxtalk.errors import DataError
 
 SPLIT_NAMES = ("train", "validation", "test")
@@ -26,11 +26,11 @@ class Items:
     values: Sequence[Any]
     """Raw inputs as the modality's preprocessing takes them: text; an image's path, bytes or array; features'
     path or array. It may read them as they are asked for; it can be pickled and read by several threads."""
-    groups: NDArray[np.int64]
+    groups: Integers
     """(items,): the index into `Split.ids` that each value belongs to, ascending; not every id need occur."""
-    counted: NDArray[np.bool_]
+    counted: Booleans
     """(items,): whether the value takes part in retrieval scores."""
-    labels: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    labels: Mapping[str, Integers] = field(default_factory=dict)
     """Known factors of the items, for probes: factor name to (items,) class numbers."""
 
     def __len__(self) -> int:
@@ -49,7 +49,7 @@ class Split:
     ids: tuple[str, ...]
     items: Mapping[str, Items]
     """Modality to its items; where there are several modalities, every id has items in at least two of them."""
-    seen: NDArray[np.bool_]
+    seen: Booleans
     """(ids,): whether a counted item is identical, in raw form, to an item of the training split."""
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ class Split:
             )
 
 
-def _modalities_per_id(ids: int, items: Mapping[str, Items]) -> NDArray[np.int64]:
+def _modalities_per_id(ids: int, items: Mapping[str, Items]) -> Integers:
     """In how many modalities each of ``ids`` ids has an item: (ids,)."""
     present = [np.bincount(one.groups, minlength=ids) > 0 for one in items.values()]
     return np.sum(present, axis=0, dtype=np.int64) if present else np.zeros(ids, dtype=np.int64)

@@ -10,20 +10,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fluxtalk.arrays import Booleans, Integers
 from fluxtalk.datasets.pairs import SPLIT_NAMES, Items, Split
 
 _TRAIN_SHARE, _VALIDATION_SHARE = 0.8, 0.1
 
 
 @dataclass(frozen=True)
-class Column:
+class ItemColumn:
     """All items of one modality, before they are divided."""
 
-    groups: NDArray[np.int64]
+    groups: Integers
     """(items,): the index into the data set's ids that each item belongs to, in any order."""
     fingerprints: NDArray[np.uint64]
     """(items,): equal numbers where the raw content is equal."""
-    take: Callable[[NDArray[np.int64]], Sequence[Any]]
+    take: Callable[[Integers], Sequence[Any]]
     """The values of these items, in this order."""
 
 
@@ -35,27 +36,29 @@ def split_by_hash(id_: str) -> str:
     return "validation" if number < _TRAIN_SHARE + _VALIDATION_SHARE else "test"
 
 
-def divide(ids: Sequence[str], homes: Sequence[str], columns: Mapping[str, Column]) -> dict[str, Split]:
+def make_splits(ids: Sequence[str], split_names: Sequence[str], columns: Mapping[str, ItemColumn]) -> dict[str, Split]:
     """Make every split.
 
     Args:
         ids: all different, in the order in which the splits list them.
-        homes: the split of each id.
+        split_names: the split of each id.
         columns: modality to its items, in the order in which the items of one id are listed.
 
     Raises:
         DataError: see `Split`.
     """
-    home = np.array([SPLIT_NAMES.index(name) for name in homes], dtype=np.int64)
-    return {name: _split(name, ids, home == number, home == 0, columns) for number, name in enumerate(SPLIT_NAMES)}
+    numbers = np.array([SPLIT_NAMES.index(name) for name in split_names], dtype=np.int64)
+    return {
+        name: _split(name, ids, numbers == number, numbers == 0, columns) for number, name in enumerate(SPLIT_NAMES)
+    }
 
 
 def _split(
     name: str,
     ids: Sequence[str],
-    inside: NDArray[np.bool_],
-    trained: NDArray[np.bool_],
-    columns: Mapping[str, Column],
+    inside: Booleans,
+    trained: Booleans,
+    columns: Mapping[str, ItemColumn],
 ) -> Split:
     members = np.flatnonzero(inside)
     position = np.cumsum(inside) - 1

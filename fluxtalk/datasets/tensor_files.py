@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from fluxtalk.arrays import Array, Integers
 from fluxtalk.errors import DataError, reason
 
 
@@ -57,15 +56,15 @@ class TensorFiles(Sequence[Any]):
         self._sources = sources
         self._open = {}
 
-    def take(self, rows: NDArray[np.int64]) -> TensorFiles:
+    def take(self, rows: Integers) -> TensorFiles:
         """These rows, in this order."""
         return TensorFiles([self._sources[row] for row in rows])
 
-    def _read(self, source: TensorName) -> NDArray[Any]:
+    def _read(self, source: TensorName) -> Array:
         try:
             if source.path not in self._open:
                 self._open[source.path] = safe_open(source.path, framework="numpy")
-            array: NDArray[Any] = self._open[source.path].get_tensor(source.name)
+            array: Array = self._open[source.path].get_tensor(source.name)
         except (SafetensorError, OSError, TypeError, ValueError) as error:
             raise DataError(f"The tensor {source} cannot be read: {reason(error)}.") from None
         return array

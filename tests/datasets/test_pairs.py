@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fluxtalk.datasets import Items, Split, load_dataset
-from fluxtalk.datasets.names import parse_name
-from fluxtalk.datasets.splits import Column, divide
+from fluxtalk.datasets.data_name import parse_data_name
+from fluxtalk.datasets.splits import ItemColumn, make_splits
 from fluxtalk.errors import DataError, UsageError
 
 
@@ -43,10 +43,10 @@ def test_dividing_keeps_every_item_with_its_id_and_its_order() -> None:
     groups = {m: np.concatenate([rng.permutation(40), rng.integers(0, 40, 20)]) for m in ("a", "b", "c")}
     prints = {m: rng.integers(0, 70, 60).astype(np.uint64) for m in groups}
     columns = {
-        m: Column(groups[m], prints[m], lambda rows, m=m: [f"{m}{row}" for row in rows])  # type: ignore[misc]
+        m: ItemColumn(groups[m], prints[m], lambda rows, m=m: [f"{m}{row}" for row in rows])  # type: ignore[misc]
         for m in groups
     }
-    splits = divide(ids, homes, columns)
+    splits = make_splits(ids, homes, columns)
     for name, split in splits.items():
         assert list(split.ids) == [id_ for id_, home in zip(ids, homes, strict=True) if home == name]
         for m, items in split.items.items():
@@ -82,14 +82,14 @@ def test_dividing_keeps_every_item_with_its_id_and_its_order() -> None:
     ],
 )
 def test_names_are_taken_apart(text: str, path: str, suffix: str, query: dict[str, str] | None) -> None:
-    name = parse_name(text)
+    name = parse_data_name(text)
     assert name is not None
     assert (name.text, name.path, name.suffix, name.query) == (text, path, suffix, query)
 
 
 @pytest.mark.parametrize("text", ["glyphs", "folder", "pairs.csv.gz", "shards.tar.gz", ".csv", ""])
 def test_other_names_are_none_of_tables_and_shards(text: str) -> None:
-    assert parse_name(text) is None
+    assert parse_data_name(text) is None
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_other_names_are_none_of_tables_and_shards(text: str) -> None:
 )
 def test_a_malformed_query_is_a_usage_error(query: str, words: str) -> None:
     with pytest.raises(UsageError) as caught:
-        parse_name(f"pairs.csv?{query}")
+        parse_data_name(f"pairs.csv?{query}")
     assert words in str(caught.value)
 
 

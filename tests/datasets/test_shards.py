@@ -17,7 +17,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from fluxtalk.datasets import PairDataset, load_dataset
 from fluxtalk.datasets.shards import shards
-from fluxtalk.datasets.shards.index import index_shard
+from fluxtalk.datasets.shards.tar_index import index_shard
 from fluxtalk.datasets.splits import split_by_hash
 from fluxtalk.errors import DataError, UsageError
 from tests.datasets.shard_files import (

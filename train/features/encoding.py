@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from fluxtalk.datasets import load_dataset
+from fluxtalk.datasets.data_paths import first_existing
 from fluxtalk.datasets.pairs import Items, PairDataset, Split
-from fluxtalk.datasets.places import first_there
 from fluxtalk.errors import DataError, InputError, UsageError
 from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1
 from fluxtalk.model.encoders import Features, FrozenEncoder, described, to_tensors
@@ -130,7 +130,7 @@ def read_encoders_and_data(
     name = data or stage1.data
     if name is None:
         raise UsageError(f"{stage1_checkpoint} names no data set; say which with --data.")
-    if data is None and first_there([name]) is None:
+    if data is None and first_existing([name]) is None:
         raise DataError(
             f"The data set {name}, which is `data` of {stage1_checkpoint}, does not exist; "
             "put it there, or say with --data where it is."

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fluxtalk.artifacts.files import Identity, git_revision
-from fluxtalk.datasets.places import absolute_name
+from fluxtalk.datasets.data_paths import with_absolute_path
 from fluxtalk.errors import CheckpointError, UsageError, reason
 from fluxtalk.model.checkpoints.stage1 import Stage1, Stage1Modality
 from fluxtalk.model.encoders import EncoderSpec, build_encoder
@@ -45,7 +45,7 @@ def stage1_from_specification(path: Path) -> Stage1:
         raise UsageError(f"The data of the specification {path} is a string, as --data takes it; got {data!r}.")
     return Stage1(
         modalities={name: _modality(path.parent, name, part) for name, part in modalities.items()},
-        data=None if data is None else absolute_name(data, path.parent),
+        data=None if data is None else with_absolute_path(data, path.parent),
         figures={"specification": content},
         identity=Identity(git_revision=git_revision()),
     )

@@ -25,12 +25,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fluxtalk.artifacts.files import hash_json
-from fluxtalk.datasets.names import DataName, parse_name
+from fluxtalk.datasets.data_name import DataName, parse_data_name
 from fluxtalk.datasets.pairs import PairDataset
-from fluxtalk.datasets.report import listed, require_files, with_progress
-from fluxtalk.datasets.shards.index import ShardSample, index_shard
+from fluxtalk.datasets.reporting import abbreviate, require_files, with_progress
+from fluxtalk.datasets.shards.tar_index import ShardSample, index_shard
 from fluxtalk.datasets.shards.values import ShardValues, decode
-from fluxtalk.datasets.splits import Column, divide, split_by_hash
+from fluxtalk.datasets.splits import ItemColumn, make_splits, split_by_hash
 from fluxtalk.errors import BackendError, DataError, InputError, UsageError
 
 DEFAULT_EXTENSIONS = {
@@ -73,7 +73,7 @@ def load(name: DataName) -> PairDataset:
     return PairDataset(
         name=name.text,
         modalities=tuple(found),
-        splits=divide(keys, [split_by_hash(key) for key in keys], columns),
+        splits=make_splits(keys, [split_by_hash(key) for key in keys], columns),
         content_hash=hash_json({"shards": hashes, "extensions": {m: extensions[m] for m in found}}),
     )
 
@@ -104,7 +104,7 @@ def stream(text: str, rank: int = 0, world_size: int = 1, worker: int = 0, worke
         BackendError: a library is missing.
         DataError: shards are missing or fewer than all workers, or, while reading, damaged.
     """
-    name = parse_name(text)
+    name = parse_data_name(text)
     if name is None or name.suffix != ".tar":
         raise UsageError(f"Shards are named as in shards-{{000000..000099}}.tar?image=jpg&text=txt; got {text!r}.")
     if not (0 <= rank < world_size and 0 <= worker < workers):
@@ -177,12 +177,12 @@ class _Found:
     kinds: array[int] = field(default_factory=lambda: array("q"))
     fingerprints: array[int] = field(default_factory=lambda: array("Q"))
 
-    def column(self, paths: Sequence[Path], extensions: Sequence[str]) -> Column:
-        """The items as `divide` takes them."""
+    def column(self, paths: Sequence[Path], extensions: Sequence[str]) -> ItemColumn:
+        """The items as `make_splits` takes them."""
         numbers = (self.shards, self.offsets, self.sizes, self.kinds)
         values = ShardValues(paths, extensions, *(np.array(part, dtype=np.int64) for part in numbers))
         groups = np.array(self.groups, dtype=np.int64)
-        return Column(groups, np.array(self.fingerprints, dtype=np.uint64), values.take)
+        return ItemColumn(groups, np.array(self.fingerprints, dtype=np.uint64), values.take)
 
 
 def _collect(
@@ -230,18 +230,18 @@ def _require_unique(name: DataName, keys: Sequence[str]) -> None:
     if len(set(keys)) < len(keys):
         twice = [key for key, count in Counter(keys).items() if count > 1]
         raise DataError(
-            f"{len(twice)} keys of {name.text!r} are in several shards: {listed(twice)}; a sample's key is its own."
+            f"{len(twice)} keys of {name.text!r} are in several shards: {abbreviate(twice)}; a sample's key is its own."
         )
 
 
 def _require_modalities(name: DataName, found: Mapping[str, _Found]) -> None:
     absent = [modality for modality, items in found.items() if not items.groups]
     if absent:
-        raise DataError(f"No sample of {name.text!r} has {listed(absent)}; check the extensions.")
+        raise DataError(f"No sample of {name.text!r} has {abbreviate(absent)}; check the extensions.")
     if len(found) < 2:
         defaults = "; ".join(f"{m} ({', '.join(e)})" for m, e in DEFAULT_EXTENSIONS.items())
         raise DataError(
-            f"The samples of {name.path} have {listed(list(found)) or 'none'} of the usual modalities, {defaults}; "
+            f"The samples of {name.path} have {abbreviate(list(found)) or 'none'} of the usual modalities, {defaults}; "
             "name two or more in --data, as in ?image=jpg&text=caption.txt."
         )
 

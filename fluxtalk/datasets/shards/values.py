@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fluxtalk.arrays import Integers
 from fluxtalk.errors import DataError, InputError, reason
-
-Numbers = NDArray[np.int64]
 
 
 class ShardValues(Sequence[Any]):
@@ -25,10 +23,10 @@ class ShardValues(Sequence[Any]):
         self,
         paths: Sequence[Path],
         extensions: Sequence[str],
-        shards: Numbers,
-        offsets: Numbers,
-        sizes: Numbers,
-        kinds: Numbers,
+        shards: Integers,
+        offsets: Integers,
+        sizes: Integers,
+        kinds: Integers,
     ) -> None:
         """Name the members.
 
@@ -70,7 +68,7 @@ class ShardValues(Sequence[Any]):
                 f"({reason(error)}); start again."
             ) from None
 
-    def take(self, rows: Numbers) -> ShardValues:
+    def take(self, rows: Integers) -> ShardValues:
         """These rows, in this order."""
         return ShardValues(self._paths, self._extensions, *(part[rows] for part in self._places))
 

@@ -23,15 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fluxtalk.arrays import Integers
 from fluxtalk.artifacts.files import hash_file, hash_json
 from fluxtalk.config import require_modality_name
-from fluxtalk.datasets.names import DataName
+from fluxtalk.datasets.data_name import DataName
 from fluxtalk.datasets.pairs import SPLIT_NAMES, PairDataset
-from fluxtalk.datasets.report import listed, require_files, with_progress
-from fluxtalk.datasets.splits import Column, divide, split_by_hash
-from fluxtalk.datasets.tables.links import Cells, link_notes, linked_ids
+from fluxtalk.datasets.reporting import abbreviate, require_files, with_progress
+from fluxtalk.datasets.splits import ItemColumn, make_splits, split_by_hash
+from fluxtalk.datasets.tables.linked_rows import Cells, linkage_notes, linked_row_ids
 from fluxtalk.datasets.tables.readers import WholeTable, open_table, read_whole
 from fluxtalk.errors import DataError, UsageError
 from fluxtalk.preprocess import FILE_SUFFIXES
@@ -67,21 +67,21 @@ def load(name: DataName, kinds: Mapping[str, str] | None = None) -> PairDataset:
     files = frozenset(m for m, cells in table.cells.items() if _holds_files(cells, (kinds or {}).get(m)))
     _require_cells_files(table, files)
     linking = {m: cells for m, cells in table.cells.items() if kinds is None or m in kinds}
-    row_ids = table.ids if table.ids is not None else linked_ids(linking, len(table.places))
-    homes = _homes(table, row_ids)
+    row_ids = table.ids if table.ids is not None else linked_row_ids(linking, len(table.places))
+    split_of = _splits_by_id(table, row_ids)
     _require_pairs(table, row_ids)
     content = _content(table, files)
     rows = zip(*([cell and content[m][cell] for cell in cells] for m, cells in table.cells.items()), strict=True)
-    key = [[homes[id_], id_, *row] for id_, row in zip(row_ids, rows, strict=True)]
-    index = {id_: position for position, id_ in enumerate(homes)}
+    key = [[split_of[id_], id_, *row] for id_, row in zip(row_ids, rows, strict=True)]
+    index = {id_: position for position, id_ in enumerate(split_of)}
     groups = [index[id_] for id_ in row_ids]
     columns = {m: _column(table, m, m in files, groups, content[m]) for m in table.cells}
     return PairDataset(
         name=name.text,
         modalities=tuple(table.cells),
-        splits=divide(tuple(homes), tuple(homes.values()), columns),
+        splits=make_splits(tuple(split_of), tuple(split_of.values()), columns),
         content_hash=hash_json({"table": key, "modalities": tuple(table.cells)}),
-        notes=link_notes(linking, len(table.places)) if table.ids is None else (),
+        notes=linkage_notes(linking, len(table.places)) if table.ids is None else (),
     )
 
 
@@ -143,7 +143,7 @@ def _sources(name: DataName, raw: WholeTable) -> dict[str, str]:
 
 def _require_rows(path: Path, raw: WholeTable, problems: Sequence[tuple[int, str]], hint: str) -> None:
     if problems:
-        shown = listed([f"{raw.row_word} {number} ({what})" for number, what in sorted(problems)])
+        shown = abbreviate([f"{raw.row_word} {number} ({what})" for number, what in sorted(problems)])
         total = len(raw.numbers) + len(raw.problems)
         raise DataError(f"The table {path} has {len(problems)} malformed of {total} rows: {shown}; {hint}.")
 
@@ -192,23 +192,23 @@ def _require_cells_files(table: _Table, files: frozenset[str]) -> None:
     require_files(f"The table {table.path}", paths, wanted, "paths are relative to the table")
 
 
-def _homes(table: _Table, row_ids: Sequence[str]) -> dict[str, str]:
+def _splits_by_id(table: _Table, row_ids: Sequence[str]) -> dict[str, str]:
     """The split of every id, in the order in which the ids first occur."""
-    homes: dict[str, str] = {}
+    split_of: dict[str, str] = {}
     if table.splits is None:
         return {id_: split_by_hash(id_) for id_ in row_ids}
     strays = []
     for id_, split, place in zip(row_ids, table.splits, table.places, strict=True):
-        home = homes.setdefault(id_, split)
+        home = split_of.setdefault(id_, split)
         if home != split:
             what = f"id {id_!r}" if table.ids is not None else "linked to earlier rows"
             strays.append(f"{place} ({what}, in {home} and in {split})")
     if strays:
         raise DataError(
-            f"The table {table.path} has {len(strays)} rows whose id is in another split already: {listed(strays)}; "
-            "an id belongs to one split."
+            f"The table {table.path} has {len(strays)} rows whose id is in another split already: "
+            f"{abbreviate(strays)}; an id belongs to one split."
         )
-    return homes
+    return split_of
 
 
 def _require_pairs(table: _Table, row_ids: Sequence[str]) -> None:
@@ -225,7 +225,7 @@ def _require_pairs(table: _Table, row_ids: Sequence[str]) -> None:
     if alone:
         raise DataError(
             f"The table {table.path} has {len(alone)} of {len(first)} ids with items in fewer than two modalities, "
-            f"which are in no pair: {listed(alone)}; complete them or leave them out."
+            f"which are in no pair: {abbreviate(alone)}; complete them or leave them out."
         )
 
 
@@ -241,7 +241,9 @@ def _content(table: _Table, files: frozenset[str]) -> dict[str, dict[str, str]]:
     }
 
 
-def _column(table: _Table, modality: str, is_file: bool, groups: Sequence[int], content: Mapping[str, str]) -> Column:
+def _column(
+    table: _Table, modality: str, is_file: bool, groups: Sequence[int], content: Mapping[str, str]
+) -> ItemColumn:
     # One item per id and distinct cell: a photograph with five captions is encoded once.
     pairs = zip(groups, table.cells[modality], strict=True)
     distinct = list(dict.fromkeys((group, cell) for group, cell in pairs if cell is not None))
@@ -249,7 +251,9 @@ def _column(table: _Table, modality: str, is_file: bool, groups: Sequence[int], 
     numbers: dict[str, int] = {}
     codes = [numbers.setdefault(content[cell], len(numbers)) for _, cell in distinct]
 
-    def take(rows: NDArray[np.int64]) -> list[str | Path]:
+    def take(rows: Integers) -> list[str | Path]:
         return [values[row] for row in rows]
 
-    return Column(np.array([group for group, _ in distinct], dtype=np.int64), np.array(codes, dtype=np.uint64), take)
+    return ItemColumn(
+        np.array([group for group, _ in distinct], dtype=np.int64), np.array(codes, dtype=np.uint64), take
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxtalk.artifacts.run import RunDescription, RunFolder, read_description
-from fluxtalk.datasets.places import absolute_name, first_there
+from fluxtalk.datasets.data_paths import first_existing, with_absolute_path
 from fluxtalk.errors import CheckpointError, DataError, UsageError
 from fluxtalk.model.checkpoints.head import HeadCheckpoint, load_head
 from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1
@@ -125,8 +125,8 @@ def find_data(run: RunDescription) -> str | None:
     """
     names = [run.info.data_absolute or run.info.data]
     if run.info.data_relative is not None:
-        names.append(absolute_name(run.info.data_relative, run.folder.root))
-    found = first_there(names)
+        names.append(with_absolute_path(run.info.data_relative, run.folder.root))
+    found = first_existing(names)
     if found is None and run.options["data"] is not None:
         tried = " nor at ".join(dict.fromkeys(names))
         raise DataError(f"The data set of {run.folder.root} is not at {tried} any more; say where it is with --data.")

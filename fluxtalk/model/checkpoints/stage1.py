@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fluxtalk.artifacts.files import Identity, atomic_file, canonical_json
 from fluxtalk.config import require_modality_name
-from fluxtalk.datasets.places import absolute_name, first_there, relative_name
+from fluxtalk.datasets.data_paths import first_existing, with_absolute_path, with_relative_path
 from fluxtalk.errors import ArtifactError, CheckpointError, UsageError, reason
 from fluxtalk.model.encoders import EncoderSpec, FrozenEncoder, build_encoder
 from fluxtalk.preprocess import Preprocessor, from_parts
@@ -96,8 +96,8 @@ def save_stage1(stage1: Stage1, path: Path) -> None:
     content = {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
-        "data": None if stage1.data is None else absolute_name(stage1.data),
-        "data_relative": None if stage1.data is None else relative_name(stage1.data, path.parent),
+        "data": None if stage1.data is None else with_absolute_path(stage1.data),
+        "data_relative": None if stage1.data is None else with_relative_path(stage1.data, path.parent),
         "figures": dict(stage1.figures),
         "identity": stage1.identity.fields(),
         "content_hash": stage1.content_hash(),
@@ -144,7 +144,7 @@ def _data(folder: Path, absolute: str | None, relative: str | None) -> str | Non
     """The data set's name where it lies now; where it lay, if it is not to be found."""
     if absolute is None or relative is None:
         return absolute
-    return first_there([absolute, absolute_name(relative, folder)]) or absolute
+    return first_existing([absolute, with_absolute_path(relative, folder)]) or absolute
 
 
 def _read(path: Path) -> Any:

@@ -36,7 +36,7 @@ class DataName:
         return Path(self.path).parent
 
 
-def parse_name(text: str) -> DataName | None:
+def parse_data_name(text: str) -> DataName | None:
     """Take a name of ``--data`` apart; None where it names neither a table nor shards.
 
     Raises:

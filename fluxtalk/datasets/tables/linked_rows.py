@@ -11,7 +11,7 @@ _MANY_ROWS, _MANY_SHARE = 10, 0.03
 """A value in more rows than this joins what hardly belongs together: a photograph has five captions, not a hundred."""
 
 
-def linked_ids(columns: Mapping[str, Cells], rows: int) -> list[str]:
+def linked_row_ids(columns: Mapping[str, Cells], rows: int) -> list[str]:
     """One id for all rows that share a cell, directly or through other rows (union-find)."""
     parent = list(range(rows))
 
@@ -30,7 +30,7 @@ def linked_ids(columns: Mapping[str, Cells], rows: int) -> list[str]:
     return [str(root(i)) for i in range(rows)]
 
 
-def link_notes(columns: Mapping[str, Cells], rows: int) -> tuple[str, ...]:
+def linkage_notes(columns: Mapping[str, Cells], rows: int) -> tuple[str, ...]:
     """A sentence for each column in which a value links more than 3 % of the rows, and at least ten."""
     notes = []
     for modality, cells in columns.items():

@@ -15,7 +15,7 @@ _LONG_BYTES = 1_000_000_000
 T = TypeVar("T")
 
 
-def listed(names: Sequence[str]) -> str:
+def abbreviate(names: Sequence[str]) -> str:
     """The first twenty, and how many more there are."""
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
@@ -36,7 +36,7 @@ def require_files(what: str, wanted: Sequence[Path], shown: Sequence[str], hint:
     missing = [name for path, name in zip(wanted, shown, strict=True) if not path.is_file()]
     if missing:
         raise DataError(
-            f"{what} names {len(missing)} of {len(wanted)} files that do not exist: {listed(missing)}; {hint}."
+            f"{what} names {len(missing)} of {len(wanted)} files that do not exist: {abbreviate(missing)}; {hint}."
         )
 
 

@@ -10,12 +10,12 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fluxtalk.datasets.names import GLYPHS, parse_name
+from fluxtalk.datasets.data_name import GLYPHS, parse_data_name
 from fluxtalk.datasets.shards.shards import shard_names
 from fluxtalk.errors import BackendError, UsageError
 
 
-def absolute_name(name: str, folder: Path | None = None) -> str:
+def with_absolute_path(name: str, folder: Path | None = None) -> str:
     """The name with its path absolute; a relative one is taken from ``folder``, by default the working directory.
 
     Raises:
@@ -25,7 +25,7 @@ def absolute_name(name: str, folder: Path | None = None) -> str:
     return _with_path(name, lambda path: os.path.abspath(base / path))
 
 
-def relative_name(name: str, folder: Path) -> str:
+def with_relative_path(name: str, folder: Path) -> str:
     """The name with its path relative to a folder.
 
     Raises:
@@ -34,7 +34,7 @@ def relative_name(name: str, folder: Path) -> str:
     return _with_path(name, lambda path: os.path.relpath(path, folder))
 
 
-def first_there(names: Sequence[str]) -> str | None:
+def first_existing(names: Sequence[str]) -> str | None:
     """The first of these names whose table, folder or any of whose shards exists; None where there is none."""
     return next((name for name in names if _is_there(name)), None)
 
@@ -42,7 +42,7 @@ def first_there(names: Sequence[str]) -> str | None:
 def _with_path(name: str, change: Callable[[str], str]) -> str:
     if name == GLYPHS:
         return name
-    parsed = parse_name(name)
+    parsed = parse_data_name(name)
     path = name if parsed is None else parsed.path
     return change(path) + name.removeprefix(path)
 
@@ -50,7 +50,7 @@ def _with_path(name: str, change: Callable[[str], str]) -> str:
 def _is_there(name: str) -> bool:
     if name == GLYPHS:
         return True
-    parsed = parse_name(name)
+    parsed = parse_data_name(name)
     if parsed is None:
         return Path(name).is_dir()
     if parsed.suffix != ".tar":

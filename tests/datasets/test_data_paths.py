@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxtalk.datasets.places import absolute_name, first_there, relative_name
+from fluxtalk.datasets.data_paths import first_existing, with_absolute_path, with_relative_path
 
 NAMES = {
     "table": ("pairs.csv", "/project/pairs.csv", "../../pairs.csv"),
@@ -30,9 +30,9 @@ NAMES = {
 @pytest.mark.parametrize(("name", "absolute", "relative"), NAMES.values(), ids=NAMES)
 def test_only_the_path_of_a_name_is_told_anew(name: str, absolute: str, relative: str) -> None:
     """Its query, its braces and the built-in data set stay; from either form the other is found again."""
-    assert absolute_name(name, Path("/project")) == absolute
-    assert relative_name(absolute, Path("/project/runs/mine")) == relative
-    assert absolute_name(relative, Path("/project/runs/mine")) == absolute
+    assert with_absolute_path(name, Path("/project")) == absolute
+    assert with_relative_path(absolute, Path("/project/runs/mine")) == relative
+    assert with_absolute_path(relative, Path("/project/runs/mine")) == absolute
 
 
 def test_the_first_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,6 +42,6 @@ def test_the_first_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "features").mkdir()
     there = ["pairs.csv?a=b", "s-{00..01}.tar", "features", "glyphs", str(tmp_path / "pairs.csv")]
     for name in there:
-        assert first_there(["gone.csv", "s-{02..03}.tar", "nowhere", name, "pairs.csv"]) == name
-    assert first_there(["gone.csv", "nowhere"]) is None
-    assert absolute_name("pairs.csv") == os.path.join(os.getcwd(), "pairs.csv")
+        assert first_existing(["gone.csv", "s-{02..03}.tar", "nowhere", name, "pairs.csv"]) == name
+    assert first_existing(["gone.csv", "nowhere"]) is None
+    assert with_absolute_path("pairs.csv") == os.path.join(os.getcwd(), "pairs.csv")
