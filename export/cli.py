@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from fluxtalk.artifacts.engine import FLAVOR_ALIASES
-from fluxtalk.console import AliasChoice, debug_option, option, sentence_errors
+from fluxtalk.console import AliasChoice, allow_code_option, debug_option, option, sentence_errors
 from fluxtalk.export.options import DEFAULT_OPSET, INT8_METHODS, MAX_OPSET, MIN_OPSET, ExportOptions
 from fluxtalk.export.to_tensorrt.cli import trt
 from fluxtalk.export.to_triton.cli import triton
@@ -56,6 +56,7 @@ def main() -> None:
     "--stage1_checkpoint", type=click.Path(path_type=Path), help="Stage 1 checkpoint, if it was moved since training."
 )
 @option("--cache_dir", metavar="DIR", help="Folder of the renderings' cache.  [default: the run's]")
+@allow_code_option
 @debug_option
 @sentence_errors
 def onnx(
@@ -72,6 +73,7 @@ def onnx(
     allow_quality_loss: bool,
     stage1_checkpoint: Path | None,
     cache_dir: str | None,
+    allow_code: bool,
 ) -> None:
     """Export RUN (OUTPUT_DIR/LOG_NAME of fluxtalk-train): one ONNX graph per modality and precision, each
     measured against eager PyTorch.
@@ -81,7 +83,7 @@ def onnx(
     # Imported here so that `--help` and `verify` do not wait for torch.
     from fluxtalk.datasets import default_cache_dir, load_dataset
     from fluxtalk.export.write_bundle import write_bundle
-    from fluxtalk.model.checkpoints.run import open_run
+    from fluxtalk.model.checkpoints.run import open_run, trust_code_of_run
 
     options = ExportOptions(
         precisions=precisions,
@@ -92,6 +94,8 @@ def onnx(
         eval_items=eval_items,
         allow_quality_loss=allow_quality_loss,
     )
+    if allow_code:
+        trust_code_of_run(run, stage1_checkpoint)
     opened = open_run(run, stage1_checkpoint)
     cache = default_cache_dir(cache_dir or opened.description.options["cache_dir"])
     dataset = load_dataset(data or opened.data, cache, opened.stage1.kinds)

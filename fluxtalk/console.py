@@ -90,6 +90,16 @@ class GroupedCommand(click.Command):
             raise click.NoSuchOption(error.option_name, possibilities=shown, ctx=ctx) from None
 
 
+def allow_code_option(command: Function, group: str | None = None) -> Function:
+    """Add ``--allow-code``: the command trusts the code of its stage 1 checkpoint before it builds the encoders."""
+    return option(
+        "--allow-code",
+        is_flag=True,
+        group=group,
+        help="Trust the code that another's stage 1 checkpoint names (module:...), from now on.",
+    )(command)
+
+
 def debug_option(command: Function) -> Function:
     """Add ``--debug``: a traceback instead of one sentence."""
     return click.option(

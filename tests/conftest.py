@@ -27,6 +27,14 @@ def _two_threads() -> None:
     torch.set_num_threads(2)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_configuration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests neither read nor write what the user of this machine trusts."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("FLUXTALK_CONFIG_DIR", str(tmp_path_factory.mktemp("config")))
+        yield
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Of so few numbers, a second thread gets nothing but waiting."""

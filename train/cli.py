@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import click
 from click.core import ParameterSource
 
-from fluxtalk.console import Function, GroupedCommand, debug_option, option, sentence_errors
+from fluxtalk.console import Function, GroupedCommand, allow_code_option, debug_option, option, sentence_errors
 from fluxtalk.train.config import CHOICES, TrainConfig
 from fluxtalk.train.config_file import merged, read_options
 
@@ -125,17 +126,21 @@ def _setting(name: str, help_: str, group: str) -> Callable[[Function], Function
     group="Runtime",
     help="Continue the run in OUTPUT_DIR/LOG_NAME from its last checkpoint.",
 )
+@partial(allow_code_option, group="Runtime")
 @debug_option
 @click.pass_context
 @sentence_errors
-def main(context: click.Context, /, config_file: Path | None, resume: bool, **options: Any) -> None:
+def main(context: click.Context, /, config_file: Path | None, resume: bool, allow_code: bool, **options: Any) -> None:
     """Train register tokens over frozen encoders (stage 2).
 
     Works alone and under torchrun: torchrun --nproc-per-node=N -m fluxtalk.train OPTIONS
     """
     # Imported here, so that `--help` and bad options do not wait for torch.
+    from fluxtalk.model.checkpoints.stage1 import trust_code
     from fluxtalk.train.run import fit
 
     typed = {n: v for n, v in options.items() if context.get_parameter_source(n) != ParameterSource.DEFAULT}
     config = merged(read_options(config_file) if config_file is not None else {}, typed)
+    if allow_code:
+        trust_code(Path(config.stage1_checkpoint))
     sys.exit(fit(config, resume).exit_code)

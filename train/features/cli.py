@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fluxtalk.console import debug_option, option, sentence_errors
+from fluxtalk.console import allow_code_option, debug_option, option, sentence_errors
 from fluxtalk.datasets import SPLIT_NAMES, default_cache_dir
 from fluxtalk.errors import ArtifactError
 from fluxtalk.train.features.options import DTYPES, CacheOptions
@@ -49,6 +49,7 @@ def main() -> None:
 @option(
     "--device", default="auto", show_default=True, type=click.Choice(("auto", "cpu", "cuda")), help="Where to encode."
 )
+@allow_code_option
 @debug_option
 @sentence_errors
 def build(
@@ -60,6 +61,7 @@ def build(
     feature_pca: int,
     feature_pool: int,
     device: str,
+    allow_code: bool,
 ) -> None:
     """Encode every item once; what an interrupted build finished is kept.
 
@@ -68,8 +70,12 @@ def build(
     """
     options = CacheOptions(feature_dtype, feature_pca, feature_pool)
     # Only here: `--help` and bad options must not wait for torch.
+    from fluxtalk.model.checkpoints.stage1 import trust_code
     from fluxtalk.train.distributed import join_process_group
     from fluxtalk.train.features.prebuild import prebuild
+
+    if allow_code:
+        trust_code(Path(stage1_checkpoint))
 
     wanted = None if splits is None else tuple(name.strip() for name in splits.split(","))
     folder = default_cache_dir(cache_dir)

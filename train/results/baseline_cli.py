@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fluxtalk.console import debug_option, option, sentence_errors
+from fluxtalk.console import allow_code_option, debug_option, option, sentence_errors
 from fluxtalk.errors import UsageError
 
 
@@ -23,21 +23,25 @@ from fluxtalk.errors import UsageError
     "--stage1_checkpoint", type=click.Path(path_type=Path), help="Where stage 1 lies, if it was moved since training."
 )
 @option("--cache_dir", metavar="DIR", help="For renderings and features.  [default: the run's]")
+@allow_code_option
 @debug_option
 @sentence_errors
-def main(run: Path, projection: str, stage1_checkpoint: Path | None, cache_dir: str | None) -> None:
+def main(run: Path, projection: str, stage1_checkpoint: Path | None, cache_dir: str | None, allow_code: bool) -> None:
     """Train mean-pool + projection on the features, batches and schedule of RUN.
 
     Writes RUN/baseline-PROJECTION/, and its test scores to RUN/baseline.json (baseline-mlp.json for the mlp).
     """
     from fluxtalk.artifacts.files import write_json
     from fluxtalk.artifacts.run import RunFolder, read_description
+    from fluxtalk.model.checkpoints.run import trust_code_of_run
     from fluxtalk.train.distributed import join_process_group
     from fluxtalk.train.inputs import inputs_of_run
     from fluxtalk.train.results.baseline import train_baseline
     from fluxtalk.train.results.score import recall_lines
 
     described = read_description(run)
+    if allow_code:
+        trust_code_of_run(run, stage1_checkpoint)
     folder = RunFolder(run).baseline(projection)
     if folder.root.exists():
         raise UsageError(f"{folder.root} is there already; remove it to train this baseline again.")

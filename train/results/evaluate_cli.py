@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fluxtalk.console import debug_option, option, sentence_errors
+from fluxtalk.console import allow_code_option, debug_option, option, sentence_errors
 from fluxtalk.datasets import SPLIT_NAMES
 
 
@@ -29,15 +29,19 @@ from fluxtalk.datasets import SPLIT_NAMES
 @option("--cache_dir", metavar="DIR", help="For renderings and features.  [default: the run's]")
 @click.option("-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="Also write the record: JSON.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
+@allow_code_option
 @debug_option
 @sentence_errors
-def main(output: Path | None, as_json: bool, **asked: Any) -> None:
+def main(output: Path | None, as_json: bool, allow_code: bool, **asked: Any) -> None:
     """Score a checkpoint of RUN (OUTPUT_DIR/LOG_NAME of fluxtalk-train) by retrieval, for every number of tokens."""
     # Only here: `--help` and bad options must not wait for torch.
     from fluxtalk.artifacts.files import write_json
+    from fluxtalk.model.checkpoints.run import trust_code_of_run
     from fluxtalk.train.results.evaluate import Evaluation, evaluate
     from fluxtalk.train.results.score import recall_lines
 
+    if allow_code:
+        trust_code_of_run(asked["run"], asked["stage1_checkpoint"])
     record = evaluate(Evaluation(**asked), say=lambda text: click.echo(text, err=True))
     if output is not None:
         write_json(output, record)

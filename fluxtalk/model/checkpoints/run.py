@@ -10,7 +10,7 @@ from fluxtalk.artifacts.run import RunDescription, RunFolder, read_description
 from fluxtalk.datasets.data_paths import first_existing, with_absolute_path
 from fluxtalk.errors import CheckpointError, DataError, UsageError
 from fluxtalk.model.checkpoints.head import HeadCheckpoint, load_head
-from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1
+from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1, trust_code
 from fluxtalk.model.embedder import Embedder
 
 
@@ -77,6 +77,16 @@ def open_run(root: Path, stage1_checkpoint: Path | None = None) -> TrainedRun:
             f"{path} is not the stage 1 checkpoint that {root} was trained on; name that one with --stage1-checkpoint."
         )
     return TrainedRun(description, head, stage1, description.folder.read_results())
+
+
+def trust_code_of_run(root: Path, stage1_checkpoint: Path | None = None) -> None:
+    """Allow the code that the encoders of a run import; see `trust_code`.
+
+    Raises:
+        ArtifactError: the folder is not a run.
+        CheckpointError: its stage 1 is missing or cannot be used.
+    """
+    trust_code(stage1_checkpoint or find_stage1(read_description(root)))
 
 
 def load_best_head(folder: RunFolder) -> HeadCheckpoint:

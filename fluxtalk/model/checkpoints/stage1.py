@@ -5,6 +5,7 @@ A ``.pth`` of tensors and plain types only, always read with ``weights_only=True
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import pickle
 import zipfile
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fluxtalk.artifacts import trusted_code
 from fluxtalk.artifacts.files import Identity, atomic_file, canonical_json
 from fluxtalk.config import require_modality_name
 from fluxtalk.datasets.data_paths import first_existing, with_absolute_path, with_relative_path
@@ -34,13 +36,26 @@ class Stage1Modality:
     spec: EncoderSpec
     weights: Mapping[str, Tensor]
     preprocess: Preprocessor
+    untrusted_file: Path | None = None
+    """The checkpoint that names code which nobody here has allowed to run; None if there is none to ask about."""
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether building the encoder imports code that the checkpoint names."""
+        return self.spec.source.startswith("module:")
 
     def build(self) -> FrozenEncoder:
         """The encoder with its weights, frozen.
 
         Raises:
-            CheckpointError: the weights do not fit the encoder that the specification builds.
+            CheckpointError: the weights do not fit the encoder that the specification builds, or the checkpoint is
+                another's and its code was not allowed to run (see `trust_code`).
         """
+        if self.untrusted_file is not None:
+            raise CheckpointError(
+                f"{self.untrusted_file} was not made by you on this machine, and its encoder {self.spec.source} would "
+                "run code here: add --allow-code, once, if you trust whoever made it."
+            )
         encoder = build_encoder(self.spec.source, self.spec.options)
         try:
             encoder.load_state_dict(dict(self.weights))
@@ -76,6 +91,11 @@ class Stage1:
         """Modality to the kind of its preprocessing, which says how a data set's items are to be read."""
         return {name: part.preprocess.kind for name, part in self.modalities.items()}
 
+    @property
+    def runs_code(self) -> bool:
+        """Whether building an encoder imports code that the checkpoint names."""
+        return any(part.runs_code for part in self.modalities.values())
+
     def content_hash(self) -> str:
         """SHA-256 over what changes embeddings: every modality's encoder and preprocessing."""
         return hashlib.sha256(
@@ -84,7 +104,7 @@ class Stage1:
 
 
 def save_stage1(stage1: Stage1, path: Path) -> None:
-    """Write a checkpoint atomically.
+    """Write a checkpoint atomically, and trust the code that it names: whoever writes it has it already.
 
     Its data set is kept twice, absolutely and relative to the checkpoint, so that both can be moved together.
 
@@ -93,6 +113,9 @@ def save_stage1(stage1: Stage1, path: Path) -> None:
     """
     for name in stage1.modalities:
         require_modality_name(name)
+    content_hash = stage1.content_hash()
+    if stage1.runs_code:
+        trusted_code.trust(content_hash)
     content = {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
@@ -100,7 +123,7 @@ def save_stage1(stage1: Stage1, path: Path) -> None:
         "data_relative": None if stage1.data is None else with_relative_path(stage1.data, path.parent),
         "figures": dict(stage1.figures),
         "identity": stage1.identity.fields(),
-        "content_hash": stage1.content_hash(),
+        "content_hash": content_hash,
         "modalities": {name: _to_plain(part) for name, part in stage1.modalities.items()},
     }
     with atomic_file(path) as temporary:
@@ -108,7 +131,9 @@ def save_stage1(stage1: Stage1, path: Path) -> None:
 
 
 def load_stage1(path: Path) -> Stage1:
-    """Read and verify a checkpoint.
+    """Read and verify a checkpoint; nothing of it is run.
+
+    An encoder that imports code builds only if this user made the checkpoint or has allowed its code (`trust_code`).
 
     Raises:
         CheckpointError: it is missing, unreadable, foreign, from another schema, or was changed.
@@ -133,11 +158,29 @@ def load_stage1(path: Path) -> Stage1:
         )
     except (KeyError, TypeError, AttributeError, UsageError, ArtifactError) as error:
         raise CheckpointError(f"{path} is a malformed stage 1 checkpoint ({error}); make it again.") from None
-    if stage1.content_hash() != content.get("content_hash"):
+    content_hash = stage1.content_hash()
+    if content_hash != content.get("content_hash"):
         raise CheckpointError(
             f"{path} was changed since it was written: its content does not match its hash; make it again."
         )
+    if stage1.runs_code and not trusted_code.is_trusted(content_hash):
+        modalities = {
+            name: dataclasses.replace(part, untrusted_file=path) if part.runs_code else part
+            for name, part in stage1.modalities.items()
+        }
+        return dataclasses.replace(stage1, modalities=modalities)
     return stage1
+
+
+def trust_code(path: Path) -> None:
+    """Allow, for this user from now on, the code that a checkpoint's encoders import.
+
+    Raises:
+        CheckpointError: as for `load_stage1`.
+    """
+    stage1 = load_stage1(path)
+    if stage1.runs_code:
+        trusted_code.trust(stage1.content_hash())
 
 
 def _data(folder: Path, absolute: str | None, relative: str | None) -> str | None:
