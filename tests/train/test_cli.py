@@ -28,7 +28,7 @@ OPTIONS = {
     "--implementation", "--resume", "--debug", "--accum_steps", "--items_per_id", "--complementary_objective",
     "--complementary_objective_weight", "--contrastive", "--nested_draw", "--recipe", "--aggregation",
     "--feature_dtype", "--feature_pca", "--feature_pool", "--compile", "--checkpoint_every", "--init_from",
-    "--freeze_registers", "--view_dropout", "--complementary_correlation_weight", "--output_projection",
+    "--allow-code", "--freeze_registers", "--view_dropout", "--complementary_correlation_weight", "--output_projection",
 }  # fmt: skip
 
 
