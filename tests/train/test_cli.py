@@ -28,7 +28,7 @@ OPTIONS = {
     "--implementation", "--resume", "--debug", "--accum_steps", "--items_per_id", "--complementary_objective",
     "--complementary_objective_weight", "--contrastive", "--nested_draw", "--recipe", "--aggregation",
     "--feature_dtype", "--feature_pca", "--feature_pool", "--compile", "--checkpoint_every", "--init_from",
-    "--allow-code", "--freeze_registers", "--view_dropout", "--complementary_correlation_weight", "--output_projection",
+    "--allow-code", "--freeze_registers", "--view_dropout", "--complementary_correlation_weight", "--output_projection", "--config",
 }  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def test_the_specified_defaults() -> None:
     assert defaults["complementary_objective"] == "none"
     assert defaults["recipe"] == "specified"
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
-    assert {p.name for p in main.params} - {"resume", "debug", "help"} == fields
+    assert {p.name for p in main.params} - {"resume", "debug", "help", "config_file", "allow_code"} == fields
 
 
 def test_a_run_says_what_it_is(train_config: TrainConfig, tmp_path: Path) -> None:
