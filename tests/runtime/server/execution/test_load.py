@@ -21,6 +21,7 @@ from fluxtalk.runtime import Embedder
 from tests.conftest import Made
 from tests.runtime.server.conftest import Process, Threaded, in_thread
 
+pytestmark = pytest.mark.alone
 KINDS = {"image": "image", "text": "text"}
 ASKS = mixed(KINDS, num_tokens=4, count=48)
 BATCH_S = 0.05
