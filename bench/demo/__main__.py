@@ -1,5 +1,5 @@
 """`python -m bench.demo`."""
 
-from bench.demo.run import main
+from bench.demo.cli import main
 
 main()

@@ -21,7 +21,7 @@ _ARGUMENTS = [
 
 
 def why_no_browser() -> str | None:
-    """What is missing, in a few words; None where a browser can be started."""
+    """Reason why no browser can be started, in a few words; None if one can."""
     try:
         import playwright.sync_api  # noqa: F401
     except ImportError:

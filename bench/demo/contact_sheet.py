@@ -16,7 +16,7 @@ _COLUMNS, _LABEL, _GAP = 24, 170, 2
 
 @click.command()
 @option("--output", required=True, type=click.Path(path_type=Path), help="The .png to write.")
-@option("--cache_dir", help="For the rendering.  [default: ~/.cache/fluxtalk]")
+@option("--cache_dir", help="Cache of renderings.  [default: ~/.cache/fluxtalk]")
 @sentence_errors
 def main(output: Path, cache_dir: str | None) -> None:
     """Draw one row per face, one column per character that all faces have."""

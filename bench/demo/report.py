@@ -1,4 +1,4 @@
-"""What the demo shows: a table, two pictures, and where to go on."""
+"""Report of the demo: a table, two pictures, and commands to try next."""
 
 from __future__ import annotations
 

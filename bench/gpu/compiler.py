@@ -1,4 +1,4 @@
-"""Whether `torch.compile` failed because a compiler is missing, or by a mistake."""
+"""Tells a missing compiler behind `torch.compile` from a mistake."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NO_C_COMPILER = "Failed to find C compiler"
 
 
 def missing_compiler(error: BaseException) -> str | None:
-    """What is missing, in the words of PyTorch or Triton; None where something else went wrong."""
+    """Missing compiler, in the words of PyTorch or Triton; None if something else went wrong."""
     for inner in _wrapped(error):
         if isinstance(inner, GPUTooOldForTriton | InvalidCxxCompiler | TritonMissing):
             return reason(inner)

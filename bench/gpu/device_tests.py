@@ -13,7 +13,7 @@ from bench.gpu.report import Report
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("tests/runtime/backends/test_gpu_sessions.py", "tests/train/test_cuda.py")
-"""By name: to collect the others would need every package that they import."""
+"""Test files that need a GPU; to collect all others would need every package that they import."""
 
 
 def run_tests(report: Report, least_s: float = 60.0) -> dict[str, Any]:

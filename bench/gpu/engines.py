@@ -181,6 +181,6 @@ def _worse(first: OutputDifference, second: OutputDifference) -> OutputDifferenc
 
 
 def _plain(difference: OutputDifference) -> dict[str, float | None]:
-    """For JSON, which has no infinity."""
+    """Values for JSON, which has no infinity."""
     values = dataclasses.asdict(difference)
     return {name: None if value is None else float(np.nan_to_num(value, posinf=1e30)) for name, value in values.items()}

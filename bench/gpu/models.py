@@ -1,4 +1,4 @@
-"""What `bench.gpu.run` compares: a bundle, and the same modules in eager PyTorch. Of the demo's size, and larger."""
+"""Subjects of `bench.gpu`: bundles of the demo's size and larger, with the same modules in eager PyTorch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Subject:
     name: str
     bundle: Bundle
     eager: Mapping[str, Embedder] = field(default_factory=dict)
-    """On the CPU, in float32."""
+    """Modality to its eager module, on the CPU in float32."""
     lengths: tuple[int, ...] = (1, 2, 7, 16)
     """Text lengths that parity is tried with; those beyond the longest are left out."""
     length: int = 8

@@ -1,4 +1,4 @@
-"""What `bench.gpu` did, measured and could not do and why: printed, and written after every part."""
+"""Report of `bench.gpu`: what it did, measured, and could not do and why, written after every part."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Report:
 
     @property
     def failed(self) -> bool:
-        """Whether something went wrong, other than that a library or device is missing."""
+        """True if something went wrong, other than that a library or device is missing."""
         return bool(self.results["failed"])
 
     def part(self, name: str, needs: float, work: Callable[[], T]) -> T | None:
-        """Do one part and keep what it returns; None where it could not be done.
+        """Do one part and keep what it returns; None if it could not be done.
 
         Args:
             needs: seconds that it takes at least; with fewer left it does not begin.

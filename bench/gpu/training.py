@@ -1,6 +1,6 @@
 """Training on the GPU: from start to end, killed and resumed, and in a process group.
 
-``bench.gpu.judge`` says what a resumed run and a process group are held to.
+``bench.gpu.agreement`` says what a resumed run and a process group are held to.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LONGEST_S = 600.0
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained where."""
+    """A training run: its folder, device and size."""
 
     work: Path
     device: str
@@ -47,7 +47,7 @@ class Training:
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }
     )
-    """Of subprocesses: the package is found in the source tree."""
+    """Environment of subprocesses, in which the package is found in the source tree."""
 
     @property
     def config(self) -> TrainConfig:
@@ -68,7 +68,7 @@ class Training:
         return TrainConfig(**common, batch_size=1024, epochs=40, eval_every=10, checkpoint_every=20, learning_rate=2e-3)
 
     def folder(self, config: TrainConfig) -> RunFolder:
-        """Where a run lies."""
+        """Folder of a run."""
         return RunFolder(Path(config.output_dir) / config.log_name)
 
 
@@ -136,7 +136,7 @@ def process_group(training: Training) -> dict[str, Any]:
     # In float32: what is compared is the group's work, not rounding.
     config.write_text(json.dumps(replace(training.config, log_name="group", precision="fp32").to_dict()))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
-    _finish([*command, "-m", "bench.gpu.nccl", str(config), str(output)], training.environment)
+    _finish([*command, "-m", "bench.gpu.process_group", str(config), str(output)], training.environment)
     result: dict[str, Any] = json.loads(output.read_text())
     return result
 

@@ -48,7 +48,7 @@ Arrays = dict[str, NDArray[Any]]
 
 TOKENS = 4
 _PRECISIONS = {"fp32": "", "fp16": "", "bf16": "", "int8": "static"}
-"""And how each is made."""
+"""Precision to the method of `convert` that makes it."""
 _BASE = "ort-cpu fp32"
 _PACKAGES = ("torch", "onnx", "onnxruntime", "openvino", "numpy")
 
@@ -63,7 +63,7 @@ class Subject:
     feature_dim: int
     head_dim: int
     lengths: tuple[int, ...]
-    """Of texts; images have the one length 0."""
+    """Text lengths; images have the one length 0."""
     vocabulary: int = 0
 
     def batch(self, rows: int, length: int, seed: int = 0) -> Arrays:
@@ -77,7 +77,7 @@ class Subject:
 
 
 def subjects() -> Iterator[Subject]:
-    """What is measured, the same in every process."""
+    """Encoders to measure, the same in every process."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         gray = ImagePreprocessor(32, 32, channels=1, mean=(0.5,), std=(0.5,))
@@ -89,8 +89,14 @@ def subjects() -> Iterator[Subject]:
 
 
 @click.command()
-@option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Of one operator.")
-@option("--seconds", default=10.0, show_default=True, type=click.FloatRange(0), help="For each encoder, batch, length.")
+@option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of one operator.")
+@option(
+    "--seconds",
+    default=10.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Seconds for each encoder, batch and length.",
+)
 @click.option(
     "-o", "--output", default="bench/results/backends.json", type=click.Path(path_type=Path), show_default=True
 )
@@ -177,7 +183,7 @@ def line(row: Mapping[str, Any]) -> str:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """How many times as fast as ONNX Runtime in float32 each is: the table of docs/serving.md."""
+    """Speed relative to ONNX Runtime in float32: the table of docs/backends.md."""
     names = [name for name in results["rows"][0]["processor_ms"] if name != _BASE]
     rows = []
     for row in results["rows"]:
@@ -189,7 +195,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def _text(longest: int) -> TextPreprocessor:
-    """Whose tokenizer is never asked: batches are made of token ids."""
+    """Preprocessor whose tokenizer is never used: batches are made of token ids."""
     return TextPreprocessor(Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]")).to_str(), longest)
 
 

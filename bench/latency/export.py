@@ -1,4 +1,4 @@
-"""What an export costs and weighs: sizes, parity, quality and latency of every precision, and compiled engines.
+"""Sizes, parity, quality and latency of every precision of an export, and compiled engines.
 
 ``python -m bench.latency.export --run RUN -o RESULTS.json``: exports the run in every precision into a temporary
 folder, as a user would, verifies it, compiles it with TensorRT-RTX where that is installed, and prints the tables of
@@ -40,7 +40,7 @@ _KINDS = ("static", "weight-only", "dynamic")
 @click.option("--run", required=True, type=click.Path(path_type=Path), help="A training run, such as the demo's.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The .json to write.")
 @option("--compute_capability", default="8.9", show_default=True, help="Engines are compiled for it; empty for none.")
-@option("--cache_dir", help="For renderings; the run's where absent.")
+@option("--cache_dir", help="Cache of renderings.  [default: the run's]")
 @click.option("--docs", type=click.Path(path_type=Path), help="A Markdown file to put the tables into, at its marks.")
 @debug_option
 @sentence_errors
@@ -89,7 +89,7 @@ def main(run: Path, output: Path | None, compute_capability: str, cache_dir: str
 
 
 def write_tables(docs: Path, results: dict[str, Any]) -> None:
-    """Replace what stands between the marks of a Markdown file."""
+    """Replace the text between the marks of a Markdown file."""
     before, _, rest = docs.read_text(encoding="utf-8").partition(_MARK)
     after = rest.partition(_END)[2]
     where = f"{results['architecture']}, {results['cores']} cores, no GPU, {results['date']}"

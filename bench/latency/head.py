@@ -1,4 +1,4 @@
-"""What the exported head costs, with plain and with absorbed cross-attention: multiply-adds, time beside an encoder.
+"""Cost of the exported head, with plain and with absorbed cross-attention: multiply-adds, time beside an encoder.
 
 ``python -m bench.latency.head``: a head of width 512 with 8 heads and 4 tokens on features of dimension 384, cut out of
 the graph that `fluxtalk-export` writes; and ViT-S/16, which gives 197 of such features, in float32 on the same session

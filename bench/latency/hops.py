@@ -71,7 +71,7 @@ class CallRecorder:
 
 
 @click.command()
-@option("--bundle", required=True, type=click.Path(path_type=Path), help="As `make demo` leaves it.")
+@option("--bundle", required=True, type=click.Path(path_type=Path), help="A bundle with texts, such as the demo's.")
 @option("--list", "listed", is_flag=True, help="Print every function.")
 @option("-o", "--output", type=click.Path(path_type=Path), help="A .json to write.")
 @debug_option

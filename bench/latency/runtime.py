@@ -1,4 +1,4 @@
-"""What serving costs on this machine: latency by k, and the library's overhead over a bare session.
+"""Latency by k on this machine, and the library's overhead over a bare session.
 
 Figures of one run are comparable with each other, not with another machine's: quote the ratios.
 """
@@ -32,9 +32,9 @@ MAX_TEXT_RATIO = 1.3
 
 
 @click.command()
-@option("--bundle", required=True, type=click.Path(path_type=Path), help="As `make demo` leaves it.")
-@option("--runs", default=300, show_default=True, type=click.IntRange(10), help="Counted calls of each kind.")
-@option("--threads", type=click.IntRange(1), help="Of one operator.  [default: the available cores]")
+@option("--bundle", required=True, type=click.Path(path_type=Path), help="A bundle, such as the demo's.")
+@option("--runs", default=300, show_default=True, type=click.IntRange(10), help="Timed calls of each kind.")
+@option("--threads", type=click.IntRange(1), help="Threads of one operator.  [default: the available cores]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A .json to write.")
 @debug_option
 @sentence_errors

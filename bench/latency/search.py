@@ -54,7 +54,7 @@ class Task:
 
 @click.command()
 @option("--bundle", required=True, type=click.Path(path_type=Path), help="As `make demo` leaves it.")
-@option("--cache_dir", metavar="DIR", help="For renderings.  [default: ~/.cache/fluxtalk]")
+@option("--cache_dir", metavar="DIR", help="Cache of renderings.  [default: ~/.cache/fluxtalk]")
 @click.option("-o", "--output", default="bench/results/search.json", type=click.Path(path_type=Path), show_default=True)
 @debug_option
 @sentence_errors

@@ -39,7 +39,7 @@ class AttentionPoolHead(TokenHead):
         self.output = nn.Linear(config.dim, config.dim)
 
     def tokens(self, modality: str, features_BLE: Tensor, mask_BL: Tensor | None, index_K: Tensor) -> Tensor:
-        """See `TokenHead.tokens`; ``index_K`` can only be the one token."""
+        """Compute the one token; ``index_K`` has no other choice."""
         features = self.feature_dropout(self.feature_norm[modality](features_BLE))
         read = self.attention(self.probe, features, _mask(features_BLE, mask_BL), modality)
         token: Tensor = self.output(self.dropout(read))
@@ -113,7 +113,7 @@ class MatryoshkaHead(TokenHead):
         self.register_buffer("block_of_number", torch.arange(count).repeat_interleave(config.dim), persistent=False)
 
     def tokens(self, modality: str, features_BLE: Tensor, mask_BL: Tensor | None, index_K: Tensor) -> Tensor:
-        """See `TokenHead.tokens`: (B, K, N D)."""
+        """Compute tokens of shape (B, K, N D)."""
         mask = _mask(features_BLE, mask_BL)
         features = self.feature_dropout(self.feature_norm[modality](features_BLE))
         x: Tensor = self.register

@@ -1,4 +1,4 @@
-"""What a vector knows: linear probes on held-out items, and bootstrap intervals; in numpy.
+"""Linear probes on held-out items, and bootstrap intervals, in numpy.
 
 Shapes: B items, D dimensions of the vectors, T targets.
 """
@@ -77,7 +77,7 @@ def fit_ridge(x_BD: ArrayLike, y_BT: ArrayLike, penalties: tuple[float, ...] = P
 
 
 class ProbeScore(NamedTuple):
-    """How well targets can be read off vectors on held-out items."""
+    """R^2 of targets read off vectors on held-out items."""
 
     per_target: Floats
     """(T,): R^2 of each target; 0 is as good as the test items' mean, worse is below 0."""
@@ -139,8 +139,8 @@ def bootstrap_interval(values: ArrayLike, seed: int, level: float = 0.95, resamp
 
     Args:
         values: (B,), one per item.
-        seed: of the resampling.
-        level: in (0, 1).
+        seed: seeds the resampling.
+        level: confidence, in (0, 1).
 
     Raises:
         UsageError: an argument is outside its range, or a value is not finite.
@@ -149,7 +149,7 @@ def bootstrap_interval(values: ArrayLike, seed: int, level: float = 0.95, resamp
     if x.ndim != 1 or len(x) < 2 or not np.isfinite(x).all():
         raise UsageError(f"A bootstrap needs two or more finite values in one row; got shape {x.shape}.")
     if not 0 < level < 1:
-        raise UsageError(f"The level of a confidence interval lies between 0 and 1; got {level}.")
+        raise UsageError(f"The level of a confidence interval is between 0 and 1; got {level}.")
     if resamples < 1:
         raise UsageError(f"A bootstrap needs at least 1 resample; got {resamples}.")
     generator = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""What the quality benchmarks share: facts about the machine, tables, and results that survive an interruption."""
+"""Shared parts of the quality benchmarks: the machine, tables, and results that survive an interruption."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from fluxtalk.errors import ArtifactError
 _PACKAGES = ("fluxtalk", "torch", "numpy", "scikit-learn")
 
 
-def machine_facts() -> dict[str, Any]:
-    """What a figure was measured on: architecture, cores, threads, date, revision, versions. No names, no paths."""
+def machine_info() -> dict[str, Any]:
+    """Description of the machine: architecture, cores, threads, date, revision, versions. No names, no paths."""
     return {
         "architecture": processor(),
         "cores": os.cpu_count(),

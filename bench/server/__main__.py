@@ -1,5 +1,5 @@
 """`python -m bench.server`."""
 
-from bench.server.run import main
+from bench.server.cli import main
 
 main()

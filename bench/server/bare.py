@@ -7,17 +7,17 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench.server.requests import Ask
+from bench.server.requests import LoadRequest
 from fluxtalk.runtime import Embedder
 
 
-def bare_rates(embedder: Embedder, asks: Sequence[Ask], seconds: float) -> dict[str, float]:
+def bare_rates(embedder: Embedder, workload: Sequence[LoadRequest], seconds: float) -> dict[str, float]:
     """Requests per second of one thread that calls nothing but the session, or nothing but `Embedder.embed`; in turn,
     so that a change of the machine's speed meets both.
 
     A request's items are one batch of the session.
     """
-    calls = [(_session_call(embedder, ask), _library_call(embedder, ask)) for ask in asks]
+    calls = [(_session_call(embedder, request), _library_call(embedder, request)) for request in workload]
     spent, done = [0.0, 0.0], 0
     end = time.perf_counter() + seconds
     for session, library in itertools.cycle(calls):
@@ -31,13 +31,13 @@ def bare_rates(embedder: Embedder, asks: Sequence[Ask], seconds: float) -> dict[
     return {"session_per_s": round(done / spent[0], 1), "library_per_s": round(done / spent[1], 1)}
 
 
-def _session_call(embedder: Embedder, ask: Ask) -> Callable[[], Any]:
-    preprocess = embedder.bundle.preprocess(ask.modality)
-    batch = preprocess.collate(embedder.prepare(ask.modality, list(ask.items)))
-    session = embedder.session(ask.modality)
-    wanted = (embedder.bundle.manifest.layout.select(ask.k, ask.output).graph_output,)
-    return lambda: session.run(batch, ask.k, wanted)
+def _session_call(embedder: Embedder, request: LoadRequest) -> Callable[[], Any]:
+    preprocess = embedder.bundle.preprocess(request.modality)
+    batch = preprocess.collate(embedder.prepare(request.modality, list(request.items)))
+    session = embedder.session(request.modality)
+    wanted = (embedder.bundle.manifest.layout.select(request.k, request.output).graph_output,)
+    return lambda: session.run(batch, request.k, wanted)
 
 
-def _library_call(embedder: Embedder, ask: Ask) -> Callable[[], Any]:
-    return lambda: embedder.embed(ask.modality, list(ask.items), ask.k, ask.output)
+def _library_call(embedder: Embedder, request: LoadRequest) -> Callable[[], Any]:
+    return lambda: embedder.embed(request.modality, list(request.items), request.k, request.output)

@@ -21,12 +21,12 @@ REFUSED = -1
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of one request."""
+    """Outcome of one request."""
 
     status: int
-    """Of HTTP, or `LOST` or `REFUSED`."""
+    """HTTP status, or `LOST` or `REFUSED`."""
     seconds: float
-    """From when it should have been sent to the last byte of its answer."""
+    """Seconds from when it should have been sent to the last byte of its answer."""
     body: bytes
 
 
@@ -90,8 +90,8 @@ class _Connection(asyncio.Protocol):
             self._answered = True
             self._finish(self._status, body)
 
-    def ask(self, request: bytes) -> asyncio.Future[tuple[int, bytes]]:
-        """Send a request; its status and body come when they are complete."""
+    def send(self, request: bytes) -> asyncio.Future[tuple[int, bytes]]:
+        """Send a request; the future holds its status and body."""
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         return self._answer
@@ -118,7 +118,7 @@ class Client:
         self._idle: list[_Connection] = []
         self._all: set[_Connection] = set()
 
-    async def ask(self, request: bytes, due: float | None = None) -> Reply:
+    async def send(self, request: bytes, due: float | None = None) -> Reply:
         """Send a request and wait for its answer. Never raises for what the server does.
 
         Args:
@@ -132,7 +132,7 @@ class Client:
             except OSError:
                 return Reply(REFUSED, time.perf_counter() - due, b"")
             self._all.add(connection)
-        status, body = await connection.ask(request)
+        status, body = await connection.send(request)
         seconds = time.perf_counter() - due
         if connection.is_open:
             self._idle.append(connection)

@@ -17,18 +17,18 @@ from bench.server.client import Client, Reply
 
 @dataclass
 class Load:
-    """What was sent and what came back."""
+    """Requests sent, and their replies."""
 
     sent_for_s: float = 0.0
-    """How long requests were sent."""
+    """Seconds during which requests were sent."""
     took_s: float = 0.0
-    """Until the last answer."""
+    """Seconds until the last answer."""
     generator_cpu_s: float = 0.0
     statuses: Counter[int] = field(default_factory=Counter)
     seconds: dict[int, list[float]] = field(default_factory=dict)
-    """By status, of each request."""
+    """Seconds of each request, by status."""
     lateness: list[float] = field(default_factory=list)
-    """Of an open loop: seconds between a request's arrival and its sending."""
+    """Seconds between a request's arrival and its sending, in an open loop."""
     in_time: int = 0
     """Requests that were answered with 200 while requests were still being sent."""
 
@@ -43,13 +43,13 @@ class Load:
         self.seconds.setdefault(reply.status, []).append(reply.seconds)
 
     def percentile_ms(self, percent: float, status: int = 200) -> float:
-        """Of the time to an answer of that status; NaN where there was none."""
+        """Percentile of the milliseconds to an answer of that status; NaN if there was none."""
         found = self.seconds.get(status)
         return float("nan") if not found else 1e3 * float(np.percentile(found, percent))
 
 
 Check = Callable[[int, Reply], None]
-"""Given the number of the request in the list, and its reply."""
+"""Called with the number of the request in the list, and its reply."""
 
 
 async def closed_loop(
@@ -60,11 +60,11 @@ async def closed_loop(
     check: Check | None = None,
     until: asyncio.Event | None = None,
 ) -> Load:
-    """So many clients, each of which sends the next request when the last one was answered.
+    """Send from ``concurrency`` clients, each of which waits for an answer before it sends again.
 
     Args:
         requests: taken in turn, again and again.
-        seconds: for which requests are sent; what is under way then is waited for.
+        seconds: how long requests are sent; those under way then are waited for.
         check: called with every reply.
         until: ends the sending early.
     """
@@ -75,7 +75,7 @@ async def closed_loop(
     async def one() -> None:
         while time.perf_counter() < end and not (until is not None and until.is_set()):
             number = next(turns)
-            reply = await client.ask(requests[number])
+            reply = await client.send(requests[number])
             load.add(reply)
             load.in_time += reply.status == 200 and time.perf_counter() <= end
             if check is not None:
@@ -105,7 +105,7 @@ async def open_loop(client: Client, requests: Sequence[bytes], rate: float, seco
 
     async def one(request: bytes, due: float) -> None:
         load.lateness.append(time.perf_counter() - due)
-        reply = await client.ask(request, due)
+        reply = await client.send(request, due)
         load.add(reply)
         load.in_time += reply.status == 200 and time.perf_counter() <= end
 

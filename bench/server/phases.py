@@ -1,4 +1,4 @@
-"""What is measured of a running server, one function each. All of them give plain values for the results."""
+"""Measurements of a running server, one function each, which return plain values for the results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bench.server.client import Client, Reply
 from bench.server.load import Load, closed_loop, open_loop
 from bench.server.process import ServerProcess, watching
-from bench.server.requests import Ask
+from bench.server.requests import LoadRequest
 
 CONCURRENCIES = (1, 8, 32, 128)
 _BESIDE = 8
@@ -24,11 +24,11 @@ _BESIDE = 8
 
 
 async def closed_phase(
-    server: ServerProcess, client: Client, asks: Sequence[Ask], seconds: float
+    server: ServerProcess, client: Client, workload: Sequence[LoadRequest], seconds: float
 ) -> list[dict[str, Any]]:
     """Throughput and latency at each concurrency."""
-    requests = [ask.encoded() for ask in asks]
-    items = sum(ask.num_items for ask in asks) / len(asks)
+    requests = [request.encoded() for request in workload]
+    items = sum(request.num_items for request in workload) / len(workload)
     rows = []
     await closed_loop(client, requests, _BESIDE, min(2.0, seconds))
     for concurrency in CONCURRENCIES:
@@ -50,14 +50,14 @@ async def closed_phase(
 
 
 async def overload_phase(
-    server: ServerProcess, client: Client, asks: Sequence[Ask], seconds: float, concurrency: int
+    server: ServerProcess, client: Client, workload: Sequence[LoadRequest], seconds: float, concurrency: int
 ) -> dict[str, Any]:
     """An open loop at twice the capacity, which is measured before and after: the machine may not stay the same.
 
     Args:
         concurrency: of the closed loop that measures the capacity.
     """
-    requests = [ask.encoded() for ask in asks]
+    requests = [request.encoded() for request in workload]
     beside = max(2.0, seconds / 12)
     before = await closed_loop(client, requests, concurrency, beside)
     offered = 2 * before.in_time / before.sent_for_s
@@ -84,11 +84,11 @@ async def overload_phase(
 
 
 async def neighbors_phase(
-    client: Client, asks: Sequence[Ask], harmful: Mapping[str, bytes], seconds: float
+    client: Client, workload: Sequence[LoadRequest], harmful: Mapping[str, bytes], seconds: float
 ) -> dict[str, Any]:
     """Answers alone, and the same answers beside requests that cannot be served."""
-    requests = [ask.encoded() for ask in asks]
-    alone = [(await client.ask(request)).body for request in requests]
+    requests = [request.encoded() for request in workload]
+    alone = [(await client.send(request)).body for request in requests]
     expected = [vectors_of(body) for body in alone]
     differences: list[float] = []
 
@@ -113,22 +113,24 @@ async def neighbors_phase(
 
 
 async def memory_phase(
-    server: ServerProcess, client: Client, asks: Sequence[Ask], harmful: Mapping[str, bytes], seconds: float
+    server: ServerProcess, client: Client, workload: Sequence[LoadRequest], harmful: Mapping[str, bytes], seconds: float
 ) -> dict[str, Any]:
     """The resident set under 32 clients, harm among them."""
-    requests = [ask.encoded() for ask in asks]
+    requests = [request.encoded() for request in workload]
     harm, stop = _Harm(harmful), asyncio.Event()
     with watching(server) as watch:
         doing = asyncio.create_task(harm.do(client, stop, every_s=1.0))
         load = await closed_loop(client, requests, 32, seconds)
         stop.set()
         await doing
-    return {"requests": load.total, "statuses": _statuses(load.statuses), **watch.facts()}
+    return {"requests": load.total, "statuses": _statuses(load.statuses), **watch.summary()}
 
 
-async def drain_phase(server: ServerProcess, client: Client, asks: Sequence[Ask], seconds: float) -> dict[str, Any]:
+async def drain_phase(
+    server: ServerProcess, client: Client, workload: Sequence[LoadRequest], seconds: float
+) -> dict[str, Any]:
     """SIGTERM while 32 clients go on sending, until the process is gone."""
-    requests = [ask.encoded() for ask in asks]
+    requests = [request.encoded() for request in workload]
     gone = asyncio.Event()
     loading = asyncio.create_task(closed_loop(client, requests, 32, 10 * seconds + 60, until=gone))
     await asyncio.sleep(seconds)
@@ -162,7 +164,7 @@ class _Harm:
     async def do(self, client: Client, stop: asyncio.Event, every_s: float = 0.1) -> None:
         while not stop.is_set():
             for name, request in self._harmful.items():
-                self.statuses[name][(await client.ask(request)).status] += 1
+                self.statuses[name][(await client.send(request)).status] += 1
                 await asyncio.sleep(every_s)
                 if stop.is_set():
                     return

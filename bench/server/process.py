@@ -50,7 +50,7 @@ class ServerProcess:
 
     @property
     def is_running(self) -> bool:
-        """Whether it still lives."""
+        """True while the process runs."""
         return self.process.poll() is None
 
     def terminate(self) -> None:
@@ -64,10 +64,10 @@ class ServerProcess:
 
 @contextlib.contextmanager
 def serving(bundle: Path, *options: object) -> Iterator[ServerProcess]:
-    """A ready server on a free port of this machine; killed afterwards, where it still runs.
+    """A ready server on a free port of this machine; killed afterwards if it still runs.
 
     Raises:
-        BackendError: it does not become ready; its own message is in the sentence.
+        BackendError: it does not become ready; the sentence holds its own message.
     """
     if not Path("/proc/self/status").exists():
         raise BackendError("The server is watched through /proc, which is Linux's alone; measure it there.")
@@ -117,8 +117,8 @@ class Watch:
         before, after = (part[len(part) // 2] if part else float("nan") for part in ordered)
         return after - before
 
-    def facts(self) -> dict[str, Any]:
-        """For the results."""
+    def summary(self) -> dict[str, Any]:
+        """Figures for the results."""
         return {
             "seconds": len(self.resident_mib),
             "first_mib": round(self.resident_mib[0], 1),

@@ -1,4 +1,4 @@
-"""What `bench/server/run.py` found, as tables for docs/serving.md and as the promises that were kept or not."""
+"""Tables for docs/serving.md from the results, and the promises that were kept or not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from bench.quality.report import markdown_table
 from fluxtalk.artifacts.files import write_atomically
 
-MARK, END = "<!-- measured by bench/server/run.py -->", "<!-- end -->"
+MARK, END = "<!-- measured by bench/server/cli.py -->", "<!-- end -->"
 MIN_GOODPUT = 0.9
 MAX_P99_OVER_P50 = 3.0
 MAX_GROWTH_MIB = 16.0
@@ -111,7 +111,7 @@ def tables(results: Mapping[str, Any]) -> list[str]:
 
 
 def write_tables(docs: Path, results: Mapping[str, Any]) -> None:
-    """Replace what stands between the marks of a Markdown file."""
+    """Replace the text between the marks of a Markdown file."""
     before, _, rest = docs.read_text(encoding="utf-8").partition(MARK)
     after = rest.partition(END)[2]
     bare = ", ".join(

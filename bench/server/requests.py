@@ -24,8 +24,8 @@ _IMAGE_SIDES = (32, 64, 224)
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One request: what it asks for, and its bytes."""
+class LoadRequest:
+    """One embedding request, and its bytes."""
 
     modality: str
     items: Sequence[Any]
@@ -35,13 +35,13 @@ class Ask:
 
     @property
     def num_items(self) -> int:
-        """How many vectors it asks for."""
+        """Number of items, each of which gets a vector."""
         return len(self.items)
 
     def encoded(self, **headers: str) -> bytes:
         """The request as bytes: vectors are asked for in base64, as OpenAI's client does."""
         values = [item if isinstance(item, str) else base64.b64encode(png(item)).decode() for item in self.items]
-        body = {"input": values, "modality": self.modality, "tokens": self.k, "output": self.output}
+        body = {"input": values, "modality": self.modality, "k": self.k, "output": self.output}
         return post_json(PATH, {**body, "encoding_format": "base64"}, **headers)
 
 
@@ -50,32 +50,32 @@ def texts(rng: np.random.Generator, count: int, longest: int = 24) -> list[str]:
     return [" ".join(rng.choice(_WORDS, rng.integers(1, longest + 1))) for _ in range(count)]
 
 
-def one_text(text_modality: str, num_tokens: int, count: int = 256) -> list[Ask]:
+def one_text(text_modality: str, num_tokens: int, count: int = 256) -> list[LoadRequest]:
     """One short text a request (four words), all tokens: the smallest request there is."""
     rng = np.random.default_rng(1)
-    return [Ask(text_modality, [" ".join(rng.choice(_WORDS, 4))], num_tokens, "pooled") for _ in range(count)]
+    return [LoadRequest(text_modality, [" ".join(rng.choice(_WORDS, 4))], num_tokens, "pooled") for _ in range(count)]
 
 
-def mixed(kinds: dict[str, str], num_tokens: int, count: int = 256) -> list[Ask]:
-    """What a busy server sees: 1 to 16 texts of 1 to 24 words, one request in four with 1 to 4 images of several sizes,
-    every k, and one request in eight for all tokens.
+def mixed(kinds: dict[str, str], num_tokens: int, count: int = 256) -> list[LoadRequest]:
+    """Requests as a busy server gets them: 1 to 16 texts of 1 to 24 words, one request in four with 1 to 4 images of
+    several sizes, every k, and one request in eight for all tokens.
 
     Args:
         kinds: modality to its kind, as ``/info`` says it; those that are neither text nor image are left out.
     """
     rng = np.random.default_rng(2)
     by_kind = {kind: modality for modality, kind in kinds.items()}
-    asks = []
+    workload = []
     for number in range(count):
         k = int(rng.integers(1, num_tokens + 1))
         output = "tokens" if number % 8 == 7 else "pooled"
         if "image" in by_kind and (number % 4 == 3 or "text" not in by_kind):
             side = int(rng.choice(_IMAGE_SIDES))
             images = [rng.integers(0, 256, (side, side), dtype=np.uint8) for _ in range(rng.integers(1, 5))]
-            asks.append(Ask(by_kind["image"], images, k, output))
+            workload.append(LoadRequest(by_kind["image"], images, k, output))
         else:
-            asks.append(Ask(by_kind["text"], texts(rng, int(rng.integers(1, 17))), k, output))
-    return asks
+            workload.append(LoadRequest(by_kind["text"], texts(rng, int(rng.integers(1, 17))), k, output))
+    return workload
 
 
 def png(pixels: np.ndarray[Any, Any]) -> bytes:

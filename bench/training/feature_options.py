@@ -1,4 +1,4 @@
-"""What it costs in recall to store features smaller: glyphs, the same training on each kind of cache."""
+"""Recall lost by storing features smaller: the same training on glyphs with each kind of cache."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @click.command()
-@option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Trainings of each.")
-@option("--epochs", default=20, show_default=True, type=click.IntRange(1), help="Of 11 steps of 512 pairs each.")
-@option("--cache_dir", type=click.Path(path_type=Path), help="For the rendered glyphs.  [default: a temporary folder]")
+@option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Training runs of each kind.")
+@option(
+    "--epochs", default=20, show_default=True, type=click.IntRange(1), help="Epochs, of 11 steps of 512 pairs each."
+)
+@option("--cache_dir", type=click.Path(path_type=Path), help="Cache of rendered glyphs.  [default: a temporary folder]")
 @click.option("-o", "--output", default="bench/results/feature_options.json", type=click.Path(path_type=Path))
 @debug_option
 @sentence_errors

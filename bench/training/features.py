@@ -1,4 +1,4 @@
-"""What the feature cache gives: training speed against encoders in the loop, gather speed, sizes on disk.
+"""Figures of the feature cache: training speed against encoders in the loop, gather speed, sizes on disk.
 
 Speeds of one run are comparable with each other, not with another machine's: quote the ratios.
 """
@@ -57,7 +57,7 @@ _OPTIONS = {
 @click.option(
     "-o", "--output", default="bench/results/features.json", type=click.Path(path_type=Path), show_default=True
 )
-@option("--device", default="cpu", show_default=True, type=click.Choice(("cpu", "cuda")), help="Where to train.")
+@option("--device", default="cpu", show_default=True, type=click.Choice(("cpu", "cuda")), help="Device to train on.")
 @debug_option
 @sentence_errors
 def main(output: Path, device: str) -> None:

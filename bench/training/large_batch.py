@@ -1,4 +1,4 @@
-"""What a contrastive batch of 32,768 costs in memory: the loss alone, and a whole step with gradient caching.
+"""Memory of a contrastive batch of 32,768: the loss alone, and a whole step with gradient caching.
 
 Each figure is the growth of a fresh process's peak resident memory, so that nothing else counts.
 """
@@ -98,7 +98,7 @@ def _growth(what: str, batch: int, passes: int) -> dict[str, float]:
 
 
 def _peak() -> int:
-    """In KB, of this process since it began; the system's own ru_maxrss remembers what started it."""
+    """Peak resident KB of this process. (``ru_maxrss`` remembers the process that started it.)"""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 

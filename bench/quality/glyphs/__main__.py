@@ -1,5 +1,5 @@
 """`python -m bench.quality.glyphs`."""
 
-from bench.quality.glyphs.run import main
+from bench.quality.glyphs.cli import main
 
 main()

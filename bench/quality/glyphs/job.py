@@ -37,7 +37,7 @@ from fluxtalk.train.records.log import RunLog
 
 STAGE1 = Path(__file__).parents[2] / "stage1" / "glyphs.pth"
 VERSION = 1
-"""Raised where the same options would be trained or scored otherwise: results of earlier versions are not reused."""
+"""Increased when the same options train or score differently: results of earlier versions are not reused."""
 _PLACES = ("stage1_checkpoint", "output_dir", "log_name", "cache_dir", "device", "seed")
 """Options that say where a run is, not what it is."""
 _VALIDATIONS = 8
@@ -45,7 +45,7 @@ _VALIDATIONS = 8
 
 @dataclass(frozen=True)
 class Budget:
-    """What every variant gets."""
+    """Data, steps and sizes, the same for every variant."""
 
     steps: int = 1000
     """Rounded to whole epochs."""
@@ -54,7 +54,7 @@ class Budget:
     probe_images: int = 20_000
     """Training images that probes are fitted to."""
     characters: int | None = None
-    """Of each split; None is all."""
+    """Characters of each split; None is all."""
 
     @classmethod
     def quick(cls) -> Budget:
@@ -95,13 +95,13 @@ def fingerprint(config: TrainConfig, budget: Budget, inputs: Inputs) -> str:
 
 
 def run_job(variant: Variant, seed: int, budget: Budget, inputs: Inputs) -> dict[str, Any]:
-    """Train and measure: what the results file keeps of one variant and seed.
+    """Train and measure one variant with one seed, as the results file keeps it.
 
     Returns:
         `held_out_scores`, ``probe[vector][factor]`` and what the training took.
 
     Raises:
-        TrainingError: training came to no end.
+        TrainingError: training did not end.
     """
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -181,7 +181,7 @@ class _Probes:
         self._data = glyphs_probe.probe_data((dataset.split("train"), dataset.split("test")), (train, test), images)
 
     def controls(self, untrained: TokenHead) -> dict[str, dict[str, float]]:
-        """What a trained token is compared with: the same token before training, the features, and no look at all."""
+        """Controls for a trained token: the same token before training, the features, and no look at all."""
         return {
             "untrained": self._of(glyphs_probe.complementary_vectors(untrained, self._data)),
             "raw": self._of(glyphs_probe.raw_vectors(self._data)),
@@ -189,7 +189,7 @@ class _Probes:
         }
 
     def trained(self, head: TokenHead) -> dict[str, dict[str, float]]:
-        """Of the shared embedding, and of the complementary tokens where there are any."""
+        """Probes of the shared embedding, and of the complementary tokens if there are any."""
         found = {"shared": self._of(glyphs_probe.shared_vectors(head, self._data))}
         if head.config.num_register_tokens > head.config.num_overlapping_tokens:
             found["complementary"] = self._of(glyphs_probe.complementary_vectors(head, self._data))
@@ -203,7 +203,7 @@ def budget_options(command: Any) -> Any:
     """The options that a job and the benchmark share."""
     default = Budget()
     for name, text in (
-        ("characters", "Characters of each split; all of them where absent."),
+        ("characters", "Characters of each split.  [default: all]"),
         ("probe_images", "Training images that type-face probes are fitted to."),
         ("dim", "Width of every head."),
         ("batch_size", "Pairs per step."),
@@ -216,10 +216,10 @@ def budget_options(command: Any) -> Any:
 
 
 @click.command()
-@option("--variant", required=True, help="Which; bench/quality/glyphs/variants.py names them.")
-@option("--seed", default=0, show_default=True, type=int, help="Of everything random.")
+@option("--variant", required=True, help="Name of a variant in bench/quality/glyphs/variants.py.")
+@option("--seed", default=0, show_default=True, type=int, help="Random seed.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The JSON file to write.")
-@option("--cache_dir", default=None, help="For renderings and features; ~/.cache/fluxtalk where absent.")
+@option("--cache_dir", default=None, help="Cache of renderings and features.  [default: ~/.cache/fluxtalk]")
 @budget_options
 @debug_option
 @sentence_errors

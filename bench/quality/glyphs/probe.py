@@ -23,7 +23,7 @@ from fluxtalk.train.features.sources import FeatureSource
 from fluxtalk.train.results.score import all_tokens
 
 FACTORS = ("family", "weight", "slant")
-"""What only an image knows of a glyph; the names of the data set's labels."""
+"""Factors that only an image shows of a glyph, named as the data set's labels."""
 MODALITY = "image"
 _BATCH = 512
 _ITERATIONS = 1000
@@ -81,7 +81,7 @@ def accuracy(train: Vectors, test: Vectors, data: ProbeData) -> dict[str, float]
 
 
 def majority(data: ProbeData) -> dict[str, float]:
-    """What always answering the commonest class of the training images would score, by factor."""
+    """Accuracy of always answering the commonest class of the training images, by factor."""
     found = {}
     for factor in FACTORS:
         commonest = np.bincount(data.train_labels[factor]).argmax()
@@ -90,7 +90,7 @@ def majority(data: ProbeData) -> dict[str, float]:
 
 
 def shared_vectors(head: TokenHead, data: ProbeData) -> tuple[Vectors, Vectors]:
-    """What the head compares with the other modality, at all its overlapping tokens: of training and test images.
+    """Vectors of training and test images as the head compares them with the other modality, at all overlapping tokens.
 
     With late interaction, the tokens side by side.
     """

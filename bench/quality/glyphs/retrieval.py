@@ -52,11 +52,11 @@ class At:
 
     @property
     def num_tokens(self) -> int:
-        """How many of them."""
+        """Number of items."""
         return len(self.counts)
 
     def prefix(self, k: int) -> NDArray[np.float32]:
-        """What is compared at the ``k``-th of them."""
+        """Vectors compared at the ``k``-th of them."""
         return self.items.prefix(self.counts[k - 1])
 
 
@@ -101,7 +101,7 @@ def compared_items(head: TokenHead, sources: Sources, split: Split) -> dict[str,
 
 
 def bytes_per_item(vectors: NDArray[np.float32]) -> int:
-    """What the vectors of one item take in float32: numbers that are 0 for every item are not stored."""
+    """Bytes of one item's vectors in float32; numbers that are 0 for every item are not stored."""
     return int(vectors.any(axis=0).sum()) * _BYTES
 
 

@@ -1,4 +1,4 @@
-"""From the runs of the glyphs benchmark to its figures, and to whether each goal is met."""
+"""Figures of the glyphs benchmark from its runs, and the goals that they meet."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def equal_bytes_goal(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def complementary_goal(probes: Mapping[str, Any]) -> dict[str, Any]:
-    """At least half of the way from the untrained register to the raw features."""
+    """True if a score is at least half of the way from the untrained register to the raw features."""
     each = {}
     for factor in FACTORS:
         untrained, raw = (probes[vector][factor]["mean"] for vector in ("untrained", "raw"))

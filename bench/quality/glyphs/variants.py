@@ -1,4 +1,4 @@
-"""What is trained on glyphs: the register head, one option at a time changed, and the heads it is compared with."""
+"""Variants trained on glyphs: the register head, one option at a time changed, and the heads it is compared with."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Variant:
 
     name: str
     label: str
-    """In tables and pictures."""
+    """Label in tables and pictures."""
     kind: str
     """``main``, ``ablation``, ``baseline``, or ``separate``: a model for one k alone."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Of `TrainConfig`, over those of the recipe."""
+    """Options of `TrainConfig` that replace the recipe's."""
     recipe: str = MAIN
     build: BuildHead = RegisterTokenModule.from_config
 

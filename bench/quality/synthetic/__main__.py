@@ -1,5 +1,5 @@
 """`python -m bench.quality.synthetic`."""
 
-from bench.quality.synthetic.run import main
+from bench.quality.synthetic.cli import main
 
 main()

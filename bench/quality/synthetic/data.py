@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class FactorSizes:
-    """How many factors there are, how much they weigh, and how they are seen."""
+    """Numbers of factors, their weights, and the noise in which they are seen."""
 
     shared: int = 8
     private: int = 4
@@ -58,7 +58,7 @@ class FactorSizes:
 
 @dataclass(frozen=True)
 class Factors:
-    """What is true of some items."""
+    """True factors of some items."""
 
     shared: Floats
     """(B, C)."""
@@ -99,7 +99,7 @@ class GivenFeatures:
         return len(self._values)
 
     def batch(self, rows: NDArray[np.int64]) -> Features:
-        """See `FeatureSource.batch`; every item is there, and none is padded."""
+        """Features of some rows; every item is there, and none is padded."""
         features = self._values[torch.from_numpy(rows)]
         return Features(features, torch.ones(features.shape[:2], dtype=torch.bool))
 

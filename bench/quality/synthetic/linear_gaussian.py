@@ -22,7 +22,7 @@ from fluxtalk.model.head.nested_dropout import derive_seed
 
 @dataclass(frozen=True)
 class LinearSizes:
-    """How many factors there are, and how well they are seen."""
+    """Numbers of factors, and the noise in which they are seen."""
 
     shared: int = 12
     private: int = 4
@@ -99,7 +99,7 @@ class LinearSplit:
 
     @property
     def features(self) -> dict[str, GivenFeatures]:
-        """As sources for training."""
+        """Features as sources for training."""
         return {m: GivenFeatures(v.astype(np.float32)) for m, v in self.values.items()}
 
     def variates(self, canonical: Canonical, modality: str) -> Floats:

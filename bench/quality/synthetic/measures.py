@@ -1,4 +1,4 @@
-"""What the tokens of a head know about factors whose truth is known.
+"""Scores of a head's tokens against factors whose truth is known.
 
 Shapes: B items, N tokens, K overlapping tokens, D dimension.
 """
@@ -42,12 +42,12 @@ class ProbedTokens:
         self.test = {m: all_tokens(head, m, s, np.arange(len(s))) for m, s in test.items()}
 
     def score(self, modality: str, read: Read, train_y: Floats, test_y: Floats) -> ProbeScore:
-        """How well a target is read from what ``read`` takes of the tokens."""
+        """R^2 of a target read from the vectors that ``read`` takes of the tokens."""
         tokens = self.train[modality]
         return probe_score(read(tokens), train_y[: len(tokens)], read(self.test[modality]), test_y)
 
     def recall_at_1(self) -> dict[str, float]:
-        """By k: the share of items whose partner is found first, over both directions."""
+        """Share of items whose partner is found first, by k, over both directions."""
         found: dict[str, float] = {}
         for k in range(1, self.overlapping + 1):
             vectors = {m: ItemTokens(t, self.overlapping, self.aggregation).prefix(k) for m, t in self.test.items()}
@@ -98,7 +98,7 @@ def factor_scores(probed: ProbedTokens, train: SyntheticSplit, test: SyntheticSp
 def order_scores(
     probed: ProbedTokens, train: LinearSplit, test: LinearSplit, canonical: Canonical, seed: int
 ) -> dict[str, Any]:
-    """How the tokens' order agrees with that of the shared directions.
+    """Agreement of the tokens' order with that of the shared directions.
 
     Returns:
         ``by_direction[k]``: R^2 of each canonical variate from tokens 1..k, a list, mean over modalities.
@@ -134,7 +134,7 @@ def _by_k(values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _paired(before: Floats, after: Floats, seed: int) -> dict[str, float]:
-    """What ``after`` explains more than ``before``, with its interval."""
+    """Gain in R^2 of ``after`` over ``before``, with its interval."""
     difference = paired_bootstrap_difference(after, before, seed)
     return {name: round(value, 4) for name, value in difference._asdict().items()}
 

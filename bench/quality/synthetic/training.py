@@ -28,7 +28,7 @@ from fluxtalk.train.records.log import RunLog
 
 @dataclass(frozen=True)
 class Budget:
-    """What every head gets."""
+    """Data, steps and sizes, the same for every head."""
 
     steps: int = 600
     """Rounded up to whole epochs."""
@@ -57,7 +57,7 @@ class Variant:
 
     name: str
     label: str
-    """For tables and pictures."""
+    """Label in tables and pictures."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Training options that differ from the others'."""
     trained: bool = True
@@ -88,7 +88,7 @@ def training_options(variant: Variant, budget: Budget, seed: int, training_items
 def trained_head(
     variant: Variant, config: TrainConfig, sources: Mapping[str, GivenFeatures], split: Split
 ) -> TokenHead:
-    """The head after the last step, in evaluation mode; with its random weights where the variant is not trained.
+    """The head after the last step, in evaluation mode; with its random weights if the variant is not trained.
 
     Args:
         sources: modality to the training items' features.

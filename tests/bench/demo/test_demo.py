@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from bench.demo import report as demo_report
-from bench.demo.run import QUERIES
+from bench.demo.cli import QUERIES
 from fluxtalk.datasets import PairDataset
 from fluxtalk.model.checkpoints.stage1 import load_stage1
 

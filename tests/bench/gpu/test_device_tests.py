@@ -1,4 +1,4 @@
-"""Which tests `bench.gpu.run` runs, and what it makes of their end."""
+"""Which tests `bench.gpu.cli` runs, and what it makes of their end."""
 
 from __future__ import annotations
 

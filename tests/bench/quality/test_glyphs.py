@@ -14,14 +14,14 @@ from click.testing import CliRunner
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
+from bench.quality.glyphs import cli as glyphs
 from bench.quality.glyphs import job as glyphs_job
 from bench.quality.glyphs import probe as glyphs_probe
 from bench.quality.glyphs import retrieval as glyphs_retrieval
-from bench.quality.glyphs import run as glyphs
 from bench.quality.glyphs import summary as glyphs_summary
 from bench.quality.glyphs.variants import MAIN, variant_named, variants
 from bench.quality.heads import QueryFormerHead
-from bench.quality.report import ResultStore, machine_facts, markdown_table, mean_and_deviation
+from bench.quality.report import ResultStore, machine_info, markdown_table, mean_and_deviation
 from fluxtalk.config import HeadConfig
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import ArtifactError, DataError, TrainingError, UsageError
@@ -105,7 +105,7 @@ def test_a_failed_process_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Mo
     program = tmp_path / "python"
     program.write_text("#!/bin/sh\necho noise >&2; echo 'error: No space.' >&2; exit 3\n")
     program.chmod(0o755)
-    monkeypatch.setattr("bench.quality.glyphs.run.sys.executable", str(program))
+    monkeypatch.setattr("bench.quality.glyphs.cli.sys.executable", str(program))
     job = glyphs.Job(variant_named(MAIN), 0, "")
     with pytest.raises(TrainingError, match=r"The run recommended/0 ended with status 3 \(No space\); start"):
         list(glyphs._in_processes([job], glyphs_job.Budget.quick(), None, 1))
@@ -291,6 +291,6 @@ def test_tables_and_facts() -> None:
     assert markdown_table(("a", "b"), [("x", 1)]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
     assert mean_and_deviation([0.1, 0.2, 0.3]) == {"mean": 0.2, "deviation": 0.1}
     assert mean_and_deviation([0.5]) == {"mean": 0.5, "deviation": 0.0}
-    facts = machine_facts()
+    facts = machine_info()
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["cores"] >= 1

@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from sklearn.cross_decomposition import CCA
 from torch import Tensor
 
+from bench.quality.synthetic.cli import main
 from bench.quality.synthetic.data import MODALITIES, FactorSizes, synthetic_split
 from bench.quality.synthetic.linear_gaussian import Canonical, LinearPairs, LinearSizes
 from bench.quality.synthetic.measures import ProbedTokens, order_scores
-from bench.quality.synthetic.run import main
 from fluxtalk.config import HeadConfig
 from fluxtalk.model.head.token_head import TokenHead
 

@@ -70,6 +70,7 @@ def test_an_error_is_raised_where_the_batch_is_asked_for() -> None:
     assert "batch-loader" not in names()
 
 
+@pytest.mark.alone
 def test_reading_overlaps_with_what_the_caller_does() -> None:
     """Reading takes 30 ms and computing 60 ms: nothing is waited for but the first; the other way round, it is."""
     with BatchLoader({"image": Slow(0.03)}, plan(6), CPU) as loader:

@@ -176,6 +176,7 @@ def test_one_bad_image_of_several_is_named(client: httpx.Client) -> None:
     assert answer.json()["error"]["param"] == "input[1]"
 
 
+@pytest.mark.alone
 def test_nobody_else_notices(server: Process, embedder: Embedder) -> None:
     bad = list(bad_images().values())
     good = saved(Image.fromarray(pixels()))

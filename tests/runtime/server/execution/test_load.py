@@ -21,8 +21,9 @@ from fluxtalk.runtime import Embedder
 from tests.conftest import Made
 from tests.runtime.server.conftest import Process, Threaded, in_thread
 
+pytestmark = pytest.mark.alone
 KINDS = {"image": "image", "text": "text"}
-ASKS = mixed(KINDS, num_tokens=4, count=48)
+WORKLOAD = mixed(KINDS, num_tokens=4, count=48)
 BATCH_S = 0.05
 """Of the slow server: 8 items."""
 
@@ -37,7 +38,7 @@ def slow(made: Made) -> Iterator[Threaded]:
 
 @pytest.mark.parametrize("concurrency", [1, 8, 32, 128])
 def test_every_client_gets_its_own_answer(server: Process, embedder: Embedder, concurrency: int) -> None:
-    expected = [embedder.embed(ask.modality, list(ask.items), ask.k, ask.output).ravel() for ask in ASKS]
+    expected = [embedder.embed(r.modality, list(r.items), r.k, r.output).ravel() for r in WORKLOAD]
     apart: list[float] = []
 
     def check(number: int, reply: Reply) -> None:
@@ -46,7 +47,7 @@ def test_every_client_gets_its_own_answer(server: Process, embedder: Embedder, c
 
     async def load() -> None:
         async with Client(server.url) as client:
-            await closed_loop(client, [ask.encoded() for ask in ASKS], concurrency, 0.7, check)
+            await closed_loop(client, [request.encoded() for request in WORKLOAD], concurrency, 0.7, check)
 
     asyncio.run(load())
     assert len(apart) >= concurrency
@@ -54,7 +55,7 @@ def test_every_client_gets_its_own_answer(server: Process, embedder: Embedder, c
 
 
 def test_twice_the_capacity_is_answered_at_the_full_rate(slow: Threaded) -> None:
-    requests = [ask.encoded() for ask in one_text("text", 4, count=8)]
+    requests = [request.encoded() for request in one_text("text", 4, count=8)]
 
     async def load() -> Any:
         async with Client(slow.url) as client:
@@ -72,7 +73,7 @@ def test_twice_the_capacity_is_answered_at_the_full_rate(slow: Threaded) -> None
 
 
 def test_the_largest_request_takes_the_room_of_no_other(slow: Threaded) -> None:
-    requests = [ask.encoded() for ask in one_text("text", 4, count=8)]
+    requests = [request.encoded() for request in one_text("text", 4, count=8)]
     with slow.client() as client:
         largest = client.get("/info").json()["limits"]["items"]
         # From here on the server knows how long an item takes.
@@ -80,7 +81,7 @@ def test_the_largest_request_takes_the_room_of_no_other(slow: Threaded) -> None:
 
     async def load() -> Any:
         async with Client(slow.url) as client, Client(slow.url) as other:
-            huge = asyncio.create_task(other.ask(post_json(PATH, {"input": ["omega"] * largest})))
+            huge = asyncio.create_task(other.send(post_json(PATH, {"input": ["omega"] * largest})))
             await asyncio.sleep(BATCH_S)
             beside = await closed_loop(client, requests, 4, 3 * BATCH_S)
             return await huge, beside
@@ -94,7 +95,7 @@ def test_the_largest_request_takes_the_room_of_no_other(slow: Threaded) -> None:
 def test_harm_changes_nobody_elses_answers(server: Process) -> None:
     async def load() -> Any:
         async with Client(server.url) as client:
-            return await neighbors_phase(client, ASKS, harmful(KINDS, 256), 1.5)
+            return await neighbors_phase(client, WORKLOAD, harmful(KINDS, 256), 1.5)
 
     found = asyncio.run(load())
     assert set(found["statuses"]) == {"200"}
@@ -108,9 +109,9 @@ def test_harm_changes_nobody_elses_answers(server: Process) -> None:
 def test_memory_stays_and_sigterm_answers_what_was_accepted(made: Made) -> None:
     async def load() -> Any:
         async with Client(up.url) as client:
-            await closed_loop(client, [ask.encoded() for ask in ASKS], 32, 2.0)
-            memory = await memory_phase(up, client, ASKS, harmful(KINDS, 256), 4.0)
-            return memory, await drain_phase(up, client, ASKS, 0.5)
+            await closed_loop(client, [request.encoded() for request in WORKLOAD], 32, 2.0)
+            memory = await memory_phase(up, client, WORKLOAD, harmful(KINDS, 256), 4.0)
+            return memory, await drain_phase(up, client, WORKLOAD, 0.5)
 
     with serving(Path(made.bundle.folder), "--threads", 1) as up:
         memory, drain = asyncio.run(load())

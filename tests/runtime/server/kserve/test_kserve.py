@@ -214,6 +214,7 @@ def peak_mib(server: Process) -> float:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of another process is read from /proc")
+@pytest.mark.alone
 @pytest.mark.parametrize(
     "tensors",
     [

@@ -1,7 +1,7 @@
-"""Run by torchrun in `bench.gpu.run`: training steps in a process group of one, against steps without a group.
+"""Run by torchrun in `bench.gpu.cli`: training steps in a process group of one, against steps without a group.
 
 With one process the sums and gathers of NCCL move nothing, but they run; so the numbers must be equal, up to what
-``bench.gpu.judge`` allows.
+``bench.gpu.agreement`` allows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `bench.gpu.run` calls a failure of a resumed run and of a process group."""
+"""What `bench.gpu.cli` calls a failure of a resumed run and of a process group."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from bench.gpu import run as gpu
+from bench.gpu import cli as gpu
 from bench.gpu import training as gpu_training
-from bench.gpu.judge import LARGEST_DIFFERENCE, judge_group, judge_resumed
+from bench.gpu.agreement import LARGEST_DIFFERENCE, check_group, check_resumed
 from bench.gpu.report import Report
 
 RESUMED = {"killed": True, "at_step": 5, "last_step": 16, "largest_difference": 0.0}
@@ -38,7 +38,7 @@ def why(report: Report) -> str:
     ],
 )
 def test_a_resumed_run(report: Report, found: dict[str, Any], device: str, expected: str) -> None:
-    judge_resumed(report, RESUMED | found, device)
+    check_resumed(report, RESUMED | found, device)
     assert expected in why(report)
     assert report.failed == bool(expected)
 
@@ -54,7 +54,7 @@ def test_a_resumed_run(report: Report, found: dict[str, Any], device: str, expec
     ],
 )
 def test_a_process_group(report: Report, found: dict[str, Any], device: str, expected: str) -> None:
-    judge_group(report, GROUP | found, device)
+    check_group(report, GROUP | found, device)
     assert expected in why(report)
     assert report.failed == bool(expected)
 

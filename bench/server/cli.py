@@ -27,7 +27,7 @@ from bench.server.load import closed_loop
 from bench.server.phases import closed_phase, drain_phase, memory_phase, neighbors_phase, overload_phase
 from bench.server.process import serving
 from bench.server.report import promises, tables, write_tables
-from bench.server.requests import Ask, harmful, mixed, one_text
+from bench.server.requests import LoadRequest, harmful, mixed, one_text
 from fluxtalk.artifacts.files import git_revision, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.runtime import load
@@ -49,10 +49,10 @@ asyncio.run(main())
 
 
 @click.command()
-@option("--bundle", required=True, type=click.Path(path_type=Path), help="As `make demo` leaves it; with texts.")
+@option("--bundle", required=True, type=click.Path(path_type=Path), help="A bundle with texts, such as the demo's.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The .json to write.")
 @click.option("--docs", type=click.Path(path_type=Path), help="A Markdown file to put the tables into, at its marks.")
-@click.option("--quick", is_flag=True, help="2 minutes instead of 15: to see that it works.")
+@click.option("--quick", is_flag=True, help="Take 2 minutes instead of 15, to see that it works.")
 @debug_option
 @sentence_errors
 def main(bundle: Path, output: Path | None, docs: Path | None, quick: bool) -> None:
@@ -83,7 +83,7 @@ def main(bundle: Path, output: Path | None, docs: Path | None, quick: bool) -> N
 async def measured(
     bundle: Path, closed_s: float, overload_s: float, neighbors_s: float, drain_s: float, memory_s: float
 ) -> dict[str, Any]:
-    """Everything, one phase after the other; on a server that is new for each kind of phase."""
+    """Run one phase after the other, with a new server for each kind of phase."""
     found: dict[str, Any] = {"generator": await _generator(closed_s)}
     with serving(bundle) as server:
         info = server.get("/info").json()
@@ -92,41 +92,41 @@ async def measured(
         found["limits"] = info["limits"]
         found["bare"] = _bare(bundle, workloads, closed_s)
         found["closed"], found["overload"] = {}, {}
-        for name, asks in workloads.items():
+        for name, workload in workloads.items():
             click.echo(f"{name}: closed loops")
             async with Client(server.url) as client:
-                rows = found["closed"][name] = await closed_phase(server, client, asks, closed_s)
+                rows = found["closed"][name] = await closed_phase(server, client, workload, closed_s)
             best = max(rows, key=lambda row: row["requests_per_s"])["concurrency"]
             click.echo(f"{name}: twice the capacity for {overload_s:g} s")
             async with Client(server.url) as client:
-                found["overload"][name] = await overload_phase(server, client, asks, overload_s, best)
-    asks = workloads["mixed"]
+                found["overload"][name] = await overload_phase(server, client, workload, overload_s, best)
+    workload = workloads["mixed"]
     with serving(bundle) as server:
         harm = harmful({name: entry["kind"] for name, entry in info["modalities"].items()}, info["limits"]["items"])
         async with Client(server.url) as client:
             click.echo("beside harmful requests")
-            found["neighbors"] = await neighbors_phase(client, asks, harm, neighbors_s)
+            found["neighbors"] = await neighbors_phase(client, workload, harm, neighbors_s)
             click.echo(f"memory over {memory_s:g} s")
-            found["memory"] = await memory_phase(server, client, asks, harm, memory_s)
+            found["memory"] = await memory_phase(server, client, workload, harm, memory_s)
             click.echo("SIGTERM under load")
-            found["drain"] = await drain_phase(server, client, asks, drain_s)
+            found["drain"] = await drain_phase(server, client, workload, drain_s)
     return found
 
 
-def _workloads(info: dict[str, Any]) -> dict[str, list[Ask]]:
+def _workloads(info: dict[str, Any]) -> dict[str, list[LoadRequest]]:
     kinds = {name: entry["kind"] for name, entry in info["modalities"].items()}
     text = next(name for name, kind in kinds.items() if kind == "text")
     tokens = info["num_register_tokens"]
     return {"one text": one_text(text, tokens), "mixed": mixed(kinds, tokens)}
 
 
-def _bare(bundle: Path, workloads: dict[str, list[Ask]], seconds: float) -> dict[str, Any]:
+def _bare(bundle: Path, workloads: dict[str, list[LoadRequest]], seconds: float) -> dict[str, Any]:
     with load(bundle, spinning=False) as embedder:
-        return {name: bare_rates(embedder, asks, seconds) for name, asks in workloads.items()}
+        return {name: bare_rates(embedder, workload, seconds) for name, workload in workloads.items()}
 
 
 async def _generator(seconds: float) -> dict[str, float]:
-    """What the generator can do: against a server that answers at once."""
+    """Rate of the load generator against a server that answers at once."""
     idle = subprocess.Popen([sys.executable, "-c", _IDLE_SERVER], stdout=subprocess.PIPE, text=True)
     try:
         assert idle.stdout is not None

@@ -49,7 +49,7 @@ DIRECTIONS = (("text", "image"), ("image", "text"))
 
 @dataclass
 class Demo:
-    """Where the demo writes, and what it remembers of earlier runs."""
+    """Paths that the demo writes, and the seconds that each stage took."""
 
     root: Path
     seconds: dict[str, float] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class Demo:
 
 
 @click.command()
-@option("--output", required=True, type=click.Path(path_type=Path), help="Where everything is written.")
+@option("--output", required=True, type=click.Path(path_type=Path), help="Folder that everything is written to.")
 @option(
     "--stage1",
     default="committed",
@@ -271,7 +271,7 @@ def _command(arguments: list[str]) -> None:
     done = subprocess.run([str(program), *arguments[1:]])
     if done.returncode:
         raise FluxTalkError(
-            f"The demo stopped because `{arguments[0]}` ended with status {done.returncode}; its message stands above."
+            f"The demo stopped because `{arguments[0]}` ended with status {done.returncode}; its message is above."
         )
 
 

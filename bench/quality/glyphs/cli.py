@@ -28,7 +28,7 @@ from bench.quality.glyphs.retrieval import HITS_AT
 from bench.quality.glyphs.summary import summarize
 from bench.quality.glyphs.tables import tables
 from bench.quality.glyphs.variants import Variant, variants
-from bench.quality.report import ResultStore, machine_facts, one_thread
+from bench.quality.report import ResultStore, machine_info, one_thread
 from fluxtalk.artifacts.files import hash_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.errors import TrainingError
@@ -49,7 +49,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """In the results file."""
+        """Names of the sections in the results file."""
         return f"{self.variant.name}/{self.seed}"
 
 
@@ -63,12 +63,12 @@ class Job:
     help="The results file, which also keeps what an interrupted call has finished.",
 )
 @option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Seeds 0, 1, ... of every variant.")
-@option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Processes of one thread.")
-@option("--cache_dir", default=None, help="For renderings and features; ~/.cache/fluxtalk where absent.")
+@option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Processes, of one thread each.")
+@option("--cache_dir", default=None, help="Cache of renderings and features.  [default: ~/.cache/fluxtalk]")
 @click.option(
     "--ablations/--no-ablations",
     default=True,
-    help="Whether the register tokens are also trained with each option changed.",
+    help="Also train the register tokens with each option changed.",
 )
 @option("--quick", is_flag=True, help="A smoke test in this process: a few steps, characters and one seed.")
 @option("--draw", is_flag=True, help=f"Draw {PICTURE} from the results.")
@@ -104,7 +104,7 @@ def main(
     results = {name: [store.get(j.name, j.fingerprint) for j in jobs if j.variant.name == name] for name in known}
     queries = int(inputs.dataset.split("test").items["text"].counted.sum())
     summary = {
-        **machine_facts(),
+        **machine_info(),
         "workers": workers,
         "seeds": seeds,
         "budget": dataclasses.asdict(budget),

@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, in one call: ``python -m bench.gpu``, or ``python bench/gpu`` if nothing is installed.
+"""Measure all that needs a GPU, in one call: ``python -m bench.gpu``, or ``python bench/gpu`` if nothing is installed.
 
 It trains on CUDA, exports, compiles with whichever TensorRT is installed, compares every way to run with eager
 PyTorch, times them, and runs the tests that need a GPU. What is missing is noted with its reason, and the rest goes on.
@@ -32,10 +32,10 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Do what can be done; 1 where something went wrong, or nothing could be done."""
+    """Do what can be done; 1 if something went wrong, or nothing could be done."""
     options = _options(arguments)
     report = Report(options.output, options.limit)
-    report.part("facts", 0, lambda: report.results.update(facts=facts(options)))
+    report.part("facts", 0, lambda: report.results.update(facts=machine_info(options)))
     with tempfile.TemporaryDirectory() as folder:
         if importlib.util.find_spec("torch") is None:
             report.could_not("everything", "PyTorch is not installed: pip install 'fluxtalk[train,export]'")
@@ -65,7 +65,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return parsed
 
 
-def facts(options: argparse.Namespace) -> dict[str, Any]:
+def machine_info(options: argparse.Namespace) -> dict[str, Any]:
     """The machine, and what is installed."""
     found: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
@@ -146,21 +146,21 @@ def _examine(report: Report, options: argparse.Namespace, subject: Any) -> None:
 
 
 def _resume(report: Report, training: Any) -> None:
-    from bench.gpu.judge import judge_resumed
+    from bench.gpu.agreement import check_resumed
     from bench.gpu.training import kill_and_resume
 
     found = kill_and_resume(training)
     _keep(report, "killed_and_resumed", found)
-    judge_resumed(report, found, training.device)
+    check_resumed(report, found, training.device)
 
 
 def _group(report: Report, training: Any) -> None:
-    from bench.gpu.judge import judge_group
+    from bench.gpu.agreement import check_group
     from bench.gpu.training import process_group
 
     found = process_group(training)
     _keep(report, "process_group", found)
-    judge_group(report, found, training.device)
+    check_group(report, found, training.device)
 
 
 def _training(work: Path, device: str, small: bool) -> Any:

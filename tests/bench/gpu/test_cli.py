@@ -1,4 +1,4 @@
-"""`bench.gpu.run`: what it says where things are missing, and its rehearsal without a GPU."""
+"""`bench.gpu.cli`: what it says where things are missing, and its rehearsal without a GPU."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from bench.gpu import cli as gpu
 from bench.gpu import engines as gpu_engines
 from bench.gpu import latency as gpu_latency
-from bench.gpu import run as gpu
 from bench.gpu.engines import parity
 from bench.gpu.models import Subject, large_embedders
 from bench.gpu.report import Report

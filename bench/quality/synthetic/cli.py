@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from bench.quality.report import ResultStore, machine_facts, markdown_table, mean_and_deviation, one_thread
+from bench.quality.report import ResultStore, machine_info, markdown_table, mean_and_deviation, one_thread
 from bench.quality.synthetic.data import FactorSizes, synthetic_split
 from bench.quality.synthetic.linear_gaussian import LinearPairs, LinearSizes
 from bench.quality.synthetic.measures import ProbedTokens, factor_scores, order_scores
@@ -31,7 +31,7 @@ from fluxtalk.console import debug_option, option, sentence_errors
 
 PICTURE = Path("docs/images/quality-synthetic.png")
 VERSIONS = {"factors": 1, "order": 2}
-"""Raised where the same options would be trained or scored otherwise."""
+"""Increased when the same options train or score differently."""
 
 
 def _contrast(correlation: float) -> dict[str, Any]:
@@ -64,10 +64,12 @@ ORDER = (
     type=click.Path(path_type=Path),
     help="The results file, which also keeps what an interrupted call has finished.",
 )
-@option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Seeds 0, 1, ... of everything.")
+@option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Number of seeds, from 0.")
 @option("--quick", is_flag=True, help="A smoke test: a few steps and items, one seed.")
 @option("--draw", is_flag=True, help=f"Draw {PICTURE} from the results.")
-@option("--picture", default=PICTURE, type=click.Path(path_type=Path), help="Where --draw draws.", show_default=True)
+@option(
+    "--picture", default=PICTURE, type=click.Path(path_type=Path), help="Picture that --draw writes.", show_default=True
+)
 @debug_option
 @sentence_errors
 def main(output: Path, seeds: int, quick: bool, draw: bool, picture: Path) -> None:
@@ -91,7 +93,7 @@ def main(output: Path, seeds: int, quick: bool, draw: bool, picture: Path) -> No
         for kind, variants in (("factors", FACTORS), ("order", ORDER))
     }
     summary = {
-        **machine_facts(),
+        **machine_info(),
         "seeds": seeds,
         "budget": dataclasses.asdict(budget),
         "sizes": {"factors": dataclasses.asdict(FactorSizes()), "order": dataclasses.asdict(LinearSizes())},
