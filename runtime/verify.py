@@ -21,7 +21,7 @@ from fluxtalk.artifacts.bundle import Bundle, read_bundle
 from fluxtalk.artifacts.engine import read_engines, read_plan
 from fluxtalk.artifacts.golden import GoldenCase
 from fluxtalk.errors import BackendError, InputError, ParityError, reason
-from fluxtalk.runtime.backends.open import open_sessions
+from fluxtalk.runtime.backends.open_sessions import open_sessions
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.scoring.parity import OutputDifference, Tolerance, largest, top1_agreement

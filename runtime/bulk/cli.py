@@ -1,4 +1,4 @@
-"""`fluxtalk embed`: raw items in, a file of vectors out; and the options of every command that loads a bundle."""
+"""`fluxtalk embed`: raw items in, a file of vectors out."""
 
 from __future__ import annotations
 
@@ -9,35 +9,18 @@ import click
 
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.errors import UsageError
-from fluxtalk.runtime.backends.options import BACKENDS
+from fluxtalk.runtime.backends.command_options import backend_options
+from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.bulk.inputs import open_input
 from fluxtalk.runtime.bulk.output import check_output
 from fluxtalk.runtime.bulk.stream import Wanted, embed_to_file
-from fluxtalk.runtime.embedder import load
+from fluxtalk.runtime.embedder import open_embedder
 from fluxtalk.runtime.vectors import DTYPES
-from fluxtalk.scoring.parity import PRECISIONS
 from fluxtalk.tokens import OUTPUT_KINDS
 
 
-def backend_options(command: Any) -> Any:
-    """The options of every command that loads a bundle."""
-    for decorate in (
-        click.option(
-            "--backend", default="auto", show_default=True, type=click.Choice(BACKENDS), help="What runs the graphs."
-        ),
-        click.option(
-            "--precision",
-            type=click.Choice(PRECISIONS),
-            help="One that the bundle holds.  [default: what the backend is best at]",
-        ),
-        click.option("--threads", type=click.IntRange(1), help="Of one operator.  [default: the available cores]"),
-    ):
-        command = decorate(command)
-    return command
-
-
 def serving_options(command: Any) -> Any:
-    """Those, and the size of batches."""
+    """Add `backend_options`, and the size of batches."""
     batch_size = option(
         "--batch_size", default=32, show_default=True, type=click.IntRange(1), help="Items per run of the graph."
     )
@@ -93,9 +76,7 @@ def embed(
     output: Path,
     k: int | None,
     kind: str,
-    backend: str,
-    precision: str | None,
-    threads: int | None,
+    backend_options: BackendOptions,
     batch_size: int,
 ) -> None:
     """Embed ITEMS (texts, or paths of files or folders) of MODALITY with BUNDLE.
@@ -111,7 +92,7 @@ def embed(
         raise UsageError(
             f"{output} would not say which rows were left out; with --skip_empty write .parquet, with ids."
         )
-    with load(bundle, backend, threads, precision=precision) as embedder:
+    with open_embedder(bundle, backend_options) as embedder:
         opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column, skip_empty)
         wanted = Wanted(modality, k, kind, dtype, batch_size)
         written = embed_to_file(embedder, opened, output, wanted, opened.count())

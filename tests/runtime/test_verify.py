@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.errors import InputError, ParityError
 from fluxtalk.export.graph.golden_cases import with_hard_rows
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
-from fluxtalk.runtime.backends.session import Arrays
 from fluxtalk.runtime.verify import ParityReport, verify_sessions
 from fluxtalk.scoring.parity import EXPORT_TOLERANCE, TOLERANCES
 from fluxtalk.scoring.parity_accumulator import AttentionDifference, ParityAccumulator, attention_tolerance

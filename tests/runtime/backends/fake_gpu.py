@@ -34,7 +34,7 @@ from fluxtalk.devices.tensorrt_api import TensorRT
 from fluxtalk.runtime.backends import choose as backends
 from fluxtalk.runtime.backends import cuda
 from fluxtalk.runtime.backends import tensorrt_session as session_tensorrt
-from fluxtalk.runtime.backends.engine_shapes import Input, input_of
+from fluxtalk.runtime.backends.engine_shapes import EngineInput
 
 CAPABILITY = "8.9"
 VERSION = "1.2.3"
@@ -234,7 +234,9 @@ class FakeEngine:
         content = json.loads(plan)
         self.trt = trt
         self.profiles: list[Profile] = content["profiles"]
-        self.inputs: dict[str, Input] = {name: input_of(name, *rest) for name, *rest in content["inputs"]}
+        self.inputs: dict[str, EngineInput] = {
+            name: EngineInput.from_dynamic(name, *rest) for name, *rest in content["inputs"]
+        }
         self.session = session_of(Path(content["graph"]))
         self.outputs = [output.name for output in self.session.get_outputs()]
         self.num_optimization_profiles = len(self.profiles)

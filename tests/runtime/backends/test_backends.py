@@ -19,8 +19,9 @@ from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BackendError, InputError, UsageError
 from fluxtalk.runtime import load
 from fluxtalk.runtime.backends import choose as backends
-from fluxtalk.runtime.backends.choose import choose, compiled_layout, open_session
+from fluxtalk.runtime.backends.choose import choose
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
+from fluxtalk.runtime.backends.open_sessions import compiled_inputs, open_session
 from fluxtalk.runtime.backends.options import BACKENDS, BackendOptions
 from fluxtalk.runtime.backends.tensorrt_session import TensorRTSession
 from fluxtalk.scoring.parity import TOLERANCES
@@ -280,7 +281,7 @@ def test_batches_beyond_the_compiled_profile(made: Made, tmp_path: Path, monkeyp
     longer = {name: np.pad(a, [(0, 0), (0, 40)]) if a.ndim > 1 else a for name, a in inputs.items()}
     with pytest.raises(InputError, match="length 1 to 32, k 1 to 4; got batch"):
         session.run(longer, 4)
-    assert compiled_layout(bundle, "image").profiles[0] == {"batch": [1, 8, 64], "k": [1, 4, 4]}
+    assert compiled_inputs(bundle, "image").profiles[0] == {"batch": [1, 8, 64], "k": [1, 4, 4]}
 
 
 @needs_proc

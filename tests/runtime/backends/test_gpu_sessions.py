@@ -24,8 +24,9 @@ from fluxtalk.export.to_tensorrt.job import builder_options, compile_job
 from fluxtalk.export.to_tensorrt.profiles import profiles_of
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.runtime import load
-from fluxtalk.runtime.backends.choose import choose, open_session
+from fluxtalk.runtime.backends.choose import choose
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
+from fluxtalk.runtime.backends.open_sessions import open_session
 from fluxtalk.runtime.backends.options import NATIVE, BackendOptions
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.backends.tensorrt_session import TensorRTSession

@@ -22,7 +22,8 @@ from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.runtime import load
 from fluxtalk.runtime.backends import choose as backends
 from fluxtalk.runtime.backends import openvino_session as session_openvino
-from fluxtalk.runtime.backends.choose import choose, open_session
+from fluxtalk.runtime.backends.choose import choose
+from fluxtalk.runtime.backends.open_sessions import open_session
 from fluxtalk.runtime.backends.openvino_session import OpenVinoSession
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.verify import verify_sessions

@@ -18,12 +18,12 @@ from safetensors.numpy import load_file, save_file
 from fluxtalk.artifacts.bundle import Bundle, PrecisionEntry, read_bundle, write_manifest
 from fluxtalk.artifacts.files import hash_file
 from fluxtalk.errors import BackendError
-from fluxtalk.runtime.backends.choose import Choice
-from fluxtalk.runtime.backends.options import BACKENDS
-from fluxtalk.runtime.doctor.advice import Goal, faster, recall_curves, recommend
+from fluxtalk.runtime.backends.choose import BackendChoice
+from fluxtalk.runtime.backends.options import BACKENDS, BackendOptions
+from fluxtalk.runtime.doctor.advice import Goal, recall_curves, recommend, speed_advice
 from fluxtalk.runtime.doctor.cli import main
 from fluxtalk.runtime.doctor.examine import examine
-from fluxtalk.runtime.doctor.trial import Latency, Trial, apart, attempt, counts, refusals
+from fluxtalk.runtime.doctor.trial import Latency, Trial, find_refusals, in_subprocess, run_trial, tried_ks
 from fluxtalk.scoring.parity import TOLERANCES
 from tests.conftest import Made
 
@@ -100,23 +100,23 @@ def test_broken_parity_is_exit_code_1(made: Made, tmp_path: Path) -> None:
 
 
 def test_where_nothing_runs(made: Made) -> None:
-    found = apart(refusals, made.bundle.folder, "tensorrt", ["fp32"], None)
+    found = in_subprocess(find_refusals, made.bundle.folder, BackendOptions("tensorrt"), ["fp32"])
     if not found:
         pytest.skip("TensorRT runs here")
     with pytest.raises(BackendError, match=r"No backend runs .* here: .*TensorRT"):
-        examine(made.bundle.folder, Goal(), ["tensorrt"])
+        examine(made.bundle.folder, Goal(), [BackendOptions("tensorrt")])
 
 
 def test_a_crash_is_a_finding() -> None:
     with pytest.raises(BackendError, match="ended the process that tried it"):
-        apart(os._exit, 3)
+        in_subprocess(os._exit, 3)
 
 
 def test_memory_is_that_of_one_process(made: Made) -> None:
     """This process holds torch; what serves does not."""
     if not os.path.exists("/proc/self/status"):
         pytest.skip("there is no /proc here")
-    trial = apart(attempt, made.bundle.folder, "ort-cpu", "fp32", 1)
+    trial = in_subprocess(run_trial, made.bundle.folder, BackendOptions("ort-cpu", "fp32", threads=1))
     own = 4096 * int(Path("/proc/self/statm").read_text().split()[1])
     assert trial.resident_bytes is not None
     assert trial.resident_bytes < own
@@ -236,10 +236,12 @@ def test_a_bundle_without_a_recall_curve(made: Made) -> None:
 
 def test_what_would_make_it_faster(made: Made) -> None:
     missing = {"openvino": {"fp32": "The backend openvino needs OpenVINO, which is not installed; pip install it."}}
-    auto = Choice("ort-cpu", "fp32", "")
+    auto = BackendChoice("ort-cpu", "fp32", "")
 
     def said(trials: list[Trial], one_thread: Trial | None = None, gpu: str | None = None, cores: int = 2) -> str:
-        return "\n".join(faster(made.bundle, trials, missing if len(trials) < 2 else {}, one_thread, auto, cores, gpu))
+        return "\n".join(
+            speed_advice(made.bundle, trials, missing if len(trials) < 2 else {}, one_thread, auto, cores, gpu)
+        )
 
     alone = said([trial("ort-cpu", "fp32", FLAT)])
     assert "Fewer tokens save bytes, not time" in alone
@@ -260,9 +262,9 @@ def test_what_would_make_it_faster(made: Made) -> None:
 
 
 def test_the_k_that_are_tried(made: Made) -> None:
-    assert counts(made.bundle) == [1, 2, 3, 4]
+    assert tried_ks(made.bundle.manifest.layout) == [1, 2, 3, 4]
     many = dataclasses.replace(
         made.bundle.manifest, num_register_tokens=12, trained_register_tokens=12, num_overlapping_tokens=9
     )
-    assert counts(dataclasses.replace(made.bundle, manifest=many)) == [1, 2, 4, 8, 9, 12]
+    assert tried_ks(many.layout) == [1, 2, 4, 8, 9, 12]
     assert read_bundle(made.bundle.folder).manifest == made.bundle.manifest
