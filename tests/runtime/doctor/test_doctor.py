@@ -1,4 +1,4 @@
-"""What `fluxtalk doctor` says of a bundle on this machine."""
+"""`fluxtalk doctor`: real trials of a bundle, and recommendations from given figures."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_whole_examination(made: Made) -> None:
     trials = {(trial["backend"], trial["precision"]): trial for trial in found["trials"]}
     assert ("ort-cpu", "fp32") in trials
     assert (("openvino", "fp32") in trials) == OPENVINO
-    # Every backend is in one of the two.
+    # Every backend either has a trial or is refused.
     assert {backend for backend, _ in trials} | set(found["refused"]) == set(BACKENDS[1:])
     for trial in trials.values():
         assert len(trial["parity"]) == 8
@@ -82,7 +82,7 @@ def test_it_reads_well(made: Made) -> None:
 
 
 def test_broken_parity_is_exit_code_1(made: Made, tmp_path: Path) -> None:
-    """Golden vectors of another head, in a bundle whose hashes are all right."""
+    """The bundle has golden vectors of another head, and correct hashes."""
     folder = tmp_path / "bundle"
     shutil.copytree(made.bundle.folder, folder)
     golden = folder / made.bundle.manifest.golden
@@ -113,7 +113,7 @@ def test_a_crash_is_a_finding() -> None:
 
 
 def test_memory_is_that_of_one_process(made: Made) -> None:
-    """This process holds torch; what serves does not."""
+    """This process holds torch, which a trial does not."""
     if not os.path.exists("/proc/self/status"):
         pytest.skip("there is no /proc here")
     trial = in_subprocess(run_trial, made.bundle.folder, BackendOptions("ort-cpu", "fp32", threads=1))
@@ -122,11 +122,11 @@ def test_memory_is_that_of_one_process(made: Made) -> None:
     assert trial.resident_bytes < own
 
 
-# From here on nothing is timed: figures are given.
+# The tests from here on time nothing: their figures are given.
 
 
 def trial(backend: str, precision: str, by_k: dict[int, float], broken: bool = False) -> Trial:
-    """A backend that takes so many milliseconds with k tokens, and a quarter for a text of an eighth."""
+    """Make a trial with these milliseconds by k, and a quarter of them for a text of an eighth of the length."""
     latency = [
         Latency("text", length, k, ms / 4 if length == 4 else ms) for length in (4, 32) for k, ms in by_k.items()
     ]
@@ -135,7 +135,7 @@ def trial(backend: str, precision: str, by_k: dict[int, float], broken: bool = F
 
 
 def with_curves(bundle: Bundle, **curves: dict[str, float]) -> Bundle:
-    """A bundle of these precisions, with Recall@10 by k, and a second direction that is always perfect."""
+    """Give a bundle these precisions, with Recall@10 by k, and a second direction whose recall is always 1."""
     entries = {
         name: PrecisionEntry(
             TOLERANCES[name],
@@ -169,7 +169,7 @@ def test_the_k_for_a_recall_a_time_or_a_size(made: Made) -> None:
         int8={"1": 0.36, "2": 0.64, "3": 0.76, "4": 0.76},
     )
     assert recall_curves(bundle)["fp32"] == pytest.approx({1: 0.5, 2: 0.9, 3: 1.0, 4: 1.0})
-    # Of int8 against the full recall of the best precision.
+    # int8 is compared with the full recall of the best precision.
     assert recall_curves(bundle)["int8"] == pytest.approx({1: 0.45, 2: 0.8, 3: 0.95, 4: 0.95})
     trials = [trial("ort-cpu", "fp32", STEEP), trial("openvino", "int8", {k: ms / 2 for k, ms in STEEP.items()})]
 
@@ -181,7 +181,7 @@ def test_the_k_for_a_recall_a_time_or_a_size(made: Made) -> None:
     assert chosen(0.9) == ("int8", 3)
     assert chosen(0.8) == ("int8", 2)
     assert chosen(0.4) == ("int8", 1)
-    # Without a recall to reach: the best recall within.
+    # Without a recall to reach, the best recall within the limit wins.
     assert chosen(None, 10.0) == ("fp32", 3)
     assert chosen(None, 2.5) == ("int8", 3)
     assert chosen(None, 1.2) == ("int8", 2)
@@ -199,7 +199,7 @@ def test_the_k_for_a_recall_a_time_or_a_size(made: Made) -> None:
 
 
 def test_fewer_tokens_that_find_more_are_as_good_as_all(made: Made) -> None:
-    """One query of few may tip it: the full recall is that of all tokens in the most exact precision."""
+    """With few queries, one can decide: the full recall is that of all tokens in the most exact precision."""
     bundle = with_curves(
         made.bundle,
         int8={"1": 0.90, "2": 0.93, "3": 0.93, "4": 0.93},
