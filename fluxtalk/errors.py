@@ -3,7 +3,7 @@
 ::
 
     FluxTalkError                  exit code 1
-    ├── UsageError                 exit code 2   an option or argument that cannot be meant
+    ├── UsageError                 exit code 2   an option or argument that has no meaning
     │   └── TokenCountError        exit code 2   k outside 1..N (also a ValueError)
     ├── InputError                 exit code 1   one raw input: empty text, unreadable image
     ├── DataError                  exit code 1   a data set: missing files, bad columns
@@ -82,19 +82,19 @@ class TrainingError(FluxTalkError):
 
 
 def reason(error: BaseException) -> str:
-    """The first line of a library's message, without its full stop; its type's name where it says nothing."""
+    """First line of a library's message, without its full stop; the type's name if the message is empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def check_token_count(k: SupportsIndex | None, available: int, what: str, name: str = "k") -> int:
-    """Return ``k``, or ``available`` where ``k`` is None.
+    """Return ``k`` as Python's integer, or ``available`` if ``k`` is None.
 
     Args:
         k: register tokens, from the first.
-        available: how many there are.
-        what: whose tokens they are, as the error names it.
-        name: how the caller spells ``k``, as the error names it.
+        available: register tokens that there are.
+        what: owner of the tokens, for the error.
+        name: caller's name of ``k``, for the error.
 
     Raises:
         TokenCountError: ``k`` is not an integer (Python's or numpy's) in ``1..available``.

@@ -1,8 +1,8 @@
-"""Register tokens in numpy, and the one owner of ``k``: what a request for k tokens computes, and what it gets.
+"""Register tokens in numpy, and the one owner of ``k``.
 
 `TokenLayout` says which tokens a head has. `TokenLayout.select` checks ``k`` and ``output`` against it once, and gives
-a `Selection`, which every later stage asks: what a session has to compute, how a batch's rows are cut to their own k,
-and which shape comes out. (Torch twin of the algebra: `fluxtalk.model.head.pooling`.)
+a `Selection`. Every later stage asks that: which k and graph output a session must compute, how a batch's rows are cut
+to their own k, and which shape comes out. (The same algebra in torch: `fluxtalk.model.head.pooling`.)
 
 Shapes: B items, K tokens, D dimension.
 """
@@ -20,35 +20,36 @@ from fluxtalk.errors import UsageError, check_token_count
 
 POOLED, CONCAT, TOKENS, COMPLEMENTARY, ATTENTION = "pooled", "concat", "tokens", "complementary", "attention"
 OUTPUT_KINDS = (POOLED, CONCAT, TOKENS, COMPLEMENTARY)
-"""What an embedding can be; `TokenLayout.select` defines each."""
+"""Kinds of embeddings; `TokenLayout.select` defines each."""
 SHARED_KINDS = (POOLED, CONCAT, TOKENS)
-"""Those that compare between modalities, and can be searched."""
+"""Kinds that can be compared between modalities, and searched."""
 
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Which register tokens a head computes."""
+    """Register tokens that a head computes."""
 
     num_register_tokens: int
-    """All of them: the largest ``k``."""
+    """Number of all tokens: the largest ``k``."""
     num_overlapping_tokens: int
-    """How many, from the first, are shared between modalities; the rest are complementary."""
+    """Number of tokens, from the first, that are shared between modalities; the rest are complementary."""
     dim: int
     """Integers of one token."""
     attention: bool = False
-    """Whether attention can be asked for."""
+    """True if the head gives its attention too."""
 
     def select(self, k: Any = None, output: str = POOLED, *, what: str = "this bundle", k_name: str = "k") -> Selection:
-        """Check what is asked for.
+        """Check ``k`` and ``output``.
 
         Args:
             k: register tokens to compute, from the first; None takes all.
-            output: ``pooled``: the normalized mean over the overlapping tokens among the first k, (dim,) of each item;
-                ``concat``: those tokens side by side, (min(k, overlapping) * dim,); ``tokens``: the first k as they
-                are, (k, dim); ``complementary``: what only one modality knows, (N - overlapping, dim), which takes no
-                k below N; ``attention``: where the first k looked, (k, length), if the head tells.
-            what: whose tokens they are, as an error names it.
-            k_name: how the caller spells ``k``, as an error names it.
+            output: kind and shape of each item's vectors. ``pooled``: the normalized mean over the overlapping tokens
+                among the first k, (dim,); ``concat``: those tokens side by side, (min(k, overlapping) * dim,);
+                ``tokens``: the first k as they are, (k, dim); ``complementary``: the tokens that only one modality
+                knows, (N - overlapping, dim), for k = N only; ``attention``: the weights of the first k over the
+                features, (k, length), if the head gives them.
+            what: owner of the tokens, for errors.
+            k_name: caller's name of ``k``, for errors.
 
         Raises:
             TokenCountError: ``k`` is not an integer in ``1..num_register_tokens``.
@@ -70,7 +71,7 @@ class TokenLayout:
         return Selection(self, count, output)
 
     def selections(self, output: str) -> list[Selection]:
-        """Every selection of one kind of output, by rising k; empty if the head does not have it."""
+        """List every selection of one kind of output, by rising k; empty if the head does not have it."""
         if output == COMPLEMENTARY:
             complementary = self.num_overlapping_tokens < self.num_register_tokens
             return [Selection(self, self.num_register_tokens, output)] if complementary else []
@@ -79,7 +80,7 @@ class TokenLayout:
 
 @dataclass(frozen=True)
 class Selection:
-    """The first ``k`` register tokens as one kind of output; made by `TokenLayout.select`."""
+    """First ``k`` register tokens as one kind of output; made by `TokenLayout.select`."""
 
     layout: TokenLayout
     k: int
@@ -89,15 +90,12 @@ class Selection:
 
     @property
     def graph_output(self) -> str:
-        """The output of the graph that this one is made of: ``embeddings``, ``tokens`` or ``attention``."""
+        """Output of the graph from which this one is computed: ``embeddings``, ``tokens`` or ``attention``."""
         return {POOLED: "embeddings", ATTENTION: "attention"}.get(self.output, "tokens")
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one item's vectors; of attention, without the length.
-
-        ``complementary`` is (N - overlapping, dim), the others as `TokenLayout.select` says.
-        """
+        """Shape of one item's vectors, as `TokenLayout.select` says; of attention, without the length."""
         layout = self.layout
         shapes: dict[str, tuple[int, ...]] = {
             POOLED: (layout.dim,),
@@ -110,7 +108,7 @@ class Selection:
 
     @property
     def shared(self) -> int:
-        """How many of the k tokens are overlapping."""
+        """Number of overlapping tokens among the k."""
         return min(self.k, self.layout.num_overlapping_tokens)
 
     @property
@@ -136,7 +134,7 @@ class Selection:
         return values[:, : self.k]
 
     def empty(self) -> Floats:
-        """No item's vectors, (0, *shape)."""
+        """Vectors of no items, (0, *shape)."""
         return np.empty((0, *self.shape), np.float32)
 
 
@@ -149,7 +147,7 @@ def l2_normalize(x: NDArray[np.floating]) -> Floats:
 
 
 def first_tokens(tokens_BKD: Floats, k: int) -> Floats:
-    """The first ``k`` tokens of each item, (B, k, D).
+    """Cut each item to its first ``k`` tokens, (B, k, D).
 
     Raises:
         TokenCountError: ``k`` is not in ``1..K``.
@@ -158,13 +156,13 @@ def first_tokens(tokens_BKD: Floats, k: int) -> Floats:
 
 
 def pool(tokens_BKD: Floats, num_overlapping: int, k: int | None = None) -> Floats:
-    """The pooled embedding: the L2-normalized mean over the overlapping tokens among the first ``k``, (B, D)."""
+    """Pool each item: the L2-normalized mean over the overlapping tokens among the first ``k``, (B, D)."""
     count = check_token_count(k, tokens_BKD.shape[1], "these embeddings")
     return l2_normalize(tokens_BKD[:, : min(count, num_overlapping)].mean(axis=1))
 
 
 def concatenate(tokens_BKD: Floats, num_overlapping: int, k: int | None = None) -> Floats:
-    """The overlapping tokens among the first ``k``, each normalized, side by side, of length 1.
+    """Put the overlapping tokens among the first ``k`` side by side, each normalized, and scale to length 1.
 
     Returns:
         (B, min(k, num_overlapping) * D).
@@ -175,11 +173,10 @@ def concatenate(tokens_BKD: Floats, num_overlapping: int, k: int | None = None) 
 
 
 def maxsim(queries_QKD: Floats, items_BKD: Floats) -> Floats:
-    """Late interaction (Khattab and Zaharia 2020, "ColBERT"): (Q, B).
+    """Score items by late interaction (Khattab and Zaharia 2020, "ColBERT"): (Q, B).
 
-    Each query token takes its most similar item token; the score is the mean over query tokens, so that it
-    lies in -1..1 whatever k is. Give overlapping tokens only: complementary ones are not comparable
-    between modalities.
+    Each query token takes its most similar item token. The score is the mean over the query's tokens, so it is in -1..1
+    for every k. Give overlapping tokens only: complementary ones cannot be compared between modalities.
     """
     queries, items = l2_normalize(queries_QKD), l2_normalize(items_BKD)
     scores = np.einsum("qkd,bjd->qbkj", queries, items, optimize=True)

@@ -1,4 +1,4 @@
-"""Serving: a bundle in, vectors out. Torch-free."""
+"""Serving without torch: a bundle and raw items in, vectors out."""
 
 from fluxtalk.runtime.backends.options import BACKENDS
 from fluxtalk.runtime.backends.session import FakeSession, Session

@@ -1,4 +1,4 @@
-"""From raw inputs to vectors: preprocessing, batches by length, one session per modality. No torch."""
+"""`Embedder`: raw inputs in, vectors out, through preprocessing, batches by length and one session per modality."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fluxtalk.artifacts.bundle import Bundle, read_bundle
 from fluxtalk.errors import UsageError
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.arguments import check_integer, check_items
-from fluxtalk.runtime.backends.open import open_sessions
+from fluxtalk.runtime.backends.open_sessions import open_sessions
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.batching import batches_by_length
@@ -24,16 +24,17 @@ from fluxtalk.runtime.verify import verify_sessions
 from fluxtalk.tokens import ATTENTION, POOLED, Selection
 
 _WINDOW = 4096
+"""Items that are preprocessed and sorted by length together."""
 
 
 class Embedder:
     """A loaded bundle. Thread-safe; close it, or use it as a context manager.
 
     Args:
-        bundle: verified.
+        bundle: opened by `read_bundle`.
         sessions: modality to its session.
-        reason: why these sessions, for `describe`.
-        precision: of the sessions; None is the bundle's first.
+        reason: reason for these sessions, shown by `describe`.
+        precision: precision of the sessions; None is the bundle's first.
     """
 
     def __init__(
@@ -47,22 +48,22 @@ class Embedder:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The modalities that can be embedded."""
+        """Modalities that can be embedded."""
         return tuple(self._sessions)
 
     @property
     def num_tokens(self) -> int:
-        """The register tokens of the bundle, the largest ``k``."""
+        """Register tokens of the bundle: the largest ``k``."""
         return self.bundle.manifest.num_register_tokens
 
     @property
     def num_overlapping(self) -> int:
-        """How many tokens, from the first, are shared between modalities."""
+        """Tokens, from the first, that are shared between modalities."""
         return self.bundle.manifest.num_overlapping_tokens
 
     @property
     def dim(self) -> int:
-        """The dimension of a token, and of a pooled embedding."""
+        """Dimension of a token, and of a pooled embedding."""
         return self.bundle.manifest.dim
 
     def embed(
@@ -81,21 +82,22 @@ class Embedder:
             modality: one of `modalities`.
             items: any number; strings, or images as path, bytes, PIL image or uint8 array, or sound as path, bytes or
                 (array, rate), or features as array or ``.npy`` path, by the modality's preprocessing.
-            k: how many register tokens to compute, from the first; None takes all.
+            k: register tokens to compute, from the first; None takes all.
             output: ``pooled``, ``concat``, ``tokens`` or ``complementary``; `fluxtalk.tokens.TokenLayout.select` says
                 what each is and which shape it has.
-            batch_size: the largest batch of one session run.
-            first: the position of ``items[0]`` in a longer list that the caller embeds in parts; errors count from it.
-            dtype: ``float32``, ``float16``, ``int8`` or ``binary``, as `fluxtalk.runtime.vectors` defines them: each
-                item's vector is made of the float32 one. Binary is uint8, with an eighth of the last dimension.
+            batch_size: most items of one session run.
+            first: position of ``items[0]`` in a longer list that the caller embeds in parts; errors count from it.
+            dtype: ``float32``, ``float16``, ``int8`` or ``binary``: the format to convert the float32 vectors to
+                (`fluxtalk.runtime.vectors`). Binary is uint8, with an eighth of the last dimension.
 
         Returns:
-            In the order of ``items``.
+            vectors in the order of ``items``.
 
         Raises:
             TokenCountError: ``k`` is not in ``1..num_tokens``.
-            UsageError: the modality, output or dtype is unknown, ``items`` is no sequence, ``batch_size`` no integer
-                from 1, or ``complementary`` was asked for with fewer than all tokens, or of a bundle without such.
+            UsageError: the modality, output or dtype is unknown; ``items`` is not a sequence; ``batch_size`` is not an
+                integer from 1; or ``complementary`` is asked for with fewer than all tokens, or of a bundle that has
+                none.
             InputError: an item cannot be preprocessed; its position is named.
         """
         self._check(modality, items, batch_size)
@@ -112,16 +114,16 @@ class Embedder:
         return np.concatenate(parts) if parts else quantize(selection.empty(), dtype)
 
     def attention(self, modality: str, items: Sequence[Any], k: int | None = None) -> list[Floats]:
-        """Where each register looked: the attention of its last block, the mean over the heads.
+        """Compute the attention of each register over an item's frozen features: last block, mean over the heads.
 
         Args:
-            k: how many register tokens, from the first; None takes all.
+            k: register tokens to compute, from the first; None takes all.
 
         Returns:
-            for each item float32 (k, length), rows of sum 1; length is the number of its frozen features.
+            float32 (k, length) for each item, with rows of sum 1; length is the number of its frozen features.
 
         Raises:
-            UsageError: the bundle was exported without attention, or as for `embed`.
+            UsageError: the bundle was exported without attention; or as for `embed`.
             TokenCountError, InputError: as for `embed`.
         """
         self._check(modality, items)
@@ -132,11 +134,11 @@ class Embedder:
                 "export the run again with --attention."
             )
         selection = layout.select(k, ATTENTION)
-        # One at a time: in a batch, the features of padding would have to be told from the others.
+        # One at a time: in a batch, the attention would cover padding too.
         return [self._run(modality, [prepared], selection)[0] for prepared in self.prepare(modality, items)]
 
     def input_kind(self, modality: str) -> str:
-        """What a modality's raw items are: ``text``, ``image``, ``audio`` or ``features``.
+        """Kind of a modality's raw items: ``text``, ``image``, ``audio`` or ``features``.
 
         Raises:
             UsageError: the modality is unknown.
@@ -145,14 +147,14 @@ class Embedder:
         return self._preprocess[modality].kind
 
     def session(self, modality: str) -> Session:
-        """The session of a modality."""
+        """Session of a modality."""
         return self._sessions[modality]
 
     def prepare(self, modality: str, items: Sequence[Any], first: int | None = None) -> list[Array]:
         """Preprocess raw items, naming the position of one that fails.
 
         Args:
-            first: the position of ``items[0]`` in a longer list; None where ``items`` is the whole list.
+            first: position of ``items[0]`` in a longer list; None if ``items`` is the whole list.
 
         Raises:
             InputError: an item cannot be preprocessed.
@@ -169,7 +171,7 @@ class Embedder:
         return prepared
 
     def describe(self) -> str:
-        """What was loaded, on what, and why."""
+        """Name the bundle, its head, its sessions and the reason for them, for people."""
         sessions = "; ".join(f"{m}: {session.describe()}" for m, session in self._sessions.items())
         manifest = self.bundle.manifest
         return (
@@ -212,7 +214,7 @@ class Embedder:
         return result
 
     def _run(self, modality: str, prepared: Sequence[Array], selection: Selection) -> Floats:
-        """Run one batch, asking the session for no more than the selection needs."""
+        """Run one batch, computing no more tokens and outputs than the selection needs."""
         inputs, wanted = self._preprocess[modality].collate(prepared), selection.graph_output
         return selection.cut(self._sessions[modality].run(inputs, selection.k, (wanted,))[wanted])
 
@@ -235,36 +237,32 @@ def load(
 
     Args:
         bundle: folder that `fluxtalk-export onnx` wrote; its files are checked against their hashes.
-        backend: ``auto`` or another of `BACKENDS`. What is asked for by name is used, or refused; never replaced.
-        threads: for one operator on the CPU, at most 64 or the machine's cores; None takes the available cores.
-        modalities: load these alone; None takes all.
-        verify: also replay the golden vectors before returning.
-        precision: one that the bundle holds; None takes what the backend is best at (see `backends.choose`).
-        spinning: threads on the CPU burn their core while they wait; False where other programs need it.
-        allow_host_code: whether version-compatible TensorRT engines may be taken, which bring code that runs in this
-            process: only for a bundle whose builder you trust.
+        modalities: modalities to load; None takes all.
+        verify: replay the golden vectors before returning.
+        backend, threads, precision, spinning, allow_host_code: fields of
+            `fluxtalk.runtime.backends.options.BackendOptions`, where they are explained.
 
     Raises:
         BundleError: the bundle is missing, foreign or was changed.
         BackendError: the backend is missing, or does not run the bundle in that precision.
         ArtifactError: an engine was changed.
-        UsageError: the backend, a modality or the precision is unknown, or ``threads`` is no such number.
+        UsageError: the backend, a modality or the precision is unknown, or ``threads`` is out of range.
         ParityError: with ``verify``, the golden vectors are not reproduced.
     """
     return open_embedder(
-        Path(bundle), BackendOptions(backend, precision, threads, spinning, allow_host_code), modalities, verify
+        bundle, BackendOptions(backend, precision, threads, spinning, allow_host_code), modalities, verify
     )
 
 
 def open_embedder(
-    folder: Path, options: BackendOptions, modalities: Sequence[str] | None = None, verify: bool = False
+    folder: str | Path, options: BackendOptions, modalities: Sequence[str] | None = None, verify: bool = False
 ) -> Embedder:
-    """Open a bundle as `load` does, with what it asks of a backend as one value.
+    """Open a bundle as `load` does, with the backend's options as one value.
 
     Raises:
-        As `load`.
+        FluxTalkError: as for `load`.
     """
-    opened = read_bundle(folder)
+    opened = read_bundle(Path(folder))
     wanted = list(modalities) if modalities is not None else list(opened.manifest.modalities)
     unknown = [name for name in wanted if name not in opened.manifest.modalities]
     if unknown:

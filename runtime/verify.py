@@ -1,7 +1,7 @@
 """The one verifier of bundles: golden vectors replayed on whatever serves them.
 
-In: a bundle, and sessions or what is asked of a backend. Out: a `ParityReport` for each modality and k, which says
-which tolerances are broken. `fluxtalk-export verify`, `fluxtalk doctor`, a starting server and the export all ask it.
+In: a bundle, and its sessions or `BackendOptions` to open them. Out: a `ParityReport` for each modality and k, with the
+tolerances that are exceeded. `fluxtalk-export verify`, `fluxtalk doctor`, a starting server and the export all use it.
 """
 
 from __future__ import annotations
@@ -14,48 +14,49 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fluxtalk.arrays import Arrays
+from fluxtalk.arrays import Array, Arrays, Floats
 from fluxtalk.artifacts.bundle import Bundle, read_bundle
 from fluxtalk.artifacts.engine import read_engines, read_plan
 from fluxtalk.artifacts.golden import GoldenCase
 from fluxtalk.errors import BackendError, InputError, ParityError, reason
-from fluxtalk.runtime.backends.open import open_sessions
+from fluxtalk.runtime.backends.open_sessions import open_sessions
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.scoring.parity import OutputDifference, Tolerance, largest, top1_agreement
 from fluxtalk.scoring.parity_accumulator import AttentionDifference, ParityAccumulator
 
-_MORE_PADDING = 7
-"""Positions by which a batch is padded beyond its longest item, at most."""
-_ALONE = 12
-"""Rows that are also run one at a time."""
+_MAX_PADDING = 7
+"""Most positions by which a batch is padded beyond its longest item."""
+_ROWS_ALONE = 12
+"""Most rows that are also run one at a time."""
 _COLUMNS = ("max abs", "mean abs", "1 - min cos", "tokens", "prefix", "rows", "top-1")
 
 
 @dataclass(frozen=True)
 class ParityReport:
-    """How far a session is from the eager outputs with the first k tokens, over the batches tried."""
+    """Differences of a session from the eager outputs with the first k tokens, over all batches tried."""
 
     modality: str
     precision: str
     session: str
+    """Description of the session."""
     k: int
     cases: int
+    """Batches that were run."""
     difference: OutputDifference
     tolerance: Tolerance
     attention: AttentionDifference | None = None
-    """None where the golden vectors hold no attention."""
+    """None if the golden vectors hold no attention."""
 
     @property
     def broken(self) -> list[str]:
-        """One phrase for each promise that does not hold."""
+        """One phrase for each tolerance that is exceeded."""
         phrases = self.difference.violations(self.tolerance)
         return phrases + (self.attention.violations(self.tolerance) if self.attention is not None else [])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only, for JSON."""
+        """Convert to plain types, for JSON."""
         return {**dataclasses.asdict(self), "holds": not self.broken, "broken": self.broken}
 
     def require(self) -> None:
@@ -139,7 +140,7 @@ def verify_bundle(folder: Path, options: BackendOptions, precisions: Sequence[st
     """Check the hash of every file and every engine, and replay the golden vectors.
 
     Args:
-        options: what runs the graphs; its ``precision`` is not looked at.
+        options: backend that runs the graphs; their ``precision`` is not looked at.
         precisions: the ones to replay, all of which have to run; if empty, all of the bundle that the backend runs.
 
     Raises:
@@ -183,9 +184,9 @@ def verify_sessions(
     """Replay every modality's golden vectors, for every k, alone and in batches.
 
     Args:
-        session_of: modality to the session under test.
-        modalities: replay these alone; None takes all.
-        precision: of the sessions, whose tolerance holds; None is the bundle's first.
+        session_of: gives a modality's session under test.
+        modalities: modalities to replay; None takes all.
+        precision: precision of the sessions, whose tolerance applies; None is the bundle's first.
 
     Raises:
         BundleError: the golden file cannot be read, or lacks an array.
@@ -199,14 +200,15 @@ def verify_sessions(
 
 
 def padding_room(max_length: int | None, inputs: Arrays) -> int:
-    """Count by how many positions a batch may be padded further: an encoder with learned positions has a longest input.
+    """Count the positions by which a batch may be padded further without exceeding the longest input.
 
     Args:
-        max_length: the longest input, or None.
+        max_length: length of the longest input; None if there is none.
+        inputs: the batch; without a mask, inputs have no length.
     """
     if "mask" not in inputs:
         return 0
-    return _MORE_PADDING if max_length is None else min(_MORE_PADDING, max_length - int(inputs["mask"].shape[1]))
+    return _MAX_PADDING if max_length is None else min(_MAX_PADDING, max_length - int(inputs["mask"].shape[1]))
 
 
 def replay(
@@ -218,11 +220,11 @@ def replay(
     room: int = 0,
     longest: GoldenCase | None = None,
 ) -> Iterator[ParityReport]:
-    """Run a session on batches cut and padded from a golden case, for every k, against what is expected at k = N.
+    """Run a session on batches cut and padded from a golden case, for every k, against the outputs expected at k = N.
 
     Args:
-        room: by how much a batch may be padded further.
-        longest: a row of the longest input; a session that was compiled for shorter ones is not asked for it.
+        room: positions by which a batch may be padded further.
+        longest: one row of the longest input; skipped if the session was compiled for shorter ones.
 
     Yields:
         one report for each k.
@@ -232,13 +234,13 @@ def replay(
     """
     inputs, expected = case.inputs, case.expected
     outputs, total = tuple(expected), expected["tokens"].shape[1]
-    whole = _run(session, inputs, total, outputs)
+    whole = session.run(inputs, total, outputs)
     for k in range(1, total + 1):
         accumulator, rows = ParityAccumulator(), 0.0
-        found = _run(session, inputs, k, outputs)
+        found = session.run(inputs, k, outputs)
         accumulator.add(inputs, found, _first(expected, k))
         for chosen, batch in _variations(inputs, room):
-            varied = _run(session, batch, k, outputs)
+            varied = session.run(batch, k, outputs)
             accumulator.add(batch, varied, _first(expected, k, chosen))
             rows = max(rows, largest(varied["embeddings"] - found["embeddings"][chosen]))
         if longest is not None and _takes(session, longest.inputs):
@@ -260,7 +262,7 @@ def replay(
 def replay_longest(
     modality: str, precision: str, session: Session, longest: GoldenCase, tolerance: Tolerance
 ) -> Iterator[ParityReport]:
-    """As `replay`, of the longest input alone: rows, prefixes and neighbors are not looked at.
+    """Replay the longest input alone; rows, prefixes and neighbors are not compared.
 
     Raises:
         ParityError: the session does not run it.
@@ -283,15 +285,9 @@ def replay_longest(
         )
 
 
-def _run(session: Session, batch: Arrays, k: int, outputs: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-    return session.run(batch, k, outputs)
-
-
-def _run_longest(
-    modality: str, precision: str, session: Session, longest: GoldenCase, k: int
-) -> dict[str, NDArray[np.float32]]:
+def _run_longest(modality: str, precision: str, session: Session, longest: GoldenCase, k: int) -> dict[str, Floats]:
     try:
-        return _run(session, longest.inputs, k, tuple(longest.expected))
+        return session.run(longest.inputs, k, tuple(longest.expected))
     except (InputError, BackendError) as error:
         raise ParityError(
             f"{modality} in {precision} does not run the longest input that its preprocessing gives, of length "
@@ -301,9 +297,8 @@ def _run_longest(
 
 
 def _takes(session: Session, inputs: Arrays) -> bool:
-    """Whether a session was compiled for inputs of that length; one that was not says so to whoever sends one."""
-    compiled: int | None = getattr(session, "max_length", None)
-    return compiled is None or int(inputs["mask"].shape[1]) <= compiled
+    """True if a session was compiled for inputs of that length. One that was not refuses them with a clear error."""
+    return session.max_length is None or int(inputs["mask"].shape[1]) <= session.max_length
 
 
 def _first(expected: Arrays, k: int, rows: slice = slice(None)) -> Arrays:
@@ -311,12 +306,15 @@ def _first(expected: Arrays, k: int, rows: slice = slice(None)) -> Arrays:
 
 
 def _variations(inputs: Arrays, room: int) -> Iterator[tuple[slice, Arrays]]:
-    """An odd part; and a few rows alone, with as much padding as they have, with more and with none."""
+    """Yield parts of a batch and their rows: all but the last row, all rows with more padding, and a few rows alone.
+
+    A row alone comes with its padding and without.
+    """
     total = len(next(iter(inputs.values())))
     yield slice(0, max(1, total - 1)), {name: array[: max(1, total - 1)] for name, array in inputs.items()}
     if room:
         yield slice(0, total), {name: _padded(array, room) for name, array in inputs.items()}
-    for row in sorted({*range(min(total, _ALONE // 2)), *range(max(0, total - _ALONE // 2), total)}):
+    for row in sorted({*range(min(total, _ROWS_ALONE // 2)), *range(max(0, total - _ROWS_ALONE // 2), total)}):
         alone = {name: array[row : row + 1] for name, array in inputs.items()}
         yield slice(row, row + 1), alone
         if "mask" in inputs:
@@ -325,5 +323,5 @@ def _variations(inputs: Arrays, room: int) -> Iterator[tuple[slice, Arrays]]:
             yield slice(row, row + 1), {name: array[:, :end] for name, array in alone.items()}
 
 
-def _padded(array: NDArray[Any], more: int) -> NDArray[Any]:
+def _padded(array: Array, more: int) -> Array:
     return np.pad(array, [(0, 0), (0, more)] + [(0, 0)] * (array.ndim - 2))

@@ -15,7 +15,8 @@ from bench.gpu.report import Report
 from fluxtalk.artifacts.engine import FLAVORS
 from fluxtalk.devices.tensorrt_api import MODULES, load_tensorrt
 from fluxtalk.errors import BackendError, UsageError
-from fluxtalk.runtime.backends.choose import choose, open_session
+from fluxtalk.runtime.backends.choose import choose
+from fluxtalk.runtime.backends.open_sessions import open_session
 from fluxtalk.runtime.backends.options import NATIVE, BackendOptions
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.verify import verify_sessions

@@ -21,7 +21,8 @@ from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.errors import BackendError
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import to_tensors
-from fluxtalk.runtime.backends.choose import choose, open_session
+from fluxtalk.runtime.backends.choose import choose
+from fluxtalk.runtime.backends.open_sessions import open_session
 from fluxtalk.runtime.backends.options import NATIVE, BackendOptions
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.backends.tensorrt_session import TensorRTSession

@@ -1,4 +1,4 @@
-"""The bundle: what export writes and the runtime serves. Its manifest names every file with its hash.
+"""`Bundle` on disk: written by export, served by the runtime. Its manifest names every file with its hash.
 
 ::
 
@@ -37,11 +37,11 @@ MANIFEST = "manifest.json"
 TOKEN_INDEX = "token_index"
 OUTPUTS = ("tokens", "embeddings")
 AXES = ("batch", "length", "k")
-"""The sizes of a graph's inputs that may vary."""
+"""Axes of a graph's inputs whose size may vary."""
 FEATURES = "frozen_features"
-"""The value between encoder and head in every graph."""
+"""Name of the value between encoder and head in every graph."""
 ENGINES = "engines"
-"""The folder of what is compiled on the spot; not part of the exported files."""
+"""Folder of compiled engines, which are not part of the exported files."""
 _OWN_HASH = "manifest_hash"
 
 
@@ -51,16 +51,16 @@ class TensorSpec(StrictConfig):
 
     name: str
     dtype: str
-    """NumPy's name of its type, such as ``uint8``."""
+    """Type by numpy's name, such as ``uint8``."""
     shape: list[str | int]
-    """Sizes in order; a size that may vary is its axis: ``batch``, ``length`` or ``k``."""
+    """Sizes by dimension; the axis (``batch``, ``length`` or ``k``) for one that may vary."""
 
     def __post_init__(self) -> None:
         _require_strings([self.name, self.dtype], "name and dtype")
         try:
             np.dtype(self.dtype)
         except TypeError:
-            raise UsageError(f"dtype is a type of NumPy's; got {self.dtype!r}") from None
+            raise UsageError(f"dtype is a type of numpy's; got {self.dtype!r}") from None
         require(
             isinstance(self.shape, list) and all(size in AXES or type(size) is int for size in self.shape),
             f"shape holds {', '.join(AXES)} and integers; got {self.shape!r}",
@@ -74,13 +74,13 @@ class ModalityEntry(StrictConfig):
     graphs: dict[str, str]
     """Precision to the ONNX graph's file name."""
     inputs: list[TensorSpec]
-    """The graph's inputs in order; the last is ``token_index`` (int64, (k,))."""
+    """Inputs of the graph, in order; the last is ``token_index`` (int64, (k,))."""
     max_length: int | None
-    """The longest input that preprocessing gives; None if it has no length, or no longest."""
+    """Length of the longest input that preprocessing gives; None if inputs have no length, or no longest."""
     preprocess: dict[str, Any]
     """Settings of `fluxtalk.preprocess`."""
     preprocess_files: dict[str, str]
-    """The preprocessing's name of a file to the bundle's."""
+    """Name that the preprocessing gives a file, to its file name in the bundle."""
 
     def __post_init__(self) -> None:
         require(isinstance(self.graphs, dict) and bool(self.graphs), "graphs is an object with a graph")
@@ -101,7 +101,7 @@ class ModalityEntry(StrictConfig):
 
     @property
     def has_length(self) -> bool:
-        """Whether inputs vary in length, and are padded."""
+        """True if inputs vary in length, and are padded."""
         return any("length" in spec.shape for spec in self.inputs)
 
 
@@ -110,11 +110,11 @@ class PrecisionEntry(StrictConfig):
     """One precision of a bundle."""
 
     tolerance: Tolerance
-    """What it promises, against eager float32."""
+    """Promised limits on the difference from eager float32."""
     method: str = ""
-    """How int8 was made; empty for the others."""
+    """Method that quantized int8; empty for other precisions."""
     serving: dict[str, Any] = field(default_factory=dict)
-    """What was measured at export, on the machine it names: recall, and latency by modality and k."""
+    """Measurements at export, on the machine it names: recall, and latency by modality and k."""
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> PrecisionEntry:
@@ -124,28 +124,32 @@ class PrecisionEntry(StrictConfig):
 
 @dataclass(frozen=True)
 class Manifest(StrictConfig):
-    """Everything a bundle says about itself."""
+    """Contents of ``manifest.json``: everything that a bundle says about itself."""
 
     num_register_tokens: int
     num_overlapping_tokens: int
     trained_register_tokens: int
-    """How many the head was trained with; more than ``num_register_tokens`` where the bundle was cut."""
+    """Tokens that the head was trained with; more than ``num_register_tokens`` if the export cut it."""
     dim: int
+    """Numbers of one token."""
     opset: int
+    """Version of ONNX's operators."""
     outputs: list[str]
-    """Of every graph, in order: ``tokens``, ``embeddings``, and ``attention`` where it was asked for."""
+    """Outputs of every graph, in order: ``tokens``, ``embeddings``, and ``attention`` if the export added it."""
     precisions: dict[str, PrecisionEntry]
     modalities: dict[str, ModalityEntry]
     files: dict[str, str]
-    """File name to SHA-256, of every file but the manifest."""
+    """File name to SHA-256, for every file but the manifest."""
     golden: str
     """File name of the golden vectors."""
     stage1_hash: str
+    """Hash of the frozen encoders."""
     head_hash: str
-    """Of the trained head. With ``stage1_hash`` it says which space the embeddings lie in."""
+    """Hash of the trained head; with ``stage1_hash`` it identifies the space of the embeddings."""
     identity: dict[str, str | None]
+    """Fields of `Identity`: the maker of the head."""
     training: dict[str, Any] = field(default_factory=dict)
-    """What the run reported: data set, best step, test recall."""
+    """Data set, best step and test recall of the run."""
     bytes_per_item: dict[str, Any] = field(default_factory=dict)
     """Kind of output to k to bytes of one item's vectors in float32."""
     format: str = FORMAT
@@ -157,7 +161,7 @@ class Manifest(StrictConfig):
             require(isinstance(value, int) and value >= 1, f"{name} is a positive integer; got {value!r}")
         require(
             self.num_overlapping_tokens <= self.num_register_tokens,
-            f"num_overlapping_tokens lies in 1..{self.num_register_tokens}; got {self.num_overlapping_tokens}",
+            f"num_overlapping_tokens is in 1..{self.num_register_tokens}; got {self.num_overlapping_tokens}",
         )
         require(
             isinstance(self.trained_register_tokens, int) and self.trained_register_tokens >= self.num_register_tokens,
@@ -187,18 +191,18 @@ class Manifest(StrictConfig):
 
     @cached_property
     def bundle_hash(self) -> str:
-        """The bundle's identity: a hash over the hashes of its files."""
+        """Identity of the bundle: a hash over the hashes of its files."""
         return hash_json(self.files)
 
     @cached_property
     def layout(self) -> TokenLayout:
-        """The register tokens of the bundle, which check and cut every ``k`` (`fluxtalk.tokens`)."""
+        """Register tokens of the bundle, which check and cut every ``k`` (`fluxtalk.tokens`)."""
         return TokenLayout(
             self.num_register_tokens, self.num_overlapping_tokens, self.dim, attention=ATTENTION in self.outputs
         )
 
     def space_id(self, output: str) -> str:
-        """Identify the space of vectors: those of one space compare, whatever their precision, k or number of bytes.
+        """Identify the space of vectors: those of one space can be compared, whatever their precision, k or dtype.
 
         Args:
             output: one of `fluxtalk.tokens.OUTPUT_KINDS`.
@@ -218,7 +222,7 @@ class Bundle:
     manifest: Manifest
 
     def graph(self, modality: str, precision: str | None = None) -> Path:
-        """The ONNX file of a modality, in the bundle's first precision unless another is named.
+        """Path of a modality's ONNX file, in the bundle's first precision unless another is named.
 
         Raises:
             UsageError: the bundle does not hold that precision.
@@ -226,13 +230,13 @@ class Bundle:
         return self.folder / self.manifest.modalities[modality].graphs[self.precision(precision)]
 
     def graph_hash(self, modality: str, precision: str) -> str:
-        """SHA-256 of that file, as the manifest has it; where weights lie beside it, of both."""
+        """SHA-256 of that file by the manifest, or a hash of two if its weights are in a file beside it."""
         name = self.graph(modality, precision).name
         hashes = [self.manifest.files[file] for file in (name, f"{name}.data") if file in self.manifest.files]
         return hashes[0] if len(hashes) == 1 else hash_json(hashes)
 
     def precision(self, name: str | None) -> str:
-        """A precision that the bundle holds: the one named, or its first.
+        """Precision of that name, which the bundle must hold; its first if the name is None.
 
         Raises:
             UsageError: the bundle does not hold it.
@@ -247,12 +251,12 @@ class Bundle:
 
     @property
     def engines(self) -> Path:
-        """The folder of what is compiled for one kind of machine; it may be absent."""
+        """Folder of engines compiled for one kind of machine; it may be absent."""
         return self.folder / ENGINES
 
     @cached_property
     def golden(self) -> GoldenVectors:
-        """The golden vectors, read when they are first asked for.
+        """Golden vectors, read once, when they are first asked for.
 
         Raises:
             BundleError: the file cannot be read, or lacks an array.
@@ -299,10 +303,10 @@ def read_bundle(folder: Path, check_hashes: bool = True) -> Bundle:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(
-            f"{folder} is no bundle: it has no {MANIFEST}; make one with `fluxtalk-export onnx`."
+            f"{folder} is not a bundle: it has no {MANIFEST}; make one with `fluxtalk-export onnx`."
         ) from None
     except ValueError as error:
-        raise BundleError(f"{path} is no JSON ({error}); export the bundle again.") from None
+        raise BundleError(f"{path} is not valid JSON ({error}); export the bundle again.") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise BundleError(f"{path} does not describe a FluxTalk bundle; make one with `fluxtalk-export onnx`.")
     if content.get("schema_version") != SCHEMA_VERSION:
@@ -330,19 +334,19 @@ def read_bundle(folder: Path, check_hashes: bool = True) -> Bundle:
 
 
 def manifest_identity(manifest: Manifest) -> Identity:
-    """Who made the bundle's head."""
+    """Identity of the head's maker."""
     return Identity(**manifest.identity)  # type: ignore[arg-type]
 
 
 def _require_local_names(folder: Path, manifest: Manifest) -> None:
-    """A manifest from a stranger must not name files outside its folder, nor files without a hash."""
+    """Refuse a stranger's manifest that names files outside its folder, or files without a hash."""
     named = {manifest.golden}
     for entry in manifest.modalities.values():
         named |= {*entry.graphs.values(), *entry.preprocess_files.values()}
     for name in named | set(manifest.files):
         if Path(name).name != name or name in ("", ".", ".."):
             raise BundleError(
-                f"The manifest of {folder} names the file {name!r}, which is no plain file name; "
+                f"The manifest of {folder} names the file {name!r}, which is not a plain file name; "
                 "do not use this bundle."
             )
     unhashed = sorted(named - set(manifest.files))

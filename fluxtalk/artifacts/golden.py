@@ -1,9 +1,9 @@
 """Golden vectors on disk: inputs with their eager outputs, in one file of the bundle.
 
-The file holds, per modality, one padded batch of preprocessed inputs and the float32 outputs of eager PyTorch at
-k = N, named ``<modality>.<array>``. The last rows are hard cases: a single feature, at the beginning and behind
-padding, and none at all; or a black image. If preprocessing has a longest input, one row of that length is stored
-apart, as ``<modality>.longest.<array>``: padded to it, the whole batch would be large.
+For each modality the file holds one padded batch of preprocessed inputs and the float32 outputs of eager PyTorch at
+k = N, named ``<modality>.<array>``. The last rows are hard cases: one feature before padding, one behind it, and none
+at all; or a black image. If preprocessing has a longest input, one row of that length is stored separately, as
+``<modality>.longest.<array>``: a whole batch padded to it would be large.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ _LONGEST = "longest"
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """A batch of preprocessed inputs, and what eager PyTorch made of it."""
+    """A batch of preprocessed inputs, and eager PyTorch's outputs."""
 
     inputs: Arrays
+    """Arrays that the graph takes, without the token index."""
     expected: Arrays
-    """Outputs at k = N, float32: (batch, N, dim), and of attention (batch, N, length)."""
+    """Outputs at k = N, float32: (batch, N, dim); of attention (batch, N, length)."""
 
 
 @dataclass(frozen=True)
 class GoldenVectors:
-    """What a golden file holds."""
+    """Contents of a golden file."""
 
     batch: Mapping[str, GoldenCase]
     """Modality to its batch."""
@@ -58,7 +59,7 @@ def read_golden_file(path: Path, inputs: Mapping[str, Sequence[str]], outputs: S
 
     Args:
         inputs: modality to the names of its inputs.
-        outputs: names of every graph's outputs.
+        outputs: names of the outputs, which every graph has.
 
     Raises:
         BundleError: the file cannot be read, or lacks an array.

@@ -1,4 +1,4 @@
-"""What runs a graph: one `Session` seam, a file per library behind it, and the choice between them.
+"""Backends that run a bundle's graphs: one `Session` interface, a file per library, and the choice between them.
 
-In: a bundle and what is wished for. Out: open sessions, arrays in and arrays out.
+In: a bundle and `BackendOptions`. Out: an open `Session` for each modality.
 """

@@ -1,4 +1,4 @@
-"""Which backend runs a bundle here, in which precision, and why."""
+"""Choice of the backend and the precision that run a bundle on this machine, with its reason."""
 
 from __future__ import annotations
 
@@ -8,33 +8,28 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from fluxtalk.artifacts.bundle import Bundle
-from fluxtalk.artifacts.engine import Flavor, default_profile, find_engine
+from fluxtalk.artifacts.engine import Flavor, find_engine
 from fluxtalk.devices.gpu import compute_capability
 from fluxtalk.devices.tensorrt_api import MODULES, load_tensorrt
 from fluxtalk.errors import BackendError
-from fluxtalk.runtime.backends.engine_shapes import Input, Layout
-from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession, import_onnxruntime
-from fluxtalk.runtime.backends.openvino_session import OpenVinoSession, computes_bf16, openvino_installed
+from fluxtalk.runtime.backends.onnxruntime_session import import_onnxruntime
+from fluxtalk.runtime.backends.openvino_session import computes_bf16, openvino_installed
 from fluxtalk.runtime.backends.options import AUTO, NATIVE, OPENVINO, PROVIDERS, BackendOptions
-from fluxtalk.runtime.backends.session import Session
-from fluxtalk.runtime.backends.tensorrt_session import TensorRTSession
 
 _LARGE = 8_000_000
-"""Numbers in a graph from which on OpenVINO was faster (bench/latency/backends.py)."""
+"""Numbers in a graph from which OpenVINO was measured to be faster (bench/latency/backends.py)."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What runs a bundle."""
+class BackendChoice:
+    """Backend and precision that were chosen for a bundle."""
 
     backend: str
-    """One of `BACKENDS`, and not ``auto``."""
+    """One of `BACKENDS` other than ``auto``."""
     precision: str
     reason: str
-    """For people."""
+    """Why it was chosen, for people."""
 
 
 def choose(
@@ -42,22 +37,23 @@ def choose(
     options: BackendOptions,
     modalities: Sequence[str] | None = None,
     failed: Mapping[str, str] | None = None,
-) -> Choice:
+) -> BackendChoice:
     """Choose what runs a bundle on this machine.
 
+    A named backend or precision is taken or refused. Backend ``auto`` takes the first of these that is installed and
+    fits: native engines, if there is one for every modality; ONNX Runtime on CUDA, if there is a GPU; OpenVINO, if it
+    was measured to be faster than ONNX Runtime on the CPU (large graphs) or alone runs the precision; ONNX Runtime on
+    the CPU. Precision None takes fp16 on a GPU, else bf16, else the bundle's first (bf16 last in ONNX Runtime, whose
+    providers lack operators for it); on the CPU the bundle's first that runs there.
+
     Args:
-        options: a backend that is named is taken, or refused. ``auto`` takes the first that is installed and fits: a
-            native engine for every modality; ONNX Runtime on CUDA if there is a GPU; OpenVINO if it was measured to be
-            faster than ONNX Runtime on the CPU (large graphs, in a precision that it computes in) or alone runs what is
-            asked; and ONNX Runtime on the CPU. A precision that is named is taken, or refused. None takes on a GPU
-            fp16, else bf16, else the bundle's first (bf16 last in ONNX Runtime, whose providers have only some
-            operators for it); on the CPU the bundle's first that runs there.
-        modalities: those that will be loaded; None takes all.
-        failed: backend to why it did not start, of those that ``auto`` tried already.
+        options: what is asked for.
+        modalities: modalities to load; None takes all.
+        failed: backend to the reason why it did not start, for those that ``auto`` already tried.
 
     Raises:
         UsageError: the bundle does not hold the precision.
-        BackendError: what was asked for is missing, or does not run.
+        BackendError: the named backend is missing, or does not run the bundle.
         ArtifactError: the record of an engine was changed.
     """
     backend, precision = options.backend, options.precision
@@ -65,95 +61,63 @@ def choose(
     wanted = list(modalities) if modalities is not None else list(bundle.manifest.modalities)
     if backend in NATIVE:
         chosen = _native_precision(bundle, NATIVE[backend], options, wanted)
-        return Choice(backend, chosen, "asked for by name")
+        return BackendChoice(backend, chosen, "asked for by name")
     if backend == OPENVINO:
-        return Choice(backend, bundle.precision(precision), "asked for by name")
+        return BackendChoice(backend, bundle.precision(precision), "asked for by name")
     if backend != AUTO:
-        return Choice(backend, _onnxruntime_precision(bundle, backend, precision), "asked for by name")
+        return BackendChoice(backend, _onnxruntime_precision(bundle, backend, precision), "asked for by name")
     return _choose_automatically(bundle, options, wanted, failed or {})
-
-
-def open_session(bundle: Bundle, modality: str, options: BackendOptions) -> Session:
-    """Open one modality's session on a backend by name.
-
-    Args:
-        options: with a backend other than ``auto``, and a precision that the bundle holds.
-
-    Raises:
-        BackendError: the backend is missing, or refuses the graph or engine.
-        ArtifactError: the engine or its record was changed.
-    """
-    backend, precision = options.backend, bundle.precision(options.precision)
-    if backend in NATIVE:
-        return TensorRTSession(bundle, modality, precision, NATIVE[backend], allow_host_code=options.allow_host_code)
-    graph = bundle.graph(modality, precision)
-    if backend == OPENVINO:
-        return OpenVinoSession(graph, options.threads, precision)
-    if backend != "ort-tensorrt":
-        return OnnxRuntimeSession(graph, backend, options.threads, precision, spinning=options.spinning)
-    engines = bundle.engines / "ort-tensorrt" / bundle.graph_hash(modality, precision)[:16]
-    layout = compiled_layout(bundle, modality)
-    return OnnxRuntimeSession(graph, backend, options.threads, precision, engines, layout, options.spinning)
-
-
-def compiled_layout(bundle: Bundle, modality: str) -> Layout:
-    """Say what ONNX Runtime's TensorRT provider compiles a modality for: its inputs, and one profile."""
-    inputs = {
-        spec.name: Input(np.dtype(spec.dtype), tuple(spec.shape))
-        for spec in bundle.manifest.modalities[modality].inputs
-    }
-    return Layout(modality, inputs, [default_profile(bundle.manifest, modality)])
 
 
 def _choose_automatically(
     bundle: Bundle, options: BackendOptions, modalities: Sequence[str], failed: Mapping[str, str]
-) -> Choice:
+) -> BackendChoice:
     precision = options.precision
-    passed_over = [f"{name} was passed over: {why}" for name, why in failed.items()]
+    skipped = [f"{name} was passed over: {why}" for name, why in failed.items()]
     for name in _native_backends():
         if name in failed:
             continue
         try:
             chosen = _native_precision(bundle, NATIVE[name], options, modalities)
             reason = f"chosen because {bundle.engines} has engines for this GPU"
-            return Choice(name, chosen, "; ".join([reason, *passed_over]))
+            return BackendChoice(name, chosen, "; ".join([reason, *skipped]))
         except BackendError as error:
-            passed_over.append(f"{name} was passed over: {error}")
-    # What onnxruntime lists is what it was built with; a package for GPUs is installed on machines without one too.
+            skipped.append(f"{name} was passed over: {error}")
+    # onnxruntime lists the providers that it was built with, on machines without a GPU too.
     has_cuda = PROVIDERS["ort-cuda"] in import_onnxruntime().get_available_providers()
     has_gpu = has_cuda and compute_capability() is not None
     if has_gpu and "ort-cuda" not in failed:
         taken = _onnxruntime_precision(bundle, "ort-cuda", precision)
-        choice = Choice("ort-cuda", taken, "chosen because this ONNX Runtime has CUDA")
+        choice = BackendChoice("ort-cuda", taken, "chosen because this ONNX Runtime has CUDA")
     else:
-        lacks = "CUDA does not start" if has_gpu else "there is no NVIDIA GPU here" if has_cuda else ""
-        choice = _choose_on_cpu(bundle, precision, modalities, lacks or "this ONNX Runtime has no CUDA")
-    return dataclasses.replace(choice, reason="; ".join([choice.reason, *passed_over]))
+        missing = "CUDA does not start" if has_gpu else "there is no NVIDIA GPU here" if has_cuda else ""
+        choice = _choose_on_cpu(bundle, precision, modalities, missing or "this ONNX Runtime has no CUDA")
+    return dataclasses.replace(choice, reason="; ".join([choice.reason, *skipped]))
 
 
-def _choose_on_cpu(bundle: Bundle, precision: str | None, modalities: Sequence[str], why: str) -> Choice:
+def _choose_on_cpu(bundle: Bundle, precision: str | None, modalities: Sequence[str], why: str) -> BackendChoice:
     asked = set(bundle.manifest.precisions if precision is None else [precision])
     if asked == {"bf16"} and openvino_installed():
-        return Choice(OPENVINO, "bf16", "chosen because ONNX Runtime does not run bf16 on the CPU")
+        return BackendChoice(OPENVINO, "bf16", "chosen because ONNX Runtime does not run bf16 on the CPU")
     if openvino_installed() and _openvino_is_faster(bundle, bundle.precision(precision), modalities):
         why = "chosen because OpenVINO is installed, and faster on the CPU with encoders so large"
-        return Choice(OPENVINO, bundle.precision(precision), why)
+        return BackendChoice(OPENVINO, bundle.precision(precision), why)
     taken = _onnxruntime_precision(bundle, "ort-cpu", precision)
-    return Choice("ort-cpu", taken, f"chosen because {why}")
+    return BackendChoice("ort-cpu", taken, f"chosen because {why}")
 
 
 def _openvino_is_faster(bundle: Bundle, precision: str, modalities: Sequence[str]) -> bool:
-    """Whether it was measured to be faster than ONNX Runtime on such graphs and such a processor."""
+    """True if OpenVINO was measured to be faster than ONNX Runtime on such graphs and such a processor."""
     if platform.machine() not in ("x86_64", "AMD64") or (precision == "bf16" and not computes_bf16()):
         return False
-    # Weights alone in int8 are not multiplied as such, and scales that are found on the way cost more than they gain.
+    # Weight-only int8 is multiplied in float32, and finding dynamic scales costs OpenVINO more than int8 gains.
     if precision == "int8" and bundle.manifest.precisions[precision].method != "static":
         return False
     return any(_numbers(bundle, modality, precision) >= _LARGE for modality in modalities)
 
 
 def _numbers(bundle: Bundle, modality: str, precision: str) -> int:
-    """Roughly how many numbers a graph holds."""
+    """Estimate how many weights a graph holds, from the size of its files."""
     graph = bundle.graph(modality, precision)
     files = [graph, graph.with_name(f"{graph.name}.data")]
     size = sum(file.stat().st_size for file in files if file.is_file())
@@ -161,7 +125,7 @@ def _numbers(bundle: Bundle, modality: str, precision: str) -> int:
 
 
 def _native_backends() -> Iterator[str]:
-    """The native backends that this machine has what it needs for."""
+    """Yield the native backends whose GPU, bindings and library are here."""
     if compute_capability() is None or not _importable("cuda.bindings.runtime"):
         return
     for name, flavor in NATIVE.items():
@@ -172,12 +136,16 @@ def _native_backends() -> Iterator[str]:
 def _importable(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of a parent
+    except ModuleNotFoundError:  # a parent package is missing
         return False
 
 
 def _native_precision(bundle: Bundle, flavor: Flavor, options: BackendOptions, modalities: Sequence[str]) -> str:
-    """The first precision, of those that may be taken, in which every modality has an engine that fits."""
+    """Find the first acceptable precision in which every modality has an engine that fits.
+
+    Raises:
+        BackendError: there is none; it says what the first one lacks.
+    """
     library = load_tensorrt(flavor)
     capability = compute_capability()
     if capability is None:
@@ -221,6 +189,6 @@ def _onnxruntime_precision(bundle: Bundle, backend: str, precision: str | None) 
 
 
 def _gpu_order(bundle: Bundle) -> list[str]:
-    """A bundle's precisions, those first that a GPU is fastest in."""
+    """Order a bundle's precisions, the fastest on a GPU first."""
     held = list(bundle.manifest.precisions)
     return sorted(held, key=lambda name: {"fp16": 0, "bf16": 1}.get(name, 2))

@@ -1,6 +1,6 @@
-"""The few CUDA calls of a native session, each checked: memory, one stream, copies, captured graphs.
+"""CUDA calls of a native session, each checked: memory, one stream, copies, captured graphs.
 
-Package `cuda-bindings`; no PyTorch, and no CUDA toolkit. Addresses are plain integers.
+They go through the package `cuda-bindings`, without PyTorch or the CUDA toolkit. Addresses are plain integers.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ import importlib
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fluxtalk.arrays import Array
 from fluxtalk.errors import BackendError
-
-Bytes = NDArray[np.uint8]
 
 
 def import_cudart() -> Any:
-    """The module `cuda.bindings.runtime`.
+    """Import `cuda.bindings.runtime`.
 
     Raises:
         BackendError: it is not installed, or cannot be imported.
@@ -35,7 +33,7 @@ class Cuda:
     """CUDA on the first visible GPU.
 
     Raises:
-        BackendError: the bindings, a driver or a GPU is missing. Every method raises it where CUDA reports an error.
+        BackendError: the bindings, a driver or a GPU is missing. Every method raises it if CUDA reports an error.
     """
 
     def __init__(self) -> None:
@@ -43,27 +41,27 @@ class Cuda:
         self._call(self._api.cudaGetDeviceCount())
 
     def allocate(self, size: int) -> int:
-        """Memory of the GPU, aligned to 256 bytes."""
+        """Allocate memory of the GPU, aligned to 256 bytes."""
         return int(self._call(self._api.cudaMalloc(size)))
 
     def free(self, address: int) -> None:
-        """Give it back."""
+        """Free memory of the GPU."""
         self._call(self._api.cudaFree(address))
 
     def allocate_host(self, size: int) -> int:
-        """Page-locked memory of the host, which copies need to be asynchronous."""
+        """Allocate page-locked memory of the host, which asynchronous copies need."""
         return int(self._call(self._api.cudaHostAlloc(size, self._api.cudaHostAllocDefault)))
 
     def free_host(self, address: int) -> None:
-        """Give it back."""
+        """Free page-locked memory of the host."""
         self._call(self._api.cudaFreeHost(address))
 
     def create_stream(self) -> int:
-        """A stream that does not wait for the default one."""
+        """Create a stream that does not wait for the default one."""
         return int(self._call(self._api.cudaStreamCreateWithFlags(self._api.cudaStreamNonBlocking)))
 
     def destroy_stream(self, stream: int) -> None:
-        """Give it back, once its work is done."""
+        """Destroy a stream once its work is done."""
         self._call(self._api.cudaStreamDestroy(stream))
 
     def synchronize(self, stream: int) -> None:
@@ -86,7 +84,7 @@ class Cuda:
         self._call(self._api.cudaStreamBeginCapture(stream, mode))
 
     def end_capture(self, stream: int) -> Any:
-        """What was recorded, ready to launch."""
+        """Finish recording and return the graph, ready to launch."""
         graph = self._call(self._api.cudaStreamEndCapture(stream))
         try:
             return self._call(self._api.cudaGraphInstantiate(graph, 0))
@@ -94,17 +92,17 @@ class Cuda:
             self._call(self._api.cudaGraphDestroy(graph))
 
     def abandon_capture(self, stream: int) -> None:
-        """Leave the recording mode after an error; what was recorded is lost."""
+        """Stop recording after an error, and drop what was recorded."""
         error, graph = self._api.cudaStreamEndCapture(stream)
         if error == self._api.cudaError_t.cudaSuccess:
             self._call(self._api.cudaGraphDestroy(graph))
 
     def launch(self, graph: Any, stream: int) -> None:
-        """Run a recording, in the stream's order."""
+        """Run a recorded graph, in the stream's order."""
         self._call(self._api.cudaGraphLaunch(graph, stream))
 
     def destroy_graph(self, graph: Any) -> None:
-        """Give a recording back, once its work is done."""
+        """Destroy a recorded graph once its work is done."""
         self._call(self._api.cudaGraphExecDestroy(graph))
 
     def _call(self, result: Any) -> Any:
@@ -126,7 +124,7 @@ class Cuda:
 
 
 class Buffer:
-    """Equal memory on host and GPU for one tensor. It grows and never shrinks; growing moves it."""
+    """Memory of the same size on host and GPU for one tensor. It grows and never shrinks; growing moves it."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
@@ -135,7 +133,7 @@ class Buffer:
         self.host = 0
 
     def grow(self, size: int) -> bool:
-        """Hold at least ``size`` bytes; whether the addresses changed, and with them what was in it."""
+        """Hold at least ``size`` bytes; return True if that changed the addresses, and so lost the content."""
         if size <= self.size:
             return False
         self.close()
@@ -144,14 +142,14 @@ class Buffer:
         self.size = size
         return True
 
-    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """The host's memory from its beginning on, as an array; valid until the buffer grows."""
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """View the first bytes of the host's memory as an array; valid until the buffer grows."""
         count = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        raw: Bytes = np.ctypeslib.as_array((ctypes.c_uint8 * self.size).from_address(self.host))
+        raw: Array = np.ctypeslib.as_array((ctypes.c_uint8 * self.size).from_address(self.host))
         return raw[:count].view(dtype).reshape(shape)
 
     def close(self) -> None:
-        """Give both back."""
+        """Free both."""
         if self.device:
             self._cuda.free(self.device)
         if self.host:

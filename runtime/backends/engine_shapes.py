@@ -1,8 +1,8 @@
-"""Which optimization profile takes a batch, padded to what, in how many parts.
+"""Inputs of a compiled engine, and the optimization profile that takes a batch of them.
 
 An engine takes sizes between the smallest and the largest of a profile. A batch or length below the smallest is padded
-up to it (padding changes no row, and a larger k no smaller one); more rows than the largest go in parts; what else is
-too large is refused.
+up to it (padding changes no row, and tokens are the same at a larger k); more rows than the largest run in parts; any
+other size above the largest is refused.
 """
 
 from __future__ import annotations
@@ -10,67 +10,66 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fluxtalk.arrays import Array, Arrays
 from fluxtalk.artifacts.bundle import TOKEN_INDEX
 from fluxtalk.artifacts.engine import Profile
 from fluxtalk.errors import InputError
-from fluxtalk.runtime.backends.session import Arrays
 
 Axis = str | int
-"""``batch``, ``length`` or ``k``; or the size of a dimension that is always the same."""
-Sizes = dict[str, int]
+"""``batch``, ``length`` or ``k``; or the size of a dimension that never varies."""
+AxisSizes = dict[str, int]
 """Axis to size."""
 
 _STEPS = 4
 
 
 @dataclass(frozen=True)
-class Input:
+class EngineInput:
     """One input of an engine."""
 
     dtype: np.dtype[Any]
     axes: tuple[Axis, ...]
 
-    def shape(self, sizes: Sizes) -> tuple[int, ...]:
-        """Its shape at those sizes."""
+    def shape(self, sizes: AxisSizes) -> tuple[int, ...]:
+        """Shape at those sizes."""
         return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in self.axes)
 
+    @classmethod
+    def from_dynamic(cls, name: str, dtype: str, shape: Sequence[int]) -> Self:
+        """Name an input's dynamic axes, by the order that every graph of a bundle has.
 
-def input_of(name: str, dtype: str, shape: Sequence[int]) -> Input:
-    """An input, by the order of axes that every graph of a bundle has.
-
-    Args:
-        shape: -1 where the size is dynamic.
-    """
-    names = ("k",) if name == TOKEN_INDEX else ("batch", "length")
-    axes = [names[i] if size < 0 else size for i, size in enumerate(shape)]
-    return Input(np.dtype(dtype), tuple(axes))
+        Args:
+            shape: sizes; -1 if dynamic.
+        """
+        names = ("k",) if name == TOKEN_INDEX else ("batch", "length")
+        return cls(np.dtype(dtype), tuple(names[i] if size < 0 else size for i, size in enumerate(shape)))
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The inputs of an engine and its profiles."""
+class EngineInputs:
+    """All inputs of an engine, and the profiles that say which sizes it takes."""
 
     modality: str
-    inputs: Mapping[str, Input]
+    tensors: Mapping[str, EngineInput]
+    """Input by name."""
     profiles: Sequence[Profile]
 
-    def sizes(self, inputs: Arrays) -> Sizes:
-        """The sizes of a batch.
+    def sizes(self, inputs: Arrays) -> AxisSizes:
+        """Check a batch and give the size of each axis.
 
         Raises:
-            InputError: an input is missing, unknown, of another type or shape, or they do not belong together.
+            InputError: an input is missing, unknown, of another type or shape, or two disagree about an axis.
         """
-        if set(inputs) != set(self.inputs):
+        if set(inputs) != set(self.tensors):
             raise InputError(
-                f"The engine of {self.modality} takes the inputs {', '.join(self.inputs)}; got {', '.join(inputs)}."
+                f"The engine of {self.modality} takes the inputs {', '.join(self.tensors)}; got {', '.join(inputs)}."
             )
-        sizes: Sizes = {}
-        for name, expected in self.inputs.items():
+        sizes: AxisSizes = {}
+        for name, expected in self.tensors.items():
             array = inputs[name]
             wrong = array.ndim != len(expected.axes) or array.dtype != expected.dtype
             for axis, size in zip(expected.axes, array.shape, strict=False):
@@ -81,14 +80,14 @@ class Layout:
                     f"The engine of {self.modality} takes {name} as {expected.dtype} ({shape}); "
                     f"got {array.dtype} {array.shape} beside {sizes}."
                 )
-        # Where it has one token only, k is no axis of the graph.
+        # The graph of a bundle with a single token has no axis k.
         return {axis: sizes.get(axis, 1) for axis in self.profiles[0]}
 
-    def parts(self, sizes: Sizes) -> Iterator[slice]:
-        """The rows of a batch, cut into parts that a profile takes.
+    def parts(self, sizes: AxisSizes) -> Iterator[slice]:
+        """Cut the rows of a batch into parts that a profile takes.
 
         Raises:
-            InputError: no profile takes the other sizes.
+            InputError: no profile takes the length and k.
         """
         fitting = [p for p in self.profiles if all(sizes[a] <= p[a][2] for a in p if a != "batch")]
         if not fitting:
@@ -104,11 +103,14 @@ class Layout:
         for start in range(0, max(1, sizes["batch"]), largest):
             yield slice(start, min(start + largest, sizes["batch"]))
 
-    def choose(self, sizes: Sizes, rounded: bool) -> tuple[int, Sizes]:
-        """The tightest profile that takes a part, and the sizes it is padded to.
+    def choose_profile(self, sizes: AxisSizes, rounded: bool) -> tuple[int, AxisSizes]:
+        """Choose the tightest profile that takes a part.
 
         Args:
-            rounded: whether to pad to one of few sizes, so that what is captured for one is met again.
+            rounded: pad to one of few sizes (`bucket_size`), so that CUDA graphs recorded for one are used again.
+
+        Returns:
+            the profile's number, and the sizes to pad to.
         """
         candidates = [
             (prod(padded.values()), prod(high for _, _, high in profile.values()), number, padded)
@@ -119,16 +121,16 @@ class Layout:
         return number, padded
 
 
-def bucket(size: int) -> int:
-    """The next of few sizes: four in every doubling, so that at most a quarter is padding."""
+def bucket_size(size: int) -> int:
+    """Round up to one of few sizes: four in every doubling, so that at most a quarter is padding."""
     if size <= _STEPS:
         return size
     step = (1 << ((size - 1).bit_length() - 1)) // _STEPS
     return -(-size // step) * step
 
 
-def write_padded(target: NDArray[Any], array: NDArray[Any], name: str) -> None:
-    """Write an input into a larger array: zeros behind it, or the further token positions."""
+def write_padded(target: Array, array: Array, name: str) -> None:
+    """Write an input into a larger array, followed by zeros, or by further positions if it is the token index."""
     if name == TOKEN_INDEX:
         target[: len(array)] = array
         target[len(array) :] = np.arange(len(array), len(target))
@@ -141,11 +143,11 @@ def write_padded(target: NDArray[Any], array: NDArray[Any], name: str) -> None:
     target[inner] = array
 
 
-def _padded(profile: Profile, sizes: Sizes, rounded: bool) -> Sizes | None:
+def _padded(profile: Profile, sizes: AxisSizes, rounded: bool) -> AxisSizes | None:
     result = {}
     for axis, (low, _, high) in profile.items():
         if sizes[axis] > high:
             return None
-        wanted = bucket(sizes[axis]) if rounded and axis != "k" else sizes[axis]
+        wanted = bucket_size(sizes[axis]) if rounded and axis != "k" else sizes[axis]
         result[axis] = min(max(wanted, low), high)
     return result

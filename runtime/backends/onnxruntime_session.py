@@ -1,4 +1,4 @@
-"""ONNX Runtime behind the `Session` seam: its CPU, CUDA and TensorRT providers."""
+"""`OnnxRuntimeSession`: a graph on the CPU, CUDA or TensorRT provider of ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fluxtalk.arrays import Arrays, Floats
 from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.errors import BackendError, InputError, reason
-from fluxtalk.runtime.backends.engine_shapes import Layout
+from fluxtalk.runtime.backends.engine_shapes import EngineInputs
 from fluxtalk.runtime.backends.options import PROVIDERS
-from fluxtalk.runtime.backends.session import Arrays, with_token_index
+from fluxtalk.runtime.backends.session import with_token_index
 from fluxtalk.runtime.backends.threads import available_cores
 
 _CUDA = {
-    # Otherwise float32 is rounded to 10 bits before it is multiplied.
+    # TF32 would round float32 to 10 bits before it is multiplied.
     "use_tf32": "0",
-    # The default tries every algorithm again for each new shape.
+    # The default tries every algorithm for each new shape.
     "cudnn_conv_algo_search": "HEURISTIC",
-    # The default doubles what it holds each time it does not suffice.
+    # The default doubles the arena each time it is full.
     "arena_extend_strategy": "kSameAsRequested",
 }
 
 
 def import_onnxruntime() -> Any:
-    """The onnxruntime module.
+    """Import onnxruntime.
 
     Raises:
         BackendError: neither of its two distributions is installed, or both are.
@@ -56,21 +56,20 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def _data(graph: Path) -> Path:
+def _weights_file(graph: Path) -> Path:
     return graph.with_name(f"{graph.name}.data")
 
 
 @contextlib.contextmanager
-def _weights_beside(graph: Path) -> Iterator[mmap.mmap | None]:
-    """The file of a large graph's weights, for the session to copy.
+def _external_weights(graph: Path) -> Iterator[mmap.mmap | None]:
+    """Map the file of a large graph's weights while the session copies it; None if the graph holds its own.
 
-    By itself ONNX Runtime maps the file for as long as it runs, and a file that is written over then changes every
-    answer, or ends the process.
+    By itself ONNX Runtime keeps the file mapped, and overwriting it would change every answer or end the process.
     """
-    if not _data(graph).is_file():
+    if not _weights_file(graph).is_file():
         yield None
         return
-    with _data(graph).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as weights:
+    with _weights_file(graph).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as weights:
         yield weights
 
 
@@ -78,16 +77,15 @@ class OnnxRuntimeSession:
     """One graph on one execution provider of ONNX Runtime.
 
     Args:
-        graph: the ONNX file.
+        graph: ONNX file.
         backend: ``ort-cpu``, ``ort-cuda`` or ``ort-tensorrt``.
-        threads: for one operator; None takes the cores that are available to this process.
-        precision: of the graph.
-        engines: for ``ort-tensorrt``, the folder of this graph's compiled engines and timings, made where it is
-            missing; they do not know of each other's graphs, so every graph has its own.
-        layout: for ``ort-tensorrt``, the inputs and the one profile that is compiled. Without these two, the provider
-            compiles again for every shape beyond those it has met, and keeps nothing.
-        spinning: threads burn their core while they wait for work, which is faster where the cores are ours alone, and
-            slower where they are not.
+        threads: threads of one operator; None takes the cores that are available to this process.
+        precision: precision of the graph.
+        engines: folder for what ``ort-tensorrt`` compiles, made if it is missing. Each graph needs its own: a compiled
+            engine does not say which graph it is of.
+        engine_inputs: inputs and the one profile that ``ort-tensorrt`` compiles. Without these two, it compiles again
+            for every new range of shapes, and keeps nothing.
+        spinning: let threads burn their core while they wait for work: faster if no other program needs the cores.
 
     Raises:
         BackendError: ONNX Runtime or the provider is missing, does not start, or refuses the graph.
@@ -100,7 +98,7 @@ class OnnxRuntimeSession:
         threads: int | None = None,
         precision: str = "fp32",
         engines: Path | None = None,
-        layout: Layout | None = None,
+        engine_inputs: EngineInputs | None = None,
         spinning: bool = True,
     ) -> None:
         ort = import_onnxruntime()
@@ -118,30 +116,30 @@ class OnnxRuntimeSession:
         if not spinning:
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if backend == "ort-cpu":
-            # What one large batch needed would be kept for ever, and costs no time to ask for again.
+            # An arena would keep what the largest batch needed; allocating again costs no measurable time.
             options.enable_cpu_mem_arena = False
             options.enable_mem_pattern = False
         elif hasattr(ort, "preload_dlls"):
-            # CUDA, cuDNN and their kind from their Python packages, where they are installed. What is missing is
-            # printed, and standard output is for answers.
+            # Load CUDA and cuDNN from their Python packages. It prints what is missing, and standard output is for
+            # answers.
             with contextlib.redirect_stdout(sys.stderr):
                 ort.preload_dlls()
         try:
-            with _weights_beside(graph) as weights:
-                if weights is not None and backend != "ort-tensorrt":  # which reads by the path, into its engine
+            with _external_weights(graph) as weights:
+                if weights is not None and backend != "ort-tensorrt":  # TensorRT reads the file by its path
                     options.add_external_initializers_from_files_in_memory(
-                        [_data(graph).name], [weights], [len(weights)]
+                        [_weights_file(graph).name], [weights], [len(weights)]
                     )
                 self._session = ort.InferenceSession(
                     str(graph),
                     options,
-                    providers=_providers(backend, precision, engines, layout),
+                    providers=_providers(backend, precision, engines, engine_inputs),
                     enable_fallback=0,
                 )
         except Exception as error:  # ONNX Runtime's exceptions have no public base
             raise BackendError(f"ONNX Runtime cannot load {graph} on {backend}: {reason(error)}.") from None
-        # A provider that cannot start is left out with a mere warning. (To forbid the CPU altogether would refuse
-        # every graph with a dynamic shape: arithmetic on shapes belongs there.)
+        # A provider that cannot start is left out with no more than a warning. (Forbidding the CPU provider would
+        # refuse every graph with a dynamic shape: arithmetic on shapes runs there.)
         if self._session.get_providers()[0] != provider:
             raise BackendError(
                 f"ONNX Runtime could not start {provider} for the backend {backend}, and took "
@@ -151,40 +149,38 @@ class OnnxRuntimeSession:
         self._backend = backend
         self._version = ort.__version__
         self._threads = options.intra_op_num_threads
-        self._layout = layout if backend == "ort-tensorrt" else None
+        self._engine_inputs = engine_inputs if backend == "ort-tensorrt" else None
 
-    def run(self, inputs: Arrays, k: int, outputs: Sequence[str] = OUTPUTS) -> dict[str, NDArray[np.float32]]:
-        """See `Session.run`. More rows than an engine of ``ort-tensorrt`` takes are run in parts.
+    def run(self, inputs: Arrays, k: int, outputs: Sequence[str] = OUTPUTS) -> dict[str, Floats]:
+        """Run the graph as `Session.run` says; more rows than ``ort-tensorrt`` compiles for are run in parts.
 
         Raises:
             InputError: the graph does not take the inputs.
             BackendError: ONNX Runtime or its device failed, or the session was closed.
         """
-        if self._layout is None:
+        if self._engine_inputs is None:
             return self._run(inputs, k, outputs)
         parts = []
-        for rows in self._layout.parts(self._layout.sizes(with_token_index(inputs, k))):
+        for rows in self._engine_inputs.parts(self._engine_inputs.sizes(with_token_index(inputs, k))):
             parts.append(self._run({name: array[rows] for name, array in inputs.items()}, k, outputs))
         return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
 
     @property
     def max_length(self) -> int | None:
-        """The longest input that it was compiled for; None where nothing is compiled, or inputs have no length."""
-        profiles = self._layout.profiles if self._layout is not None else ()
+        """Length of the longest input that ``ort-tensorrt`` compiled for; None if there is no such limit."""
+        profiles = self._engine_inputs.profiles if self._engine_inputs is not None else ()
         return max((p["length"][2] for p in profiles if "length" in p), default=None)
 
     def describe(self) -> str:
-        """See `Session.describe`."""
         return f"{self._backend} (ONNX Runtime {self._version}, {self._threads} threads)"
 
     def close(self) -> None:
-        """See `Session.close`."""
         self._session = None
 
-    def _run(self, inputs: Arrays, k: int, outputs: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    def _run(self, inputs: Arrays, k: int, outputs: Sequence[str]) -> dict[str, Floats]:
         try:
             values = self._session.run(outputs, with_token_index(inputs, k))
-        except Exception as error:  # as above
+        except Exception as error:  # ONNX Runtime's exceptions have no public base
             if self._session is None:
                 raise BackendError("This session was closed; load the bundle again.") from None
             if type(error).__name__ == "InvalidArgument":
@@ -193,8 +189,8 @@ class OnnxRuntimeSession:
         return dict(zip(outputs, values, strict=True))
 
 
-def _providers(backend: str, precision: str, engines: Path | None, layout: Layout | None) -> list[Any]:
-    """The providers of a session in order, each with its options where it has any."""
+def _providers(backend: str, precision: str, engines: Path | None, engine_inputs: EngineInputs | None) -> list[Any]:
+    """List the providers of a session in order, with their options."""
     if backend == "ort-cpu":
         return [PROVIDERS["ort-cpu"]]
     cuda = (PROVIDERS["ort-cuda"], dict(_CUDA))
@@ -211,14 +207,14 @@ def _providers(backend: str, precision: str, engines: Path | None, layout: Layou
         for cache in ("engine", "timing"):
             options[f"trt_{cache}_cache_enable"] = "True"
             options[f"trt_{cache}_cache_path"] = str(engines)
-    if layout is not None:
-        profile = layout.profiles[0]
+    if engine_inputs is not None:
+        profile = engine_inputs.profiles[0]
         for place, name in enumerate(("min", "opt", "max")):
             sizes = {axis: triple[place] for axis, triple in profile.items()}
             options[f"trt_profile_{name}_shapes"] = ",".join(
-                f"{n}:{'x'.join(map(str, tensor.shape(sizes)))}" for n, tensor in layout.inputs.items()
+                f"{n}:{'x'.join(map(str, tensor.shape(sizes)))}" for n, tensor in engine_inputs.tensors.items()
             )
-    # What TensorRT does not take runs on CUDA.
+    # Operators that TensorRT does not take run on CUDA.
     return [(PROVIDERS["ort-tensorrt"], options), cuda]
 
 

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU behind the `Session` seam."""
+"""`OpenVinoSession`: a graph on OpenVINO's CPU device."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fluxtalk.arrays import Arrays, Floats
 from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.errors import BackendError, InputError, reason
-from fluxtalk.runtime.backends.session import Arrays, with_token_index
+from fluxtalk.runtime.backends.session import with_token_index
 from fluxtalk.runtime.backends.threads import available_cores
 
 _TELEMETRY = "openvino_telemetry"
 _KEPT_ROWS = 32
-"""What a larger batch needed is given back, which costs a few percent of its time; otherwise it is kept for ever."""
+"""Rows of the largest batch whose memory OpenVINO may keep. Freeing a larger one's costs a few percent of its time."""
 
 
 def import_openvino() -> Any:
-    """The openvino module, without its telemetry: it would report its import over the network.
+    """Import openvino without its telemetry, which would report the import over the network.
 
     Raises:
         BackendError: it is not installed, or cannot be imported.
@@ -34,7 +34,7 @@ def import_openvino() -> Any:
         )
     if "openvino" in sys.modules:
         return sys.modules["openvino"]
-    # OpenVINO takes a stub in its place where it cannot be imported.
+    # If its telemetry package cannot be imported, OpenVINO uses a stub.
     before = sys.modules.get(_TELEMETRY)
     sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
     try:
@@ -51,12 +51,12 @@ def import_openvino() -> Any:
 
 
 def openvino_installed() -> bool:
-    """Whether there is an openvino to import."""
+    """True if openvino is installed."""
     return importlib.util.find_spec("openvino") is not None
 
 
 def computes_bf16() -> bool:
-    """Whether OpenVINO multiplies in bfloat16 on this processor.
+    """True if OpenVINO multiplies in bfloat16 on this processor.
 
     Raises:
         BackendError: OpenVINO is missing.
@@ -67,14 +67,14 @@ def computes_bf16() -> bool:
 class OpenVinoSession:
     """One graph on OpenVINO's CPU device.
 
-    A graph is computed in the types that it was exported in. OpenVINO's own choice is not: on a processor with
-    bfloat16 it rounds float32 and float16 graphs to it, which is further off than these precisions promise, and it
-    quantizes what meets int8 weights by the values of the whole batch.
+    A graph is computed in the types that it was exported in. By default OpenVINO would round float32 and float16 graphs
+    to bfloat16 on a processor that has it, which breaks the tolerances of these precisions, and would quantize the
+    inputs of int8 weights by the values of the whole batch.
 
     Args:
-        graph: the ONNX file.
-        threads: for one operator; None takes the cores that are available to this process.
-        precision: of the graph. ``bf16`` is multiplied in bfloat16 where the processor can, else in float32.
+        graph: ONNX file.
+        threads: threads of one operator; None takes the cores that are available to this process.
+        precision: precision of the graph. ``bf16`` is multiplied in bfloat16 if the processor can, else in float32.
 
     Raises:
         BackendError: OpenVINO is missing, or refuses the graph.
@@ -89,12 +89,12 @@ class OpenVinoSession:
             "INFERENCE_PRECISION_HINT": self._type,
             "INFERENCE_NUM_THREADS": self._threads,
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-            # A thread tied to a core waits for whatever else runs there.
+            # A thread pinned to a core waits for whatever else runs there.
             "ENABLE_CPU_PINNING": False,
         }
         try:
             core = openvino.Core()
-            # What a mapped file holds would change under us with the file.
+            # Overwriting a mapped file would change the weights in use.
             core.set_property({"ENABLE_MMAP": False})
             self._model = core.compile_model(core.read_model(graph), "CPU", settings)
         except Exception as error:  # OpenVINO raises plain RuntimeError
@@ -102,55 +102,56 @@ class OpenVinoSession:
         self._version = openvino.__version__.split("-")[0]
         self._types = {port.get_any_name(): port.get_element_type().to_dtype() for port in self._model.inputs}
         self._idle: list[Any] = []
-        self._swollen = False
+        self._holds_too_much = False
 
-    def run(self, inputs: Arrays, k: int, outputs: Sequence[str] = OUTPUTS) -> dict[str, NDArray[np.float32]]:
-        """See `Session.run`.
+    @property
+    def max_length(self) -> None:
+        """None: nothing is compiled for a longest input."""
+
+    def run(self, inputs: Arrays, k: int, outputs: Sequence[str] = OUTPUTS) -> dict[str, Floats]:
+        """Run the graph as `Session.run` says.
 
         Raises:
             InputError: the graph does not take the inputs.
             BackendError: OpenVINO failed.
         """
-        # OpenVINO takes what is missing from the run before, and casts whatever comes.
+        # OpenVINO would take a missing input from the run before, and cast a wrong type.
         given = with_token_index(inputs, k)
-        came = {name: array.dtype for name, array in given.items()}
-        if came != self._types:
-            raise InputError(f"The graph takes {_listed(self._types)}; got {_listed(came)}.")
-        # A request serves one caller at a time; there are as many as there ever were callers at once.
+        given_types = {name: array.dtype for name, array in given.items()}
+        if given_types != self._types:
+            raise InputError(f"The graph takes {_listed(self._types)}; got {_listed(given_types)}.")
+        # A request serves one caller at a time; the list grows to the most callers that there were at once.
         try:
             request = self._idle.pop()
         except IndexError:
             request = self._model.create_infer_request()
         try:
             found = request.infer(given, share_inputs=True, share_outputs=True)
-            # The request writes into the same memory again.
+            # Copied: the request's next run writes into the same memory.
             values = {name: np.array(found[name]) for name in outputs}
-        except Exception as error:  # as above
-            # It has no type of its own for what does not fit, but says so.
+        except Exception as error:  # OpenVINO raises plain RuntimeError, for inputs that do not fit too
             kind = InputError if "incompatible" in str(error) else BackendError
             raise kind(f"OpenVINO could not run the graph: {_last_line(error)}.") from error
         self._idle.append(request)
-        if self._swollen or len(next(iter(inputs.values()))) > _KEPT_ROWS:
-            self._give_memory_back()
+        if self._holds_too_much or len(next(iter(inputs.values()))) > _KEPT_ROWS:
+            self._release_memory()
         return values
 
     def describe(self) -> str:
-        """See `Session.describe`."""
         numbers = {"bf16": "bfloat16", "f32": "float32"}[self._type]
         return f"openvino (OpenVINO {self._version}, {self._threads} threads, in {numbers})"
 
     def close(self) -> None:
-        """See `Session.close`."""
         self._idle.clear()
         self._model = None
 
-    def _give_memory_back(self) -> None:
+    def _release_memory(self) -> None:
         try:
             self._model.release_memory()
-            self._swollen = False
+            self._holds_too_much = False
         except RuntimeError:
-            # While another caller runs, OpenVINO refuses: so behind the next run.
-            self._swollen = True
+            # OpenVINO refuses while another caller runs; try again after the next run.
+            self._holds_too_much = True
 
 
 def _listed(types: Mapping[str, Any]) -> str:
@@ -158,6 +159,6 @@ def _listed(types: Mapping[str, Any]) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    """Of OpenVINO's message, whose first lines name its own source files."""
+    """Last line of OpenVINO's message: the first ones name its own source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].rstrip(".") if lines else reason(error)

@@ -1,4 +1,4 @@
-"""What a user asks of a backend: one value that is passed from the command line to the session."""
+"""`BackendOptions`: one value with everything that a user asks of a backend."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PROVIDERS = {
     "ort-cuda": "CUDAExecutionProvider",
     "ort-tensorrt": "TensorrtExecutionProvider",
 }
-"""Backend to ONNX Runtime's execution provider."""
+"""Backend to its execution provider of ONNX Runtime."""
 NATIVE: dict[str, Flavor] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 """Backend to the flavor of the compiled engines that it runs."""
 OPENVINO = "openvino"
@@ -23,24 +23,23 @@ BACKENDS = (AUTO, *PROVIDERS, *NATIVE, OPENVINO)
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """What runs the graphs of a bundle, and how.
+    """Backend that runs the graphs of a bundle, and its settings.
 
     Raises:
-        UsageError: ``backend`` is unknown, or ``threads`` is not a number of threads that this machine can run.
+        UsageError: ``backend`` is unknown, or ``threads`` is out of range (`check_threads`).
     """
 
     backend: str = AUTO
-    """One of `BACKENDS`. What is named is taken or refused, never replaced; ``auto`` takes the first that fits."""
+    """One of `BACKENDS`. A named one is used or refused, never replaced; ``auto`` takes the first that fits."""
     precision: str | None = None
-    """One that the bundle holds; None takes what the backend is best at (see `choose`)."""
+    """Precision that the bundle holds; None takes the one that the backend is best at (see `choose`)."""
     threads: int | None = None
     """Threads of one operator on the CPU; None takes the cores that are available to this process."""
     spinning: bool = True
-    """Whether ONNX Runtime's threads burn their core while they wait: faster on cores that are ours alone, slower
-    on others."""
+    """Let ONNX Runtime's threads burn their core while they wait: faster if no other program needs the cores."""
     allow_host_code: bool = False
-    """Whether version-compatible TensorRT engines may be taken. They bring code that runs in this process: only for a
-    bundle whose builder you trust."""
+    """Take version-compatible TensorRT engines too. They bring code that runs in this process: only for a bundle whose
+    builder you trust."""
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:

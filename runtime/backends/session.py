@@ -1,56 +1,62 @@
-"""The seam between the runtime and whatever runs a graph: `Session`, and a fake that ships."""
+"""`Session`: the interface that everything which runs a graph has; and a fake one for tests."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fluxtalk.arrays import Array, Arrays, Floats
 from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX
-
-Arrays = Mapping[str, NDArray[Any]]
 
 
 class Session(Protocol):
-    """Runs one modality's graph. Thread-safe."""
+    """Runs the graph of one modality. Thread-safe."""
 
-    def run(self, inputs: Arrays, k: int, outputs: Sequence[str] = OUTPUTS) -> dict[str, NDArray[np.float32]]:
+    @property
+    def max_length(self) -> int | None:
+        """Length of the longest input that the graph was compiled for; None if it takes any, or inputs have no length.
+
+        It can be shorter than the longest that preprocessing gives (`ModalityEntry.max_length`).
+        """
+
+    def run(self, inputs: Arrays, k: int, outputs: Sequence[str] = OUTPUTS) -> dict[str, Floats]:
         """Run the graph.
 
         Args:
             inputs: name to array, as preprocessing collates them.
             k: register tokens to compute, from the first.
-            outputs: which to give; ``attention`` only where the bundle has it.
+            outputs: names of the outputs to compute; ``attention`` only if the bundle has it.
 
         Returns:
             ``tokens`` and ``embeddings``, float32 (batch, k, dim); ``attention``, float32 (batch, k, length).
         """
 
     def describe(self) -> str:
-        """Which backend this is, for people."""
+        """Name the backend and its settings, for people."""
 
     def close(self) -> None:
-        """Release what the session holds; it cannot run afterwards."""
+        """Release memory and threads; the session cannot run afterwards."""
 
 
-def with_token_index(inputs: Arrays, k: int) -> dict[str, NDArray[Any]]:
-    """Add the graph's own input that says which register tokens to compute: ``token_index``, int64 (k,)."""
+def with_token_index(inputs: Arrays, k: int) -> dict[str, Array]:
+    """Add the graph's input that says which register tokens to compute: ``token_index``, int64 (k,)."""
     return {**inputs, TOKEN_INDEX: np.arange(k, dtype=np.int64)}
 
 
 class FakeSession:
     """A session without a graph, for tests of everything above it.
 
-    Token ``j`` of a row is a fixed direction that depends on the row's input and on j, so prefixes hold and rows
-    do not depend on their batch.
+    Token ``j`` of a row depends on the row's input and on j alone: it is the same at every larger k and in every batch.
 
     Args:
-        dim: of tokens and embeddings.
-        num_overlapping: how many tokens are pooled.
+        dim: numbers of a token.
+        num_overlapping: tokens that are pooled, from the first.
         on_run: called with the inputs and the k of every run.
     """
+
+    max_length: int | None = None
 
     def __init__(
         self, dim: int = 8, num_overlapping: int = 3, on_run: Callable[[Arrays, int], None] | None = None
@@ -60,8 +66,7 @@ class FakeSession:
         self._on_run = on_run
         self.closed = False
 
-    def run(self, inputs: Arrays, k: int, outputs: Sequence[str] = OUTPUTS) -> dict[str, NDArray[np.float32]]:
-        """See `Session.run`."""
+    def run(self, inputs: Arrays, k: int, outputs: Sequence[str] = OUTPUTS) -> dict[str, Floats]:
         if self.closed:
             raise RuntimeError("this session is closed")
         if self._on_run is not None:
@@ -76,14 +81,12 @@ class FakeSession:
         return {name: {"tokens": tokens, "embeddings": embeddings}[name] for name in outputs}
 
     def describe(self) -> str:
-        """See `Session.describe`."""
         return "fake"
 
     def close(self) -> None:
-        """See `Session.close`."""
         self.closed = True
 
-    def _row(self, row: NDArray[Any], k: int) -> NDArray[np.float32]:
+    def _row(self, row: Array, k: int) -> Floats:
         seed = np.frombuffer(np.ascontiguousarray(row).tobytes().ljust(1), dtype=np.uint8).astype(np.uint64)
         mixed = int((seed * np.arange(1, len(seed) + 1, dtype=np.uint64)).sum() % (2**32))
         return np.stack([np.random.default_rng([mixed, j]).standard_normal(self._dim) for j in range(k)]).astype(

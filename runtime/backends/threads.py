@@ -1,4 +1,4 @@
-"""How many cores this process may really use, and how many threads are worth having."""
+"""Cores that this process may use, and the range of thread counts that it accepts."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 from fluxtalk.runtime.arguments import check_integer
 
 _MOST = 64
-"""Threads that may be asked for on any machine. Beyond its cores they gain nothing, and to start them takes minutes."""
+"""Threads that may be asked for on any machine. Beyond its cores they gain nothing, and starting them takes minutes."""
 
 
 def check_threads(threads: int | None) -> int | None:
-    """The same, as Python's integer; None stays None.
+    """Return a thread count as Python's integer; None stays None.
 
     Raises:
-        UsageError: it is no integer (Python's or numpy's) from 1 to 64, or to this machine's cores where it has more.
+        UsageError: it is not an integer (Python's or numpy's) from 1 to 64, or to this machine's cores if it has more.
     """
     return None if threads is None else check_integer("threads", threads, 1, max(_MOST, os.cpu_count() or 1))
 
 
 def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """The cores of the affinity mask, limited by the control group's CPU quota (version 2 or 1); at least 1."""
+    """Count the cores of the affinity mask, limited by the control group's CPU quota (version 2 or 1); at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota(cgroup)
     return max(1, min(cores, math.ceil(quota))) if quota else cores

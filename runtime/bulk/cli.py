@@ -1,4 +1,4 @@
-"""`fluxtalk embed`: raw items in, a file of vectors out; and the options of every command that loads a bundle."""
+"""`fluxtalk embed`: raw items in, a file of vectors out."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import click
 
 from fluxtalk.console import Function, debug_option, option, sentence_errors
 from fluxtalk.errors import UsageError
-from fluxtalk.runtime.backends.options import BACKENDS
+from fluxtalk.runtime.backends.command_options import backend_options
+from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.bulk.inputs import open_input
 from fluxtalk.runtime.bulk.output import check_output
 from fluxtalk.runtime.bulk.stream import EmbedOptions, embed_to_file
-from fluxtalk.runtime.embedder import load
+from fluxtalk.runtime.embedder import open_embedder
 from fluxtalk.runtime.vectors import DTYPES
-from fluxtalk.scoring.parity import PRECISIONS
 from fluxtalk.tokens import OUTPUT_KINDS, POOLED
 
 
@@ -35,17 +35,6 @@ def k_option(text: str) -> Callable[[Function], Function]:
     """The option ``-k``; ``--tokens`` is its spelling from before, which `fluxtalk-export` has for another thing."""
     return option("-k", "--k", "k", aliases=("--tokens",), type=int, help=text)
 
-
-backend_options = _in_order(
-    option("--backend", default="auto", show_default=True, type=click.Choice(BACKENDS), help="What runs the graphs."),
-    option(
-        "--precision",
-        type=click.Choice(PRECISIONS),
-        help="Precision that the bundle holds.  [default: what the backend is best at]",
-    ),
-    option("--threads", type=click.IntRange(1), help="Threads of one operator.  [default: the available cores]"),
-)
-"""The options of every command that loads a bundle."""
 
 serving_options = _in_order(
     option("--batch_size", default=32, show_default=True, type=click.IntRange(1), help="Items per run of the graph."),
@@ -106,9 +95,7 @@ def embed(
     kind: str,
     dtype: str,
     batch_size: int,
-    backend: str,
-    precision: str | None,
-    threads: int | None,
+    backend_options: BackendOptions,
 ) -> None:
     """Embed ITEMS (texts, or paths of files or folders) of MODALITY with BUNDLE.
 
@@ -123,7 +110,7 @@ def embed(
         raise UsageError(
             f"{output} would not say which rows were left out; with --skip-empty write .parquet, with ids."
         )
-    with load(bundle, backend, threads, precision=precision) as embedder:
+    with open_embedder(bundle, backend_options) as embedder:
         opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column, skip_empty)
         options = EmbedOptions(modality, k, kind, dtype, batch_size)
         written = embed_to_file(embedder, opened, output, options, opened.count())

@@ -1,4 +1,4 @@
-"""What serves a bundle on this machine, how well, and with which k.
+"""`fluxtalk doctor`: trials of a bundle on every backend of this machine.
 
-In: a bundle and a goal. Out: measurements of every backend and precision, and a recommendation.
+In: a bundle and a goal. Out: parity, times and memory in every backend and precision, and a recommendation with a k.
 """

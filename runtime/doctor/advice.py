@@ -1,4 +1,4 @@
-"""From what was measured and the bundle's recall curve to a recommendation, and to what would make it faster."""
+"""Recommendation and advice, from the trials' measurements and the bundle's recall curve."""
 
 from __future__ import annotations
 
@@ -6,55 +6,62 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fluxtalk.arrays import vector_bytes
 from fluxtalk.artifacts.bundle import Bundle
-from fluxtalk.runtime.backends.choose import Choice
+from fluxtalk.runtime.backends.choose import BackendChoice
 from fluxtalk.runtime.doctor.trial import Trial
 from fluxtalk.scoring.parity import PRECISIONS
+from fluxtalk.tokens import CONCAT
 
-Curve = dict[int, float]
+RecallCurve = dict[int, float]
 """k to its share of the full recall, in the direction that loses most."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What k has to satisfy; what is None does not count."""
+    """Limits on a recommendation; None is no limit."""
 
     recall: float | None = None
-    """The smallest share of the full recall, that of all tokens in the most exact precision."""
+    """Smallest share of the full recall: that of all tokens in the most exact precision."""
     budget_ms: float | None = None
-    """The longest that an item may take in the session, at the longest input that was timed."""
+    """Most milliseconds of one item in the session, at the longest input that was timed."""
     bytes: int | None = None
-    """The most that an item's overlapping tokens may take, side by side in float32."""
+    """Most bytes of an item's overlapping tokens, side by side in float32."""
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to serve with."""
+    """Backend, precision and k to serve with, and what they cost."""
 
     backend: str
     precision: str
     k: int
     ms: float
-    """At the longest input that was timed, in the slowest modality."""
+    """Milliseconds of one item at the longest input that was timed, in the slowest modality."""
     recall_share: float | None
-    """Of the full recall; None where the bundle has no curve."""
+    """Share of the full recall; None if the bundle has no curve."""
     bytes: int
+    """Bytes of an item's overlapping tokens, side by side in float32."""
 
 
 def recommend(bundle: Bundle, trials: Sequence[Trial], goal: Goal) -> tuple[Recommendation | None, str]:
-    """The fastest that satisfies the goal, of what keeps its promises; and why, in a sentence.
+    """Choose the fastest setting within the goal, among trials that hold parity.
 
     Without a goal for recall, the best recall comes first, then time.
+
+    Returns:
+        the recommendation, or None; and a sentence that says why.
     """
     sound = [trial for trial in trials if not trial.broken]
     if not sound:
         return None, "Nothing is recommended: no backend reproduces the golden vectors."
     curves = recall_curves(bundle)
+    layout = bundle.manifest.layout
     found: list[Recommendation] = []
     for trial in sound:
         curve = curves.get(trial.precision, {})
         for k in sorted({cell.k for cell in trial.latency}):
-            size = int(bundle.manifest.bytes_per_item["concat"][str(k)])
+            size = vector_bytes(layout.select(k, CONCAT).values_per_item, "float32")
             found.append(Recommendation(trial.backend, trial.precision, k, trial.ms(k), curve.get(k), size))
     if goal.recall is not None and not any(one.recall_share is not None for one in found):
         return None, (
@@ -63,12 +70,12 @@ def recommend(bundle: Bundle, trials: Sequence[Trial], goal: Goal) -> tuple[Reco
         )
     reached = [one for one in found if _reaches(one, goal)]
     if not reached:
-        return None, f"Nothing reaches {_in_words(goal)}: {_nearest(found, goal)}."
+        return None, f"Nothing reaches {_describe(goal)}: {_nearest(found, goal)}."
     if goal.recall is not None or not any(one.recall_share for one in reached):
         best = min(reached, key=lambda one: (one.ms, one.k))
     else:
         best = min(reached, key=lambda one: (-round(one.recall_share or 0, 3), one.ms))
-    # Tokens that buy neither time nor recall are left out.
+    # Drop tokens that cost no time and bring no recall.
     same = [one for one in reached if (one.backend, one.precision) == (best.backend, best.precision)]
     fewer = [one for one in same if one.k < best.k and one.ms <= best.ms * 1.1 and _as_good(one, best, goal)]
     best = min(fewer, key=lambda one: one.k, default=best)
@@ -79,53 +86,54 @@ def recommend(bundle: Bundle, trials: Sequence[Trial], goal: Goal) -> tuple[Reco
     )
 
 
-def recall_curves(bundle: Bundle) -> dict[str, Curve]:
-    """Precision to its curve: Recall@10 (or the largest that was measured) as a share of the full recall.
+def recall_curves(bundle: Bundle) -> dict[str, RecallCurve]:
+    """Map each precision to its curve: Recall@10 (or at the largest number measured) as a share of the full recall.
 
-    That is what the most exact precision has with all tokens. Fewer may have more, by chance or where later tokens do
-    not help, and are then as good as all.
+    The full recall is that of all tokens in the most exact precision. Fewer tokens may have more, by chance or because
+    later tokens do not help, and then count as 1.
     """
     measured = {name: entry.serving["recall"] for name, entry in bundle.manifest.precisions.items() if entry.serving}
     full: dict[str, float] = {}
     for name in (name for name in PRECISIONS if name in measured):
         for direction, by_k in measured[name].items():
-            full.setdefault(direction, _last(by_k[max(by_k, key=int)]))
-    curves: dict[str, Curve] = {}
+            full.setdefault(direction, _at_largest(by_k[max(by_k, key=int)]))
+    curves: dict[str, RecallCurve] = {}
     for name, by_direction in measured.items():
         for direction, by_k in by_direction.items():
             for k, at in by_k.items():
-                share = min(1.0, _last(at) / full[direction]) if full[direction] else 1.0
+                share = min(1.0, _at_largest(at) / full[direction]) if full[direction] else 1.0
                 curve = curves.setdefault(name, {})
                 curve[int(k)] = min(curve.get(int(k), share), share)
     return curves
 
 
 def fastest(trials: Sequence[Trial]) -> Trial | None:
-    """Of those that keep their promises, with all tokens."""
-    return min((trial for trial in trials if not trial.broken), key=_whole, default=None)
+    """Find the fastest trial with all tokens, among those that hold parity."""
+    return min((trial for trial in trials if not trial.broken), key=_ms_of_all_tokens, default=None)
 
 
-def faster(
+def speed_advice(
     bundle: Bundle,
     trials: Sequence[Trial],
     refused: Mapping[str, Mapping[str, str]],
     one_thread: Trial | None,
-    auto: Choice | None,
+    auto: BackendChoice | None,
     cores: int,
     gpu: str | None,
 ) -> list[str]:
-    """Sentences on what would make it faster, each from what was measured here where something was.
+    """Write sentences on what would make it faster, from the trials if they tell, else from the project's benchmarks.
 
     Args:
-        refused: backend to precision to why it does not run.
-        one_thread: the fastest trial again, on one thread.
-        auto: what serving takes where nothing is named.
-        gpu: its compute capability.
+        refused: backend to precision to the reason why it does not run.
+        one_thread: the fastest trial repeated on one thread, if it used more.
+        auto: choice of ``--backend auto``.
+        cores: cores that are available to this process.
+        gpu: compute capability of the GPU here, or None.
     """
     best = fastest(trials)
     if best is None:
         return []
-    advice = [*_by_name(best, trials, auto), *_by_tokens(best), *_by_length(best)]
+    advice = [*_by_backend(best, trials, auto), *_by_tokens(best), *_by_length(best)]
     advice += _by_threads(best, one_thread, cores)
     held = list(bundle.manifest.precisions)
     if "int8" not in held:
@@ -150,18 +158,18 @@ def faster(
     return advice
 
 
-def _whole(trial: Trial) -> float:
+def _ms_of_all_tokens(trial: Trial) -> float:
     return trial.ms(max(cell.k for cell in trial.latency))
 
 
-def _by_name(best: Trial, trials: Sequence[Trial], auto: Choice | None) -> list[str]:
+def _by_backend(best: Trial, trials: Sequence[Trial], auto: BackendChoice | None) -> list[str]:
     unasked = (auto.backend, auto.precision) if auto is not None else None
     taken = next((trial for trial in trials if (trial.backend, trial.precision) == unasked), best)
-    if _whole(best) > 0.9 * _whole(taken):
+    if _ms_of_all_tokens(best) > 0.9 * _ms_of_all_tokens(taken):
         return []
     return [
-        f"Name --backend {best.backend} --precision {best.precision}: {_whole(best):.2f} ms instead of "
-        f"{_whole(taken):.2f} ms with {taken.backend} in {taken.precision}, which is taken unasked."
+        f"Name --backend {best.backend} --precision {best.precision}: {_ms_of_all_tokens(best):.2f} ms instead of "
+        f"{_ms_of_all_tokens(taken):.2f} ms with {taken.backend} in {taken.precision}, which is taken unasked."
     ]
 
 
@@ -169,10 +177,10 @@ def _by_tokens(trial: Trial) -> list[str]:
     last = max(cell.k for cell in trial.latency)
     if last == 1:
         return []
-    gain = _whole(trial) / trial.ms(1)
+    gain = _ms_of_all_tokens(trial) / trial.ms(1)
     if gain < 1.05:
         return [f"Fewer tokens save bytes, not time: k = 1 takes as long as k = {last}, because the encoder dominates."]
-    return [f"Fewer tokens: k = 1 takes {trial.ms(1):.2f} ms, k = {last} {_whole(trial):.2f} ms."]
+    return [f"Fewer tokens: k = 1 takes {trial.ms(1):.2f} ms, k = {last} {_ms_of_all_tokens(trial):.2f} ms."]
 
 
 def _by_length(trial: Trial) -> list[str]:
@@ -192,10 +200,11 @@ def _by_length(trial: Trial) -> list[str]:
 def _by_threads(trial: Trial, one_thread: Trial | None, cores: int) -> list[str]:
     if one_thread is None:
         return [] if cores > 1 else ["This process has one core; with more, large encoders are faster."]
-    if _whole(one_thread) < 0.95 * _whole(trial):
+    one_ms, all_ms = _ms_of_all_tokens(one_thread), _ms_of_all_tokens(trial)
+    if one_ms < 0.95 * all_ms:
         return [
-            f"Serve with --threads 1: {_whole(one_thread):.2f} ms instead of {_whole(trial):.2f} ms, because the "
-            "encoder is small or the cores are shared with others."
+            f"Serve with --threads 1: {one_ms:.2f} ms instead of {all_ms:.2f} ms, because the encoder is small or the "
+            "cores are shared with others."
         ]
     return []
 
@@ -212,7 +221,7 @@ def _as_good(one: Recommendation, best: Recommendation, goal: Goal) -> bool:
     return goal.recall is not None or (one.recall_share or 0) >= round(best.recall_share or 0, 3)
 
 
-def _in_words(goal: Goal) -> str:
+def _describe(goal: Goal) -> str:
     words = []
     if goal.recall is not None:
         words.append(f"{100 * goal.recall:g} % of the full recall")
@@ -233,6 +242,6 @@ def _nearest(found: Sequence[Recommendation], goal: Goal) -> str:
     return ", ".join(words)
 
 
-def _last(recall_at: Mapping[str, Any]) -> float:
-    """Recall at the largest number of results."""
+def _at_largest(recall_at: Mapping[str, Any]) -> float:
+    """Recall at the largest number of results that was measured."""
     return float(recall_at[max(recall_at, key=int)])

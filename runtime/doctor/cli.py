@@ -1,4 +1,4 @@
-"""`fluxtalk doctor`: what serves a bundle on this machine, how well, and with which k."""
+"""`fluxtalk doctor`: the command, and its report for people."""
 
 from __future__ import annotations
 
@@ -9,34 +9,32 @@ import click
 
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.errors import ParityError
-from fluxtalk.runtime.backends.options import BACKENDS
+from fluxtalk.runtime.backends.command_options import threads_option
+from fluxtalk.runtime.backends.options import AUTO, BACKENDS, BackendOptions
 from fluxtalk.runtime.doctor.advice import Goal
 from fluxtalk.runtime.doctor.examine import Diagnosis, examine
 from fluxtalk.runtime.doctor.trial import Trial
 
-_RECALL = 0.99
+_DEFAULT_RECALL = 0.99
+_BACKENDS = [name for name in BACKENDS if name != AUTO]
 
 
 @click.command(name="doctor")
 @click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--recall", type=click.FloatRange(0, 1), help="Smallest share of the full recall to keep, such as 0.99.")
+@option("--budget_ms", type=click.FloatRange(0, min_open=True), help="Most milliseconds that one item may take.")
 @click.option(
-    "--recall", type=click.FloatRange(0, 1), help="The k that keeps this share of the full recall, such as 0.99."
-)
-@option(
-    "--budget_ms", type=click.FloatRange(0, min_open=True), help="The k that takes at most so long, one item at a time."
-)
-@click.option(
-    "--bytes", "byte_limit", type=click.IntRange(1), help="The k whose tokens take at most so many in float32."
+    "--bytes", "byte_limit", type=click.IntRange(1), help="Most bytes that an item's tokens may take in float32."
 )
 @click.option(
     "--backend",
     "backends",
     multiple=True,
-    type=click.Choice(BACKENDS[1:]),
-    help="Try this one alone; repeatable.  [default: all]",
+    type=click.Choice(_BACKENDS),
+    help="Try this backend alone; repeatable.  [default: all]",
 )
-@click.option("--threads", type=click.IntRange(1), help="Of one operator.  [default: the available cores]")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@threads_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @debug_option
 @sentence_errors
 def main(
@@ -48,19 +46,17 @@ def main(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Try BUNDLE on every backend that is installed here: is it right, how fast, how large, and what to serve with.
+    """Try BUNDLE on every backend that is installed here, and recommend a backend, a precision and a k.
 
-    Replays the golden vectors on each, times single items by k and length, and recommends a backend, a precision and
-    a k. With --recall the fastest that reaches it, and within --budget_ms and --bytes alone the best recall. Exit code
-    1 where parity is broken.
+    Replays the golden vectors on each, and times single items by k and length. With --recall it recommends the fastest
+    that reaches it; with --budget-ms or --bytes alone, the best recall within them. Exit code 1 if parity is broken.
     """
     if recall is None and budget_ms is None and byte_limit is None:
-        recall = _RECALL
+        recall = _DEFAULT_RECALL
     found = examine(
         bundle,
         Goal(recall, budget_ms, byte_limit),
-        backends or BACKENDS[1:],
-        threads,
+        [BackendOptions(name, threads=threads) for name in backends or _BACKENDS],
         lambda backend: click.echo(f"trying {backend}", err=True),
     )
     click.echo(json.dumps(found.to_dict(), indent=2) if as_json else report(found))
@@ -73,7 +69,7 @@ def main(
 
 
 def report(found: Diagnosis) -> str:
-    """For people."""
+    """Render a diagnosis as text."""
     lines = [f"{found.bundle.folder} on {found.machine}", "", _header()]
     lines += [_row(trial) for trial in found.trials]
     lines += ["", *(line for trial in found.trials for line in _latencies(trial))]
@@ -101,7 +97,7 @@ def _row(trial: Trial) -> str:
 
 
 def _latencies(trial: Trial) -> list[str]:
-    """A line for each modality and length, with a time for each k."""
+    """Render a line for each modality and length, with a time for each k."""
     rows: dict[tuple[str, int | None], list[str]] = {}
     for cell in trial.latency:
         rows.setdefault((cell.modality, cell.length), []).append(f"{cell.ms:.2f} (k={cell.k})")
@@ -110,7 +106,7 @@ def _latencies(trial: Trial) -> list[str]:
 
 
 def _refusals(found: Diagnosis) -> list[str]:
-    """A line for each backend and reason."""
+    """Render a line for each backend and reason."""
     lines = []
     for backend, by_precision in found.refused.items():
         grouped: dict[str, list[str]] = {}

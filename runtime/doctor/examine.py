@@ -1,7 +1,8 @@
-"""`examine`: every backend and precision of a bundle tried on this machine, with this installation."""
+"""`examine`: try every backend and precision of a bundle on this machine, and recommend one."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -12,36 +13,40 @@ from typing import Any
 from fluxtalk.artifacts.bundle import Bundle, read_bundle
 from fluxtalk.devices.gpu import compute_capability
 from fluxtalk.errors import BackendError, FluxTalkError
-from fluxtalk.runtime.backends.choose import Choice, choose
-from fluxtalk.runtime.backends.options import BACKENDS, OPENVINO, BackendOptions
+from fluxtalk.runtime.backends.choose import BackendChoice, choose
+from fluxtalk.runtime.backends.options import AUTO, BACKENDS, OPENVINO, BackendOptions
 from fluxtalk.runtime.backends.threads import available_cores
-from fluxtalk.runtime.doctor.advice import Goal, Recommendation, faster, fastest, recommend
-from fluxtalk.runtime.doctor.trial import Trial, apart, attempt, refusals
+from fluxtalk.runtime.doctor.advice import Goal, Recommendation, fastest, recommend, speed_advice
+from fluxtalk.runtime.doctor.trial import Trial, find_refusals, in_subprocess, run_trial
+
+EVERY_BACKEND = tuple(BackendOptions(name) for name in BACKENDS if name != AUTO)
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found."""
+    """Result of `examine`."""
 
     bundle: Bundle
     machine: str
+    """System, processor and cores, for people."""
     trials: list[Trial]
     refused: dict[str, dict[str, str]]
-    """Backend to precision to why it does not run."""
-    auto: Choice | None
-    """What serving takes where nothing is named; None where it finds nothing."""
+    """Backend to precision to the reason why it does not run."""
+    auto: BackendChoice | None
+    """Choice of ``--backend auto``; None if it finds nothing."""
     recommendation: Recommendation | None
     because: str
-    """Why that, or why nothing, in a sentence."""
+    """Sentence on why that is recommended, or why nothing is."""
     faster: list[str]
+    """Sentences on what would make it faster."""
 
     @property
     def broken(self) -> list[Trial]:
-        """Those that break what their precision promises."""
+        """Trials that exceed a tolerance of their precision."""
         return [trial for trial in self.trials if trial.broken]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only, for JSON."""
+        """Convert to plain types, for JSON."""
         return {
             "bundle_hash": self.bundle.manifest.bundle_hash,
             "machine": self.machine,
@@ -58,17 +63,15 @@ class Diagnosis:
 def examine(
     folder: Path,
     goal: Goal,
-    backends: Sequence[str] = BACKENDS[1:],
-    threads: int | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    backends: Sequence[BackendOptions] = EVERY_BACKEND,
+    on_backend: Callable[[str], None] = lambda _: None,
 ) -> Diagnosis:
-    """Try a bundle on every backend in every precision, and recommend one with a k.
+    """Try a bundle on backends in every precision, and recommend one with a k.
 
     Args:
-        goal: what the recommendation has to satisfy.
-        backends: to try; ``auto`` is none.
-        threads: for one operator on the CPU; None takes the available cores.
-        say: told what is being tried.
+        goal: limits that the recommendation has to keep.
+        backends: backends to try, by name; their ``precision`` is not looked at.
+        on_backend: called with each backend's name before it is tried.
 
     Raises:
         BundleError: the bundle is missing, foreign or was changed.
@@ -77,56 +80,56 @@ def examine(
     bundle = read_bundle(folder)
     trials: list[Trial] = []
     refused: dict[str, dict[str, str]] = {}
-    for backend in backends:
-        say(backend)
-        _try(bundle, backend, threads, trials, refused)
+    for options in backends:
+        on_backend(options.backend)
+        done, refusals = _try(bundle, options)
+        trials += done
+        if refusals:
+            refused[options.backend] = refusals
     if not trials:
         raise BackendError(
             f"No backend runs {folder} here: " + " ".join(next(iter(whys.values())) for whys in refused.values())
         )
     recommendation, because = recommend(bundle, trials, goal)
-    auto = _auto(bundle)
-    one_thread = _on_one_thread(bundle, trials, threads)
+    auto, one_thread, cores = _choose_unasked(bundle), _try_on_one_thread(bundle, trials), available_cores()
     return Diagnosis(
         bundle,
-        f"{platform.system()} {platform.machine()}, {available_cores()} of {os.cpu_count()} cores",
+        f"{platform.system()} {platform.machine()}, {cores} of {os.cpu_count()} cores",
         trials,
         refused,
         auto,
         recommendation,
         because,
-        faster(bundle, trials, refused, one_thread, auto, available_cores(), compute_capability()),
+        speed_advice(bundle, trials, refused, one_thread, auto, cores, compute_capability()),
     )
 
 
-def _try(
-    bundle: Bundle, backend: str, threads: int | None, trials: list[Trial], refused: dict[str, dict[str, str]]
-) -> None:
-    held = list(bundle.manifest.precisions)
+def _try(bundle: Bundle, options: BackendOptions) -> tuple[list[Trial], dict[str, str]]:
+    """Try a backend in every precision; return the trials, and precision to the reason why there is none."""
+    precisions = list(bundle.manifest.precisions)
     try:
-        why_not = apart(refusals, bundle.folder, backend, held, threads)
+        refusals = in_subprocess(find_refusals, bundle.folder, options, precisions)
     except BackendError as error:
-        why_not = dict.fromkeys(held, str(error))
-    for precision in held:
-        if precision in why_not:
-            continue
+        return [], dict.fromkeys(precisions, str(error))
+    trials = []
+    for precision in (name for name in precisions if name not in refusals):
         try:
-            trials.append(apart(attempt, bundle.folder, backend, precision, threads))
+            chosen = dataclasses.replace(options, precision=precision)
+            trials.append(in_subprocess(run_trial, bundle.folder, chosen))
         except FluxTalkError as error:
-            why_not[precision] = str(error)
-    if why_not:
-        refused[backend] = why_not
+            refusals[precision] = str(error)
+    return trials, refusals
 
 
-def _on_one_thread(bundle: Bundle, trials: Sequence[Trial], threads: int | None) -> Trial | None:
-    """The fastest trial again, where it ran on more than one thread of the CPU."""
+def _try_on_one_thread(bundle: Bundle, trials: Sequence[Trial]) -> Trial | None:
+    """Repeat the fastest trial on one thread; None if it did not run on several threads of the CPU."""
     best = fastest(trials)
-    if best is None or best.backend not in ("ort-cpu", OPENVINO) or (threads or available_cores()) == 1:
+    if best is None or best.backend not in ("ort-cpu", OPENVINO) or (best.threads or available_cores()) == 1:
         return None
-    return apart(attempt, bundle.folder, best.backend, best.precision, 1)
+    return in_subprocess(run_trial, bundle.folder, BackendOptions(best.backend, best.precision, threads=1))
 
 
-def _auto(bundle: Bundle) -> Choice | None:
+def _choose_unasked(bundle: Bundle) -> BackendChoice | None:
     try:
         return choose(bundle, BackendOptions())
     except FluxTalkError:

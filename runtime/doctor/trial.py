@@ -1,10 +1,11 @@
-"""One backend in one precision on this machine: does it open, is it right, how long does it take, what does it hold.
+"""A trial of one backend in one precision on this machine: parity, times and memory.
 
-Every trial runs in a process of its own, so that its memory is its own, and a library that crashes is a finding.
+Every trial runs in a process of its own: the memory it takes is its own, and a library that crashes is a finding.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,91 +18,96 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fluxtalk.arrays import Array, Arrays
 from fluxtalk.artifacts.bundle import Bundle, read_bundle
 from fluxtalk.errors import BackendError, FluxTalkError
-from fluxtalk.runtime.backends.choose import choose, open_session
+from fluxtalk.runtime.backends.choose import choose
+from fluxtalk.runtime.backends.open_sessions import open_session
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.verify import verify_sessions
+from fluxtalk.tokens import POOLED, TokenLayout
 
-Arrays = dict[str, NDArray[Any]]
 T = TypeVar("T")
 
 _LONGEST = 256
-"""The longest input that is timed where a modality has no longest."""
-_CELL_SECONDS = 0.15
-_FEWEST, _MOST = 3, 200
+"""Length of the longest input that is timed if the modality has no longest."""
+_SECONDS_PER_K = 0.15
+_MIN_RUNS, _MAX_RUNS = 3, 200
 """Runs of which a time is the median."""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """How long one item takes, from preprocessed arrays to vectors."""
+    """Time of one item, from preprocessed arrays to vectors."""
 
     modality: str
     length: int | None
-    """Of the input, without padding; None where a modality has one shape."""
+    """Length of the input; None if the modality's inputs have one shape."""
     k: int
     ms: float
-    """The median."""
+    """Median in milliseconds."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a backend did in one precision."""
+    """Measurements of a backend in one precision."""
 
     backend: str
     precision: str
     threads: int | None
-    """As asked for; None is the available cores."""
+    """Threads of one operator that were asked for; None is the available cores."""
     sessions: dict[str, str]
-    """Modality to what it runs on, for people."""
+    """Modality to the description of its session."""
     parity: list[dict[str, Any]]
     """`ParityReport.to_dict` for every modality and k."""
     latency: list[Latency]
     open_seconds: float
+    """Seconds that opening every session took."""
     resident_bytes: int | None
-    """What a process that serves every modality holds; None where the system does not say."""
+    """Memory of a process that serves every modality; None if the system does not report it."""
 
     @property
     def broken(self) -> list[str]:
-        """One phrase for each promise that does not hold."""
+        """One phrase for each tolerance that is exceeded."""
         return sorted({f"{r['modality']}: {phrase}" for r in self.parity for phrase in r["broken"]})
 
     def ms(self, k: int) -> float:
-        """The longest that an item of any modality took with k tokens."""
+        """Milliseconds of the slowest modality and length with k tokens."""
         return max(cell.ms for cell in self.latency if cell.k == k)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only, for JSON."""
+        """Convert to plain types, for JSON."""
         return {**asdict(self), "holds": not self.broken, "broken": self.broken}
 
 
-def refusals(folder: Path, backend: str, precisions: Sequence[str], threads: int | None) -> dict[str, str]:
-    """Precision to why the backend does not run it; those that it does run are left out."""
+def find_refusals(folder: Path, options: BackendOptions, precisions: Sequence[str]) -> dict[str, str]:
+    """Map each precision that the backend does not run to the reason."""
     bundle = read_bundle(folder, check_hashes=False)
     found = {}
     for precision in precisions:
         try:
-            options = BackendOptions(backend, precision, threads)
-            choose(bundle, options)
+            chosen = dataclasses.replace(options, precision=precision)
+            choose(bundle, chosen)
             for modality in bundle.manifest.modalities:
-                open_session(bundle, modality, options).close()
+                open_session(bundle, modality, chosen).close()
         except FluxTalkError as error:
             found[precision] = str(error)
     return found
 
 
-def attempt(folder: Path, backend: str, precision: str, threads: int | None) -> Trial:
+def run_trial(folder: Path, options: BackendOptions) -> Trial:
     """Open every modality's session, replay the golden vectors, and time single items.
 
+    Args:
+        options: name a backend and a precision.
+
     Raises:
-        FluxTalkError: it does not open or run.
+        FluxTalkError: a session does not open or run.
     """
     bundle = read_bundle(folder, check_hashes=False)
-    options = BackendOptions(backend, precision, threads)
+    precision = bundle.precision(options.precision)
     started = time.perf_counter()
     with ExitStack() as opened:
         sessions: dict[str, Session] = {}
@@ -113,65 +119,68 @@ def attempt(folder: Path, backend: str, precision: str, threads: int | None) -> 
         latency = [cell for modality, session in sessions.items() for cell in _latencies(bundle, modality, session)]
         described = {modality: session.describe() for modality, session in sessions.items()}
         held = _resident_bytes()
-    return Trial(backend, precision, threads, described, reports, latency, round(seconds, 3), held)
+    return Trial(options.backend, precision, options.threads, described, reports, latency, round(seconds, 3), held)
 
 
-def apart(what: Callable[..., T], *arguments: object) -> T:
+def in_subprocess(function: Callable[..., T], *arguments: object) -> T:
     """Call a function in a new process.
 
     Raises:
-        BackendError: the process died of it.
-        Exception: whatever the function raises.
+        BackendError: the process died.
+        Exception: the function's own errors.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
-            return pool.submit(what, *arguments).result()
+            return pool.submit(function, *arguments).result()
         except BrokenProcessPool:
             raise BackendError("its libraries ended the process that tried it; install them again.") from None
 
 
-def counts(bundle: Bundle) -> list[int]:
-    """The k that are tried: 1, the powers of 2, all overlapping ones, and all."""
-    layout = bundle.manifest.layout
+def tried_ks(layout: TokenLayout) -> list[int]:
+    """List the k that are timed: 1, the powers of 2, all overlapping tokens, and all tokens."""
     total, overlapping = layout.num_register_tokens, layout.num_overlapping_tokens
     return sorted({k for k in (1, 2, 4, 8, 16, 32, 64, overlapping, total) if k <= total})
 
 
 def _latencies(bundle: Bundle, modality: str, session: Session) -> Iterator[Latency]:
+    layout = bundle.manifest.layout
     for length, item in _items(bundle, modality):
-        for k, ms in _medians(session, item, counts(bundle)).items():
+        for k, ms in _medians(session, item, layout).items():
             yield Latency(modality, length, k, round(ms, 4))
 
 
 def _items(bundle: Bundle, modality: str) -> Iterator[tuple[int | None, Arrays]]:
-    """The first golden item, at a sixteenth, a quarter and the whole of the longest input."""
+    """Yield the first golden item at a sixteenth, a quarter and the whole of the longest input."""
+    entry = bundle.manifest.modalities[modality]
     first = {name: array[:1] for name, array in bundle.golden.batch[modality].inputs.items()}
-    if "mask" not in first:
+    if not entry.has_length:
         yield None, first
         return
-    longest = bundle.manifest.modalities[modality].max_length or _LONGEST
+    longest = entry.max_length or _LONGEST
     real = int(first["mask"].sum())
     for length in sorted({max(1, longest // 16), max(1, longest // 4), longest}):
         yield length, {name: _repeated(array, real, length) for name, array in first.items()}
 
 
-def _repeated(array: NDArray[Any], real: int, length: int) -> NDArray[Any]:
-    """One item (1, L, ...) without its padding, over and over until it is as long as asked."""
+def _repeated(array: Array, real: int, length: int) -> Array:
+    """Repeat one item (1, L, ...) without its padding up to a length."""
     return np.ascontiguousarray(np.concatenate([array[:, :real]] * -(-length // real), axis=1)[:, :length])
 
 
-def _medians(session: Session, inputs: Arrays, ks: Sequence[int]) -> dict[int, float]:
-    """Milliseconds at each k; they take turns, so that a change of the machine's speed meets all."""
-    times: dict[int, list[float]] = {k: [] for k in ks}
-    for k in ks:
-        session.run(inputs, k, ("embeddings",))
-    ends = time.perf_counter() + _CELL_SECONDS * len(ks)
-    for turn in range(_MOST):
-        if turn >= _FEWEST and time.perf_counter() > ends:
+def _medians(session: Session, inputs: Arrays, layout: TokenLayout) -> dict[int, float]:
+    """Measure milliseconds at each k. The k take turns: a change of the machine's speed affects all of them."""
+    selections = [layout.select(k, POOLED) for k in tried_ks(layout)]
+    times: dict[int, list[float]] = {selection.k: [] for selection in selections}
+    for selection in selections:
+        session.run(inputs, selection.k, (selection.graph_output,))
+    ends = time.perf_counter() + _SECONDS_PER_K * len(selections)
+    for turn in range(_MAX_RUNS):
+        if turn >= _MIN_RUNS and time.perf_counter() > ends:
             break
-        for k in ks:
+        for selection in selections:
+            k, outputs = selection.k, (selection.graph_output,)
             started = time.perf_counter()
-            session.run(inputs, k, ("embeddings",))
+            session.run(inputs, k, outputs)
             times[k].append(1e3 * (time.perf_counter() - started))
     return {k: statistics.median(found) for k, found in times.items()}
 

@@ -8,8 +8,9 @@ import click
 
 from fluxtalk.artifacts.index import IndexSpec
 from fluxtalk.console import debug_option, option, sentence_errors
+from fluxtalk.runtime.backends.command_options import backend_options
+from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.bulk.cli import (
-    backend_options,
     dtype_option,
     input_options,
     k_option,
@@ -18,7 +19,7 @@ from fluxtalk.runtime.bulk.cli import (
 )
 from fluxtalk.runtime.bulk.inputs import open_input
 from fluxtalk.runtime.bulk.stream import EmbedOptions, embed_chunks
-from fluxtalk.runtime.embedder import load
+from fluxtalk.runtime.embedder import open_embedder
 from fluxtalk.runtime.index.build import build_index
 from fluxtalk.runtime.index.search import SearchIndex
 from fluxtalk.tokens import SHARED_KINDS, TOKENS
@@ -56,15 +57,13 @@ def build(
     kind: str,
     dtype: str,
     batch_size: int,
-    backend: str,
-    precision: str | None,
-    threads: int | None,
+    backend_options: BackendOptions,
 ) -> None:
     """Embed ITEMS (texts, or paths of files or folders) of MODALITY with BUNDLE into an index.
 
     fluxtalk index build BUNDLE image photos/ -o photos.index
     """
-    with load(bundle, backend, threads, precision=precision) as embedder:
+    with open_embedder(bundle, backend_options) as embedder:
         opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column, skip_empty)
         names = [item.id for item in opened]
         spec = IndexSpec.of(embedder.bundle, modality, kind, k, dtype)
@@ -104,16 +103,14 @@ def search(
     k: int | None,
     candidates: int | None,
     bundle: Path | None,
-    backend: str,
-    precision: str | None,
-    threads: int | None,
+    backend_options: BackendOptions,
 ) -> None:
     """Find what is most similar to QUERY, a text or a path, of MODALITY.
 
     fluxtalk index search photos.index text "a dog on a beach"
     """
     opened = SearchIndex(index)
-    with load(bundle or opened.stored.bundle, backend, threads, [modality], precision=precision) as embedder:
+    with open_embedder(bundle or opened.stored.bundle, backend_options, [modality]) as embedder:
         found = opened.search_items(embedder, modality, [query], count, k, candidates)
     for hit in found[0]:
         click.echo(f"{hit.similarity:7.4f}  {hit.item}")

@@ -12,7 +12,7 @@ from typing import Any
 
 from fluxtalk.errors import BundleError
 from fluxtalk.runtime.backends.threads import available_cores
-from fluxtalk.runtime.embedder import Embedder, load
+from fluxtalk.runtime.embedder import Embedder, open_embedder
 from fluxtalk.runtime.server.execution.dispatcher import Dispatcher
 from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.body import BodyReader
@@ -154,7 +154,7 @@ def open_verified(settings: ServerSettings) -> Embedder:
     options = settings.backend
     if options.threads is None and settings.workers > 1:
         options = dataclasses.replace(options, threads=max(1, available_cores() // settings.workers))
-    embedder = load(settings.bundle, verify=True, **dataclasses.asdict(options))
+    embedder = open_embedder(settings.bundle, options, verify=True)
     found = embedder.bundle.manifest.bundle_hash
     if settings.revision not in (None, found):
         embedder.close()

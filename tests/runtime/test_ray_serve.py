@@ -134,5 +134,5 @@ def test_a_bundle_that_is_none_fails_the_deployment_with_its_sentence(cluster: C
     with pytest.raises((RuntimeError, BundleError)) as failed:
         cluster.deployed(ServerSettings(tmp_path), replicas=1)
     shown = str(failed.value) + str(serve.status())
-    assert "is no bundle" in shown
+    assert "is not a bundle" in shown
     assert time.monotonic() - begin < 60

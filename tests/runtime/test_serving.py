@@ -1,4 +1,4 @@
-"""What a bundle gives through the library and the command line."""
+"""A bundle through the library and the command line."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_bad_items_leave_no_file(made: Made, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\n broken")
     one_sentence(run("embed", bundle, "image", broken, "-o", output), 1, "broken.png")
-    one_sentence(run("embed", tmp_path, "text", "a", "-o", output), 1, "no bundle")
+    one_sentence(run("embed", tmp_path, "text", "a", "-o", output), 1, "is not a bundle")
     one_sentence(run("embed", bundle, "text", "-o", output), 2, "nothing to embed")
     assert not output.exists()
 

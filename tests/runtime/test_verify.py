@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.errors import InputError, ParityError
 from fluxtalk.export.graph.golden_cases import with_hard_rows
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
-from fluxtalk.runtime.backends.session import Arrays
 from fluxtalk.runtime.verify import ParityReport, verify_sessions
 from fluxtalk.scoring.parity import EXPORT_TOLERANCE, TOLERANCES
 from fluxtalk.scoring.parity_accumulator import AttentionDifference, ParityAccumulator, attention_tolerance
@@ -23,7 +23,7 @@ Outputs = dict[str, NDArray[np.float32]]
 
 
 class Faulty:
-    """A real session whose outputs are tampered with."""
+    """Real session whose outputs are changed."""
 
     def __init__(self, made: Made, modality: str, fault: Callable[[Arrays, Outputs], None]) -> None:
         self._session = OnnxRuntimeSession(made.bundle.graph(modality))
@@ -126,7 +126,7 @@ def refused_at_the_longest(inputs: Arrays, _: Outputs) -> None:
 def test_a_session_that_does_not_run_the_longest_input_is_refused(made: Made) -> None:
     with pytest.raises(ParityError, match=r"text in fp32 does not run the longest input .* of length 32, on faulty"):
         replayed(made, "text", refused_at_the_longest)
-    # One that was compiled for shorter inputs says so to whoever sends a longer one.
+    # One that was compiled for shorter inputs is not asked for the longest.
     session = Faulty(made, "text", refused_at_the_longest)
     session.max_length = 31
     assert not any(report.broken for report in verify_sessions(made.bundle, lambda _: session, ["text"]))
@@ -145,7 +145,7 @@ def test_attention_is_compared_where_there_is_a_feature() -> None:
         return worst.attention
 
     assert compared(weights) == AttentionDifference(0, 0)
-    # Without padding, with more of it, and whatever a row without a feature says.
+    # Without padding, with more of it, and with any weights in a row without a feature.
     assert compared(weights[:, :, :2]) == AttentionDifference(0, 0)
     assert compared(np.pad(weights, [(0, 0), (0, 0), (0, 4)])) == AttentionDifference(0, 0)
     assert compared(weights * np.array([1, 9], dtype=np.float32)[:, None, None]) == AttentionDifference(0, 0)
@@ -169,7 +169,7 @@ def test_golden_items_end_with_the_hard_cases(made: Made) -> None:
     pixels = made.bundle.golden.batch["image"].inputs
     assert not pixels["pixels"][-1].any()
     assert pixels["pixels"][:-1].any(axis=(1, 2, 3)).all()
-    # 64 of each where there are as many; the table has 32 and 64.
+    # At most 64 of each; the table has 32 and 64.
     assert len(pixels["pixels"]) == 65
 
 

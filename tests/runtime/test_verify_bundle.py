@@ -1,4 +1,4 @@
-"""`fluxtalk-export verify`: what lies beside the bundle, and what golden vectors hold beyond a batch of items."""
+"""`fluxtalk-export verify`: engines beside the bundle, and golden vectors of attention and of the longest input."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PLAN = bytes(range(256)) * 8
 
 @pytest.fixture(scope="module")
 def attentive(made: Made, table_data: PairDataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle with attention, in two precisions."""
+    """Export a bundle with attention, in two precisions."""
     options = ExportOptions(("fp32", "fp16"), attention=True)
     return write_bundle(made.run, table_data, tmp_path_factory.mktemp("attentive") / "bundle", options)
 
@@ -48,7 +48,7 @@ def verify(folder: Path, *more: str) -> Result:
 
 
 def sealed(folder: Path, *changed: str) -> None:
-    """Make the manifest say what the files now are."""
+    """Write the files' present hashes into the manifest."""
     manifest = read_bundle(folder, check_hashes=False).manifest
     manifest.files.update({name: hash_file(folder / name) for name in changed})
     write_manifest(folder, manifest)
@@ -112,7 +112,7 @@ def test_attention_and_the_longest_input_are_golden(attentive: Bundle) -> None:
     assert longest.inputs["mask"].shape == (1, 32)
     assert longest.inputs["mask"].all()
     assert longest.expected[ATTENTION].shape == (1, 4, 32)
-    # Pixels have one size.
+    # Pixels have no length.
     assert "image" not in attentive.golden.longest
 
 
@@ -149,12 +149,12 @@ def test_golden_vectors_may_lack_the_longest_input_and_nothing_else(copy: Path) 
 
 
 def test_a_graph_that_does_not_run_the_longest_input_is_refused(made: Made, copy: Path) -> None:
-    """What an encoder with fewer positions than its preprocessing's max_length does."""
+    """An encoder with fewer positions than its preprocessing's max_length behaves like this graph."""
     path = copy / "text.fp32.onnx"
     model = onnx.load(path)
     node = next(n for n in model.graph.node if "input_ids" in n.input)
     node.input[:] = ["bounded" if name == "input_ids" else name for name in node.input]
-    # 24 positions, of which each input takes its own number: more are out of range.
+    # Looks every position up in a table of 24: further ones are out of range.
     table = helper.make_tensor("positions", TensorProto.INT64, [24], [0] * 24)
     model.graph.initializer.extend(
         [
@@ -206,6 +206,6 @@ def test_an_encoder_that_does_not_take_its_longest_input_is_not_exported(made: M
     )
     plain: dict[str, Any] = eager_outputs(embedder, case.inputs, attention=False)
     np.testing.assert_array_equal(plain["tokens"], case.expected["tokens"])
-    # As long already, without a longest, or too large to be carried about.
+    # None if the batch is as long already, if there is no longest, or if the row is too large for a bundle.
     for max_length in (real, None, 1 << 20):
         assert longest_case(embedder, max_length, inputs, attention=False) is None

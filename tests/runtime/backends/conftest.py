@@ -1,4 +1,4 @@
-"""A GPU that is not there."""
+"""Fixture of a fake GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A GPU that is not there: `cuda.bindings.runtime` and TensorRT's runtime, as far as a session calls them.
+"""A fake GPU: `cuda.bindings.runtime` and TensorRT's runtime, as far as a session calls them.
 
 The lowest seam, and strict: work waits in its stream until that is synchronized, every access is checked against live
 memory of the right kind, an execution context refuses shapes outside of its profile, and a recording may be replayed
@@ -34,7 +34,7 @@ from fluxtalk.devices.tensorrt_api import TensorRT
 from fluxtalk.runtime.backends import choose as backends
 from fluxtalk.runtime.backends import cuda
 from fluxtalk.runtime.backends import tensorrt_session as session_tensorrt
-from fluxtalk.runtime.backends.engine_shapes import Input, input_of
+from fluxtalk.runtime.backends.engine_shapes import EngineInput
 
 CAPABILITY = "8.9"
 VERSION = "1.2.3"
@@ -47,14 +47,14 @@ class FakeCudart:
 
     real: Any
     failing: dict[str, str] = field(default_factory=dict)
-    """Function to the name of the error that it gives."""
+    """Name of a function to the name of the error that it returns."""
     calls: Counter[str] = field(default_factory=Counter)
     memory: dict[int, tuple[str, Any]] = field(default_factory=dict)
-    """Address to ``device`` or ``host``, and the bytes."""
+    """Address to its kind, ``device`` or ``host``, and its bytes."""
     streams: dict[int, list[Operation]] = field(default_factory=dict)
     recording: set[int] = field(default_factory=set)
     graphs: set[int] = field(default_factory=set)
-    """Those that were not destroyed."""
+    """Recorded graphs that were not destroyed."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
@@ -139,7 +139,7 @@ class FakeCudart:
         return self._result("cudaGraphLaunch")
 
     def view(self, address: int, kind: str, size: int) -> NDArray[np.uint8]:
-        """``size`` live bytes at an address."""
+        """View ``size`` live bytes at an address."""
         assert address in self.memory, f"{address} is no live memory"
         found, content = self.memory[address]
         assert found == kind, f"{address} is of the {found}, not of the {kind}"
@@ -148,14 +148,14 @@ class FakeCudart:
 
     @property
     def live(self) -> int:
-        """How much of anything was not given back."""
+        """Count of memory, streams and graphs that were not freed."""
         return len(self.memory) + len(self.streams) + len(self.graphs)
 
     def _allocate(self, name: str, kind: str, size: int) -> Any:
         if name in self.failing:
             return self._result(name, None)
         content = (ctypes.c_uint8 * size)()
-        # Whoever reads what nobody wrote shall notice.
+        # Reading memory that nobody wrote must be noticed.
         ctypes.memset(content, 0xFF, size)
         self.memory[ctypes.addressof(content)] = (kind, content)
         return self._result(name, ctypes.addressof(content))
@@ -173,21 +173,21 @@ class FakeCudart:
 
 
 class AllocationStrategy(enum.Enum):
-    """Of TensorRT."""
+    """`ExecutionContextAllocationStrategy` of TensorRT."""
 
     STATIC = 0
     USER_MANAGED = 2
 
 
 class GraphStrategy(enum.Enum):
-    """Of TensorRT-RTX."""
+    """`CudaGraphStrategy` of TensorRT-RTX."""
 
     DISABLED = 0
     WHOLE_GRAPH_CAPTURE = 1
 
 
 class FakeTensorRT:
-    """The module `tensorrt`, or `tensorrt_rtx`."""
+    """Module `tensorrt` or `tensorrt_rtx`."""
 
     __version__ = VERSION
 
@@ -204,7 +204,7 @@ class FakeTensorRT:
 
     @property
     def calls(self) -> Counter[str]:
-        """What contexts were asked for."""
+        """Calls to contexts, counted by name."""
         return self.cudart.calls
 
 
@@ -234,7 +234,9 @@ class FakeEngine:
         content = json.loads(plan)
         self.trt = trt
         self.profiles: list[Profile] = content["profiles"]
-        self.inputs: dict[str, Input] = {name: input_of(name, *rest) for name, *rest in content["inputs"]}
+        self.inputs: dict[str, EngineInput] = {
+            name: EngineInput.from_dynamic(name, *rest) for name, *rest in content["inputs"]
+        }
         self.session = session_of(Path(content["graph"]))
         self.outputs = [output.name for output in self.session.get_outputs()]
         self.num_optimization_profiles = len(self.profiles)
@@ -325,7 +327,7 @@ class FakeContext:
 
 @dataclass
 class FakeGpu:
-    """What is there in place of a GPU."""
+    """Fake CUDA and fake TensorRT libraries."""
 
     cudart: FakeCudart
     flavors: dict[str, TensorRT]
@@ -333,7 +335,7 @@ class FakeGpu:
     def put_engine(
         self, bundle: Bundle, modality: str, profiles: list[Profile], flavor: Flavor, precision: str = "fp32"
     ) -> EngineRecord:
-        """Put an engine of a bundle's graph into its folder of engines."""
+        """Write an engine of a bundle's graph into its folder of engines."""
         graph = bundle.graph(modality, precision)
         tensors = session_of(graph)
         names = {"tensor(int64)": "int64", "tensor(bool)": "bool", "tensor(uint8)": "uint8", "tensor(float)": "float32"}
@@ -363,13 +365,13 @@ class FakeGpu:
         return record
 
     def contexts(self, flavor: Flavor) -> list[FakeContext]:
-        """The execution contexts that are alive."""
+        """List the execution contexts that are alive."""
         found = (reference() for reference in self.flavors[flavor].trt.contexts)
         return [context for context in found if context is not None]
 
 
 def session_of(graph: Path) -> onnxruntime.InferenceSession:
-    """A graph on one core."""
+    """Open a graph on one core."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""What is chosen to run a bundle, and what each choice is given."""
+"""Choice of a backend, and the options that each library is given."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BackendError, InputError, UsageError
 from fluxtalk.runtime import load
 from fluxtalk.runtime.backends import choose as backends
-from fluxtalk.runtime.backends.choose import choose, compiled_layout, open_session
+from fluxtalk.runtime.backends.choose import choose
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
+from fluxtalk.runtime.backends.open_sessions import compiled_inputs, open_session
 from fluxtalk.runtime.backends.options import BACKENDS, BackendOptions
 from fluxtalk.runtime.backends.tensorrt_session import TensorRTSession
 from fluxtalk.scoring.parity import TOLERANCES
@@ -40,7 +41,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_precisions(made: Made, folder: Path, *precisions: str) -> Bundle:
-    """The shared bundle under other names of its precision; nothing here looks into the half precision graphs."""
+    """Copy the shared bundle, naming its one graph by these precisions; no test here runs a half precision graph."""
     shutil.copytree(made.bundle.folder, folder)
     manifest = made.bundle.manifest
     entries = {
@@ -95,9 +96,11 @@ def test_a_gpu_prefers_half_precision_and_native_engines(
     assert chosen("ort-cuda", "fp32") == ("ort-cuda", "fp32")
     assert chosen("ort-tensorrt") == ("ort-tensorrt", "fp16")
     assert choose(in_precisions(made, tmp_path / "two", "bf16", "fp32"), BackendOptions()).precision == "fp32"
-    with pytest.raises(BackendError, match=r"text in fp16 for rtx.*there is none of them.*fluxtalk-export trt"):
+    with pytest.raises(
+        BackendError, match=r"text in fp16 for tensorrt-rtx.*there is none of them.*fluxtalk-export trt"
+    ):
         choose(bundle, BackendOptions("tensorrt-rtx", None), ["text"])
-    # An engine of one modality serves that one alone.
+    # An engine of one modality runs only that one.
     gpu.put_engine(bundle, "text", [PROFILES["text"]], "rtx", "fp32")
     assert chosen() == ("ort-cuda", "fp16")
     assert chosen("auto", None, "text") == ("tensorrt-rtx", "fp32")
@@ -115,7 +118,7 @@ def test_a_gpu_prefers_half_precision_and_native_engines(
 
 @pytest.fixture
 def cuda_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with onnxruntime-gpu beside a driver, without CUDA's libraries."""
+    """The same happens with onnxruntime-gpu and a driver, but without CUDA's libraries."""
     providers(monkeypatch, "CUDAExecutionProvider")
     monkeypatch.setattr(onnxruntime, "InferenceSession", Recorder(started=False))
     monkeypatch.setattr(backends, "openvino_installed", lambda: False)
@@ -185,7 +188,7 @@ def test_a_bundle_with_engines_is_served_by_them(
                 found, expected = (e.embed(modality, items[modality], k) for e in (embedder, reference))
                 np.testing.assert_allclose(found, expected, atol=2e-6)
     assert gpu.cudart.live == 0
-    # What was opened before something is refused is closed again.
+    # Sessions that were opened before a refusal are closed.
     (bundle.engines / gpu.put_engine(bundle, "text", [PROFILES["text"]], "tensorrt").file).write_bytes(b"{}")
     with pytest.raises(Exception, match="was changed since it was built"):
         load(bundle.folder, "tensorrt", modalities=["image", "text"])
@@ -203,7 +206,7 @@ def test_what_is_named_and_missing_is_refused(made: Made, no_gpu: None) -> None:
 
 
 class Recorder:
-    """In place of `InferenceSession`: remembers what it was given, and runs on the CPU."""
+    """Stand-in for `InferenceSession` that keeps its arguments and runs on the CPU."""
 
     def __init__(self, started: bool = True) -> None:
         self.started = started
@@ -280,12 +283,12 @@ def test_batches_beyond_the_compiled_profile(made: Made, tmp_path: Path, monkeyp
     longer = {name: np.pad(a, [(0, 0), (0, 40)]) if a.ndim > 1 else a for name, a in inputs.items()}
     with pytest.raises(InputError, match="length 1 to 32, k 1 to 4; got batch"):
         session.run(longer, 4)
-    assert compiled_layout(bundle, "image").profiles[0] == {"batch": [1, 8, 64], "k": [1, 4, 4]}
+    assert compiled_inputs(bundle, "image").profiles[0] == {"batch": [1, 8, 64], "k": [1, 4, 4]}
 
 
 @needs_proc
 def test_the_cpu_gives_memory_back(made: Made) -> None:
-    """With ONNX Runtime's own settings the large batch leaves 548 MB behind, and with these 130 to 190 MB."""
+    """By default ONNX Runtime keeps 548 MB after the large batch, with these settings 130 to 190 MB."""
     assert growth(OnnxRuntimeSession, made.bundle.graph("image")) < 300e6
 
 

@@ -1,4 +1,4 @@
-"""What runs on a GPU, on a GPU. Collected everywhere, skipped with the reason where there is none."""
+"""Sessions on a real GPU. Collected everywhere, and skipped with the reason if there is none."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from fluxtalk.export.to_tensorrt.job import builder_options, compile_job
 from fluxtalk.export.to_tensorrt.profiles import profiles_of
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.runtime import load
-from fluxtalk.runtime.backends.choose import choose, open_session
+from fluxtalk.runtime.backends.choose import choose
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
+from fluxtalk.runtime.backends.open_sessions import open_session
 from fluxtalk.runtime.backends.options import NATIVE, BackendOptions
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.backends.tensorrt_session import TensorRTSession
@@ -45,14 +46,14 @@ NAMES = {flavor: name for name, flavor in NATIVE.items()}
 
 @pytest.fixture(scope="module")
 def bundle(made: Made, table_data: PairDataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The shared run in every precision that GPUs compute in; it learned nothing, so quality says nothing."""
+    """Export the shared run in every precision of GPUs; it is untrained, so quality gates are off."""
     options = ExportOptions(PRECISIONS, allow_quality_loss=True)
     return write_bundle(made.run, table_data, tmp_path_factory.mktemp("gpu") / "bundle", options)
 
 
 @pytest.fixture(scope="module", params=FLAVORS)
 def flavor(request: pytest.FixtureRequest, bundle: Bundle) -> Flavor:
-    """A flavor that is installed, with an engine of every graph."""
+    """Installed flavor, with an engine of every graph."""
     name: Flavor = request.param
     for module in (MODULES[name], "cuda"):
         if importlib.util.find_spec(module) is None:
@@ -69,7 +70,7 @@ def flavor(request: pytest.FixtureRequest, bundle: Bundle) -> Flavor:
 
 
 def provider(backend: str, folder: Path) -> None:
-    """Skip where a backend of ONNX Runtime does not start: it names providers whose libraries are missing too."""
+    """Skip if a backend of ONNX Runtime does not start: it also lists providers whose libraries are missing."""
     tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "twice", tensors[:1], tensors[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", DEFAULT_OPSET)], ir_version=10)
@@ -81,7 +82,7 @@ def provider(backend: str, folder: Path) -> None:
 
 
 def batches(bundle: Bundle, modality: str) -> Iterator[dict[str, Any]]:
-    """Batches of several sizes and lengths, one of more rows than an engine takes."""
+    """Yield batches of several sizes and lengths, one with more rows than an engine takes."""
     golden = bundle.golden.batch[modality].inputs
     rng = np.random.default_rng(0)
     count = len(next(iter(golden.values())))
@@ -99,7 +100,7 @@ def batches(bundle: Bundle, modality: str) -> Iterator[dict[str, Any]]:
 
 
 def require_parity(made: Made, bundle: Bundle, modality: str, session: Session, tolerance: Tolerance) -> None:
-    """Golden vectors for every k, and every batch against eager PyTorch for every k, twice."""
+    """Compare golden vectors, and every batch twice with eager PyTorch, for every k."""
     for report in verify_sessions(bundle, lambda _: session, [modality]):
         assert report.difference.violations(tolerance) == [], report
     eager = made.run.embedder(modality)
@@ -172,7 +173,7 @@ def test_closing_gives_the_memory_back(bundle: Bundle, flavor: Flavor) -> None:
 
 
 def test_auto_takes_the_engines(made: Made, bundle: Bundle, flavor: Flavor) -> None:
-    # Of several flavors, the one whose engines are there first.
+    # `auto` takes the first flavor that has engines.
     assert choose(bundle, BackendOptions()).backend in NATIVE
     with load(bundle.folder, NAMES[flavor], verify=True) as embedder:
         assert embedder.precision == "fp16"
@@ -200,7 +201,7 @@ def test_onnxruntime_on_cuda_equals_eager(made: Made, bundle: Bundle, modality: 
 @pytest.mark.usefixtures("ort_tensorrt")
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_onnxruntime_keeps_its_engines(made: Made, bundle: Bundle, modality: str) -> None:
-    """Its float32 engines multiply in TF32, and it has no option against that."""
+    """Float32 engines of this provider multiply in TF32, which no option turns off."""
     require_parity(
         made,
         bundle,

@@ -1,4 +1,4 @@
-"""OpenVINO runs what ONNX Runtime runs, as exactly as each precision promises, and sends nothing to anyone."""
+"""OpenVINO runs every bundle within its tolerances, and sends nothing over the network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.runtime import load
 from fluxtalk.runtime.backends import choose as backends
 from fluxtalk.runtime.backends import openvino_session as session_openvino
-from fluxtalk.runtime.backends.choose import choose, open_session
+from fluxtalk.runtime.backends.choose import choose
+from fluxtalk.runtime.backends.open_sessions import open_session
 from fluxtalk.runtime.backends.openvino_session import OpenVinoSession
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.verify import verify_sessions
@@ -40,7 +41,7 @@ METHODS = ("static", "weight-only", "dynamic")
 def exported(
     made: Made, table_data: PairDataset, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Bundle]]:
-    """The shared run in every precision, and every kind of int8; an encoder of one step passes no quality gate."""
+    """Export the shared run in every precision and kind of int8; its encoder of one step passes no quality gate."""
     folder = tmp_path_factory.mktemp("openvino")
     wanted = {"static": ExportOptions(("fp32", "fp16", "bf16", "int8"), "static", allow_quality_loss=True)}
     wanted |= {method: ExportOptions(("int8",), method, allow_quality_loss=True) for method in METHODS[1:]}
@@ -49,7 +50,7 @@ def exported(
 
 
 def held_to_the_tier(bundle: Bundle, precision: str) -> Bundle:
-    """With the promise of the precision itself, not what an allowed loss widened it to."""
+    """Set the tolerance to the precision's own, which an allowed loss had widened."""
     entry = bundle.manifest.precisions[precision]
     rows = None if entry.method == "dynamic" else TOLERANCES[precision].rows
     tolerance = dataclasses.replace(TOLERANCES[precision], rows=rows)
@@ -62,7 +63,7 @@ def held_to_the_tier(bundle: Bundle, precision: str) -> Bundle:
     [("static", "fp32"), ("static", "fp16"), ("static", "bf16"), *((method, "int8") for method in METHODS)],
 )
 def test_every_precision_keeps_its_promise(exported: dict[str, Bundle], name: str, precision: str) -> None:
-    """Golden vectors of both modalities: every k, in batches, alone, and with more and less padding."""
+    """Replay the golden vectors of both modalities: every k, in batches, alone, with more and less padding."""
     bundle = held_to_the_tier(exported[name], precision)
     sessions = {
         m: open_session(bundle, m, BackendOptions("openvino", precision, threads=1)) for m in bundle.manifest.modalities
@@ -88,7 +89,7 @@ def test_it_embeds_what_onnxruntime_embeds(made: Made, table_data: PairDataset) 
 
 
 def test_many_threads_share_a_session(made: Made) -> None:
-    """Each gets its own rows, and keeps them when others run; some batches are so large that memory is given back."""
+    """Each thread gets its own rows, and keeps them while others run; some batches are large enough to free memory."""
     session = OpenVinoSession(made.bundle.graph("text"), 1)
     case = made.bundle.golden.batch["text"]
     golden, expected = case.inputs, case.expected
@@ -119,7 +120,7 @@ def test_arrays_that_are_views_or_read_only_are_taken(made: Made) -> None:
 
 
 def test_wrong_inputs_are_refused(made: Made) -> None:
-    """OpenVINO itself takes what is missing from the run before, and casts what has another type."""
+    """OpenVINO itself would take a missing input from the run before, and cast another type."""
     session = OpenVinoSession(made.bundle.graph("image"), 1)
     pixels = np.zeros((1, 32, 32, 1), np.uint8)
     session.run({"pixels": pixels}, 4)
@@ -129,7 +130,7 @@ def test_wrong_inputs_are_refused(made: Made) -> None:
         session.run({"pixels": pixels.astype(np.float32)}, 4)
     with pytest.raises(InputError, match=r"OpenVINO could not run the graph: .*shape=\[\?,32,32,1\].*incompatible\."):
         session.run({"pixels": pixels[:, :30]}, 4)
-    # And none of them spoils the next.
+    # A refused batch does not affect the next.
     assert session.run({"pixels": pixels}, 4)["tokens"].shape == (1, 4, 48)
 
 
@@ -192,7 +193,7 @@ print([name for name in sys.modules if name.split(".")[0] in ("openvino_telemetr
 
 
 def test_it_reports_to_nobody(made: Made, tmp_path: Path) -> None:
-    """`import openvino` alone sends an event, and leaves a number for this user in the home folder."""
+    """`import openvino` by itself sends an event, and writes a user's number into the home folder."""
     done = subprocess.run(
         [sys.executable, "-c", _QUIET, str(made.bundle.folder)],
         capture_output=True,
@@ -205,7 +206,7 @@ def test_it_reports_to_nobody(made: Made, tmp_path: Path) -> None:
 
 @needs_proc
 def test_memory_is_given_back(made: Made) -> None:
-    """Of the 280 MB that a batch of 2,048 needs, all but some 10."""
+    """A batch of 2,048 needs 280 MB, of which about 10 remain."""
     assert growth(session_openvino.OpenVinoSession, made.bundle.graph("image")) < 100e6
 
 

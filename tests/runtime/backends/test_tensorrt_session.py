@@ -1,4 +1,4 @@
-"""The native session on a GPU that is not there (`fake_gpu`); `test_gpu_sessions` has a real one."""
+"""`TensorRTSession` on a fake GPU; `test_gpu_sessions` runs it on a real one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ WIDE: Profile = {"batch": [1, 8, 128], "length": [1, 16, 32], "k": [1, 4, 4]}
 
 @pytest.fixture
 def bundle(made: Made, tmp_path: Path) -> Iterator[Bundle]:
-    """The shared bundle, in a folder that engines may be put into."""
+    """Copy the shared bundle, to write engines into."""
     shutil.copytree(made.bundle.folder, tmp_path / "bundle")
     yield read_bundle(tmp_path / "bundle")
     gc.collect()  # What is still alive below is a leak.
@@ -49,7 +49,7 @@ def without_length(profile: Profile) -> Profile:
 
 
 def texts(batch: int, length: int, k: int = 4, seed: int = 0) -> tuple[dict[str, Any], int]:
-    """Random texts, and the k to run them with."""
+    """Draw random texts, and the k to run them with."""
     rng = np.random.default_rng([seed, batch, length])
     mask = np.arange(length) < rng.integers(1, length + 1, (batch, 1))
     ids = np.where(mask, rng.integers(1, 60, (batch, length)), 0)
@@ -167,7 +167,7 @@ def test_buffers_are_bound_once_and_again_when_they_have_grown(gpu: FakeGpu, bun
     assert (calls["set_tensor_address"], calls["cudaMalloc"]) == (bound, allocated)
     for batch in range(9, 17):
         session.run(*texts(batch, 16))
-    # Everything but the token positions grew, once: to twice as much.
+    # All buffers but that of the token positions grew once, to twice their size.
     assert (calls["set_tensor_address"], calls["cudaMalloc"]) == (10, 9)
     assert len(gpu.cudart.memory) == 10
 
@@ -184,11 +184,11 @@ def test_shapes_are_recorded_when_they_come_again_and_the_oldest_goes(
     for batch in (1, 1, 1, 2, 2, 2, 3, 3, 2, 1, 3):
         session.run(*texts(batch, 7))
         begun.append(calls["cudaStreamBeginCapture"])
-    # The third shape takes the place of the first, which is recorded anew, in the place of the third.
+    # The third shape replaces the first, which is then recorded again and replaces the third.
     assert begun == [0, 1, 1, 1, 2, 2, 2, 3, 3, 4, 5]
     assert calls["cudaGraphLaunch"] == 3
     assert len(gpu.cudart.graphs) == 2
-    # One is plain.
+    # One of the contexts is the plain one.
     gc.collect()
     assert len(gpu.contexts("tensorrt")) == 3
     # Near sizes share a recording: 33 to 40 rows are 40, 17 to 20 words are 20.
@@ -197,7 +197,7 @@ def test_shapes_are_recorded_when_they_come_again_and_the_oldest_goes(
         session.run(*texts(batch, length))
     assert calls["cudaStreamBeginCapture"] == before + 1
     assert calls["cudaGraphLaunch"] == 5
-    # Buffers that move take the recordings with them.
+    # Moving buffers drops the recordings.
     session.run(*texts(128, 32))
     assert len(gpu.cudart.graphs) == 0
 
@@ -218,7 +218,7 @@ def test_where_nothing_can_be_recorded_the_engine_runs_without(gpu: FakeGpu, bun
 @pytest.mark.parametrize("flavor", BOTH)
 def test_threads_share_a_few_lanes(gpu: FakeGpu, bundle: Bundle, flavor: Flavor) -> None:
     gpu.put_engine(bundle, "text", [WIDE], flavor)
-    session = TensorRTSession(bundle, "text", "fp32", flavor, lanes=3)
+    session = TensorRTSession(bundle, "text", "fp32", flavor, slots=3)
     reference = OnnxRuntimeSession(bundle.graph("text", "fp32"))
     batches = [texts(1 + i % 5, 3 + i % 4, 1 + i % 4, seed=i) for i in range(60)]
     with ThreadPoolExecutor(8) as pool:
@@ -275,7 +275,7 @@ def test_an_engine_that_does_not_fit_or_was_changed_is_never_loaded(
 
 
 class CarefulRuntime(fake_gpu.FakeRuntime):
-    """Refuses engines that bring code, as the real one does, until it is told otherwise."""
+    """Runtime that refuses engines with code of their own until that is allowed, as the real one does."""
 
     engine_host_code_allowed = False
 
@@ -297,7 +297,7 @@ def test_engines_that_bring_code_run_only_where_that_is_allowed(
     plain = gpu.put_engine(bundle, "text", [WIDE], "tensorrt")
     plan = json.dumps({**json.loads(read_plan(bundle.engines, plain)), "host_code": True}).encode()
     TensorRTSession(bundle, "text", "fp32", "tensorrt", allow_host_code=True).close()
-    # Nothing is allowed that is not needed.
+    # Host code is not allowed for an engine without any.
     assert [runtime.engine_host_code_allowed for runtime in made_runtimes] == [False]
     for file in list(bundle.engines.iterdir()):
         file.unlink()

@@ -17,10 +17,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.errors import InputError, UsageError
 from fluxtalk.runtime import Embedder, FakeSession, load
-from fluxtalk.runtime.backends.session import Arrays
 from fluxtalk.runtime.bulk.inputs import Item, open_input
 from fluxtalk.runtime.bulk.stream import EmbedOptions, embed_to_file
 from tests.conftest import Made

@@ -1,4 +1,4 @@
-"""What `fluxtalk doctor` says of a bundle on this machine."""
+"""`fluxtalk doctor`: real trials of a bundle, and recommendations from given figures."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from safetensors.numpy import load_file, save_file
 from fluxtalk.artifacts.bundle import Bundle, PrecisionEntry, read_bundle, write_manifest
 from fluxtalk.artifacts.files import hash_file
 from fluxtalk.errors import BackendError
-from fluxtalk.runtime.backends.choose import Choice
-from fluxtalk.runtime.backends.options import BACKENDS
-from fluxtalk.runtime.doctor.advice import Goal, faster, recall_curves, recommend
+from fluxtalk.runtime.backends.choose import BackendChoice
+from fluxtalk.runtime.backends.options import BACKENDS, BackendOptions
+from fluxtalk.runtime.doctor.advice import Goal, recall_curves, recommend, speed_advice
 from fluxtalk.runtime.doctor.cli import main
 from fluxtalk.runtime.doctor.examine import examine
-from fluxtalk.runtime.doctor.trial import Latency, Trial, apart, attempt, counts, refusals
+from fluxtalk.runtime.doctor.trial import Latency, Trial, find_refusals, in_subprocess, run_trial, tried_ks
 from fluxtalk.scoring.parity import TOLERANCES
 from tests.conftest import Made
 
@@ -39,7 +39,7 @@ def test_a_whole_examination(made: Made) -> None:
     trials = {(trial["backend"], trial["precision"]): trial for trial in found["trials"]}
     assert ("ort-cpu", "fp32") in trials
     assert (("openvino", "fp32") in trials) == OPENVINO
-    # Every backend is in one of the two.
+    # Every backend either has a trial or is refused.
     assert {backend for backend, _ in trials} | set(found["refused"]) == set(BACKENDS[1:])
     for trial in trials.values():
         assert len(trial["parity"]) == 8
@@ -82,7 +82,7 @@ def test_it_reads_well(made: Made) -> None:
 
 
 def test_broken_parity_is_exit_code_1(made: Made, tmp_path: Path) -> None:
-    """Golden vectors of another head, in a bundle whose hashes are all right."""
+    """The bundle has golden vectors of another head, and correct hashes."""
     folder = tmp_path / "bundle"
     shutil.copytree(made.bundle.folder, folder)
     golden = folder / made.bundle.manifest.golden
@@ -100,33 +100,33 @@ def test_broken_parity_is_exit_code_1(made: Made, tmp_path: Path) -> None:
 
 
 def test_where_nothing_runs(made: Made) -> None:
-    found = apart(refusals, made.bundle.folder, "tensorrt", ["fp32"], None)
+    found = in_subprocess(find_refusals, made.bundle.folder, BackendOptions("tensorrt"), ["fp32"])
     if not found:
         pytest.skip("TensorRT runs here")
     with pytest.raises(BackendError, match=r"No backend runs .* here: .*TensorRT"):
-        examine(made.bundle.folder, Goal(), ["tensorrt"])
+        examine(made.bundle.folder, Goal(), [BackendOptions("tensorrt")])
 
 
 def test_a_crash_is_a_finding() -> None:
     with pytest.raises(BackendError, match="ended the process that tried it"):
-        apart(os._exit, 3)
+        in_subprocess(os._exit, 3)
 
 
 def test_memory_is_that_of_one_process(made: Made) -> None:
-    """This process holds torch; what serves does not."""
+    """This process holds torch, which a trial does not."""
     if not os.path.exists("/proc/self/status"):
         pytest.skip("there is no /proc here")
-    trial = apart(attempt, made.bundle.folder, "ort-cpu", "fp32", 1)
+    trial = in_subprocess(run_trial, made.bundle.folder, BackendOptions("ort-cpu", "fp32", threads=1))
     own = 4096 * int(Path("/proc/self/statm").read_text().split()[1])
     assert trial.resident_bytes is not None
     assert trial.resident_bytes < own
 
 
-# From here on nothing is timed: figures are given.
+# The tests from here on time nothing: their figures are given.
 
 
 def trial(backend: str, precision: str, by_k: dict[int, float], broken: bool = False) -> Trial:
-    """A backend that takes so many milliseconds with k tokens, and a quarter for a text of an eighth."""
+    """Make a trial with these milliseconds by k, and a quarter of them for a text of an eighth of the length."""
     latency = [
         Latency("text", length, k, ms / 4 if length == 4 else ms) for length in (4, 32) for k, ms in by_k.items()
     ]
@@ -135,7 +135,7 @@ def trial(backend: str, precision: str, by_k: dict[int, float], broken: bool = F
 
 
 def with_curves(bundle: Bundle, **curves: dict[str, float]) -> Bundle:
-    """A bundle of these precisions, with Recall@10 by k, and a second direction that is always perfect."""
+    """Give a bundle these precisions, with Recall@10 by k, and a second direction whose recall is always 1."""
     entries = {
         name: PrecisionEntry(
             TOLERANCES[name],
@@ -169,7 +169,7 @@ def test_the_k_for_a_recall_a_time_or_a_size(made: Made) -> None:
         int8={"1": 0.36, "2": 0.64, "3": 0.76, "4": 0.76},
     )
     assert recall_curves(bundle)["fp32"] == pytest.approx({1: 0.5, 2: 0.9, 3: 1.0, 4: 1.0})
-    # Of int8 against the full recall of the best precision.
+    # int8 is compared with the full recall of the best precision.
     assert recall_curves(bundle)["int8"] == pytest.approx({1: 0.45, 2: 0.8, 3: 0.95, 4: 0.95})
     trials = [trial("ort-cpu", "fp32", STEEP), trial("openvino", "int8", {k: ms / 2 for k, ms in STEEP.items()})]
 
@@ -181,7 +181,7 @@ def test_the_k_for_a_recall_a_time_or_a_size(made: Made) -> None:
     assert chosen(0.9) == ("int8", 3)
     assert chosen(0.8) == ("int8", 2)
     assert chosen(0.4) == ("int8", 1)
-    # Without a recall to reach: the best recall within.
+    # Without a recall to reach, the best recall within the limit wins.
     assert chosen(None, 10.0) == ("fp32", 3)
     assert chosen(None, 2.5) == ("int8", 3)
     assert chosen(None, 1.2) == ("int8", 2)
@@ -199,7 +199,7 @@ def test_the_k_for_a_recall_a_time_or_a_size(made: Made) -> None:
 
 
 def test_fewer_tokens_that_find_more_are_as_good_as_all(made: Made) -> None:
-    """One query of few may tip it: the full recall is that of all tokens in the most exact precision."""
+    """With few queries, one can decide: the full recall is that of all tokens in the most exact precision."""
     bundle = with_curves(
         made.bundle,
         int8={"1": 0.90, "2": 0.93, "3": 0.93, "4": 0.93},
@@ -236,10 +236,12 @@ def test_a_bundle_without_a_recall_curve(made: Made) -> None:
 
 def test_what_would_make_it_faster(made: Made) -> None:
     missing = {"openvino": {"fp32": "The backend openvino needs OpenVINO, which is not installed; pip install it."}}
-    auto = Choice("ort-cpu", "fp32", "")
+    auto = BackendChoice("ort-cpu", "fp32", "")
 
     def said(trials: list[Trial], one_thread: Trial | None = None, gpu: str | None = None, cores: int = 2) -> str:
-        return "\n".join(faster(made.bundle, trials, missing if len(trials) < 2 else {}, one_thread, auto, cores, gpu))
+        return "\n".join(
+            speed_advice(made.bundle, trials, missing if len(trials) < 2 else {}, one_thread, auto, cores, gpu)
+        )
 
     alone = said([trial("ort-cpu", "fp32", FLAT)])
     assert "Fewer tokens save bytes, not time" in alone
@@ -260,9 +262,9 @@ def test_what_would_make_it_faster(made: Made) -> None:
 
 
 def test_the_k_that_are_tried(made: Made) -> None:
-    assert counts(made.bundle) == [1, 2, 3, 4]
+    assert tried_ks(made.bundle.manifest.layout) == [1, 2, 3, 4]
     many = dataclasses.replace(
         made.bundle.manifest, num_register_tokens=12, trained_register_tokens=12, num_overlapping_tokens=9
     )
-    assert counts(dataclasses.replace(made.bundle, manifest=many)) == [1, 2, 4, 8, 9, 12]
+    assert tried_ks(many.layout) == [1, 2, 4, 8, 9, 12]
     assert read_bundle(made.bundle.folder).manifest == made.bundle.manifest

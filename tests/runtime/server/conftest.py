@@ -125,6 +125,7 @@ class Faulty:
     after: Callable[[dict[str, NDArray[np.float32]]], None] = lambda outputs: None
     sizes: list[int] = field(default_factory=list)
     """Rows of every run."""
+    max_length: int | None = None
 
     def run(
         self, inputs: Mapping[str, NDArray[Any]], k: int, outputs: Sequence[str] = OUTPUTS

@@ -165,7 +165,7 @@ def test_a_bundle_that_cannot_be_served_ends_the_server_with_a_sentence(tmp_path
     started = start(tmp_path / "empty", tmp_path / "log")
     assert started.process.wait(60) == 1
     assert started.log.read_text().startswith("error: ")
-    assert "is no bundle" in started.log.read_text()
+    assert "is not a bundle" in started.log.read_text()
     assert "Traceback" not in started.log.read_text()
     assert started.process.stdout is not None
     started.process.stdout.close()

@@ -28,6 +28,8 @@ FAR = 1e12
 class Gate:
     """A session that waits at each run until it is let through, and keeps what it ran."""
 
+    max_length: int | None = None
+
     def __init__(self) -> None:
         self.batches: list[dict[str, Any]] = []
         self.ks: list[int] = []
