@@ -108,7 +108,7 @@ def search(
     precision: str | None,
     threads: int | None,
 ) -> None:
-    """Find what is most similar to QUERY, a text or a path, of MODALITY.
+    """Find the items most similar to QUERY, a text or a path, of MODALITY.
 
     fluxtalk index search photos.index text "a dog on a beach"
     """
