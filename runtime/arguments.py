@@ -1,4 +1,4 @@
-"""Arguments of the library, checked before anything is made of them."""
+"""Checks of the library's arguments."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from fluxtalk.errors import UsageError
 
 
 def check_integer(name: str, value: SupportsIndex, smallest: int, largest: int | None = None) -> int:
-    """An argument, as Python's integer.
+    """Return an argument as a Python integer.
 
     Raises:
-        UsageError: it is no integer (Python's or numpy's) of that range.
+        UsageError: it is not an integer (Python's or numpy's) in that range.
     """
     try:
         number = None if isinstance(value, bool) else operator.index(value)
@@ -26,10 +26,10 @@ def check_integer(name: str, value: SupportsIndex, smallest: int, largest: int |
 
 
 def check_items(items: Any) -> None:
-    """Refuse what has no length or no slices, and what is one item where several are meant.
+    """Refuse a single item in place of several, and what has no length or no slices.
 
     Raises:
-        UsageError: it is no list, array or other sequence of items.
+        UsageError: it is not a list, array or other sequence of items.
     """
     try:
         len(items), items[:0]

@@ -1,4 +1,4 @@
-"""Batches by length: items of like length run together, and the order is restored."""
+"""Batches of items of similar length."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from fluxtalk.arrays import Integers
 
 
 def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[Integers]:
-    """Divide items into batches that waste little padding.
+    """Divide items into batches with little padding.
 
-    Sorted by length, a batch ends when it is full, or when the next item would make the padding exceed an
-    eighth of the batch.
+    Items are sorted by length; a batch ends when it is full, or when the next item would make padding exceed an eighth
+    of the batch.
+
+    Args:
+        lengths: length of each item.
+        batch_size: largest number of items in a batch.
 
     Yields:
-        positions of one batch's items; every position once.
+        Positions of one batch's items in ``lengths``; every position once.
     """
     order = np.argsort(lengths, kind="stable")
     start, total = 0, 0

@@ -1,17 +1,17 @@
-"""Vectors in fewer bytes, and how alike they are. Numpy only.
+"""Number formats of vectors, and similarities between vectors in any of them. Numpy only.
 
 =========  ==============  ===========================================================================================
-dtype      numpy type      what a vector x of D numbers becomes
+dtype      numpy type      stored form of a vector x of D numbers
 =========  ==============  ===========================================================================================
 float32    float32         itself
 float16    float16         each number rounded
 int8       int8            ``round(127 x / max|x|)``, the largest over the vector itself: no calibration, and since a
-                           cosine does not know lengths, only rounding is lost. The length of x is.
-binary     uint8           one bit for each number, 1 where it is above 0, packed by `numpy.packbits`: ceil(D / 8)
-                           bytes, the first number in the highest bit, zeros behind the last
+                           cosine ignores lengths, only rounding is lost; the length of x is lost.
+binary     uint8           one bit for each number, 1 if it is above 0, packed by `numpy.packbits`: ceil(D / 8)
+                           bytes, the first number in the highest bit, zeros after the last
 =========  ==============  ===========================================================================================
 
-Vectors lie along the last dimension. The numpy type says which of these an array is.
+Vectors are along the last dimension. An array's numpy type tells its format.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluxtalk import tokens as token_algebra
-from fluxtalk.arrays import BITS_PER_NUMBER, Floats, Integers
+from fluxtalk.arrays import BITS_PER_NUMBER, Array, Floats, Integers
 from fluxtalk.errors import UsageError
 
 DTYPES = tuple(BITS_PER_NUMBER)
 
-Vectors = NDArray[Any]
+Vectors = Array
+"""Vectors (..., D) in any of `DTYPES`; binary (..., ceil(D / 8))."""
 
 
 def quantize(vectors: NDArray[np.floating[Any]], dtype: str) -> Vectors:
-    """Vectors (..., D) in one of `DTYPES`; (..., ceil(D / 8)) in binary.
+    """Convert vectors (..., D) to one of `DTYPES`.
 
     Raises:
         UsageError: the type is unknown, or float16 cannot hold a number.
@@ -55,12 +56,10 @@ def quantize(vectors: NDArray[np.floating[Any]], dtype: str) -> Vectors:
 
 
 def directions(vectors: Vectors, dim: int | None = None) -> Floats:
-    """What vectors of any of the types point at: float32, (..., D) of length 1.
-
-    Binary vectors become -1 and 1, normalized.
+    """Directions of vectors in any format: float32 (..., D), of length 1. Binary ones become -1 and 1 first.
 
     Args:
-        dim: D, where binary vectors are not a multiple of 8 numbers long.
+        dim: D, needed if it is not a multiple of 8 and the vectors are binary.
     """
     if vectors.dtype == np.uint8:
         bits = np.unpackbits(vectors, axis=-1, count=dim)
@@ -69,10 +68,10 @@ def directions(vectors: Vectors, dim: int | None = None) -> Floats:
 
 
 def similarity(a: Vectors, b: Vectors) -> Floats:
-    """Cosines of every vector of ``a`` with every one of ``b``, whichever types they have: float32 (A, B).
+    """Cosines of every vector of ``a`` with every vector of ``b``, in any two formats: float32 (A, B).
 
-    Of two binary vectors it is ``1 - 2 hamming / bits``. A binary vector compares with others, too: a query in float32
-    finds more among binary vectors than a binary query.
+    For two binary vectors it is ``1 - 2 hamming / bits``. Formats may be mixed: a query in float32 finds more among
+    binary vectors than a binary query.
 
     Args:
         a: (A, D), or (D,) for a single one.
@@ -87,7 +86,7 @@ def similarity(a: Vectors, b: Vectors) -> Floats:
 
 
 def hamming(a: Vectors, b: Vectors) -> Integers:
-    """In how many bits every binary vector of ``a`` differs from every one of ``b``: int64 (A, B).
+    """Number of bits in which every binary vector of ``a`` differs from every one of ``b``: int64 (A, B).
 
     Args:
         a: uint8 (A, bytes), or (bytes,).
@@ -110,11 +109,11 @@ def hamming(a: Vectors, b: Vectors) -> Integers:
 def maxsim(a: Vectors, b: Vectors) -> Floats:
     """Late interaction of every item of ``a`` with every one of ``b``: float32 (A, B), in -1..1.
 
-    Each token of a takes its most similar token of b; the score is the mean over the tokens of a. Give overlapping
-    tokens only (`Embedder.num_overlapping`): complementary ones do not compare between modalities.
+    The score is the mean, over the tokens of a, of each token's largest cosine with a token of b. Pass only overlapping
+    tokens (`Embedder.num_overlapping`): complementary ones do not compare between modalities.
 
     Args:
-        a: (A, tokens, D) of any type, or (tokens, D) for a single item.
+        a: (A, tokens, D) in any format, or (tokens, D) for a single item.
         b: (B, tokens, D), or (tokens, D).
 
     Raises:

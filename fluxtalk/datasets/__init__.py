@@ -21,13 +21,13 @@ def load_dataset(name: str, cache_dir: Path, kinds: Mapping[str, str] | None = N
     Args:
         name: ``glyphs``; a table of pairs (``.csv``, ``.jsonl``, ``.parquet``) or WebDataset shards (``.tar``, with
             braces for several), each with or without a query that maps modalities; or a folder of features.
-        cache_dir: where renderings are kept.
+        cache_dir: folder of renderings.
         kinds: modalities that are used, to the kind of their preprocessing (`Stage1.kinds`). In a table, these alone
-            link rows, and anything but ``text`` holds paths. None takes every column as used, and as paths what looks
-            like them: give the same to every reader of one table, for ids and splits depend on it.
+            link rows, and all but ``text`` hold paths. None uses every column, and takes those that look like paths
+            as paths: give the same to every reader of one table, because ids and splits depend on it.
 
     Raises:
-        UsageError: the name is none of these, or its query is malformed.
+        UsageError: the name is not one of these, or its query is malformed.
         BackendError: a library that reads the format is missing.
         DataError: the data set cannot be used.
     """

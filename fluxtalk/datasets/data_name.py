@@ -1,4 +1,4 @@
-"""How ``--data`` names a file or a row of shards, and which part of it is which modality."""
+"""Names that ``--data`` takes: a table or shards, with or without a query that maps modalities to parts of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fluxtalk.config import require_modality_name
 from fluxtalk.errors import UsageError
 
 GLYPHS = "glyphs"
-"""The built-in data set, the one name that holds no path."""
+"""The built-in data set, the only name without a path."""
 
 # The first suffix that ends the name or stands before a question mark: paths and columns may hold suffixes too.
 _FORM = re.compile(r"(?P<path>.+?(?P<suffix>\.csv|\.jsonl|\.parquet|\.tar))(?:\?(?P<query>.*))?", re.IGNORECASE)
@@ -28,19 +28,19 @@ class DataName:
     suffix: str
     """``.csv``, ``.jsonl``, ``.parquet`` or ``.tar``."""
     query: Mapping[str, str] | None
-    """What each key of the query names, such as a column; None where there is no query."""
+    """Key of the query to its value, such as a modality to a column; None if there is no query."""
 
     @property
     def folder(self) -> Path:
-        """Where the file lies."""
+        """The folder of the file."""
         return Path(self.path).parent
 
 
 def parse_data_name(text: str) -> DataName | None:
-    """Take a name of ``--data`` apart; None where it names neither a table nor shards.
+    """Parse a name of ``--data``; None if it names neither a table nor shards.
 
     Raises:
-        UsageError: the query is malformed, repeats a key, or a key is no modality's name.
+        UsageError: the query is malformed, repeats a key, or a key is not a valid modality name.
     """
     match = _FORM.fullmatch(text)
     if match is None:
@@ -56,7 +56,7 @@ def _parse_query(text: str, query: str) -> dict[str, str]:
         pairs = []
     if not pairs or not all(key and value for key, value in pairs):
         raise UsageError(
-            f"What follows the question mark in --data is key=value, joined by &, such as image=photo&text=caption; "
+            f"The part of --data after the question mark is key=value, joined by &, as in image=photo&text=caption; "
             f"got {query!r} in {text!r}."
         )
     keys = [key for key, _ in pairs]

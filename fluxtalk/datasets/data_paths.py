@@ -1,7 +1,8 @@
-"""Where a data set lies: a name of ``--data``, seen from one folder or another.
+"""Paths in names of ``--data``: absolute, relative to a folder, and the first that exists.
 
-A name holds a path, and a path that is relative means nothing elsewhere. So what refers to a data set for later keeps
-it twice, as checkpoints and runs do: absolutely, and relative to itself, for when the whole project is moved.
+A relative path means nothing in another folder. Files that refer to a data set for later, such as checkpoints and runs,
+therefore keep its name twice: with the absolute path, and with the path relative to themselves, which still holds after
+the whole project was moved.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from fluxtalk.errors import BackendError, UsageError
 
 
 def with_absolute_path(name: str, folder: Path | None = None) -> str:
-    """The name with its path absolute; a relative one is taken from ``folder``, by default the working directory.
+    """The name with an absolute path.
+
+    Args:
+        folder: what a relative path is relative to; None is the working directory.
+
 
     Raises:
         UsageError: its query is malformed.
@@ -26,7 +31,7 @@ def with_absolute_path(name: str, folder: Path | None = None) -> str:
 
 
 def with_relative_path(name: str, folder: Path) -> str:
-    """The name with its path relative to a folder.
+    """The name with a path relative to ``folder``.
 
     Raises:
         UsageError: its query is malformed.
@@ -35,8 +40,8 @@ def with_relative_path(name: str, folder: Path) -> str:
 
 
 def first_existing(names: Sequence[str]) -> str | None:
-    """The first of these names whose table, folder or any of whose shards exists; None where there is none."""
-    return next((name for name in names if _is_there(name)), None)
+    """The first name whose table, folder or at least one shard exists; None if no name has."""
+    return next((name for name in names if _exists(name)), None)
 
 
 def _with_path(name: str, change: Callable[[str], str]) -> str:
@@ -47,7 +52,7 @@ def _with_path(name: str, change: Callable[[str], str]) -> str:
     return change(path) + name.removeprefix(path)
 
 
-def _is_there(name: str) -> bool:
+def _exists(name: str) -> bool:
     if name == GLYPHS:
         return True
     parsed = parse_data_name(name)
@@ -58,4 +63,4 @@ def _is_there(name: str) -> bool:
     try:
         return any(Path(shard).is_file() for shard in shard_names(parsed))
     except (BackendError, UsageError):
-        return True  # Whoever reads them says why they cannot be read.
+        return True  # The reader of the data set reports this error.

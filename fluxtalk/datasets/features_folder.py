@@ -2,7 +2,7 @@
 
 ::
 
-    FOLDER/video/clip-1.npy            one file per id; ids may lie in sub-folders: a/clip-1
+    FOLDER/video/clip-1.npy            one file per id; an id may name sub-folders: a/clip-1
     FOLDER/video/clip-2.npy
     FOLDER/captions.safetensors        or one file per modality, whose tensors are named by the ids
     FOLDER/train|validation|test/...   the same below the splits; else ids are divided by hash, as tables are
@@ -37,11 +37,11 @@ _TENSORS = ".safetensors"
 
 @dataclass(frozen=True)
 class _Entry:
-    """One array, where it lies and what it belongs to."""
+    """One array of the folder."""
 
     id: str
     number: int
-    """Which of the id's alternatives it is; -1 where it is the only one."""
+    """Number among the id's alternatives; -1 if it is the only one."""
     split: str | None
     source: Path | TensorName
 
@@ -49,15 +49,15 @@ class _Entry:
 def load(text: str) -> PairDataset:
     """Read a folder of precomputed features.
 
-    Every array is read once, one at a time, for the hash and to see that it is sound.
+    Every array is read once, one at a time, to hash and check it.
 
     Args:
         text: the folder, as ``--data`` names it.
 
     Raises:
-        DataError: the folder holds fewer than two modalities, a file that is no array, arrays that are no finite
-            features of one dimension per modality (all counted, the first 20 listed), an id in two splits, or an id
-            with features in fewer than two modalities.
+        DataError: the folder has fewer than two modalities, a file that is not an array, arrays that are not finite
+            or not of one dimension per modality (all counted, the first 20 listed), an id in two splits, or an id with
+            features in fewer than two modalities.
     """
     folder = Path(text)
     entries = _entries(folder)
@@ -90,7 +90,7 @@ def _entries(folder: Path) -> dict[str, list[_Entry]]:
     if parts and beside:
         raise DataError(
             f"The folder {folder} has {abbreviate(beside)} beside {', '.join(parts)}; "
-            "where there is a folder per split, every modality lies below one."
+            "if there is a folder per split, every modality is in one."
         )
     found: dict[str, list[_Entry]] = {}
     roots: list[tuple[str | None, Path]] = [(name, folder / name) for name in parts]
@@ -113,7 +113,7 @@ def _entries(folder: Path) -> dict[str, list[_Entry]]:
 
 
 def _modality_paths(root: Path) -> list[Path]:
-    """Sub-folders and safetensors files; what else lies there, such as a read-me, is left alone."""
+    """Sub-folders and safetensors files; others, such as a read-me, are ignored."""
     paths = [path for path in root.iterdir() if not path.name.startswith(".")]
     return sorted(path for path in paths if path.is_dir() or path.suffix == _TENSORS)
 
@@ -127,7 +127,7 @@ def _named(path: Path, split: str | None) -> Iterator[_Entry]:
     strange = [str(file.relative_to(path)) for file in files if file.suffix != ".npy"]
     if strange:
         raise DataError(
-            f"The folder {path} holds {len(strange)} files that are no .npy: {abbreviate(strange)}; move them."
+            f"The folder {path} holds {len(strange)} files that are not .npy: {abbreviate(strange)}; move them."
         )
     for file in files:
         yield _entry(file.relative_to(path).as_posix().removesuffix(".npy"), split, file)
@@ -139,7 +139,7 @@ def _entry(name: str, split: str | None, source: Path | TensorName) -> _Entry:
 
 
 def _splits_by_id(folder: Path, entries: dict[str, list[_Entry]]) -> dict[str, str]:
-    """The split of every id, in the order of the ids."""
+    """Split of every id, in the order of the ids."""
     everywhere: dict[str, set[str]] = {}
     for found in entries.values():
         for entry in found:
@@ -154,7 +154,7 @@ def _splits_by_id(folder: Path, entries: dict[str, list[_Entry]]) -> dict[str, s
 
 
 def _digests(folder: Path, entries: dict[str, list[_Entry]]) -> dict[str, list[str]]:
-    """Modality to the SHA-256 of what preprocessing makes of each array: the same however it is stored."""
+    """Modality to the SHA-256 of each preprocessed array, which does not depend on how it is stored."""
     sources = {entry.source for found in entries.values() for entry in found}
     files = {source if isinstance(source, Path) else source.path for source in sources}
     total = sum(file.stat().st_size for file in files)
@@ -178,7 +178,7 @@ def _digests(folder: Path, entries: dict[str, list[_Entry]]) -> dict[str, list[s
 
 
 def _prepared(value: Any, modality: str, dims: dict[str, int]) -> Array:
-    """One item as preprocessing takes it, with the dimension of the modality's first array."""
+    """Preprocess one item, with the dimension of the modality's first array."""
     array, _ = read_array(value)
     if modality not in dims and array.ndim in (1, 2):
         dims[modality] = int(array.shape[-1])

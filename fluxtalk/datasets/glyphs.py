@@ -32,7 +32,7 @@ _BASELINE = 24
 
 @dataclass(frozen=True)
 class Face:
-    """One type face and the factors that only an image of it knows."""
+    """One type face and its factors, which only an image shows."""
 
     file: str
     family: str
@@ -86,7 +86,7 @@ def load_glyphs(cache_dir: Path) -> Glyphs:
     """Render all glyphs, or read the rendering of an earlier run.
 
     Args:
-        cache_dir: folder for the cache file, whose name holds a hash of the faces' files and of how they are drawn.
+        cache_dir: folder of the cache file, whose name holds a hash of the faces' files and of the drawing settings.
 
     Raises:
         DataError: matplotlib is missing, or the cache file was changed.
@@ -128,7 +128,7 @@ def split_characters(characters: Integers) -> dict[str, Integers]:
 
 
 def load(cache_dir: Path) -> PairDataset:
-    """The data set `glyphs`: modalities ``image`` (arrays) and ``text`` (names), one id per character."""
+    """Load the data set `glyphs`: modalities ``image`` (arrays) and ``text`` (names), one id per character."""
     glyphs = load_glyphs(cache_dir)
     parts = split_characters(glyphs.characters)
     train_rows = np.isin(glyphs.characters, parts["train"])
@@ -147,7 +147,7 @@ def _split(name: str, glyphs: Glyphs, characters: Integers, train_pixels: set[by
     first_face = np.diff(groups, prepend=-1) != 0
     faces = glyphs.faces[rows]
     images = glyphs.images[rows]
-    # A name is unique to its character, so only the picture can have been seen.
+    # Every character has its own name, so only the picture can be in the training split too.
     seen = np.array([image.tobytes() in train_pixels for image in images[first_face]], dtype=bool)
     everything = np.ones(len(characters), dtype=bool)
     return Split(
@@ -240,7 +240,7 @@ def _render_all() -> Glyphs:
 
 
 class _Renderer:
-    """Draws one face's characters on their baseline, shrunk only where they would not fit."""
+    """Renderer of one face, which draws characters on their baseline, and smaller if they would not fit."""
 
     _CANVAS = 4 * SIZE
 

@@ -1,4 +1,4 @@
-"""What a data set is to every stage: splits of identified items per modality.
+"""The data set that every stage reads: splits of items with ids, by modality.
 
 Items that belong together, such as a photograph and its captions, carry the same *id*. Items of one
 modality with the same id are alternatives of each other: several positives, never negatives. An id may lack
@@ -27,11 +27,11 @@ class Items:
     """Raw inputs as the modality's preprocessing takes them: text; an image's path, bytes or array; features'
     path or array. It may read them as they are asked for; it can be pickled and read by several threads."""
     groups: Integers
-    """(items,): the index into `Split.ids` that each value belongs to, ascending; not every id need occur."""
+    """(items,): index into `Split.ids` of each value's id, ascending; an id may have no item."""
     counted: Booleans
     """(items,): whether the value takes part in retrieval scores."""
     labels: Mapping[str, Integers] = field(default_factory=dict)
-    """Known factors of the items, for probes: factor name to (items,) class numbers."""
+    """Known factors of the items, for probes: name to (items,) class numbers."""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -48,7 +48,7 @@ class Split:
     name: str
     ids: tuple[str, ...]
     items: Mapping[str, Items]
-    """Modality to its items; where there are several modalities, every id has items in at least two of them."""
+    """Modality to its items; if there are several modalities, every id has items in at least two."""
     seen: Booleans
     """(ids,): whether a counted item is identical, in raw form, to an item of the training split."""
 
@@ -71,27 +71,27 @@ class Split:
 
 
 def _modalities_per_id(ids: int, items: Mapping[str, Items]) -> Integers:
-    """In how many modalities each of ``ids`` ids has an item: (ids,)."""
+    """Number of modalities in which each id has an item, (ids,)."""
     present = [np.bincount(one.groups, minlength=ids) > 0 for one in items.values()]
     return np.sum(present, axis=0, dtype=np.int64) if present else np.zeros(ids, dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class PairDataset:
-    """Paired raw data: what `--data` names, read and split."""
+    """Paired raw data that `--data` names, read and split."""
 
     name: str
-    """How `--data` names it again."""
+    """Name by which `--data` reads it again."""
     modalities: tuple[str, ...]
     splits: Mapping[str, Split]
     content_hash: str
     """SHA-256 over the raw content and the split; it keys the feature cache."""
     notes: tuple[str, ...] = ()
-    """What looks wrong but may be meant, a sentence each, for whoever reads the data set to say."""
+    """Sentences about what looks wrong but may be meant, for the caller to print."""
 
     @property
     def public_name(self) -> str:
-        """The name without the folders that it lies in, for what goes to strangers."""
+        """The name without its folders, for files that are shared."""
         path, mark, columns = self.name.partition("?")
         return path.rpartition("/")[2] + mark + columns
 

@@ -1,4 +1,4 @@
-"""From all items of a source to its splits, the same way for every source."""
+"""Splits made of all items of a data set, the same way for every source."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _TRAIN_SHARE, _VALIDATION_SHARE = 0.8, 0.1
 
 @dataclass(frozen=True)
 class ItemColumn:
-    """All items of one modality, before they are divided."""
+    """All items of one modality, before they are split."""
 
     groups: Integers
-    """(items,): the index into the data set's ids that each item belongs to, in any order."""
+    """(items,): index of each item's id among the data set's ids, in any order."""
     fingerprints: NDArray[np.uint64]
-    """(items,): equal numbers where the raw content is equal."""
+    """(items,): hash of the raw content."""
     take: Callable[[Integers], Sequence[Any]]
-    """The values of these items, in this order."""
+    """Rows to the values of these items, in this order."""
 
 
 def split_by_hash(id_: str) -> str:
@@ -41,7 +41,7 @@ def make_splits(ids: Sequence[str], split_names: Sequence[str], columns: Mapping
 
     Args:
         ids: all different, in the order in which the splits list them.
-        split_names: the split of each id.
+        split_names: split of each id.
         columns: modality to its items, in the order in which the items of one id are listed.
 
     Raises:

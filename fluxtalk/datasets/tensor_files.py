@@ -1,4 +1,4 @@
-"""Arrays in `.npy` and `.safetensors` files, read one at a time when they are asked for."""
+"""Arrays in `.npy` and `.safetensors` files, each read when it is asked for."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class TensorFiles(Sequence[Any]):
         self._open = {}
 
     def take(self, rows: Integers) -> TensorFiles:
-        """These rows, in this order."""
+        """Select rows, in this order."""
         return TensorFiles([self._sources[row] for row in rows])
 
     def _read(self, source: TensorName) -> Array:
@@ -74,7 +74,7 @@ def tensor_names(path: Path) -> list[str]:
     """The names of the tensors in a `.safetensors` file.
 
     Raises:
-        DataError: it is none.
+        DataError: it is not a complete `.safetensors` file.
     """
     try:
         with safe_open(path, framework="numpy") as file:

@@ -33,7 +33,7 @@ FILE_SUFFIXES: Mapping[str, tuple[str, ...]] = {
 
 
 def from_parts(config: Mapping[str, Any], files: Mapping[str, str]) -> Preprocessor:
-    """Build the preprocessing that `Preprocessor.to_parts` described.
+    """Build a preprocessor from the parts that `Preprocessor.to_parts` gave.
 
     Raises:
         ArtifactError: the kind is unknown, a setting is unknown or missing, or a file does not match.

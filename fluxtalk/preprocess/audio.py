@@ -1,4 +1,4 @@
-"""Sound: decoded, mixed to one channel, resampled to the rate that the encoder was trained on, cut."""
+"""Sound: decode, mix to one channel, resample to the encoder's rate, cut."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg")
 """Suffixes by which files are found in folders and tables; others that soundfile reads can be named."""
 _MAX_RATE = 1_000_000
 _MARGIN_SECONDS = 0.1
-"""Read beyond the cut, so that the last samples are resampled from what follows them."""
+"""Sound read beyond the cut, because resampling the last samples needs what follows them."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ class AudioPreprocessor:
         return {"samples": samples, "mask": mask}
 
     def length(self, prepared: Array) -> int:
-        """The number of samples."""
+        """Number of samples."""
         return int(prepared.shape[0])
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """The settings; there are no files."""
+        """Settings, and no files."""
         return {"kind": self.kind, **asdict(self)}, {}
 
     @classmethod
@@ -92,7 +92,7 @@ class AudioPreprocessor:
         return cls(config["sample_rate"], config["max_length"])
 
     def _frames(self, rate: int) -> int:
-        """As many samples at a rate as the cut can need."""
+        """Largest number of samples at ``rate`` that the cut needs."""
         return math.ceil(self.max_length * rate / self.sample_rate) + math.ceil(_MARGIN_SECONDS * rate)
 
     def _from_array(self, item: Sequence[Any]) -> tuple[Array, int, str]:
@@ -140,19 +140,19 @@ class AudioPreprocessor:
 
 
 def _is_cut_off(file: BinaryIO) -> bool:
-    """Whether a WAV file ends before its header says; soundfile gives what is there of such a file."""
+    """True for a WAV file that is shorter than its header says, of which soundfile would read the beginning."""
     head = file.read(8)
     end = file.seek(0, os.SEEK_END)
     file.seek(0)
     size = int.from_bytes(head[4:], "little")
-    # 0 and the largest number: it was written to a pipe, where nobody knew.
+    # 0 and the largest number mean that it was written to a pipe, before its size was known.
     return head[:4] == b"RIFF" and size not in (0, 0xFFFFFFFF) and size + 8 > end
 
 
 def _import(module: str) -> Any:
     try:
         return importlib.import_module(module)
-    except (ImportError, OSError) as error:  # OSError: soundfile without its C library
+    except (ImportError, OSError) as error:  # OSError: soundfile lacks its C library
         raise BackendError(
             f"Sound needs {module}, which cannot be imported ({reason(error)}): pip install 'fluxtalk[audio]'."
         ) from None

@@ -37,10 +37,10 @@ class Preprocessor(Protocol):
         """Pad prepared items to a batch, keyed by `input_names`."""
 
     def length(self, prepared: Array) -> int:
-        """What the cost of a prepared item grows with; items of equal length need no padding."""
+        """Length of a prepared item, with which its cost grows; items of equal length need no padding."""
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """A JSON configuration and the text files it names; `fluxtalk.preprocess.from_parts` reads them back."""
+        """Settings in JSON and text files by name, which `fluxtalk.preprocess.from_parts` reads back."""
 
 
 def pad_and_mask(rows: Sequence[Array], dtype: type[np.generic]) -> tuple[Array, Booleans]:
@@ -50,8 +50,8 @@ def pad_and_mask(rows: Sequence[Array], dtype: type[np.generic]) -> tuple[Array,
         rows: arrays (length_i, ...) with equal trailing dimensions; at least one.
 
     Returns:
-        values (batch, max length, ...) and mask (batch, max length), True where a row has an entry. The values of a
-        single row are the row's own memory.
+        values (batch, max length, ...) and mask (batch, max length), True for entries of a row, False for padding. The
+        values of a single row are not copied.
     """
     if len(rows) == 1:
         return rows[0][None].astype(dtype, copy=False), np.ones((1, rows[0].shape[0]), dtype=bool)

@@ -32,17 +32,17 @@ class FeaturesPreprocessor:
         A float32 array that was given is not copied.
 
         Raises:
-            InputError: it is missing, no array of floats, of another dimension, empty, or not finite.
+            InputError: it is missing, not an array of numbers, of another dimension, empty, or not finite.
         """
         array, name = read_array(item)
         if array.ndim == 1:
             array = array[None]
         if array.ndim != 2 or array.shape[1] != self.dim or not array.shape[0]:
             raise InputError(f"{name} must have shape (length, {self.dim}) with length at least 1; got {array.shape}.")
-        # bfloat16, as safetensors reads it, is a type of ml_dtypes that numpy takes for raw bytes.
+        # safetensors gives bfloat16 as a type of ml_dtypes, whose kind numpy reports as raw bytes.
         if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
             raise InputError(f"{name} must hold numbers; got {array.dtype}.")
-        # Read-only memory is copied: PyTorch takes none.
+        # Read-only memory is copied, because PyTorch refuses it.
         with np.errstate(over="ignore"):  # infinity is refused in a sentence
             array = array.astype(np.float32, copy=not array.flags.writeable)
         if not np.isfinite(array).all():
@@ -55,11 +55,11 @@ class FeaturesPreprocessor:
         return {"features": features, "mask": mask}
 
     def length(self, prepared: Array) -> int:
-        """The number of feature vectors."""
+        """Number of feature vectors."""
         return int(prepared.shape[0])
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """The settings; there are no files."""
+        """Settings, and no files."""
         return {"kind": self.kind, **asdict(self)}, {}
 
     @classmethod
@@ -70,7 +70,7 @@ class FeaturesPreprocessor:
 
 
 def read_array(item: Any) -> tuple[Array, str]:
-    """The array of a feature item, of whatever shape and type it is, and what to call it in a sentence.
+    """Read the array of a feature item, of any shape and type, and its name in sentences.
 
     Args:
         item: an array, or the path of a `.npy` file.
@@ -93,14 +93,14 @@ def read_array(item: Any) -> tuple[Array, str]:
 
 
 def read_npy(file: io.BufferedIOBase, size: int) -> Array:
-    """The array of a `.npy` file, which may be anybody's: memory is asked for once the data are known to be there.
+    """Read a `.npy` file from a stranger: memory is allocated only after its size was compared with the header's.
 
     Args:
-        file: at its beginning.
-        size: its bytes.
+        file: open, at its beginning.
+        size: bytes of the file.
 
     Raises:
-        ValueError: it is none, holds objects, or has another size than its header says.
+        ValueError: it is not a `.npy` file, holds objects, or has another size than its header says.
         OSError: it cannot be read.
     """
     shape, fortran, dtype = _npy_header(file)
@@ -114,15 +114,15 @@ def read_npy(file: io.BufferedIOBase, size: int) -> Array:
         raise ValueError("it was cut off while it was read")
     try:
         return values.reshape(shape, order="F" if fortran else "C")
-    except OverflowError:  # beside a 0, any number has no data
+    except OverflowError:  # a shape with a 0 has no data, however large its other numbers
         raise ValueError("its shape is larger than any array's") from None
 
 
 def _npy_header(file: io.BufferedIOBase) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether the first index varies fastest, and type.
+    """Read shape, Fortran order and type from the header.
 
     Raises:
-        ValueError: there is no header of a version that holds arrays of numbers.
+        ValueError: there is no header of a version for arrays of numbers.
     """
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:

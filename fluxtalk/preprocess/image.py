@@ -1,4 +1,4 @@
-"""Images: decode, resize, leave as uint8. Normalization happens inside the graph."""
+"""Images: decode, resize, keep as uint8. Normalization is inside the graph."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class ImagePreprocessor:
         return 1
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """The settings; there are no files."""
+        """Settings, and no files."""
         return {"kind": self.kind, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}}, {}
 
     @classmethod
@@ -115,10 +115,10 @@ def _from_array(array: Array) -> Image.Image:
 
 
 def _convertible(image: Image.Image) -> Image.Image:
-    """An image whose mode Pillow converts as people mean it.
+    """The image in a mode that Pillow converts without clipping or guessing.
 
     Raises:
-        InputError: it has 32 bits per channel, of which nothing says what is white.
+        InputError: it has 32 bits per channel, and nothing tells which value is white.
     """
     image = eight_bits(image)
     if image.mode in ("I", "F"):

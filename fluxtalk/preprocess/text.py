@@ -67,16 +67,16 @@ class TextPreprocessor:
         return {"input_ids": ids, "mask": mask}
 
     def length(self, prepared: Array) -> int:
-        """The number of token ids."""
+        """Number of token ids."""
         return int(prepared.shape[0])
 
     @cached_property
     def vocabulary_size(self) -> int:
-        """How many ids the tokenizer can give."""
+        """Number of ids that the tokenizer can give."""
         return int(self.tokenizer.get_vocab_size())
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """The settings and the tokenizer's file."""
+        """Settings, and the tokenizer's file."""
         config = {"kind": self.kind, "max_length": self.max_length, "tokenizer_sha256": hash_bytes(self._json.encode())}
         return config, {TOKENIZER_FILE: self._json}
 

@@ -40,7 +40,7 @@ serving_options = _in_order(
     option("--batch_size", default=32, show_default=True, type=click.IntRange(1), help="Items per run of the graph."),
     backend_options,
 )
-"""Those, and the size of batches."""
+"""`backend_options` and the size of batches."""
 
 input_options = _in_order(
     option(

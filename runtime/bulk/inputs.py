@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fluxtalk.datasets.tables.readers import Row, bad_row, first_columns, is_table, open_table
+from fluxtalk.datasets.tables.readers import Row, first_columns, is_table, malformed_row_error, open_table
 from fluxtalk.errors import DataError, InputError, UsageError
 from fluxtalk.preprocess import FILE_SUFFIXES
 
@@ -19,13 +19,13 @@ class Item(NamedTuple):
     """One raw input."""
 
     id: str
-    """What to call it: its id in a table; else the text or path as it is given, and its number where it is neither."""
+    """Name: the id in a table; else the text or path as it was given; else the number of the row."""
     value: Any
-    """As the modality's preprocessing takes it."""
+    """Input of the modality's preprocessing."""
 
 
 @dataclass(frozen=True)
-class TableInput:
+class TableColumn:
     """A column of a table.
 
     Raises:
@@ -36,11 +36,11 @@ class TableInput:
 
     path: Path
     kind: str
-    """Of the modality's preprocessing."""
+    """Kind of the modality's preprocessing."""
     column: str
     id_column: str | None
     skip_empty: bool = False
-    """Leave out rows whose cell is empty; else the first of them is an error."""
+    """Leave out rows with an empty cell; if False, the first such row is an error."""
 
     @classmethod
     def open(
@@ -51,16 +51,16 @@ class TableInput:
         column: str | None,
         id_column: str | None,
         skip_empty: bool = False,
-    ) -> TableInput:
-        """Find the columns: named, or the modality's own, and ``id`` where there is one."""
+    ) -> TableColumn:
+        """Open a table, and find the named columns; by default the modality's own, and ``id`` if there is one."""
         with _input_errors():
             columns = first_columns(open_table(path))
         name = column if column is not None else modality
-        for wanted, spelling in ((name, "--column"), (id_column, "--id-column")):
+        for wanted, option in ((name, "--column"), (id_column, "--id-column")):
             if wanted is not None and wanted not in columns:
                 raise UsageError(
                     f"The table {path} has the columns {', '.join(columns) or '(none)'} and no {wanted}; "
-                    f"name one with {spelling}."
+                    f"name one with {option}."
                 )
         return cls(path, kind, name, id_column or (_ID if _ID in columns and name != _ID else None), skip_empty)
 
@@ -76,14 +76,14 @@ class TableInput:
         with _input_errors():
             for row in table.rows(wanted):
                 if row.problem:
-                    raise bad_row(table, row)
+                    raise malformed_row_error(table, row)
                 value = row.cells.get(self.column)
                 if value is None or (isinstance(value, str) and not value.strip()):
                     if self.skip_empty:
                         continue
-                    where = f"{table.row_word.capitalize()} {row.number} of the table {self.path}"
+                    position = f"{table.row_word.capitalize()} {row.number} of the table {self.path}"
                     raise InputError(
-                        f"{where} has no {self.column}, and every vector belongs to a row; "
+                        f"{position} has no {self.column}, and every vector belongs to a row; "
                         "leave the row out, or such rows with --skip-empty."
                     )
                 yield Item(self._name(row, value), self._resolved(value))
@@ -109,15 +109,15 @@ def _input_errors() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class NamedInput:
-    """Items that a command was given, and those of a list."""
+class ItemList:
+    """Items that a command was given, and those of a list file."""
 
     kind: str
     arguments: Sequence[str]
     list_file: Path | None = None
 
     def count(self) -> int:
-        """How many items there are."""
+        """Number of items."""
         return sum(1 for _ in self)
 
     def __iter__(self) -> Iterator[Item]:
@@ -137,7 +137,7 @@ class NamedInput:
             ) from None
 
 
-Input = TableInput | NamedInput
+Input = TableColumn | ItemList
 
 
 def open_input(
@@ -149,33 +149,35 @@ def open_input(
     id_column: str | None = None,
     skip_empty: bool = False,
 ) -> Input:
-    """What a command is to embed. It can be iterated again, and reads items as they are asked for.
+    """Open what a command is to embed: an iterable that can be iterated again, and reads items as they are asked for.
 
     Args:
-        kind: of the modality's preprocessing: ``text``, ``image``, ``audio`` or ``features``.
+        kind: kind of the modality's preprocessing: ``text``, ``image``, ``audio`` or ``features``.
         arguments: texts, or paths; a folder stands for the files of that kind in it, by name.
         input_file: a table (``.csv``, ``.jsonl``, ``.parquet``), whose paths are relative to it; or a UTF-8 file with
             one more item per line, of which blank lines are skipped.
-        column: of the table; None is the one named as the modality.
+        column: column of the table to embed; None is the one named as the modality.
+        id_column: column of the table with names; None is ``id`` if there is one, else the embedded column.
         skip_empty: leave out the table's rows that have nothing in the column.
-        id_column: of the table; None is ``id`` where there is one, else what is embedded.
 
     Raises:
-        UsageError: there is nothing to embed, items and a table, a column without a table, or no such column.
-        InputError: while it is read: a list, table or row cannot be read, or a folder has no file of that kind.
+        UsageError: there is nothing to embed, there are both items and a table, an option needs a table, or the table
+            has no such column.
+        InputError: later, while items are read: a list, table or row cannot be read, or a folder has no file of that
+            kind.
         BackendError: a library that reads the table is missing.
     """
     if input_file is not None and is_table(input_file):
         if arguments:
             raise UsageError(f"Give items or the table {input_file}, not both.")
-        return TableInput.open(input_file, kind, modality, column, id_column, skip_empty)
+        return TableColumn.open(input_file, kind, modality, column, id_column, skip_empty)
     if column is not None or id_column is not None or skip_empty:
         raise UsageError(
-            "--column, --id-column and --skip-empty are of a table: --input with a .csv, .jsonl or .parquet file."
+            "--column, --id-column and --skip-empty need a table: give --input a .csv, .jsonl or .parquet file."
         )
     if not arguments and input_file is None:
         raise UsageError("There is nothing to embed: give items, or a list or table with --input.")
-    return NamedInput(kind, arguments, input_file)
+    return ItemList(kind, arguments, input_file)
 
 
 def _expand(kind: str, path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The files that vectors are written to: ``.npy`` and Parquet, part by part."""
+"""Files of vectors: ``.npy`` and Parquet, written part by part."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from fluxtalk.artifacts.files import atomic_file
 from fluxtalk.errors import BackendError, UsageError
 from fluxtalk.runtime.vectors import Vectors
 
-Parts = Iterator[tuple[list[str], Vectors]]
+Chunks = Iterator[tuple[list[str], Vectors]]
+"""Ids and vectors of a part of the items."""
 
 
 def check_output(output: Path) -> None:
     """Refuse an output that could not be written, before anything is computed.
 
     Raises:
-        UsageError: it is named as neither format.
-        BackendError: Parquet was asked for without pyarrow.
+        UsageError: its suffix is neither ``.npy`` nor ``.parquet``.
+        BackendError: Parquet needs pyarrow, which is not installed.
     """
     if output.suffix not in (".npy", ".parquet"):
         raise UsageError(f"Vectors are written as .npy or .parquet; got --output {output}.")
@@ -28,26 +29,26 @@ def check_output(output: Path) -> None:
         _pyarrow()
 
 
-def write_output(output: Path, parts: Parts, count: int) -> tuple[int, ...]:
-    """Write all vectors, atomically and in the memory of one part.
+def write_output(output: Path, chunks: Chunks, count: int) -> tuple[int, ...]:
+    """Write all vectors, atomically and in the memory of one chunk.
 
     Args:
         output: ``.npy``: an array (count, ...). ``.parquet``: columns ``id`` and ``vector``, a list of a vector's
-            numbers (of tokens: a list of lists); one row group for each part.
-        parts: ids and vectors; at least one.
-        count: how many vectors there are in all.
+            numbers (of tokens: a list of lists); one row group for each chunk.
+        chunks: at least one.
+        count: number of all vectors.
 
     Returns:
-        the shape of the whole.
+        Shape of all vectors.
     """
     with atomic_file(output) as temporary:
-        return (_write_npy if output.suffix == ".npy" else _write_parquet)(temporary, parts, count)
+        return (_write_npy if output.suffix == ".npy" else _write_parquet)(temporary, chunks, count)
 
 
-def _write_npy(path: Path, parts: Parts, count: int) -> tuple[int, ...]:
+def _write_npy(path: Path, chunks: Chunks, count: int) -> tuple[int, ...]:
     shape: tuple[int, ...] = ()
     with path.open("wb") as file:
-        for _, vectors in parts:
+        for _, vectors in chunks:
             if not shape:
                 shape = (count, *vectors.shape[1:])
                 header = {"descr": vectors.dtype.str, "fortran_order": False, "shape": shape}
@@ -56,12 +57,12 @@ def _write_npy(path: Path, parts: Parts, count: int) -> tuple[int, ...]:
     return shape
 
 
-def _write_parquet(path: Path, parts: Parts, count: int) -> tuple[int, ...]:
+def _write_parquet(path: Path, chunks: Chunks, count: int) -> tuple[int, ...]:
     pyarrow = _pyarrow()
     shape: tuple[int, ...] = ()
     writer: Any = None
     try:
-        for ids, vectors in parts:
+        for ids, vectors in chunks:
             shape = (count, *vectors.shape[1:])
             column = pyarrow.array(vectors.reshape(-1))
             for size in reversed(vectors.shape[1:]):

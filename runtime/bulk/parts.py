@@ -1,4 +1,4 @@
-"""What a long embedding has done so far, kept beside its output: one file for every few items."""
+"""Finished parts of a long embedding, kept beside its output in one file for every few items."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from fluxtalk.runtime.vectors import Vectors
 _VECTORS, _DIGEST, _IDS = "vectors", "digest", "ids"
 
 
-class Parts:
-    """The finished parts of one output.
+class PartFiles:
+    """Finished parts of one output.
 
-    A part is known by a digest of its items and of everything that decides their vectors, so what was left by another
-    call, or by other items, is never taken.
+    Each part holds a digest of its items and of everything else that its vectors depend on, so that parts of another
+    call, or of other items, are never used.
 
     Args:
         output: the file that is being made.
-        job: what decides the vectors, besides the items; plain types.
+        job: everything that the vectors depend on besides the items, in plain types.
     """
 
     def __init__(self, output: Path, job: Mapping[str, Any]) -> None:
@@ -36,7 +36,7 @@ class Parts:
         self._job = canonical_json(dict(job)).encode()
 
     def has(self, number: int, items: Sequence[Item]) -> bool:
-        """Whether this part was finished, of these items."""
+        """True if this part, of these items, is finished."""
         try:
             with safe_open(self._path(number), framework="numpy") as file:
                 return bool(file.metadata()[_DIGEST] == self._digest(items))
@@ -44,19 +44,19 @@ class Parts:
             return False
 
     def write(self, number: int, items: Sequence[Item], vectors: Vectors) -> None:
-        """Keep a part, whole or not at all."""
+        """Write a part atomically."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        facts = {_DIGEST: self._digest(items), _IDS: json.dumps([item.id for item in items])}
-        write_atomically(self._path(number), save({_VECTORS: np.ascontiguousarray(vectors)}, facts))
+        metadata = {_DIGEST: self._digest(items), _IDS: json.dumps([item.id for item in items])}
+        write_atomically(self._path(number), save({_VECTORS: np.ascontiguousarray(vectors)}, metadata))
 
     def read(self, count: int) -> Iterator[tuple[list[str], Vectors]]:
-        """Ids and vectors of the first ``count`` parts."""
+        """Read ids and vectors of the first ``count`` parts."""
         for number in range(count):
             with safe_open(self._path(number), framework="numpy") as file:
                 yield json.loads(file.metadata()[_IDS]), file.get_tensor(_VECTORS)
 
     def remove(self) -> None:
-        """Remove all of them."""
+        """Remove all parts."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, number: int) -> Path:

@@ -1,4 +1,4 @@
-"""Embedding more items than fit in memory, into one file; what was interrupted goes on where it stopped."""
+"""Embed more items than fit in memory into one file; an interrupted call is continued by the next."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from fluxtalk.console import progress
 from fluxtalk.errors import UsageError
 from fluxtalk.runtime.bulk.inputs import Item
 from fluxtalk.runtime.bulk.output import check_output, write_output
-from fluxtalk.runtime.bulk.parts import Parts
+from fluxtalk.runtime.bulk.parts import PartFiles
 from fluxtalk.runtime.embedder import Embedder
 from fluxtalk.runtime.vectors import Vectors
 
 PART_ITEMS = 256
-"""What an interruption costs at most, and how often the progress bar moves."""
+"""Items of a part: an interruption loses no more, and the progress bar moves once for each."""
 
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """What is wanted of each item; see `Embedder.embed`."""
+    """Arguments of `Embedder.embed`."""
 
     modality: str
     k: int | None = None
@@ -34,11 +34,11 @@ class EmbedOptions:
 
 @dataclass(frozen=True)
 class WrittenVectors:
-    """What `embed_to_file` did."""
+    """Result of `embed_to_file`."""
 
     shape: tuple[int, ...]
     resumed: int
-    """Items whose vectors an earlier call had left."""
+    """Number of items whose vectors were computed by an earlier call."""
 
 
 def embed_to_file(
@@ -51,18 +51,18 @@ def embed_to_file(
 ) -> WrittenVectors:
     """Embed items into ``.npy`` or Parquet, with progress and in bounded memory.
 
-    Every ``part_items`` items are kept in ``OUTPUT.parts`` until all are done. A later call takes from there what
-    fits: the same items in the same places, of the same bundle in the same precision. A file that changed behind its
-    path is not noticed.
+    Parts of ``part_items`` items are kept in ``OUTPUT.parts`` until all are done. A later call takes those with the
+    same items at the same positions, of the same bundle in the same precision. It does not notice if a file's content
+    changed while its path stayed.
 
     Args:
-        items: in their order; they are iterated once.
-        output: the file, whose suffix says what is written; see `stream_output.write_output`.
-        total: how many items there are, where that is known.
+        items: iterated once.
+        output: the file, whose suffix is its format; see `write_output`.
+        total: number of items, if it is known.
 
     Raises:
-        UsageError: the output is of no known kind, there is no item, or as for `Embedder.embed`.
-        InputError, TokenCountError: as for `Embedder.embed`; what was done before is kept.
+        UsageError: the output has no known suffix, there is no item, or as for `Embedder.embed`.
+        InputError, TokenCountError: as for `Embedder.embed`; finished parts are kept.
         BackendError: Parquet needs pyarrow.
     """
     check_output(output)
@@ -75,7 +75,7 @@ def embed_to_file(
         "output": options.output,
         "dtype": options.dtype,
     }
-    parts = Parts(output, job)
+    parts = PartFiles(output, job)
     done = resumed = count = 0
     with _progress(options.modality, total) as update:
         for number, chunk in enumerate(_chunks(items, part_items)):
@@ -96,10 +96,10 @@ def embed_to_file(
 def embed_chunks(
     embedder: Embedder, items: Iterable[Item], options: EmbedOptions, total: int | None = None
 ) -> Iterator[Vectors]:
-    """The vectors of items, a few hundred at a time, with progress.
+    """Embed items, a few hundred at a time, with progress.
 
     Args:
-        total: how many items there are, where that is known.
+        total: number of items, if it is known.
 
     Raises:
         UsageError, InputError, TokenCountError: as for `Embedder.embed`.
@@ -114,7 +114,7 @@ def embed_chunks(
 
 @contextmanager
 def _progress(modality: str, total: int | None) -> Iterator[Callable[[int], Any]]:
-    """A progress bar where it would move more than once."""
+    """Show a progress bar, if it would move more than once."""
     if total is not None and total <= PART_ITEMS:
         yield lambda _: None
         return

@@ -105,7 +105,7 @@ def search(
     bundle: Path | None,
     backend_options: BackendOptions,
 ) -> None:
-    """Find what is most similar to QUERY, a text or a path, of MODALITY.
+    """Find the items most similar to QUERY, a text or a path, of MODALITY.
 
     fluxtalk index search photos.index text "a dog on a beach"
     """

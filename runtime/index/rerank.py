@@ -9,7 +9,7 @@ from fluxtalk.runtime.index.nearest_neighbors import NearestNeighbors
 from fluxtalk.runtime.vectors import directions, maxsim
 
 MIN_CANDIDATES = 100
-"""To put a hundred items in order takes a fraction of a millisecond."""
+"""Default that costs little: putting a hundred items in order takes a fraction of a millisecond."""
 _CANDIDATES_PER_ANSWER = 10
 
 

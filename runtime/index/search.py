@@ -35,7 +35,7 @@ class SearchIndex:
 
     def __init__(self, folder: Path) -> None:
         self.stored = read_index(folder)
-        """Its manifest, the items' names, and where they and the bundle are."""
+        """Manifest, names of the items, and paths of the items and of the bundle."""
         self.neighbors = NearestNeighbors.view(self.stored.files.vectors, self.stored.manifest.dtype)
         """The first token, or the only vector, of each item."""
         self._tokens = self.stored.read_tokens() if self.stored.manifest.output == TOKENS else None

@@ -170,7 +170,7 @@ def test_what_is_no_folder_of_features_is_refused(tmp_path: Path) -> None:
     assert "fewer than two modalities, for example 'b'" in _refused(tmp_path)
     _npy(tmp_path / "video", {"b": np.ones(4)})
     (tmp_path / "text" / "c.pt").write_bytes(b"")
-    assert "no .npy: c.pt" in _refused(tmp_path)
+    assert "not .npy: c.pt" in _refused(tmp_path)
     (tmp_path / "text" / "c.pt").unlink()
     _tensors(tmp_path / "text.safetensors", {"a": np.ones(3)})
     assert "both in" in _refused(tmp_path)

@@ -158,7 +158,7 @@ def test_missing_files_are_all_counted_and_twenty_listed(tmp_path: Path, count: 
         ("title,caption\na,one,more\n", "line 2 (3 cells for 2 columns)"),
         ('title,caption\n"a\nb",one\n\nb\n', "line 5 (1 cells"),
         ("title,caption,id\na,one, \n", "line 2 (no id)"),
-        ("title,caption,split\na,one,train\nb,two,dev\n", "line 3 (split 'dev' is none of train"),
+        ("title,caption,split\na,one,train\nb,two,dev\n", "line 3 (split 'dev' is not one of train"),
         ("title,caption,id,split\na,one,x,train\nb,two,x,test\n", "line 3 (id 'x', in train and in test)"),
         ("title,caption,split\na,one,train\na,two,test\n", "line 3 (linked to earlier rows, in train and in test)"),
         ("title,caption,id\na,one,x\n,two,y\n", "1 of 2 ids with items in fewer than two modalities"),

@@ -4,11 +4,11 @@
 
     shards-000000.tar:  dog-1.jpg  dog-1.txt  tea-2.jpg  tea-2.txt  ...
 
-They are named as ``shards-{000000..000099}.tar?image=jpg;png&text=txt``: braces expand as in a shell, and the query
-gives each modality's extensions, of which a sample's first is taken. Without a query, ``image`` is
+Their name is ``shards-{000000..000099}.tar?image=jpg;png&text=txt``: braces expand as in a shell, and the query lists
+each modality's extensions, of which the first that a sample has is taken. Without a query, ``image`` is
 ``jpg;jpeg;png;webp``, ``text`` is ``txt``, ``audio`` is ``wav;flac;ogg`` and ``features`` is ``npy``, as far as they
-occur. A sample's key is its id; ids are divided by hash, as tables are. A sample need not have every modality, and a
-blank text is none.
+occur. A sample's key is its id; ids are split by hash, as those of tables are. A sample may lack modalities; a blank
+text counts as missing.
 """
 
 from __future__ import annotations
@@ -42,9 +42,7 @@ DEFAULT_EXTENSIONS = {
 
 
 def load(name: DataName) -> PairDataset:
-    """Index shards; their items are read when they are asked for.
-
-    One pass hashes and indexes every shard. From then on a member is read by shard, offset and size.
+    """Index shards, in one pass that also hashes them; items are read later, by shard, offset and size.
 
     Raises:
         UsageError: the query or the braces are malformed.
@@ -54,7 +52,7 @@ def load(name: DataName) -> PairDataset:
     """
     paths = shard_paths(name)
     extensions = modality_extensions(name)
-    found = {modality: _Found() for modality in extensions}
+    found = {modality: _FoundItems() for modality in extensions}
     keys: list[str] = []
     hashes = []
     total = sum(path.stat().st_size for path in paths)
@@ -84,15 +82,15 @@ class Sample:
 
     key: str
     values: Mapping[str, Any]
-    """Modality to its value, as `Items.values` has it; what the sample lacks is absent."""
+    """Modality to its value, as in `Items.values`; modalities that the sample lacks are absent."""
 
 
 def stream(text: str, rank: int = 0, world_size: int = 1, worker: int = 0, workers: int = 1) -> Iterator[Sample]:
     """Read shards from front to end without an index, by the `webdataset` library.
 
-    Shards are dealt to ranks, and each rank's to its workers, so that all together see every sample once. Training
-    does not need this: it reads shards through the feature cache. Nor is every fault seen that `load` sees: a key
-    in two shards, or a shard cut off exactly between two files.
+    Shards are dealt to ranks, and each rank's to its workers, so that together they read every sample once. Training
+    does not need this: it reads shards through the feature cache. Two faults that `load` reports go unnoticed: a key in
+    two shards, and a shard cut off exactly between two files.
 
     Args:
         text: the shards, as ``--data`` names them.
@@ -100,7 +98,7 @@ def stream(text: str, rank: int = 0, world_size: int = 1, worker: int = 0, worke
         worker: of the ``workers`` of each process, from 0.
 
     Raises:
-        UsageError: a number is out of range, or the name is none of shards.
+        UsageError: a number is out of range, or the name is not one of shards.
         BackendError: a library is missing.
         DataError: shards are missing or fewer than all workers, or, while reading, damaged.
     """
@@ -122,7 +120,7 @@ def stream(text: str, rank: int = 0, world_size: int = 1, worker: int = 0, worke
 
 
 def shard_paths(name: DataName) -> list[Path]:
-    """The shards that a name stands for, in its order; see `load` for what is raised."""
+    """Existing shards that a name stands for, in its order; raises as `load` does."""
     shown = shard_names(name)
     paths = [Path(path) for path in shown]
     require_files(f"{name.text!r}", paths, shown, "check the path and the numbers in braces")
@@ -130,7 +128,7 @@ def shard_paths(name: DataName) -> list[Path]:
 
 
 def shard_names(name: DataName) -> list[str]:
-    """The paths that a name's braces stand for, whether or not there are such files.
+    """Expand the braces of a name to paths, whether or not such files exist.
 
     Raises:
         UsageError: the braces do not match.
@@ -147,7 +145,7 @@ def shard_names(name: DataName) -> list[str]:
 
 
 def modality_extensions(name: DataName) -> dict[str, tuple[str, ...]]:
-    """Modality to the extensions that may hold it, the first of which wins.
+    """Modality to its extensions, of which the first that a sample has is taken.
 
     Raises:
         UsageError: the query names fewer than two modalities, or an id or split.
@@ -167,8 +165,8 @@ def modality_extensions(name: DataName) -> dict[str, tuple[str, ...]]:
 
 
 @dataclass
-class _Found:
-    """The items of one modality so far, as plain numbers: there may be many millions."""
+class _FoundItems:
+    """Items of one modality that were found so far, as plain numbers: there may be many millions."""
 
     groups: array[int] = field(default_factory=lambda: array("q"))
     shards: array[int] = field(default_factory=lambda: array("q"))
@@ -178,7 +176,7 @@ class _Found:
     fingerprints: array[int] = field(default_factory=lambda: array("Q"))
 
     def column(self, paths: Sequence[Path], extensions: Sequence[str]) -> ItemColumn:
-        """The items as `make_splits` takes them."""
+        """Items as `make_splits` takes them."""
         numbers = (self.shards, self.offsets, self.sizes, self.kinds)
         values = ShardValues(paths, extensions, *(np.array(part, dtype=np.int64) for part in numbers))
         groups = np.array(self.groups, dtype=np.int64)
@@ -192,7 +190,7 @@ def _collect(
     group: int,
     sample: ShardSample,
     extensions: Mapping[str, Sequence[str]],
-    found: Mapping[str, _Found],
+    found: Mapping[str, _FoundItems],
 ) -> None:
     for modality, names in extensions.items():
         kind = next((i for i, name in enumerate(names) if name in sample.members), None)
@@ -209,12 +207,12 @@ def _collect(
         items.offsets.append(member.offset)
         items.sizes.append(member.size)
         items.kinds.append(kind)
-        # 64 bits: two of ten million different items are taken for the same with a chance of 3 in a million.
+        # With 64 bits, the probability that any two of ten million different items share a hash is 3 in a million.
         items.fingerprints.append(int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big"))
 
 
 def _value(path: Path, key: str, extension: str, data: bytes) -> Any:
-    """A member's value, or None for a blank text.
+    """Decode a member; a blank text is None.
 
     Raises:
         DataError: it cannot be decoded.
@@ -234,7 +232,7 @@ def _require_unique(name: DataName, keys: Sequence[str]) -> None:
         )
 
 
-def _require_modalities(name: DataName, found: Mapping[str, _Found]) -> None:
+def _require_modalities(name: DataName, found: Mapping[str, _FoundItems]) -> None:
     absent = [modality for modality, items in found.items() if not items.groups]
     if absent:
         raise DataError(f"No sample of {name.text!r} has {abbreviate(absent)}; check the extensions.")
@@ -248,18 +246,18 @@ def _require_modalities(name: DataName, found: Mapping[str, _Found]) -> None:
 
 def _stream(paths: Sequence[Path], extensions: Mapping[str, Sequence[str]]) -> Iterator[Sample]:
     try:
-        # webdataset imports torch where it is installed, so nothing but a stream imports webdataset.
+        # webdataset imports torch if it is installed, so only a stream imports webdataset.
         from webdataset.tariterators import group_by_keys, tar_file_expander
     except ImportError:
         raise BackendError("Streaming shards needs webdataset: pip install 'fluxtalk[data]'.") from None
     for path in paths:
-        # Opened here and not by webdataset.WebDataset, which leaves its files to the garbage collector.
+        # webdataset.WebDataset would leave its files open for the garbage collector.
         with path.open("rb") as file:
             samples = group_by_keys(tar_file_expander([{"url": str(path), "stream": file}]))
             try:
                 yield from (_sample(path, sample, extensions) for sample in samples)
             except (OSError, EOFError, ValueError, tarfile.TarError) as error:
-                # webdataset appends where it happened, in its own words.
+                # webdataset appends the location in its own words.
                 what = str(error.args[0]).split(" @ ")[0] if error.args else type(error).__name__
                 raise DataError(
                     f"The shard {path} cannot be read to its end ({what}); copy or write it again."

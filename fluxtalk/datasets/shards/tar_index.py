@@ -1,4 +1,4 @@
-"""One pass over a tar shard: which samples it holds, and at which bytes their members lie."""
+"""The index of a tar shard: its samples, and the offset of each of their members, from one pass over the headers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import BinaryIO
 from fluxtalk.errors import DataError, reason
 
 # WebDataset's rules (webdataset.tariterators.base_plus_ext and tar_file_iterator), whose package would bring torch:
-# a key ends before the first dot of the file's name, and names such as __index__ are no samples.
+# a key ends before the first dot of the file's name, and names such as __index__ are not samples.
 _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 _META = re.compile(r"__[^/]*__($|/)")
 
 
 @dataclass(frozen=True)
 class Member:
-    """Where a file's bytes lie in its shard."""
+    """Bytes of a file inside its shard."""
 
     offset: int
     size: int
@@ -26,7 +26,7 @@ class Member:
 
 @dataclass(frozen=True)
 class ShardSample:
-    """The neighboring members of one key."""
+    """Consecutive members with one key."""
 
     key: str
     members: dict[str, Member]
@@ -37,11 +37,12 @@ def index_shard(path: Path, file: BinaryIO) -> list[ShardSample]:
     """Read the headers of an uncompressed tar, in its order.
 
     Args:
-        path: what to call it in a sentence.
+        path: its name in sentences.
         file: the open tar; its position is moved.
 
     Raises:
-        DataError: it is no whole tar, holds a sparse file, a sample has an extension twice, or its files lie apart.
+        DataError: it is not a whole tar, holds a sparse file, a sample has an extension twice, or its files do not
+            follow each other.
     """
     samples: list[ShardSample] = []
     keys: set[str] = set()
@@ -74,7 +75,7 @@ def _members(path: Path, file: BinaryIO) -> list[tuple[str, Member]]:
         raise DataError(
             f"The shard {path} cannot be read ({reason(error)}); it must be a whole, uncompressed tar file."
         ) from None
-    # tarfile takes a damaged header, or a file cut off between two members, for the archive's end.
+    # tarfile takes a damaged header, or a file cut off between two members, as the archive's end.
     file.seek(end)
     if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
         raise DataError(f"The shard {path} is damaged or cut off at byte {end}; copy or write it again.")

@@ -1,4 +1,4 @@
-"""The items of shards, read one member at a time by their place."""
+"""Items of shards, each read by its byte offset when it is asked for."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ class ShardValues(Sequence[Any]):
 
         Args:
             paths: the tar files.
-            extensions: what the members' names end in.
+            extensions: endings of the members' names.
             shards: (items,) indices into ``paths``.
-            offsets: (items,) where each member's bytes begin.
-            sizes: (items,) how many there are.
+            offsets: (items,) offset of each member's first byte.
+            sizes: (items,) bytes of each member.
             kinds: (items,) indices into ``extensions``.
         """
         self._paths = paths
         self._extensions = extensions
-        self._places = (shards, offsets, sizes, kinds)
+        self._members = (shards, offsets, sizes, kinds)
 
     def __len__(self) -> int:
-        return len(self._places[0])
+        return len(self._members[0])
 
     def __getitem__(self, index: Any) -> Any:
         """The value of this row, or another `ShardValues` for a slice.
@@ -52,8 +52,8 @@ class ShardValues(Sequence[Any]):
             DataError: the shard was changed since it was indexed.
         """
         if isinstance(index, slice):
-            return ShardValues(self._paths, self._extensions, *(part[index] for part in self._places))
-        shard, offset, size, kind = (int(part[index]) for part in self._places)
+            return ShardValues(self._paths, self._extensions, *(part[index] for part in self._members))
+        shard, offset, size, kind = (int(part[index]) for part in self._members)
         path = self._paths[shard]
         try:
             with path.open("rb") as file:
@@ -69,15 +69,15 @@ class ShardValues(Sequence[Any]):
             ) from None
 
     def take(self, rows: Integers) -> ShardValues:
-        """These rows, in this order."""
-        return ShardValues(self._paths, self._extensions, *(part[rows] for part in self._places))
+        """Select rows, in this order."""
+        return ShardValues(self._paths, self._extensions, *(part[rows] for part in self._members))
 
 
 def decode(extension: str, data: bytes) -> Any:
-    """A member's value by its extension: ``txt`` as ``str``, ``npy`` as an array, any other as the bytes.
+    """Decode a member by its extension: ``txt`` to ``str``, ``npy`` to an array; any other stays bytes.
 
     Raises:
-        InputError: it is not UTF-8, or no array.
+        InputError: it is not UTF-8, or not a `.npy` file.
     """
     form = extension.rsplit(".")[-1]
     if form == "txt":

@@ -1,4 +1,4 @@
-"""Which rows of a table without an ``id`` column belong together: those that share a cell."""
+"""Ids for a table without an ``id`` column: rows that share a cell get one id."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 Cells = Sequence[str | None]
 
 _MANY_ROWS, _MANY_SHARE = 10, 0.03
-"""A value in more rows than this joins what hardly belongs together: a photograph has five captions, not a hundred."""
+"""A value in more rows than both of these probably links unrelated rows: a photograph has five captions, not 100."""
 
 
 def linked_row_ids(columns: Mapping[str, Cells], rows: int) -> list[str]:
-    """One id for all rows that share a cell, directly or through other rows (union-find)."""
+    """Give one id to all rows that share a cell, directly or through other rows (union-find)."""
     parent = list(range(rows))
 
     def root(i: int) -> int:
@@ -31,7 +31,7 @@ def linked_row_ids(columns: Mapping[str, Cells], rows: int) -> list[str]:
 
 
 def linkage_notes(columns: Mapping[str, Cells], rows: int) -> tuple[str, ...]:
-    """A sentence for each column in which a value links more than 3 % of the rows, and at least ten."""
+    """Make a sentence for each column in which a value links more than 3 % of the rows, and at least ten."""
     notes = []
     for modality, cells in columns.items():
         counts = Counter(cell for cell in cells if cell is not None)
@@ -39,7 +39,7 @@ def linkage_notes(columns: Mapping[str, Cells], rows: int) -> tuple[str, ...]:
         if most >= _MANY_ROWS and most > _MANY_SHARE * rows:
             shown = value if len(value) <= 40 else f"{value[:40]}..."
             notes.append(
-                f"{most} of {rows} rows have the {modality} {shown!r}, and belong together as one id for it; "
-                "where they do not, give the table an id column"
+                f"{most} of {rows} rows have the {modality} {shown!r}, and are one id for that reason; "
+                "if they do not belong together, give the table an id column"
             )
     return tuple(notes)

@@ -1,7 +1,7 @@
 """Readers of tables, row by row: CSV, JSON Lines and Parquet, for training and for `fluxtalk embed` and `index` alike.
 
-`open_table` chooses the reader by the file's suffix, which holds nothing but the path: rows are read as they are asked
-for, in bounded memory. `read_whole` collects them by column.
+`open_table` chooses the reader by the file's suffix. Rows are read as they are asked for, in bounded memory;
+`read_whole` collects them by column.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class CsvFile:
                 yield Row(number, {}, f"{len(record)} cells for {len(header)} columns")
 
     def count(self) -> int | None:
-        """None: records would have to be counted."""
+        """Unknown until all records are read."""
         return None
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
@@ -111,7 +111,7 @@ class JsonLinesFile:
     row_word: ClassVar[str] = "line"
 
     def header(self) -> None:
-        """None: every object names its columns."""
+        """Stated by each object on its own."""
 
     def rows(self, wanted: Collection[str] | None = None) -> Iterator[Row]:
         """Read objects, with all of their keys."""
@@ -124,7 +124,7 @@ class JsonLinesFile:
             raise _unreadable(self.path, error, "UTF-8 with one JSON object per line") from None
 
     def count(self) -> int | None:
-        """None: lines would have to be counted."""
+        """Unknown until all lines are read."""
         return None
 
 
@@ -179,7 +179,7 @@ _FORMATS: Mapping[str, Callable[[Path], TableFile]] = {
 
 
 def is_table(path: Path) -> bool:
-    """Whether a file is a table, by its suffix."""
+    """True for a file with the suffix of a table."""
     return path.suffix.lower() in _FORMATS
 
 
@@ -188,10 +188,10 @@ def open_table(path: Path) -> TableFile:
     return _FORMATS[path.suffix.lower()](path)
 
 
-def bad_row(table: TableFile, row: Row) -> DataError:
+def malformed_row_error(table: TableFile, row: Row) -> DataError:
     """The error of a reader that stops at the first row with a problem."""
-    where = f"{table.row_word.capitalize()} {row.number}"
-    return DataError(f"{where} of the table {table.path} is malformed ({row.problem}); correct it.")
+    position = f"{table.row_word.capitalize()} {row.number}"
+    return DataError(f"{position} of the table {table.path} is malformed ({row.problem}); correct it.")
 
 
 def first_columns(table: TableFile) -> list[str]:
@@ -206,7 +206,7 @@ def first_columns(table: TableFile) -> list[str]:
         return header
     for row in table.rows(()):
         if row.problem:
-            raise bad_row(table, row)
+            raise malformed_row_error(table, row)
         return list(row.cells)
     return []
 

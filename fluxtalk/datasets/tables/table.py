@@ -9,10 +9,10 @@
 
 Columns other than ``id`` and ``split`` are modalities, unless the name of the data set says which column is what:
 ``pairs.parquet?image=photo_path&text=caption&id=photo_id&split=part``. A column whose modality is preprocessed as text
-holds text, and one that is preprocessed as anything else holds paths relative to the table; where nothing says so, a
-column all of whose cells end like a file (image, sound or ``.npy``) holds paths. An empty cell, or null, says that the
-row has no such modality. Without ``id``, rows that share a cell of a modality that is used belong together. Without
-``split``, ids are divided by hash: 80 % train, 10 % validation, 10 % test.
+holds text, and one that is preprocessed as anything else holds paths relative to the table; if preprocessing is not
+known, a column holds paths if all of its cells end like a file (image, sound or ``.npy``). A row lacks a modality if
+its cell is empty or null. Without ``id``, rows that share a cell of a modality that is used get one id. Without
+``split``, ids are split by hash: 80 % train, 10 % validation, 10 % test.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ _FILE_SUFFIXES = frozenset(suffix for suffixes in FILE_SUFFIXES.values() for suf
 
 @dataclass(frozen=True)
 class _Table:
-    """Rows whose cells are text or absent."""
+    """Valid rows, whose cells are text or absent."""
 
     path: Path
     cells: Mapping[str, Cells]
     """Modality to one cell per row."""
     ids: Sequence[str] | None
     splits: Sequence[str] | None
-    places: Sequence[str]
-    """Where each row stands: ``line 3``."""
+    positions: Sequence[str]
+    """Position of each row in the file: ``line 3``."""
 
 
 def load(name: DataName, kinds: Mapping[str, str] | None = None) -> PairDataset:
@@ -60,14 +60,14 @@ def load(name: DataName, kinds: Mapping[str, str] | None = None) -> PairDataset:
 
     Raises:
         BackendError: the library that reads the format is missing.
-        DataError: the file is missing, lacks a column, has malformed rows, names missing files, an id stands in two
+        DataError: the file is missing, lacks a column, has malformed rows, names missing files, an id is in two
             splits or has items in fewer than two modalities. Rows and files are all counted, the first 20 listed.
     """
     table = _read(name)
     files = frozenset(m for m, cells in table.cells.items() if _holds_files(cells, (kinds or {}).get(m)))
     _require_cells_files(table, files)
     linking = {m: cells for m, cells in table.cells.items() if kinds is None or m in kinds}
-    row_ids = table.ids if table.ids is not None else linked_row_ids(linking, len(table.places))
+    row_ids = table.ids if table.ids is not None else linked_row_ids(linking, len(table.positions))
     split_of = _splits_by_id(table, row_ids)
     _require_pairs(table, row_ids)
     content = _content(table, files)
@@ -81,7 +81,7 @@ def load(name: DataName, kinds: Mapping[str, str] | None = None) -> PairDataset:
         modalities=tuple(table.cells),
         splits=make_splits(tuple(split_of), tuple(split_of.values()), columns),
         content_hash=hash_json({"table": key, "modalities": tuple(table.cells)}),
-        notes=linkage_notes(linking, len(table.places)) if table.ids is None else (),
+        notes=linkage_notes(linking, len(table.positions)) if table.ids is None else (),
     )
 
 
@@ -91,7 +91,7 @@ def _read(name: DataName) -> _Table:
         raise DataError(f"The table {path.absolute()} does not exist; check --data.")
     raw = read_whole(open_table(path), None if name.query is None else set(name.query.values()))
     if not raw.numbers:
-        # Without a row there may be no column: what is wrong with the rows comes first.
+        # Without a row there may be no column, so problems of rows are reported first.
         _require_rows(path, raw, raw.problems, "each is an object of columns")
         raise DataError(f"The table {path} has no rows.")
     sources = _sources(name, raw)
@@ -155,7 +155,7 @@ def _is_empty(cell: Any) -> bool:
 def _row_problems(
     numbers: Sequence[int], cells: Mapping[str, Sequence[Any]], modalities: Sequence[str]
 ) -> Iterator[tuple[int, str]]:
-    """Where each malformed row stands, and what is wrong with it."""
+    """Number and problem of each malformed row."""
     for i, number in enumerate(numbers):
         row = {key: column[i] for key, column in cells.items()}
         wrong = [_cell_problem(key, cell) for key, cell in row.items()]
@@ -166,7 +166,7 @@ def _row_problems(
 
 
 def _cell_problem(key: str, cell: Any) -> str:
-    """What is wrong with a cell, or nothing."""
+    """The problem of a cell; empty if it is valid."""
     if _is_empty(cell):
         return f"no {key}" if key in ("id", "split") else ""
     if key == "id" and isinstance(cell, int) and not isinstance(cell, bool):
@@ -174,12 +174,12 @@ def _cell_problem(key: str, cell: Any) -> str:
     if not isinstance(cell, str):
         return f"{key} is {type(cell).__name__} and not text"
     if key == "split" and cell not in SPLIT_NAMES:
-        return f"split {cell!r} is none of {', '.join(SPLIT_NAMES)}"
+        return f"split {cell!r} is not one of {', '.join(SPLIT_NAMES)}"
     return ""
 
 
 def _holds_files(cells: Cells, kind: str | None) -> bool:
-    """Whether a column holds paths: as its preprocessing says, else where it has cells and each ends like a file."""
+    """True for a column of paths: by its preprocessing; if that is None, if it has cells and each ends like a file."""
     if kind is not None:
         return kind != "text"
     present = {cell for cell in cells if cell is not None}
@@ -193,16 +193,16 @@ def _require_cells_files(table: _Table, files: frozenset[str]) -> None:
 
 
 def _splits_by_id(table: _Table, row_ids: Sequence[str]) -> dict[str, str]:
-    """The split of every id, in the order in which the ids first occur."""
+    """Split of every id, in the order in which the ids first occur."""
     split_of: dict[str, str] = {}
     if table.splits is None:
         return {id_: split_by_hash(id_) for id_ in row_ids}
     strays = []
-    for id_, split, place in zip(row_ids, table.splits, table.places, strict=True):
+    for id_, split, position in zip(row_ids, table.splits, table.positions, strict=True):
         home = split_of.setdefault(id_, split)
         if home != split:
             what = f"id {id_!r}" if table.ids is not None else "linked to earlier rows"
-            strays.append(f"{place} ({what}, in {home} and in {split})")
+            strays.append(f"{position} ({what}, in {home} and in {split})")
     if strays:
         raise DataError(
             f"The table {table.path} has {len(strays)} rows whose id is in another split already: "
@@ -215,7 +215,7 @@ def _require_pairs(table: _Table, row_ids: Sequence[str]) -> None:
     modalities: dict[str, set[str]] = {}
     first: dict[str, str] = {}
     for i, id_ in enumerate(row_ids):
-        first.setdefault(id_, table.places[i])
+        first.setdefault(id_, table.positions[i])
         modalities.setdefault(id_, set()).update(m for m, cells in table.cells.items() if cells[i] is not None)
     alone = [
         first[id_] if table.ids is None else f"{id_!r} ({first[id_]})"
@@ -230,7 +230,7 @@ def _require_pairs(table: _Table, row_ids: Sequence[str]) -> None:
 
 
 def _content(table: _Table, files: frozenset[str]) -> dict[str, dict[str, str]]:
-    """Modality to what each of its cells holds, not how it is called: one picture under two names is one picture."""
+    """Modality to cell to content, of files the hash: one picture under two names is one picture."""
     distinct = {m: dict.fromkeys(cell for cell in cells if cell is not None) for m, cells in table.cells.items()}
     paths = list(dict.fromkeys(table.path.parent / cell for m in files for cell in distinct[m]))
     total = sum(path.stat().st_size for path in paths)
@@ -244,7 +244,7 @@ def _content(table: _Table, files: frozenset[str]) -> dict[str, dict[str, str]]:
 def _column(
     table: _Table, modality: str, is_file: bool, groups: Sequence[int], content: Mapping[str, str]
 ) -> ItemColumn:
-    # One item per id and distinct cell: a photograph with five captions is encoded once.
+    # One item per id and distinct cell, so that a photograph with five captions is encoded once.
     pairs = zip(groups, table.cells[modality], strict=True)
     distinct = list(dict.fromkeys((group, cell) for group, cell in pairs if cell is not None))
     values = [table.path.parent / cell if is_file else cell for _, cell in distinct]

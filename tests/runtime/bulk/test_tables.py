@@ -13,7 +13,7 @@ import pytest
 
 from fluxtalk.datasets import Items, load_dataset
 from fluxtalk.errors import DataError, InputError
-from fluxtalk.runtime.bulk.inputs import TableInput, open_input
+from fluxtalk.runtime.bulk.inputs import TableColumn, open_input
 from tests.conftest import Made
 from tests.runtime.test_serving import one_sentence, run
 
@@ -40,7 +40,7 @@ def test_a_cell_of_200_kb_is_read(tmp_path: Path, suffix: str) -> None:
     trained = {(text, title) for split in data.splits.values() for text, title in _pairs(split.items)}
     assert trained == set(ROWS)
     opened = open_input("text", "text", [], path)
-    assert isinstance(opened, TableInput)
+    assert isinstance(opened, TableColumn)
     assert opened.count() == 3
     assert [item.value for item in opened] == [text for text, _ in ROWS]
 
