@@ -1,4 +1,6 @@
-"""From a request to its answer: body in, vectors, answer out, and nothing for a client that is gone."""
+"""A request's way to its answer: the body read, its items embedded, the answer written, and nothing of it for a
+client that is gone.
+"""
 
 from __future__ import annotations
 

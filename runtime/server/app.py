@@ -39,7 +39,7 @@ log = logging.getLogger("fluxtalk.server")
 
 
 def routes(service: Service) -> list[Route]:
-    """Every route. One more belongs into its room's list."""
+    """List every route. One more belongs into its room's list."""
     indexes = Indexes(service.settings.indexes)
     service.on_loaded.append(indexes.open)
     described = [
@@ -56,14 +56,14 @@ def routes(service: Service) -> list[Route]:
 
 
 def build_app(service: Service) -> Starlette:
-    """The application over a service, which starts and stops with it."""
+    """Make the application over a service, which starts and stops with it."""
     served = routes(service)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, Callable[[], None]]]:
         await service.start()
         try:
-            # The protocol, which refuses before there is an application, counts here.
+            # The protocol refuses before a request reaches the application; it counts here.
             yield {OVERLOADED: service.metrics.rejections.labels(OVERLOADED).inc}
         finally:
             await service.stop()
@@ -81,7 +81,7 @@ def build_app(service: Service) -> Starlette:
 
 
 def _middleware(service: Service, paths: Mapping[object, str]) -> Iterator[Middleware]:
-    """What a request passes, from the outside in."""
+    """List the middleware, from the outside in."""
     settings = service.settings
     yield Middleware(MetricsMiddleware, metrics=service.metrics, paths=paths)
     yield Middleware(FailureMiddleware, draining=lambda: service.draining)
@@ -98,12 +98,12 @@ class AppFactory:
     settings: ServerSettings
 
     def __call__(self) -> Starlette:
-        """A new application. If its bundle cannot be loaded, the process ends."""
+        """Make a new application. If its bundle cannot be loaded, the process ends."""
 
         def end() -> None:
             log.error("error: %s", service.failure)
             logging.shutdown()
-            # At once: nothing was accepted yet, and uvicorn has no other way to be told.
+            # Nothing was accepted yet, and uvicorn has no other way to be told that a worker cannot start.
             os._exit(STARTUP_FAILURE)
 
         ignore_pillow_warnings()

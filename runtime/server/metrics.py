@@ -1,4 +1,4 @@
-"""What Prometheus is told."""
+"""Counters for Prometheus."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RATIOS = (0, 0.025, 0.05, 0.075, 0.1, 0.125, 0.25, 0.5)
 
 
 class Metrics:
-    """One server's counters."""
+    """Counters of one server."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -91,7 +91,7 @@ class Metrics:
         )
 
     def exposition(self) -> bytes:
-        """Everything in Prometheus's text format, over all workers."""
+        """Write everything in Prometheus's text format, over all workers."""
         folder = os.environ.get(SHARED_FOLDER)
         if not folder:
             return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""A route with its OpenAPI description: what a room declares beside each handler, and `openapi` puts together.
+"""Routes with their OpenAPI descriptions: each room declares them beside its handlers, `openapi` puts them together.
 
 A body or an answer is described by its type (a `msgspec.Struct`, a ``TypedDict``), from which the schema is generated.
 """
@@ -42,7 +42,7 @@ TIMEOUT: Schema = {
 
 
 class ErrorDetail(TypedDict):
-    """An error in OpenAI's shape."""
+    """Error in OpenAI's shape."""
 
     message: str
     type: str
@@ -51,24 +51,24 @@ class ErrorDetail(TypedDict):
 
 
 class Error(TypedDict):
-    """The answer of every route that cannot give the one asked for."""
+    """Answer of a route that cannot give the one asked for."""
 
     error: ErrorDetail
 
 
 class KServeError(TypedDict):
-    """The same for the clients of KServe's protocol."""
+    """Error as the clients of KServe's protocol read it."""
 
     error: str
 
 
 @dataclass(frozen=True)
 class Operation:
-    """What the OpenAPI document says of one method of one path."""
+    """Description of one method of one path."""
 
     summary: str
     answer: Any
-    """The type of a JSON answer, or a `Content`."""
+    """Type of a JSON answer, or a `Content`."""
     errors: tuple[int, ...] = ALWAYS
     body: Content | None = None
     parameters: tuple[Schema, ...] = ()
@@ -76,16 +76,16 @@ class Operation:
     examples: Mapping[str, Any] = field(default_factory=dict)
     """Examples of a JSON body, by name."""
     schemas: Mapping[str, Schema] = field(default_factory=dict)
-    """What types cannot say of this bundle: keys to add to a schema of that name, or a schema that they refer to."""
+    """Facts of this bundle that types cannot say, by the name of a schema: keys to add to it, or the schema itself."""
 
 
 class ApiRoute(Route):
-    """A route that describes itself.
+    """Route that describes itself.
 
     Args:
         path: with its parameters in braces.
-        endpoint: the handler.
-        operation: its description, or how to describe it for a bundle.
+        endpoint: handler.
+        operation: description, or a function that describes the route for a bundle.
         method: the HTTP method.
     """
 

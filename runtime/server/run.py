@@ -1,4 +1,4 @@
-"""A server's processes: one, or several that share a port."""
+"""Processes of a server: one, or several that share a port."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ _LOGGING: dict[str, Any] = {
     "loggers": {
         "fluxtalk.server": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
         "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
-        # They read bodies, and write what they find odd in them.
+        # These libraries read bodies, and log what they find odd in them.
         "python_multipart": {"handlers": ["nowhere"], "propagate": False},
         "PIL": {"handlers": ["nowhere"], "propagate": False},
     },
 }
 
 _IDLE_S = 75
-"""An idle connection is kept for longer than clients and balancers keep theirs, so that it is they who close it."""
+"""Seconds that an idle connection is kept: longer than clients and balancers keep theirs, so that they close it."""
 _WORKER_SILENCE_S = 30
-"""A worker that answers its supervisor nothing for so long is replaced."""
+"""Seconds without an answer to its supervisor after which a worker is replaced."""
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 takes a free one.
+    """Bind a socket; port 0 takes a free one.
 
     Raises:
-        UsageError: the address is not ours, or taken.
+        UsageError: the address is not of this machine, or taken.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -70,7 +70,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def uvicorn_config(settings: ServerSettings, app: Any, factory: bool = False) -> Config:
-    """How uvicorn runs the application."""
+    """Make the settings with which uvicorn runs the application."""
     return Config(
         app,
         factory=factory,
@@ -94,7 +94,7 @@ def run_server(settings: ServerSettings, listening: socket.socket) -> None:
     """Serve until a signal ends it.
 
     Args:
-        listening: see `bind`.
+        listening: a socket made by `bind`.
 
     Raises:
         FluxTalkError: the bundle cannot be loaded, or does not pass its verification.
@@ -110,7 +110,7 @@ def run_server(settings: ServerSettings, listening: socket.socket) -> None:
 
     service = Service(settings, end)
     server = Server(uvicorn_config(settings, build_app(service)))
-    # uvicorn raises the signal again when everything is done; to have been asked to end is no failure.
+    # uvicorn raises the signal again when everything is done; having been asked to end is not a failure.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: None)
     server.run([listening])
@@ -119,7 +119,7 @@ def run_server(settings: ServerSettings, listening: socket.socket) -> None:
 
 
 def _allow_connections() -> None:
-    """As many open files as this process may have: a connection beyond them is closed without an answer."""
+    """Allow as many open files as this process may have: a connection beyond them is closed without an answer."""
     try:
         import resource
     except ImportError:  # not on this system
@@ -129,10 +129,9 @@ def _allow_connections() -> None:
 
 
 class _Supervisor(Multiprocess):
-    """uvicorn's, which gives up the port with its workers: a connection that nobody accepts would hang."""
+    """uvicorn's supervisor, which gives up the port with its workers: a connection that nobody accepts would hang."""
 
     def terminate_all(self) -> None:
-        """End the workers."""
         super().terminate_all()
         for listening in self.sockets:
             listening.close()

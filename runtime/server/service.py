@@ -23,17 +23,17 @@ from fluxtalk.runtime.server.settings import ServerSettings
 log = logging.getLogger("fluxtalk.server")
 
 _NOTICE_S = 1.0
-"""Between SIGTERM and the end of listening: time for whoever reads `/readyz` to send requests elsewhere."""
+"""Seconds between SIGTERM and the end of listening: time for readers of `/readyz` to send requests elsewhere."""
 
 
 class Service:
-    """What the routes share.
+    """State that the routes share.
 
     Args:
-        settings: of the server.
-        on_failure: called where the bundle cannot be loaded, and `failure` says why: a server that cannot become ready
-            must not stay.
-        open_embedder: gives the bundle, loaded and verified; called in a thread. None is `open_verified`.
+        settings: settings of the server.
+        on_failure: called if the bundle cannot be loaded, for the reason in `failure`: a server that cannot become
+            ready must not stay.
+        open_embedder: loads and verifies the bundle, in a thread. None is `open_verified`.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Service:
         self.metrics = Metrics()
         self.bodies = BodyReader(settings.max_body_bytes)
         self.failure: Exception | None = None
-        """Why the bundle could not be loaded."""
+        """Reason why the bundle could not be loaded."""
         self._on_failure = on_failure
         self._open_embedder = open_embedder or open_verified
         self.on_loaded: list[Callable[[ServedModel], None]] = []
@@ -57,12 +57,12 @@ class Service:
 
     @property
     def dispatcher(self) -> Dispatcher | None:
-        """The loaded bundle, once it is warm and verified."""
+        """Dispatcher of the loaded bundle, once it is warm and verified."""
         return self._dispatcher
 
     @property
     def why_not_ready(self) -> str | None:
-        """A few words; None when requests should be sent here."""
+        """Reason in a few words; None if requests should be sent here."""
         if self._draining:
             return "the server is shutting down"
         if self._dispatcher is None:
@@ -70,10 +70,10 @@ class Service:
         return self._dispatcher.why_not_alive
 
     def require_dispatcher(self) -> Dispatcher:
-        """The dispatcher, for a request. A server that shuts down still answers what reaches it.
+        """Give a request the dispatcher. A server that shuts down still answers what reaches it.
 
         Raises:
-            ApiError: 503: it is not loaded yet.
+            ApiError: 503: the bundle is not loaded yet.
         """
         if self._dispatcher is None:
             self.metrics.rejections.labels("not_ready").inc()
@@ -83,7 +83,7 @@ class Service:
     async def start(self) -> None:
         """Begin to load, and return at once: liveness is answered meanwhile.
 
-        One of several workers returns when it is ready: before, it would take requests from those that are.
+        One of several workers returns when it is ready: earlier, it would take requests from those that are.
         """
         self.metrics.ready.set(0)
         self._handle_signals()
@@ -101,11 +101,11 @@ class Service:
 
     @property
     def draining(self) -> bool:
-        """Whether the server is about to end."""
+        """True once the server is about to end."""
         return self._draining
 
     def drain(self) -> None:
-        """Say that this server is not ready any more; it goes on answering."""
+        """Stop being ready; requests that come are still answered."""
         self._draining = True
         self.metrics.ready.set(0)
 
@@ -142,11 +142,11 @@ class Service:
 
             signal.signal(signal.SIGTERM, on_term)
         except ValueError:
-            return  # not in the main thread: whoever runs this server ends it
+            return  # not in the main thread: the owner of this server ends it
 
 
 def open_verified(settings: ServerSettings) -> Embedder:
-    """The bundle of the settings, its hashes checked and its golden vectors replayed.
+    """Load the bundle of the settings, check its hashes and replay its golden vectors.
 
     Raises:
         FluxTalkError: see `load`; or a worker found another bundle than its siblings serve.

@@ -1,4 +1,4 @@
-"""What a server is started with."""
+"""Settings of a server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.server.http.fetch import host_name
 
 MAX_ITEMS = 2048
-"""Of one request, as OpenAI's service has it; fewer where the queue is shorter."""
+"""Items of one request, as OpenAI's service has it; fewer if the queue is shorter."""
 
 
 @dataclass(frozen=True)
@@ -19,28 +19,28 @@ class ServerSettings:
 
     bundle: Path
     backend: BackendOptions = field(default_factory=lambda: BackendOptions(spinning=False))
-    """What runs the graphs. Without ``threads``, an operator takes the available cores, divided by the workers."""
+    """Library that runs the graphs. Without ``threads``, an operator takes the available cores over the workers."""
     max_batch_items: int | None = None
     """Items of ordinary size in one run of a graph; None takes 8 on a CPU and 64 on a GPU."""
     queue: int = 4096
     """Items of one modality that may wait or run, before more are refused."""
     max_body_bytes: int = 32 << 20
     timeout_s: float = 30.0
-    """The longest that a request may take, its body included."""
+    """Seconds that a request may take, its body included."""
     api_keys: tuple[str, ...] = field(default=(), repr=False)
-    """Any of these opens every route; none: no key is asked for."""
+    """Keys, each of which opens every route; none: no key is asked for."""
     allow_hosts: tuple[str, ...] = ()
-    """Names of this server, without a port, that the Host header of a request may bear; none: any."""
+    """Names of this server, without a port, that the Host header of a request may have; none: any."""
     allow_urls: tuple[str, ...] = ()
     """Hosts from which images and sounds may be fetched; none: a URL is refused."""
     workers: int = 1
     """Processes that share the port."""
     indexes: tuple[Path, ...] = ()
-    """Folders of search indexes, each called like its folder."""
+    """Folders of search indexes, each of which names its index."""
     serve_items: bool = False
-    """Give out small pictures of the image files that the indexes list."""
+    """True to give out small pictures of the image files that the indexes list."""
     revision: str | None = None
-    """The bundle's hash that a worker must find, so that all serve the same; None: whatever is there."""
+    """Hash of the bundle that a worker must find, so that all serve the same; None: any."""
 
     def __post_init__(self) -> None:
         for name in ("max_batch_items", "queue", "max_body_bytes", "workers"):
@@ -54,5 +54,5 @@ class ServerSettings:
 
     @property
     def max_items(self) -> int:
-        """Items of one request; none may fill more than half of the queue."""
+        """Items of one request, which may fill half of the queue."""
         return max(1, min(MAX_ITEMS, self.queue // 2))

@@ -34,7 +34,7 @@ class Embedding(TypedDict):
 
 
 class Usage(TypedDict):
-    """What was read, as OpenAI counts it."""
+    """Units that were read, as OpenAI counts them."""
 
     prompt_tokens: Count
     total_tokens: Count
@@ -73,7 +73,7 @@ def write_answer(answer: Answer, form: AnswerForm, model: ServedModel) -> Embedd
 
 
 def typed_vectors(vectors: NDArray[np.float32], name: str) -> NDArray[Any]:
-    """Vectors in one `EmbeddingType`, as numbers."""
+    """Convert vectors to one `EmbeddingType`, as numbers."""
     if name in ("float", "base64"):
         return vectors
     if name == "binary":
@@ -83,13 +83,13 @@ def typed_vectors(vectors: NDArray[np.float32], name: str) -> NDArray[Any]:
 
 
 def in_base64(rows: NDArray[Any]) -> list[str]:
-    """The little-endian bytes of each row."""
+    """Encode the little-endian bytes of each row."""
     little = rows.astype(rows.dtype.newbyteorder("<"), copy=False)
     return [base64.b64encode(row.tobytes()).decode("ascii") for row in little]
 
 
 def _written(vectors: NDArray[np.float32], name: str, encoding: str) -> Sequence[Any]:
-    """Vectors of every item in one embedding type."""
+    """Convert the vectors of every item to one embedding type, as they are written."""
     rows = typed_vectors(vectors, name)
     if name == "base64" or encoding == "base64":
         return in_base64(rows)

@@ -35,19 +35,19 @@ Element = Annotated[Any, Meta(extra_json_schema=ref("Element"))]
 
 
 class WithContent(Body):
-    """An object around a content."""
+    """Object around a content."""
 
     content: Content
 
 
 class Message(WithContent):
-    """An element of ``messages``."""
+    """Element of ``messages``."""
 
     role: User
 
 
 class ChatRequest(EmbeddingOptions):
-    """A body. One of ``messages`` and ``input`` is given."""
+    """Body in vLLM's dialect, with either ``messages`` or ``input``."""
 
     input: list[Element] | None = None
     messages: list[Message] | None = None

@@ -34,7 +34,7 @@ ImageText = Annotated[str, Meta(extra_json_schema=FILE_TEXT)]
 
 
 class CohereRequest(Body):
-    """A body. One of ``texts``, ``images`` and ``inputs`` is given."""
+    """Body in Cohere's dialect, with one of ``texts``, ``images`` and ``inputs``."""
 
     model: str | None = None
     input_type: Literal["search_document", "search_query", "classification", "clustering", "image"] | None = None
@@ -50,7 +50,7 @@ class CohereRequest(Body):
 
 
 class CohereAnswer(Described):
-    """An answer."""
+    """Answer in Cohere's dialect."""
 
     id: str
     embeddings: dict[str, list[Vector]]

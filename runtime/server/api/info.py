@@ -1,4 +1,4 @@
-"""What a server says about itself: health, metrics, models, limits."""
+"""Routes that describe the server: health, metrics, models, limits."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class ModelEntry(TypedDict):
 
 
 class ModelList(TypedDict):
-    """All of them: one."""
+    """List of the models, which are one."""
 
     object: Literal["list"]
     data: list[ModelEntry]
 
 
 def info_routes(service: Service) -> list[ApiRoute]:
-    """``/livez``, ``/readyz``, ``/metrics``, ``/info``, ``/v1/models``."""
+    """Make ``/livez``, ``/readyz``, ``/metrics``, ``/info``, ``/v1/models``."""
 
     async def livez(_request: Request) -> Response:
         return json_response({"alive": True})

@@ -28,12 +28,12 @@ Always = Annotated[bool, Meta(extra_json_schema={"enum": [True]})]
 Never = Annotated[bool, Meta(extra_json_schema={"enum": [False]})]
 _INPUT = Meta(extra_json_schema={"description": 'a list of {"text": ...}, {"image": ...} or strings'})
 _FIXED = {"normalized": True, "truncate": True, "late_chunking": False}
-"""What this server does anyway; the other value is refused."""
+"""Options whose value is fixed here; the other value is refused."""
 _OWN = ("embedding_type", "task", *_FIXED)
 
 
 class JinaRequest(EmbeddingOptions, kw_only=True):
-    """A body."""
+    """Body in Jina's dialect."""
 
     input: Annotated[str | list[NamedItem], _INPUT]
     modality: str | None = None

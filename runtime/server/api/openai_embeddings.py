@@ -32,7 +32,7 @@ _INPUT = Meta(extra_json_schema={"description": "a string, a list of strings, to
 
 
 class OpenAIRequest(EmbeddingOptions, kw_only=True):
-    """A body."""
+    """Body in OpenAI's dialect."""
 
     input: Annotated[str | list[PlainItem], _INPUT]
     modality: str | None = None
@@ -56,7 +56,7 @@ def read(body: OpenAIRequest, model: ServedModel) -> tuple[EmbedRequest, AnswerF
 
 
 def _items(value: str | list[Any], kind: str) -> list[Any]:
-    """The items of an ``input``. Their content is checked when they are decoded."""
+    """List the items of an ``input``. Their content is checked when they are decoded."""
     one_of_ids = kind == "text" and isinstance(value, list) and bool(value) and type(value[0]) is int
     return [value] if isinstance(value, str) or one_of_ids else value
 

@@ -22,7 +22,7 @@ Output = Annotated[str, Meta(extra_json_schema={"enum": list(OUTPUT_KINDS)})]
 
 
 class EmbeddingOptions(Body):
-    """What is wanted of the items, and how it is written."""
+    """Output to compute from the items, and the form in which it is written."""
 
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
@@ -45,18 +45,18 @@ class EmbeddingOptions(Body):
         return EmbedRequest(items, selection)
 
     def form(self) -> AnswerForm:
-        """How the answer is written."""
+        """Read the form of the answer."""
         return AnswerForm(self.encoding_format or "float", tuple(dict.fromkeys(self.embedding_types or ())))
 
 
 @dataclass(frozen=True)
 class AnswerForm:
-    """How vectors are written."""
+    """Form in which vectors are written."""
 
     encoding: str = "float"
     """``float`` or ``base64``."""
     types: Sequence[str] = ()
-    """Each an `EmbeddingType`; none: ``embedding`` alone."""
+    """Names of `EmbeddingType`, each written under ``embeddings``; none writes ``embedding`` alone."""
 
 
 def select(model: ServedModel, k: int | None, tokens: int | None, output: str | None) -> Selection:
@@ -73,7 +73,7 @@ def select(model: ServedModel, k: int | None, tokens: int | None, output: str | 
 
 
 def check_dimensions(asked: int | None, selection: Selection, field: str = "dimensions") -> None:
-    """``dimensions`` cuts nothing: an embedding of another size was never trained.
+    """Refuse ``dimensions`` that would cut: an embedding of another size was never trained.
 
     Args:
         field: its name in the body.

@@ -37,7 +37,7 @@ class Dialect:
     matches: Callable[[dict[str, Any]], bool]
     """True if a body is written in it."""
     read: Callable[[Any, ServedModel], tuple[EmbedRequest, AnswerForm]]
-    """The typed request. Raises `ApiError`. Decodes no item: that is done in threads."""
+    """Makes a body the typed request. Raises `ApiError`. Decodes no item: that is done in threads."""
 
 
 DIALECTS = (
@@ -66,7 +66,7 @@ _BODY_TYPES: dict[str, BodyReader] = {
 
 
 def embedding_routes(service: Service) -> list[ApiRoute]:
-    """``/v1/embeddings`` and Cohere's ``/v2/embed``."""
+    """Make ``/v1/embeddings`` and Cohere's ``/v2/embed``."""
 
     async def embeddings(request: Request) -> Response:
         service.require_dispatcher()

@@ -1,4 +1,4 @@
-"""From a typed request to vectors: admission, decoding, batches.
+"""Typed requests to vectors: admission, decoding, batches.
 
 In: `EmbedRequest`. Out: `Answer`; nothing here knows HTTP bodies.
 """

@@ -32,11 +32,11 @@ from fluxtalk.tokens import Selection
 log = logging.getLogger("fluxtalk.server")
 
 _PADDING = 8
-"""At most one part in so many of a batch is padding, as in `fluxtalk.runtime.batching`."""
+"""Inverse of the share of a batch that may be padding, as in `fluxtalk.runtime.batching`."""
 _LOOK = 8
-"""How many times a batch's size is looked through for items of like length."""
+"""Items of the queue, in batches, that are searched for items of like length."""
 _UNITS = {"text": 256, "features": 256, "audio": 160_000, "image": 224 * 224}
-"""The length, or the pixels, of an item of ordinary size, whose weight is 1."""
+"""Kind to the length (or pixels) of an item of ordinary size, whose weight is 1."""
 
 
 @dataclass
@@ -44,15 +44,15 @@ class Job:
     """One request's items of one modality."""
 
     arrays: Sequence[Array]
-    """Prepared."""
+    """Prepared inputs, one for each item."""
     positions: Sequence[int]
-    """Where they stand in the request, for errors."""
+    """Positions of the items in the request, for errors."""
     selection: Selection
-    """Of attention, the items have one length."""
+    """Output of every item, and its k. For attention, the items have one length."""
     deadline: float
-    """On the clock of `time.monotonic`: work that has not begun by then is dropped."""
+    """Time on the clock of `time.monotonic` after which work that has not begun is dropped."""
     future: Future[NDArray[np.float32]] = field(default_factory=Future)
-    """The vectors in the order of the arrays. Cancel it, and what has not begun is never run."""
+    """Vectors in the order of the arrays. If it is canceled, items that have not begun are never run."""
     rows: NDArray[np.float32] | None = None
     missing: int = 0
 
@@ -60,7 +60,7 @@ class Job:
         self.missing = len(self.arrays)
 
     def give(self, position: int, row: NDArray[np.float32]) -> None:
-        """Take the vectors of one item; the last of them completes the job."""
+        """Take the vectors of one item; the last item completes the job."""
         if self.rows is None:
             self.rows = np.empty((len(self.arrays), *row.shape), dtype=np.float32)
         self.rows[position] = row
@@ -85,7 +85,7 @@ class _Entry:
     position: int = field(compare=False)
     length: int = field(compare=False)
     weight: float = field(compare=False)
-    """Of one unit of length."""
+    """Weight of one unit of length."""
     queued: float = field(compare=False)
 
 
@@ -93,14 +93,14 @@ class Batcher:
     """The queue and the thread of one modality.
 
     Args:
-        modality: for messages and metrics.
-        session: that this thread alone runs.
-        preprocess: of the modality.
-        max_weight: of a batch, padding included: as many items of ordinary size.
+        modality: name for messages and metrics.
+        session: the session, which this thread alone runs.
+        preprocess: preprocessing of the modality.
+        max_weight: items of ordinary size in a batch, padding included.
         queue: items that may be accepted and unanswered at a time.
-        metrics: told of every batch.
-        known_good: inputs that the session must be able to run; where it fails at an item it is asked again with
-            these, and the thread ends where it fails at them, too. None: it is not asked.
+        metrics: counters, told of every batch.
+        known_good: inputs that the session must be able to run. If it fails at an item, it is asked again with these,
+            and the thread ends if it fails at them, too. None: it is not asked.
     """
 
     def __init__(
@@ -138,25 +138,25 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread can still run a batch."""
+        """True while the thread can run a batch."""
         return self._cause_of_death is None and self._thread.is_alive()
 
     @property
     def seconds_in_batch(self) -> float:
-        """For how long the present batch has been running; 0 between batches."""
+        """Seconds since the present batch began; 0 between batches."""
         since = self._running_since
         return 0.0 if since is None else time.monotonic() - since
 
     @property
     def estimated_wait_s(self) -> float:
-        """Until an item accepted now would be done, at the rate measured lately."""
+        """Seconds until an item accepted now would be done, at the rate measured lately."""
         return (self._outstanding + 1) * self._seconds_each()
 
     def admit(self, count: int, deadline: float) -> None:
         """Reserve places for items before anything is spent on them; `release` gives them back.
 
         Raises:
-            ApiError: 503 where the thread died; 429 where the queue is full, or so long that the deadline would pass.
+            ApiError: 503 if the thread died; 429 if the queue is full, or so long that the deadline would pass.
         """
         with self._changed:
             if not self.alive:
@@ -213,7 +213,7 @@ class Batcher:
         return job.future
 
     def close(self, patience_s: float) -> bool:
-        """Finish what is queued, then end the thread; False where it does not end in that time."""
+        """Finish what is queued, then end the thread; False if it does not end in that time."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -221,7 +221,7 @@ class Batcher:
         return not self._thread.is_alive()
 
     def _seconds_each(self) -> float:
-        """Where decoding is what takes the time, batches alone would promise too much."""
+        # If decoding takes most of the time, the rate of batches alone would promise too much.
         return max(self._seconds_per_item, self._rate.seconds_per_item)
 
     def _weight(self, array: Array, length: int) -> float:
@@ -234,7 +234,7 @@ class Batcher:
         try:
             while batch := self._next():
                 self._run(batch)
-        except BaseException as error:  # whatever ends this thread must be noticed
+        except BaseException as error:  # the end of this thread must be noticed, whatever ends it
             self._die(error, batch)
 
     def _die(self, error: BaseException, batch: list[_Entry]) -> None:
@@ -250,7 +250,7 @@ class Batcher:
         return ApiError(503, f"The engine of {self.modality} stopped; another server must answer.", "engine_stopped")
 
     def _next(self) -> list[_Entry]:
-        """Wait for items, and take the next batch; empty when there will be none any more."""
+        """Wait for items, and take the next batch; empty once the queue is closed and done."""
         with self._changed:
             while True:
                 batch = self._gather()
@@ -259,7 +259,7 @@ class Batcher:
                 self._changed.wait()
 
     def _gather(self) -> list[_Entry]:
-        """The first item that is due, and those behind it that fit to it."""
+        """Take the first item that is due, and those behind it that fit to it."""
         batch: list[_Entry] = []
         passed: list[_Entry] = []
         longest = total = looked = 0
@@ -270,7 +270,7 @@ class Batcher:
             looked += 1
             count, length = len(batch) + 1, max(longest, entry.length)
             padded = count * length
-            # A short item is an item, too: it weighs 1.
+            # A short item still costs a row: it weighs at least 1.
             heavy = count * max(1.0, length * entry.weight) > self._max_weight
             if not batch or not (heavy or padded - (total + entry.length) > padded / _PADDING):
                 batch.append(entry)
@@ -292,7 +292,8 @@ class Batcher:
             if len(batch) == 1:
                 batch[0].job.fail(self._item_error(batch[0], error))
                 if not isinstance(error, InputError) and self._known_good is not None:
-                    # Was it the item? Else nobody gets an answer here any more, and that ends this thread.
+                    # If the session fails at good inputs too, it was not the item: nobody gets an answer here any more,
+                    # and the error ends this thread.
                     self._session.run(self._known_good, 1)
                 return
             log.warning("A batch of %d %s items failed; they are run one by one.", len(batch), self.modality)
@@ -327,7 +328,7 @@ class Batcher:
             return ApiError(422, f"input {position}: {error}", "invalid_input", f"input[{position}]")
         # A library's message may hold a part of the input.
         log.error("An item of %s failed with %s.", self.modality, type(error).__name__)
-        log.debug("The whole of it:", exc_info=error)
+        log.debug("The exception:", exc_info=error)
         return ApiError(500, f"input {position}: the engine failed at this item.", "engine_failed")
 
     def _observe(self, batch: list[_Entry], begin: float, elapsed: float) -> None:
@@ -345,7 +346,7 @@ class Batcher:
 
 
 def _is_wanted(job: Job) -> bool:
-    """Whether somebody still waits for the job; one that is too late ends here."""
+    """True while somebody waits for the job; one that is too late ends here with an error."""
     if job.future.done():
         return False
     if time.monotonic() > job.deadline:

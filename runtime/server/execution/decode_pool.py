@@ -1,4 +1,4 @@
-"""Decoding in threads of its own, a bounded number of them: a batch never waits for a broken file."""
+"""Decoding in a bounded number of threads of its own: a batch never waits for a broken file."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from fluxtalk.runtime.server.http.fetch import Fetcher
 
 _TEXTS_PER_CHUNK = 64
 _SHORT_CHARACTERS = 2048
-"""Texts of so many together are tokenized in less time than another thread takes to wake up."""
+"""Characters, all texts together, that are tokenized in less time than another thread takes to wake up."""
 
 
 class DecodePool:
-    """The threads that decode.
+    """Threads that decode raw items.
 
     Args:
-        threads: that decode at a time.
-        fetcher: of what is named by URL.
+        threads: how many decode at a time.
+        fetcher: reads files that are named by URL.
     """
 
     def __init__(self, threads: int, fetcher: Fetcher) -> None:
         self._count = threads
         self._fetcher = fetcher
         self.threads = ThreadPoolExecutor(threads, thread_name_prefix="fluxtalk-decode")
-        """For other work of a request, too, that would keep the event loop."""
+        """Also take other work of a request that would keep the event loop."""
         # Its own thread, so that small images do not queue behind large ones.
         self._large = ThreadPoolExecutor(1, thread_name_prefix="fluxtalk-decode-large")
 
@@ -43,7 +43,7 @@ class DecodePool:
         A request has as many items in work as there are threads, so that others take turns with it.
 
         Args:
-            positions: of the items in the request, for errors.
+            positions: positions of the items in the request, for errors.
 
         Raises:
             ApiError: an item cannot be used; its position is named.
@@ -69,7 +69,7 @@ class DecodePool:
         return [array for array in prepared if array is not None]
 
     def close(self) -> None:
-        """End the threads; what they have begun they finish."""
+        """End the threads after what they have begun."""
         self.threads.shutdown(cancel_futures=True)
         self._large.shutdown(cancel_futures=True)
 

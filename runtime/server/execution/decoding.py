@@ -1,4 +1,4 @@
-"""One raw item of a request to the array that its graph takes. Runs in threads; opens no path and no URL."""
+"""Raw items of requests to the arrays that graphs take. Runs in threads; opens no path and no URL."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from fluxtalk.preprocess.image_files import open_image_bytes
 from fluxtalk.runtime.server.http.json_arrays import array_of_lists
 
 LARGE_PIXELS = 16_000_000
-"""An image beyond this is decoded alone: several of 100 megapixels at a time would not fit into memory."""
+"""Pixels beyond which an image is decoded alone: several of 100 megapixels at a time would not fit into memory."""
 _CHARACTERS_PER_TOKEN = 64
 _MOST_CHARACTERS_PER_TOKEN = 1024
-"""A text is read as far as this for each token that the encoder takes."""
+"""Characters of a text that are read at most for each token that the encoder takes."""
 
 
 def decode(preprocess: Preprocessor, value: Any) -> Array | Image.Image:
     """Turn a raw item into its array; a large image is opened only, and `Preprocessor.prepare` finishes it.
 
     Args:
-        value: see `Item`.
+        value: raw item, as in `Item`.
 
     Raises:
         InputError: it cannot be used.
@@ -56,53 +56,55 @@ def ignore_pillow_warnings() -> None:
 
 
 def media_bytes(value: Any, kind: str) -> bytes:
-    """The bytes of a file that came as they are, in base64 or as a ``data:`` URL.
+    """Decode the bytes of a file that came as they are, in base64 or as a ``data:`` URL.
 
     Raises:
-        InputError: it is something else.
+        InputError: the value is something else.
     """
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if not isinstance(value, str):
-        raise InputError(f"An item of kind {kind} is a file in base64; got {type(value).__name__}.")
+        raise InputError(f"An item of kind {kind} must be a file in base64; got {type(value).__name__}.")
     if value[:8].lower().startswith(("http://", "https://", "file://")):
-        raise InputError("URLs are not fetched by this server (--allow_url); send the file itself in base64.")
+        raise InputError("URLs are not fetched by this server (--allow-url); send the file itself in base64.")
     if value[:5].lower() == "data:":
         header, comma, value = value[5:].partition(",")
         if not comma or not header.lower().endswith(";base64"):
-            raise InputError("A data URL is written data:TYPE;base64,CONTENT; this one is not.")
+            raise InputError("A data URL must be of the form data:TYPE;base64,CONTENT; this one is not.")
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InputError(f"An item of kind {kind} is a file in base64; this is none ({error}).") from None
+        raise InputError(
+            f"An item of kind {kind} must be a file in base64; this is not valid base64 ({error})."
+        ) from None
 
 
 def decode_text(preprocess: TextPreprocessor, value: Any) -> Array:
-    """The ids of a string, or of a list of ids as they are.
+    """Tokenize a string, or take a list of ids as they are.
 
     Raises:
-        InputError: it is neither, empty, or has no known token.
+        InputError: the value is neither, empty, or has no known token.
     """
     if isinstance(value, str):
         return _tokenized(preprocess, value)
     if not isinstance(value, list | tuple) or not value:
-        raise InputError(f"A text is a string or a list of token ids; got {type(value).__name__}.")
+        raise InputError(f"A text must be a string or a list of token ids; got {type(value).__name__}.")
     size = preprocess.vocabulary_size
     if len(value) > preprocess.max_length:
         raise InputError(f"A list of token ids has at most {preprocess.max_length}; got {len(value):,}.")
     wrong = [token for token in value if type(token) is not int or not 0 <= token < size]
     if wrong:
-        raise InputError(f"Token ids are integers from 0 to {size - 1}; got {str(wrong[0])[:40]}.")
+        raise InputError(f"Token ids must be integers from 0 to {size - 1}; got {str(wrong[0])[:40]}.")
     return np.array(value, dtype=np.int64)
 
 
 def _tokenized(preprocess: TextPreprocessor, text: str) -> Array:
-    """The tokens of a text, of which no more is read than can matter."""
+    """Tokenize a text, of which no more is read than can matter."""
     for characters in (_CHARACTERS_PER_TOKEN, _MOST_CHARACTERS_PER_TOKEN):
         limit = characters * preprocess.max_length
         if len(text) <= limit:
             break
-        # Up to a space: the last word must be whole.
+        # Cut at a space: a part of a word is other tokens.
         end = max(text.rfind(space, limit // 2, limit) for space in (" ", "\n"))
         head = text[: end if end > 0 else limit]
         if head.strip():
@@ -119,11 +121,11 @@ def _features(preprocess: FeaturesPreprocessor, value: Any) -> Array:
         try:
             return array_of_lists(value, shape, np.dtype(np.float32))
         except ValueError:
-            raise InputError(f"Features are a list of vectors, each a list of {preprocess.dim} numbers.") from None
+            raise InputError(f"Features must be a list of vectors, each a list of {preprocess.dim} numbers.") from None
     data = media_bytes(value, "features")
     try:
         return read_npy(io.BytesIO(data), len(data))
     except ValueError as error:
         raise InputError(
-            f"Features are lists of numbers or a .npy file in base64; this cannot be read ({error})."
+            f"Features must be lists of numbers or a .npy file in base64; this cannot be read ({error})."
         ) from None

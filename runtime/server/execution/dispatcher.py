@@ -1,4 +1,4 @@
-"""From a typed request to its vectors: admission, decoding, batches, and the answer put together."""
+"""A typed request's way to its vectors: admission, decoding, batches, and the answer put together."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from fluxtalk.runtime.server.metrics import Metrics
 from fluxtalk.runtime.server.settings import ServerSettings
 
 _ON_CPU, _ON_GPU = 8, 64
-"""Items of a batch: on a CPU, more of them hardly make an item cheaper, and all of them wait for the last."""
+"""Items of a batch. On a CPU, more of them hardly make an item cheaper, and all of them wait for the last."""
 _STALLED_S = 60.0
-"""A batch that takes longer will not end."""
+"""Seconds after which a batch is taken not to end."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """The items of one modality."""
+    """Items of one modality."""
 
     modality: str
     positions: list[int]
@@ -41,9 +41,9 @@ class Dispatcher:
     """A loaded bundle with a thread for each modality. `embed` is called from one event loop.
 
     Args:
-        embedder: closed by `close`.
-        settings: the limits.
-        metrics: told of everything.
+        embedder: the bundle, which `close` closes.
+        settings: limits.
+        metrics: counters, told of everything.
     """
 
     def __init__(self, embedder: Embedder, settings: ServerSettings, metrics: Metrics) -> None:
@@ -70,7 +70,7 @@ class Dispatcher:
 
     @property
     def why_not_alive(self) -> str | None:
-        """What keeps the engine from answering for good; None while it can."""
+        """Reason why this server will never answer again; None while it can."""
         for modality, batcher in self._batchers.items():
             if not batcher.alive:
                 return f"the engine of {modality} stopped"
@@ -79,15 +79,15 @@ class Dispatcher:
         return None
 
     def preprocess(self, modality: str) -> Preprocessor:
-        """Of a modality."""
+        """Preprocessing of a modality."""
         return self._preprocess[modality]
 
     def sessions(self) -> dict[str, str]:
-        """What runs each modality, for people."""
+        """Describe each modality's session."""
         return {m: self._embedder.session(m).describe() for m in self._embedder.modalities}
 
     def describe(self) -> str:
-        """The bundle, what runs each modality, and why that: a backend that was passed over is named."""
+        """Describe the bundle, what runs each modality, and why: a backend that was passed over is named."""
         return self._embedder.describe()
 
     def warm(self) -> None:
@@ -103,10 +103,10 @@ class Dispatcher:
                     self._embedder.session(modality).run(batch, k)
 
     async def embed(self, request: EmbedRequest, deadline: float) -> Answer:
-        """The vectors of a request. Cancel it, and what has not begun is never run.
+        """Embed the items of a request. If it is canceled, items that have not begun are never run.
 
         Args:
-            deadline: on the clock of `time.monotonic`.
+            deadline: time on the clock of `time.monotonic`.
 
         Raises:
             ApiError: an item cannot be used (422), there is no room (429), the engine failed (500, 503), or the

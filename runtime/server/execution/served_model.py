@@ -19,7 +19,7 @@ _TAKEN: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 class Described(TypedDict):
-    """What every answer says of its vectors, in whatever dialect."""
+    """Description of an answer's vectors, in every dialect."""
 
     k: int
     output: str
@@ -30,12 +30,12 @@ class Described(TypedDict):
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What is served. Never changes while a server runs."""
+    """Name, modalities and limits of the bundle. Never changes while a server runs."""
 
     name: str
-    """The name under which clients ask for it: that of the bundle's folder."""
+    """Name under which clients ask for it: that of the bundle's folder."""
     revision: str
-    """The bundle's hash."""
+    """Hash of the bundle."""
     created: int
     """Seconds since 1970."""
     precision: str
@@ -47,7 +47,7 @@ class ServedModel:
 
     @property
     def layout(self) -> TokenLayout:
-        """The register tokens of the bundle, which check every k."""
+        """Register tokens of the bundle, which check every k."""
         return self.manifest.layout
 
     def require_model(self, name: str | None) -> None:
@@ -61,7 +61,7 @@ class ServedModel:
             raise ApiError(404, sentence, "model_not_found", "model")
 
     def default_modality(self) -> str:
-        """The modality of items that do not name theirs: the only one of texts, or the only one at all.
+        """Find the modality of items that do not name theirs: the only one of texts, or the only one at all.
 
         Raises:
             ApiError: 400: there is no such modality.
@@ -74,7 +74,7 @@ class ServedModel:
         raise bad_request(f"Name the modality: one of {', '.join(self.kinds)}.", "modality", "missing")
 
     def require_modality(self, name: object, param: str = "modality") -> str:
-        """The modality of that name, or the only one of that kind.
+        """Find the modality of that name, or the only one of that kind.
 
         Raises:
             ApiError: 400: it is unknown.
@@ -90,12 +90,12 @@ class ServedModel:
         raise bad_request(f"{what} one of {', '.join(self.kinds)}; got {shown}.", param)
 
     def names(self) -> list[str]:
-        """Every name that `require_modality` takes."""
+        """List every name that `require_modality` takes."""
         kinds = list(self.kinds.values())
         return list(dict.fromkeys([*self.kinds, *(kind for kind in kinds if kinds.count(kind) == 1)]))
 
     def item(self, name: object, value: Any, param: str) -> Item:
-        """A raw item of a modality. Its content is checked when it is decoded.
+        """Make a raw item of a modality. Its content is checked when it is decoded.
 
         Args:
             name: see `require_modality`.

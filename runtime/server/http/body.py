@@ -1,4 +1,4 @@
-"""Bodies from strangers: refused while they stream in, where they are too long, too slow, or too many at once."""
+"""Bodies from strangers: refused while they stream in if they are too long, too slow, or too many at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fluxtalk.runtime.server.http.errors import ApiError, bad_request
 _TOGETHER = 8
 """Bodies of the largest size that may be in memory at a time."""
 _ON_ITS_WAY_S = 0.2
-"""A body has this long at least: of one that the client sent at once, it is not the slowness that is at fault."""
+"""Seconds that a body has at least: if the client sent it at once, the deadline is at fault and not the body."""
 
 
 class BodyReader:
@@ -27,14 +27,14 @@ class BodyReader:
         self._held = 0
 
     async def read(self, request: Request, deadline: float) -> bytes:
-        """A whole body; give it back with `release`.
+        """Read a whole body, which `release` gives back.
 
         Args:
-            deadline: on the clock of `time.monotonic`.
+            deadline: time on the clock of `time.monotonic`.
 
         Raises:
-            ApiError: 413 over the limit, 408 where it did not come by the deadline, 504 where it did and the deadline
-                passed all the same, 429 where too many bodies are in memory, 415 where it is compressed.
+            ApiError: 413 over the limit, 408 if it did not come by the deadline, 504 if it did and the deadline passed
+                all the same, 429 if too many bodies are in memory, 415 if it is compressed.
             ClientDisconnect: the client hung up.
         """
         if request.headers.get("content-encoding", "identity").lower() != "identity":
@@ -65,7 +65,7 @@ class BodyReader:
         return b"".join(chunks)
 
     def release(self, body: bytes) -> None:
-        """The body is not needed any more."""
+        """Give back the memory of a body."""
         self._held -= len(body)
 
     def _too_large(self) -> ApiError:
@@ -73,10 +73,10 @@ class BodyReader:
 
 
 def time_limit(request: Request, longest_s: float) -> float:
-    """What the client allows in ``X-Request-Timeout`` (seconds), and never more than the server does.
+    """Read the seconds that a request may take: ``X-Request-Timeout``, and never more than the server allows.
 
     Raises:
-        ApiError: 400: it is no positive number.
+        ApiError: 400: the header is not a positive number.
     """
     asked = request.headers.get("x-request-timeout")
     if asked is None:
@@ -86,5 +86,5 @@ def time_limit(request: Request, longest_s: float) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise bad_request("X-Request-Timeout is a positive number of seconds.", "X-Request-Timeout")
+        raise bad_request("X-Request-Timeout must be a positive number of seconds.", "X-Request-Timeout")
     return min(seconds, longest_s)

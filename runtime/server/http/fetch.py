@@ -23,10 +23,10 @@ from fluxtalk.errors import InputError, UsageError
 
 MAX_BYTES = 20 << 20
 SECONDS = 10.0
-"""From the first lookup to the last byte, redirects included."""
+"""Seconds from the first lookup to the last byte, redirects included."""
 MAX_REDIRECTS = 3
 _TOGETHER = 8
-"""Files that may be in memory, or on their way, at a time."""
+"""Files in memory, or on their way, at a time."""
 _PORT = 443
 _KINDS = ("image", "audio")
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -43,14 +43,14 @@ class Fetcher:
 
     Args:
         hosts: names, exactly as URLs write them; none: nothing is fetched.
-        resolve: a host to its addresses.
-        network: what connects to an address.
-        tls: who is trusted; None takes the system's authorities.
-        seconds: see `SECONDS`.
-        max_bytes: of one file.
+        resolve: looks up the addresses of a host.
+        network: connects to an address.
+        tls: trusted authorities; None takes the system's authorities.
+        seconds: time of one file, as in `SECONDS`.
+        max_bytes: size of one file.
 
     Raises:
-        UsageError: a host is no host's name.
+        UsageError: a host is not the name of a host.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Fetcher:
 
     @contextlib.asynccontextmanager
     async def fetched(self, kind: str, values: Sequence[Any]) -> AsyncIterator[Sequence[Any]]:
-        """The values of items, with bytes in the place of URLs; hold it until they are decoded.
+        """Give the values of items, with bytes in the place of URLs; hold it until they are decoded.
 
         A text that is a URL is a text.
 
@@ -85,10 +85,10 @@ class Fetcher:
             yield [await self.fetch(value) if is_url(value) else value for value in values]
 
     async def fetch(self, url: str) -> bytes:
-        """The file of a URL.
+        """Read the file of a URL.
 
         Raises:
-            InputError: it is not allowed, or gives no file.
+            InputError: the URL is not allowed, or gives no file.
         """
         try:
             async with asyncio.timeout(self._seconds):
@@ -121,7 +121,7 @@ class Fetcher:
         raise InputError(f"The URL redirects more than {MAX_REDIRECTS} times; give the last one.")
 
     def _checked(self, url: str) -> httpcore.URL:
-        """What to ask for.
+        """Check a URL.
 
         Raises:
             InputError: this URL is not allowed.
@@ -132,11 +132,11 @@ class Fetcher:
         except ValueError:
             host, port, parts = "", None, urllib.parse.SplitResult("", "", "", "", "")
         if not host or not _PRINTABLE.fullmatch(url) or parts.username is not None or parts.password is not None:
-            raise InputError("A URL is written https://HOST/PATH, percent-encoded and without a user; this one is not.")
+            raise InputError("A URL must be https://HOST/PATH, percent-encoded and without a user; this one is not.")
         if parts.scheme != "https" or port not in (None, _PORT):
             raise InputError(f"Only https URLs on port {_PORT} are fetched, redirects included.")
         if host not in self._hosts:
-            raise InputError(f"URLs of {host[:80]} are not fetched here; the server's --allow_url names the hosts.")
+            raise InputError(f"URLs of {host[:80]} are not fetched here; the server's --allow-url names the hosts.")
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         return httpcore.URL(scheme=b"https", host=host.encode("ascii"), port=_PORT, target=path.encode("ascii"))
 
@@ -156,23 +156,23 @@ class Fetcher:
 
 
 def _redirected(url: str, location: str) -> str:
-    """Where an answer points to; `Fetcher` checks it as the first.
+    """Resolve a redirect; `Fetcher` checks the new URL as it did the first.
 
     Raises:
-        InputError: it is no URL.
+        InputError: the location is not a URL.
     """
     try:
         return urllib.parse.urljoin(url, location)
     except ValueError:
-        raise InputError("The URL redirects to what is no URL; send the file itself.") from None
+        raise InputError("The URL redirects to something that is not a URL; send the file itself.") from None
 
 
 class CheckedNetwork(httpcore.AsyncNetworkBackend):
-    """Connects to a name where all of its addresses are public, and to one of those that were checked.
+    """Network that connects to a name if all of its addresses are public, and to one of those that were checked.
 
     Args:
-        resolve: a host to its addresses.
-        network: what connects to an address; None is asyncio's.
+        resolve: looks up the addresses of a host.
+        network: connects to an address; None is asyncio's.
     """
 
     def __init__(self, resolve: Resolver, network: httpcore.AsyncNetworkBackend | None = None) -> None:
@@ -187,7 +187,7 @@ class CheckedNetwork(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """A connection to the first address that takes one.
+        """Connect to the first address that takes a connection.
 
         Raises:
             InputError: the name has no address, or one that is not public.
@@ -207,16 +207,15 @@ class CheckedNetwork(httpcore.AsyncNetworkBackend):
     async def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
     ) -> httpcore.AsyncNetworkStream:
-        """Never."""
+        """Refuse: a URL names a host."""
         raise InputError("A URL names a host.")
 
     async def sleep(self, seconds: float) -> None:
-        """Wait."""
         await asyncio.sleep(seconds)
 
 
 async def system_resolve(host: str, port: int) -> list[str]:
-    """All addresses that the system knows of a name; none where it knows none."""
+    """Look up all addresses of a name; empty if the system knows none."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
@@ -225,7 +224,7 @@ async def system_resolve(host: str, port: int) -> list[str]:
 
 
 def is_public(address: str) -> bool:
-    """Whether an address belongs to the public internet, whatever notation hides it."""
+    """True if an address belongs to the public internet, whatever notation hides it."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:
@@ -242,17 +241,17 @@ def is_public(address: str) -> bool:
 
 
 def is_url(value: object) -> bool:
-    """Whether an item is a URL, and not a file in base64 or a ``data:`` URL."""
+    """True if an item is a URL, and not a file in base64 or a ``data:`` URL."""
     return isinstance(value, str) and _URL.match(value[:32]) is not None
 
 
 def host_name(host: str) -> str:
-    """A host of `Fetcher`, as URLs are compared with it.
+    """Normalize a host's name, as URLs are compared with it.
 
     Raises:
-        UsageError: it is no host's name.
+        UsageError: it is not the name of a host.
     """
     name = host.lower().rstrip(".")
     if not re.fullmatch(r"[a-z0-9.-]+", name):
-        raise UsageError(f"--allow_url takes a host's name, such as images.example.org; got {host!r}.")
+        raise UsageError(f"--allow-url takes a host's name, such as images.example.org; got {host!r}.")
     return name

@@ -22,15 +22,15 @@ class Part:
 
 
 def read_parts(data: bytes, content_type: str, at_most: int) -> list[Part]:
-    """The parts of a form, in their order.
+    """Read the parts of a form, in their order.
 
     Args:
         data: the body.
         content_type: its whole ``Content-Type``.
-        at_most: parts that are taken.
+        at_most: how many parts are taken.
 
     Raises:
-        ApiError: 400: it is no form, is cut off, or has more parts.
+        ApiError: 400: it is not a form, is cut off, or has more parts.
     """
     parts: list[Part] = []
     ended: list[bool] = []
@@ -48,7 +48,7 @@ def read_parts(data: bytes, content_type: str, at_most: int) -> list[Part]:
         take(file, file.file_object.getvalue(), True)
 
     try:
-        # The body is in memory as it is; nothing of it goes to a disk.
+        # The body is in memory already; nothing of it is written to a disk.
         parser = python_multipart.create_form_parser(
             {"Content-Type": content_type.encode("latin-1", "replace")},
             on_field,
@@ -64,7 +64,7 @@ def read_parts(data: bytes, content_type: str, at_most: int) -> list[Part]:
         parser.finalize()
     except (FormParserError, ValueError):
         raise bad_request(
-            "The body is no form as its Content-Type says, or a part has an encoding other than 7bit, 8bit, binary, "
+            "The body is not a form as its Content-Type says, or a part has an encoding other than 7bit, 8bit, binary, "
             "base64 or quoted-printable.",
             code="invalid_form",
         ) from None

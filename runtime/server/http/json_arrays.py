@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 _TYPES: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
-"""What JSON may hold for a type of each kind: an integer is a float, too."""
+"""Kind of a numpy type to the Python types that JSON may hold for it: an integer is a float, too."""
 _TOGETHER = 1 << 14
 """Numbers converted in one call, during which no other thread runs."""
 
 
 def flattened(raw: Any, shape: Sequence[int]) -> list[Any] | None:
-    """The elements of lists that are nested in a shape, or of one flat list of as many; None where it is neither.
+    """Flatten lists that are nested in a shape, or take one flat list of as many; None if it is neither.
 
-    What the elements are is for the caller to check: of a flat list, some may be lists.
+    The caller checks the elements: in a flat list, some may be lists.
     """
     if isinstance(raw, list) and len(raw) == math.prod(shape) and not (raw and isinstance(raw[0], list)):
         return raw
@@ -35,13 +35,14 @@ def flattened(raw: Any, shape: Sequence[int]) -> list[Any] | None:
 
 
 def array_of_lists(raw: Any, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """An array of a shape and type.
+    """Convert lists to an array of a shape and type.
 
     Args:
-        raw: of JSON: lists nested in the shape, or one flat list of as many numbers.
+        raw: lists nested in the shape, or one flat list of as many numbers.
 
     Raises:
-        ValueError: it has another shape, or holds what is no number of that type. A float too large becomes infinity.
+        ValueError: it has another shape, or holds something other than numbers of that type. A float too large becomes
+            infinity.
     """
     elements = flattened(raw, shape)
     if elements is None:

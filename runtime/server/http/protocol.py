@@ -1,7 +1,9 @@
-"""uvicorn's HTTP protocol, with an end to what it would wait for: headers that never come, answers nobody reads.
+"""uvicorn's HTTP protocol, with limits of time for headers that never come and answers that nobody reads.
 
-And with a limit to the requests in flight: where HTTP costs more than the session, overload shows here and not in the
+Also with a limit to the requests in flight: if HTTP costs more than the session, overload shows here and not in the
 queue, and a refusal has to be much cheaper than a request.
+
+The one place that overrides uvicorn's methods and reads its private state; `pyproject.toml` bounds its version.
 """
 
 from __future__ import annotations
@@ -14,18 +16,18 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from fluxtalk.runtime.server.http.errors import error_body, is_kserve
 
 HEADER_SECONDS = 10.0
-"""From a connection, or from a request's first byte, to the end of its headers."""
+"""Seconds from a connection, or from a request's first byte, to the end of its headers."""
 MAX_HEADER_BYTES = 1 << 16
 REQUESTS_AT_A_TIME = 256
-"""Of the whole process. One more is answered with 429 before anything is done for it."""
+"""Requests of the whole process. One more is answered with 429 before anything is done for it."""
 OVERLOADED = "overloaded"
-"""What the application's state calls the function that is told of such a request."""
+"""Name, in the application's state, of the function that is called for such a request."""
 _NEVER_REFUSED = (b"/livez", b"/readyz", b"/metrics", b"/v2/health/")
 _ON_ITS_WAY_SECONDS = 0.5
-"""How long a connection without a request stays when the server ends: its next one may lie in the socket already."""
+"""Seconds that an idle connection stays open when the server ends: its next request may be in the socket already."""
 _FLUSH_SECONDS = 30.0
 _FLUSH_BYTES = 1 << 18
-"""An answer of which less than so much leaves in so many seconds is given up, and its memory given back."""
+"""An answer of which fewer bytes leave in so many seconds is given up, and its memory given back."""
 
 
 def _refusal(kserve: bool) -> bytes:
@@ -42,28 +44,25 @@ _REFUSALS = {kserve: _refusal(kserve) for kserve in (False, True)}
 
 
 class DeadlineProtocol(HttpToolsProtocol):
-    """One connection."""
+    """Connection with those limits."""
 
     _refused = False
     _header_timer: asyncio.TimerHandle | None = None
     _flush_timer: asyncio.TimerHandle | None = None
     _header_bytes = 0
-    """Came since headers are expected; where they come in many pieces."""
+    """Bytes received while waiting for headers, counted over chunks."""
     _field_bytes = 0
-    """Of the fields of this request; where they come in one piece, or with a body."""
+    """Bytes of this request's URL and header fields, which may come in one chunk with the body."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for headers, for a while."""
         super().connection_made(transport)
         self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """There is nothing to wait for."""
         self._cancel_timers()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count what belongs to headers."""
         if self._header_timer is None and (self.cycle is None or self.cycle.response_complete):
             self._expect_headers()
         super().data_received(data)
@@ -73,32 +72,28 @@ class DeadlineProtocol(HttpToolsProtocol):
                 self._end_of_headers_too_large()
 
     def on_message_begin(self) -> None:
-        """A request begins."""
         self._field_bytes = 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        """A part of the path."""
         self._field_bytes += len(url)
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header; beyond the limit it is not kept."""
         self._field_bytes += len(name) + len(value) + len(b": \r\n")
         if self._field_bytes <= MAX_HEADER_BYTES:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The headers are here."""
         self._header_bytes = 0
         if self._field_bytes > MAX_HEADER_BYTES:
             self._refused = True
             self._end_of_headers_too_large()
             return
-        # `tasks` are the process's requests. One behind another on a connection waits for that one's answer.
+        # `tasks` are the requests of the process. A pipelined request waits for the answer before it: it does not count.
         between_requests = self.cycle is None or self.cycle.response_complete
         if len(self.tasks) >= REQUESTS_AT_A_TIME and between_requests and not self.url.startswith(_NEVER_REFUSED):
-            # The timer goes on: the body, which nobody reads, must end in that time.
+            # The timer goes on: the body, which nobody reads, must end in the time for headers.
             self._refused = True
             if self.expect_100_continue or not self.parser.should_keep_alive():
                 self._refuse(keep=False)
@@ -109,12 +104,10 @@ class DeadlineProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A part of the body."""
         if not self._refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is here."""
         if self._refused:
             self._refused = False
             if not self.transport.is_closing():
@@ -123,7 +116,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """See that the answer leaves, or its memory is given back."""
+        """Begin to watch that the answer leaves."""
         super().on_response_complete()
         if self._flush_timer is not None:
             self._flush_timer.cancel()
@@ -131,14 +124,14 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._expect_flushed()
 
     def shutdown(self) -> None:
-        """The server ends: answer what is here or on its way, then close."""
+        """Answer what is here or on its way, then close."""
         if self.cycle is None or self.cycle.response_complete:
             self.loop.call_later(_ON_ITS_WAY_SECONDS, super().shutdown)
         else:
             super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP, in the shape of every other error."""
+        """Answer bytes that are not HTTP in the shape of every other error."""
         self._end(400, msg, "invalid_http")
 
     def _refuse(self, keep: bool) -> None:

@@ -1,4 +1,4 @@
-"""A modality as a model of the Open Inference Protocol: its tensors, and what they say as items.
+"""Modalities as models of the Open Inference Protocol: their tensors, read as items.
 
 Inputs are either raw, one tensor of BYTES that is called like the kind (``text``, ``image``, ``audio``), or prepared by
 the client: the tensors of the graph, as `fluxtalk-export triton` describes them. Beside either, ``token_index`` says
@@ -43,7 +43,7 @@ class TensorMetadata(TypedDict):
 
 
 class ModelMetadata(TypedDict):
-    """What a client is told of a model: every tensor that it may send, raw and prepared."""
+    """Description of a model: every tensor that a client may send, raw and prepared."""
 
     name: str
     versions: list[str]
@@ -73,7 +73,7 @@ def metadata(modality: str, preprocess: Preprocessor, model: ServedModel) -> Mod
 
 
 def read_items(tensors: Sequence[Tensor], modality: str, preprocess: Preprocessor, model: ServedModel) -> list[Item]:
-    """The items of a request's tensors, ``token_index`` aside.
+    """Read the items of a request's tensors, ``token_index`` aside.
 
     Raises:
         ApiError: 400, with the tensor at fault.
@@ -104,7 +104,7 @@ def read_items(tensors: Sequence[Tensor], modality: str, preprocess: Preprocesso
             )
     count = by_name[main].shape[0]
     if not count:
-        # What stands beside it may then say any size at no cost.
+        # Tensors beside it may then claim any size at no cost.
         raise bad_request(f"{main} holds no row; give at least one.", "inputs", "empty")
     model.require_count(count, "inputs")
     values = _rows(by_name[main], by_name.get(_MASK))
@@ -155,7 +155,7 @@ def _row_shape(name: str, preprocess: Preprocessor) -> list[int]:
 
 
 def _rows(tensor: Tensor, mask: Tensor | None) -> list[NDArray[Any]]:
-    """The rows of a prepared tensor without their padding, which stands at the end."""
+    """Split a prepared tensor into rows without their padding, which is at the end."""
     assert tensor.numbers is not None
     if mask is None:
         return list(tensor.numbers)
@@ -172,7 +172,7 @@ def _rows(tensor: Tensor, mask: Tensor | None) -> list[NDArray[Any]]:
 
 
 def _as_item(row: NDArray[Any], preprocess: Preprocessor) -> Any:
-    """A prepared row as a value of `Item`, so that it is checked as every other."""
+    """Make a prepared row a value of `Item`, so that it is checked as every other."""
     if preprocess.kind == "text":
         return row.tolist()
     return (row, preprocess.sample_rate) if isinstance(preprocess, AudioPreprocessor) else row

@@ -68,11 +68,11 @@ class InferParameters(Body):
 
     k: int | None = None
     binary_data_output: bool | None = None
-    """Outputs that do not say it themselves stand behind the JSON."""
+    """True if the data of outputs that do not say it themselves follow the JSON."""
 
 
 class InferRequest(Body):
-    """A body."""
+    """Body of an inference request."""
 
     inputs: Annotated[list[InferTensor], Meta(min_length=1, max_length=MOST_TENSORS)]
     id: str | None = None
@@ -80,7 +80,7 @@ class InferRequest(Body):
     parameters: InferParameters | None = None
 
     def wanted(self) -> dict[str, bool]:
-        """Name of each output to whether its data stand behind the JSON.
+        """Map the name of each output to True if its data follow the JSON.
 
         Raises:
             ApiError: 400: one is named twice.
@@ -98,7 +98,7 @@ class InferRequest(Body):
 
 
 class InferAnswer(TypedDict):
-    """An answer, or its JSON before the data."""
+    """Answer, or its JSON before the data."""
 
     model_name: str
     model_version: str
@@ -116,7 +116,7 @@ class ServerMetadata(TypedDict):
 
 
 def kserve_routes(service: Service) -> list[ApiRoute]:
-    """``/v2``, health, and for each model its metadata, readiness and inference, with and without a version."""
+    """Make ``/v2``, health, and for each model its metadata, readiness and inference, with and without a version."""
 
     async def server(_request: Request) -> Response:
         version = importlib.metadata.version("fluxtalk")
@@ -279,5 +279,5 @@ def _respond(
 
 
 def _prefixes(tokens: NDArray[np.float32], overlapping: int) -> NDArray[np.float32]:
-    """The pooled embedding of each prefix, (n, k, dim), as the graph computes it."""
+    """Pool each prefix, (n, k, dim), as the graph computes it."""
     return np.stack([token_algebra.pool(tokens, overlapping, j) for j in range(1, tokens.shape[1] + 1)], axis=1)

@@ -57,15 +57,15 @@ Shape = Annotated[list[Annotated[int, Meta(ge=0, le=_MOST_ELEMENTS)]], Meta(min_
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input."""
+    """Decoded input."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     numbers: NDArray[Any] | None
-    """Of every type but BYTES, in `shape`."""
+    """Data of every type but BYTES, in `shape`."""
     elements: Sequence[str | bytes] = ()
-    """Of BYTES: strings of JSON, or bytes."""
+    """Data of BYTES: strings of JSON, or bytes."""
 
 
 class TensorParameters(Body):
@@ -75,13 +75,13 @@ class TensorParameters(Body):
 
 
 class InferTensor(Body):
-    """A tensor in a body. Its data are in ``data``, or behind the JSON."""
+    """Tensor in a body. Its data are in ``data``, or follow the JSON."""
 
     name: str
     datatype: Datatype
     shape: Shape
     data: Annotated[Any, Meta(extra_json_schema={"type": "array"})] = None
-    """In its shape, or flat."""
+    """Lists in its shape, or one flat list."""
     parameters: TensorParameters | None = None
 
 
@@ -90,7 +90,7 @@ def read_tensors(entries: Sequence[InferTensor], binary: bytes, most_elements: i
 
     Args:
         binary: the bytes behind the JSON.
-        most_elements: of a tensor of BYTES.
+        most_elements: limit of a tensor of BYTES.
 
     Raises:
         ApiError: 400, with the tensor at fault.
@@ -131,7 +131,7 @@ def read_tensors(entries: Sequence[InferTensor], binary: bytes, most_elements: i
 
 
 def pack(array: NDArray[np.float32]) -> bytes:
-    """FP32 data as bytes."""
+    """Encode FP32 data as bytes."""
     return array.astype("<f4", copy=False).tobytes()
 
 

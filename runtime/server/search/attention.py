@@ -1,4 +1,4 @@
-"""`POST /v1/attention`: where each register looks in an image.
+"""`POST /v1/attention`: the places of an image at which each register looks.
 
 ::
 
@@ -30,11 +30,11 @@ _MOST_OTHERS = 16
 
 
 class AttentionOptions(ItemOptions):
-    """A body, beside its image."""
+    """Body, beside its image."""
 
 
 class AttentionAnswer(TypedDict):
-    """An answer."""
+    """Attention over an image."""
 
     object: Literal["attention"]
     model: str
@@ -45,12 +45,12 @@ class AttentionAnswer(TypedDict):
     before_grid: Count | None
     image: dict[str, Any]
     attention: Any
-    """(k, length)."""
+    """Weights, (k, length)."""
     revision: str
 
 
 def attention_route(service: Service) -> ApiRoute:
-    """``/v1/attention``."""
+    """Make ``/v1/attention``."""
 
     async def attention(request: Request) -> Response:
         async def work(body: tuple[dict[str, Any], bool], deadline: float) -> Response:
@@ -121,6 +121,6 @@ def _images(model: ServedModel) -> list[str]:
 
 
 def _image_shape(manifest: Manifest, modality: str) -> dict[str, Any]:
-    """What the encoder sees: pixels, and how images get there (``crop`` or ``squash``)."""
+    """Shape of the image that the encoder sees, in pixels, and how images get it (``crop`` or ``squash``)."""
     settings = manifest.modalities[modality].preprocess
     return {name: settings[name] for name in ("height", "width", "resize")}

@@ -1,4 +1,4 @@
-"""The indexes of a server: opened once, checked against its bundle, searched at any k."""
+"""Indexes of a server: opened once, checked against its bundle, searched at any k."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request
 
 POOLED, RERANK = "pooled", "rerank"
-"""How to search. ``pooled``: one vector of the query against one of each item, in an index of tokens its first.
-``rerank``: that finds candidates, and MaxSim over the first k tokens of both sides puts them in order."""
+"""Ways to search. ``pooled`` compares one vector of the query with one of each item, in an index of tokens its first.
+``rerank`` takes candidates from that, and orders them by MaxSim over the first k tokens of both sides."""
 
 
 class ServedIndex:
     """One index. Thread-safe.
 
     Args:
-        name: under which requests ask for it.
-        folder: of the index.
-        model: of the bundle that embeds the queries.
+        name: name under which requests ask for it.
+        folder: folder of the index.
+        model: the bundle that embeds the queries.
 
     Raises:
         IndexFileError: it is missing, was changed, or is of another space than the bundle.
@@ -35,27 +35,27 @@ class ServedIndex:
         self.manifest = opened.stored.manifest
         opened.stored.require_space(model.manifest.space_id(self.manifest.output), f"the bundle {model.name}")
         self.kind = model.kinds.get(self.manifest.modality, "")
-        """Of its items, as `ServedModel.kinds` has it."""
+        """Kind of its items, as in `ServedModel.kinds`."""
         self.items = opened.stored.items
         self.item_path = opened.stored.item_path
-        """The file of an item, by its row."""
+        """Finds the file of an item by its row."""
         self._neighbors = opened.neighbors
         self._overlapping = model.layout.num_overlapping_tokens
         self._rerankers = opened.rerankers
-        """By one less than the tokens of an item that are compared."""
+        """Searches over the first 1, 2, ... tokens of each item."""
 
     @property
     def ways(self) -> tuple[str, ...]:
-        """How it can be searched; the first is taken where nothing is said."""
+        """Ways in which it can be searched; the first is the default."""
         return (RERANK, POOLED) if self._rerankers else (POOLED,)
 
     @property
     def default_k(self) -> int:
-        """For a request that names no k."""
+        """Register tokens of a query that names no k."""
         return self.manifest.k
 
     def output(self, how: str) -> str:
-        """What a query has to be embedded as, one of `OUTPUT_KINDS`."""
+        """Output as which a query has to be embedded."""
         if how == RERANK:
             return "tokens"
         return "concat" if self.manifest.output == "concat" else "pooled"
@@ -71,22 +71,22 @@ class ServedIndex:
             raise bad_request(f"The index {self.name} holds {fits} tokens side by side, so k is {fits}; got {k}.", "k")
 
     def tokens_compared(self, how: str, k: int) -> int:
-        """Tokens of an item that a search at this k looks at; complementary ones are never compared."""
+        """Count the tokens of an item that a search at this k compares; complementary ones never are."""
         return min(k, len(self._rerankers)) if how == RERANK else 1
 
     def bytes_per_item(self, how: str, k: int) -> int:
-        """Bytes of an item's vectors that such a search needs, as they are stored."""
+        """Count the bytes of an item's vectors that such a search reads, as they are stored."""
         vector = vector_bytes(self.manifest.dim, self.manifest.dtype)
         tokens = self.tokens_compared(how, k)
-        # The first token alone is what finds candidates; of more, all lie together.
+        # The first token alone finds candidates; more of them are read from where all tokens are stored.
         return vector if tokens == 1 else vector * (1 + tokens)
 
     def search(self, query: Floats, how: str, k: int, count: int) -> tuple[list[int], Floats]:
-        """The items most similar to one query.
+        """Find the items most similar to one query.
 
         Args:
-            query: embedded as `output` says: (dim,), or (tokens, dim) with at least the tokens compared.
-            count: at most so many.
+            query: vectors as `output` says: (dim,), or (tokens, dim) with at least the tokens compared.
+            count: number of items at most.
 
         Returns:
             their rows and similarities, best first: cosines, or MaxSim scores.
@@ -100,15 +100,15 @@ class ServedIndex:
 
 
 def index_name(folder: Path) -> str:
-    """The name of an index: its folder's, without ``.index``."""
+    """Name an index after its folder, without ``.index``."""
     return folder.resolve().name.removesuffix(".index")
 
 
 class Indexes:
-    """The indexes of a server.
+    """Indexes of a server.
 
     Args:
-        folders: one for each index, which is called like its folder.
+        folders: folder of each index, which gives it its name.
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
@@ -130,7 +130,7 @@ class Indexes:
             self.by_name[name] = ServedIndex(name, folder, model)
 
     def require(self, name: str | None) -> ServedIndex:
-        """An index by name; None if there is one only.
+        """Find an index by name; None if there is one only.
 
         Raises:
             ApiError: 400 or 404.

@@ -3,7 +3,7 @@
 ::
 
     POST /v1/search                        {"text": ... or "image": base64, "index", "n", "k", "how"}; or such a form
-    GET  /v1/indexes                       what can be searched
+    GET  /v1/indexes                       the indexes
     GET  /v1/indexes/{name}/items/{row}    a small picture of an indexed image, with --serve_items
 
 The field that holds the query is called like its modality.
@@ -49,7 +49,7 @@ _DEFAULT_HITS = 10
 
 
 class SearchOptions(ItemOptions):
-    """A body, beside its item."""
+    """Body, beside its item."""
 
     index: str | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_HITS)] | None = None
@@ -57,7 +57,7 @@ class SearchOptions(ItemOptions):
 
 
 class Hit(TypedDict):
-    """One item that was found."""
+    """Item that was found."""
 
     object: Literal["hit"]
     row: Count
@@ -66,7 +66,7 @@ class Hit(TypedDict):
 
 
 class SearchAnswer(TypedDict):
-    """An answer."""
+    """Items that were found, best first."""
 
     object: Literal["list"]
     data: list[Hit]
@@ -83,7 +83,7 @@ class SearchAnswer(TypedDict):
 
 
 class IndexList(TypedDict):
-    """What can be searched."""
+    """List of the indexes."""
 
     object: Literal["list"]
     data: list[dict[str, Any]]
@@ -91,7 +91,7 @@ class IndexList(TypedDict):
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """A query, and where and how to look for it."""
+    """Query, and where and how to look for it."""
 
     item: Item
     index: ServedIndex
@@ -122,7 +122,7 @@ def read_search(fields: dict[str, Any], strict: bool, model: ServedModel, indexe
 
 
 def search_routes(service: Service, indexes: Indexes) -> list[ApiRoute]:
-    """``/v1/search``, ``/v1/indexes``, and the pictures of their items."""
+    """Make ``/v1/search``, ``/v1/indexes``, and the pictures of their items."""
     # One picture is decoded at a time: a page full of them must not keep requests from their threads.
     decoding = asyncio.Semaphore(1)
 
@@ -228,7 +228,7 @@ async def _search(service: Service, asked: SearchRequest, deadline: float) -> Se
 
 
 def _image_path(service: Service, indexes: Indexes, name: str, row: int) -> Path:
-    """The file of an indexed image.
+    """Find the file of an indexed image.
 
     Raises:
         ApiError: 403 if the server does not give out files, 404 if the index lists no such image.

@@ -1,4 +1,4 @@
-"""A small picture of an image file."""
+"""Small pictures of image files."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ MAX_FILE_BYTES = 64 << 20
 
 
 def thumbnail(path: Path, side: int) -> tuple[bytes, str]:
-    """Decode an image file, and encode it anew: nothing but pixels gets out.
+    """Decode an image file, and encode it anew, so that nothing but pixels gets out.
 
     Args:
-        side: pixels of the longer side at most; a smaller image keeps its size.
+        side: length of the longer side at most, in pixels; a smaller image keeps its size.
 
     Returns:
-        The file and its media type: JPEG, or PNG where that would lose something.
+        the file and its media type: JPEG, or PNG if JPEG would lose something.
 
     Raises:
         ApiError: 404: there is no such file; 422: it cannot be read (see `open_image_file`), or is too large.

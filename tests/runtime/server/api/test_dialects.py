@@ -249,7 +249,7 @@ def test_broken_forms(client: httpx.Client) -> None:
     body, content_type = whole.read(), whole.headers["content-type"]
     cases = [
         (body[:-10], content_type, "cut off"),
-        (body, "multipart/form-data", "no form"),
+        (body, "multipart/form-data", "not a form"),
         (body, "multipart/form-data; boundary=other", ""),
         (b"", content_type, ""),
         (b"\x00\xff" * 100, content_type, ""),

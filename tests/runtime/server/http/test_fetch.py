@@ -44,7 +44,7 @@ def test_a_file_of_a_named_host() -> None:
 
 @pytest.mark.parametrize("location", ["https://[bad/", "//[/", "https://[::1/a.png"])
 def test_a_redirect_to_no_url_is_refused(location: str) -> None:
-    with pytest.raises(InputError, match=r"redirects to what is no URL.*\.$"):
+    with pytest.raises(InputError, match=r"redirects to something that is not a URL.*\.$"):
         fetched(Network(answer(status=302, location=location)))
 
 
