@@ -29,7 +29,7 @@ PATIENCE_S = 60
 def golden_reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Paths of the golden files that were read, in order."""
     reads: list[Path] = []
-    read = golden_module.load_file
+    read = golden_module.load_file  # type: ignore[attr-defined]
 
     def counted(path: Path) -> dict[str, Array]:
         reads.append(path)

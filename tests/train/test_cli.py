@@ -28,7 +28,8 @@ OPTIONS = {
     "--implementation", "--resume", "--debug", "--accum_steps", "--items_per_id", "--complementary_objective",
     "--complementary_objective_weight", "--contrastive", "--nested_draw", "--recipe", "--aggregation",
     "--feature_dtype", "--feature_pca", "--feature_pool", "--compile", "--checkpoint_every", "--init_from",
-    "--allow-code", "--freeze_registers", "--view_dropout", "--complementary_correlation_weight", "--output_projection", "--config",
+    "--freeze_registers", "--view_dropout", "--complementary_correlation_weight", "--output_projection", "--config",
+    "--allow-code",
 }  # fmt: skip
 
 
@@ -53,7 +54,7 @@ def test_both_spellings_are_accepted_and_one_is_shown() -> None:
     help_ = run("--help").output
     for option in OPTIONS:
         shown = option.replace("_", "-")
-        assert len(re.findall(rf"^ *{shown}(?![\w-])", help_, re.M)) == 1, option
+        assert len(re.findall(rf"^  {shown}(?![\w-])", help_, re.M)) == 1, option
         assert shown == option or option not in help_
     titles = ["Data", "Head", "Nested dropout", "Losses", "Optimization", "Runtime", "Identity"]
     assert re.findall(r"^([A-Z][a-z ]+):$", help_, re.M) == [*titles, "Options"]
