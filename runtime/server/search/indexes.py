@@ -10,8 +10,9 @@ from fluxtalk.errors import UsageError
 from fluxtalk.runtime.index.search import SearchIndex
 from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request
+from fluxtalk.tokens import CONCAT, POOLED, TOKENS, Selection
 
-POOLED, RERANK = "pooled", "rerank"
+RERANK = "rerank"
 """How to search. ``pooled``: one vector of the query against one of each item, in an index of tokens its first.
 ``rerank``: that finds candidates, and MaxSim over the first k tokens of both sides puts them in order."""
 
@@ -40,7 +41,7 @@ class ServedIndex:
         self.item_path = opened.stored.item_path
         """The file of an item, by its row."""
         self._neighbors = opened.neighbors
-        self._overlapping = model.layout.num_overlapping_tokens
+        self._layout = model.layout
         self._rerankers = opened.rerankers
         """By one less than the tokens of an item that are compared."""
 
@@ -57,8 +58,8 @@ class ServedIndex:
     def output(self, how: str) -> str:
         """What a query has to be embedded as, one of `OUTPUT_KINDS`."""
         if how == RERANK:
-            return "tokens"
-        return "concat" if self.manifest.output == "concat" else "pooled"
+            return TOKENS
+        return CONCAT if self.manifest.output == CONCAT else POOLED
 
     def require_k(self, k: int) -> None:
         """Refuse a k at which the query would not fit.
@@ -66,8 +67,8 @@ class ServedIndex:
         Raises:
             ApiError: 400.
         """
-        fits = min(self.manifest.k, self._overlapping)
-        if self.manifest.output == "concat" and min(k, self._overlapping) != fits:
+        fits, given = (Selection(self._layout, count, CONCAT).shared for count in (self.manifest.k, k))
+        if self.manifest.output == CONCAT and given != fits:
             raise bad_request(f"The index {self.name} holds {fits} tokens side by side, so k is {fits}; got {k}.", "k")
 
     def tokens_compared(self, how: str, k: int) -> int:
