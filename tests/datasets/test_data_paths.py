@@ -1,4 +1,4 @@
-"""A data set's name, told from one folder in another."""
+"""Names of data sets, seen from one folder or another."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def test_unusable_arrays_are_all_counted_and_twenty_listed(tmp_path: Path) -> No
     assert [part in sentence for part in ("NaN", "(0, 4)", "must hold numbers")] == [True] * 3
 
 
-def test_what_is_no_folder_of_features_is_refused(tmp_path: Path) -> None:
+def test_a_malformed_folder_of_features_is_refused(tmp_path: Path) -> None:
     assert "0 modalities" in _refused(tmp_path)
     _npy(tmp_path / "video", {"a": np.ones(4)})
     assert "1 modalities" in _refused(tmp_path)

@@ -1,4 +1,4 @@
-"""What links the rows of a table, and what its columns hold, where it is known which modalities are used."""
+"""Ids of rows that share a cell, and columns of paths, by the modalities that are used."""
 
 from __future__ import annotations
 

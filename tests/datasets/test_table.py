@@ -1,4 +1,4 @@
-"""Tables of pairs: what belongs together, what is refused, and that a refusal names the thing."""
+"""Tables of pairs: which rows belong together, which tables are refused, and that a refusal names the thing."""
 
 from __future__ import annotations
 
@@ -201,13 +201,13 @@ def test_a_table_in_another_encoding_is_refused(tmp_path: Path) -> None:
         _table(tmp_path, "title,caption\ncafé,one\n", encoding="latin-1")
 
 
-def test_a_folder_is_no_table(tmp_path: Path) -> None:
+def test_a_folder_is_not_a_table(tmp_path: Path) -> None:
     (tmp_path / "x.csv").mkdir()
     with pytest.raises(DataError, match=r"x\.csv cannot be read"):
         load_dataset(str(tmp_path / "x.csv"), tmp_path)
 
 
-def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_header(tmp_path: Path) -> None:
     assert _table(tmp_path, "title,caption\na,b\n", encoding="utf-8-sig").modalities == ("title", "caption")
 
 

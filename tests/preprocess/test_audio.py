@@ -1,4 +1,4 @@
-"""Sound: what is decoded, what is refused, and the whole way from WAV files to served vectors."""
+"""Sound: decoding, refusals, and the whole way from WAV files to served vectors."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_batches_are_padded_and_masked() -> None:
         (None, "NoneType"),
     ],
 )
-def test_what_is_no_sound_is_one_sentence(item: object, message: str) -> None:
+def test_a_bad_sound_is_refused_in_one_sentence(item: object, message: str) -> None:
     with pytest.raises(InputError, match=message) as raised:
         AudioPreprocessor(RATE, RATE).prepare(item)
     assert "\n" not in str(raised.value)

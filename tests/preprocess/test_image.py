@@ -130,14 +130,14 @@ def test_a_missing_image_is_named(tmp_path: Path) -> None:
         ImagePreprocessor(8, 8).prepare(tmp_path / "gone.png")
 
 
-def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_named(tmp_path: Path) -> None:
     path = tmp_path / "notes.png"
     path.write_text("these are notes")
     with pytest.raises(InputError, match=r"notes\.png cannot be read \(not a known image format\)"):
         ImagePreprocessor(8, 8).prepare(path)
 
 
-def test_a_folder_is_no_image(tmp_path: Path) -> None:
+def test_a_folder_is_not_an_image(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         ImagePreprocessor(8, 8).prepare(tmp_path)
 
@@ -214,7 +214,7 @@ def test_a_huge_image_is_refused_where_warnings_are_errors() -> None:
     ],
     ids=repr,
 )
-def test_what_is_no_image_is_refused(item: Any) -> None:
+def test_a_value_of_another_type_is_refused(item: Any) -> None:
     with pytest.raises(InputError):
         ImagePreprocessor(8, 8).prepare(item)
 

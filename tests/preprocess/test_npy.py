@@ -1,4 +1,4 @@
-"""Files of features, which may be anybody's: what numpy writes is read, and all else costs nothing."""
+"""Files of features from strangers: every array that numpy writes is read, and a false header allocates nothing."""
 
 from __future__ import annotations
 

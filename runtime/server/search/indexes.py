@@ -10,8 +10,9 @@ from fluxtalk.errors import UsageError
 from fluxtalk.runtime.index.search import SearchIndex
 from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request
+from fluxtalk.tokens import CONCAT, POOLED, TOKENS, Selection
 
-POOLED, RERANK = "pooled", "rerank"
+RERANK = "rerank"
 """Ways to search. ``pooled`` compares one vector of the query with one of each item, in an index of tokens its first.
 ``rerank`` takes candidates from that, and orders them by MaxSim over the first k tokens of both sides."""
 
@@ -40,7 +41,7 @@ class ServedIndex:
         self.item_path = opened.stored.item_path
         """Finds the file of an item by its row."""
         self._neighbors = opened.neighbors
-        self._overlapping = model.layout.num_overlapping_tokens
+        self._layout = model.layout
         self._rerankers = opened.rerankers
         """Searches over the first 1, 2, ... tokens of each item."""
 
@@ -57,8 +58,8 @@ class ServedIndex:
     def output(self, how: str) -> str:
         """Output as which a query has to be embedded."""
         if how == RERANK:
-            return "tokens"
-        return "concat" if self.manifest.output == "concat" else "pooled"
+            return TOKENS
+        return CONCAT if self.manifest.output == CONCAT else POOLED
 
     def require_k(self, k: int) -> None:
         """Refuse a k at which the query would not fit.
@@ -66,8 +67,8 @@ class ServedIndex:
         Raises:
             ApiError: 400.
         """
-        fits = min(self.manifest.k, self._overlapping)
-        if self.manifest.output == "concat" and min(k, self._overlapping) != fits:
+        fits, given = (Selection(self._layout, count, CONCAT).shared for count in (self.manifest.k, k))
+        if self.manifest.output == CONCAT and given != fits:
             raise bad_request(f"The index {self.name} holds {fits} tokens side by side, so k is {fits}; got {k}.", "k")
 
     def tokens_compared(self, how: str, k: int) -> int:

@@ -1,4 +1,4 @@
-"""Search: what an index finds, what it keeps, and what it refuses."""
+"""Search: results, stored bytes, and refusals."""
 
 from __future__ import annotations
 
