@@ -216,7 +216,7 @@ def test_where_nothing_can_be_recorded_the_engine_runs_without(gpu: FakeGpu, bun
 
 
 @pytest.mark.parametrize("flavor", BOTH)
-def test_threads_share_a_few_lanes(gpu: FakeGpu, bundle: Bundle, flavor: Flavor) -> None:
+def test_threads_share_a_few_slots(gpu: FakeGpu, bundle: Bundle, flavor: Flavor) -> None:
     gpu.put_engine(bundle, "text", [WIDE], flavor)
     session = TensorRTSession(bundle, "text", "fp32", flavor, slots=3)
     reference = OnnxRuntimeSession(bundle.graph("text", "fp32"))
