@@ -19,12 +19,12 @@ from fluxtalk.artifacts.bundle import (
 from fluxtalk.artifacts.files import atomic_folder, hash_file, write_atomically, write_json
 from fluxtalk.artifacts.golden import GoldenVectors, golden_bytes
 from fluxtalk.datasets import PairDataset
-from fluxtalk.errors import BundleError, check_token_count
+from fluxtalk.errors import BundleError
 from fluxtalk.export.graph.trace import TracedModality, trace
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_graphs import GraphWriter, check_longest, graph_name
 from fluxtalk.model.checkpoints.run import TrainedRun
-from fluxtalk.tokens import ATTENTION, OUTPUT_KINDS, TokenLayout
+from fluxtalk.tokens import ATTENTION, OUTPUT_KINDS, TokenLayout, check_token_count
 
 GOLDEN = "golden.safetensors"
 QUALITY = "quality.json"

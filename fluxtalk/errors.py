@@ -21,9 +21,6 @@ A message is one sentence that says what was expected, what came, and what to do
 
 from __future__ import annotations
 
-import operator
-from typing import SupportsIndex
-
 
 class FluxTalkError(Exception):
     """Base of every deliberate error; a command line prints it without a traceback."""
@@ -85,28 +82,3 @@ def reason(error: BaseException) -> str:
     """First line of a library's message, without its full stop; the type's name if the message is empty."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__
-
-
-def check_token_count(k: SupportsIndex | None, available: int, what: str, name: str = "k") -> int:
-    """Return ``k`` as Python's integer, or ``available`` if ``k`` is None.
-
-    Args:
-        k: register tokens, from the first.
-        available: register tokens that there are.
-        what: owner of the tokens, for the error.
-        name: caller's name of ``k``, for the error.
-
-    Raises:
-        TokenCountError: ``k`` is not an integer (Python's or numpy's) in ``1..available``.
-    """
-    if k is None:
-        return available
-    try:
-        count = 0 if isinstance(k, bool) else operator.index(k)
-    except TypeError:
-        count = 0
-    if not 1 <= count <= available:
-        raise TokenCountError(
-            f"{name} must be an integer from 1 to {available}, the register tokens of {what}; got {k!r}."
-        )
-    return count

@@ -9,14 +9,15 @@ Shapes: B items, K tokens, D dimension.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fluxtalk.arrays import Floats
-from fluxtalk.errors import UsageError, check_token_count
+from fluxtalk.errors import TokenCountError, UsageError
 
 POOLED, CONCAT, TOKENS, COMPLEMENTARY, ATTENTION = "pooled", "concat", "tokens", "complementary", "attention"
 OUTPUT_KINDS = (POOLED, CONCAT, TOKENS, COMPLEMENTARY)
@@ -136,6 +137,31 @@ class Selection:
     def empty(self) -> Floats:
         """Vectors of no items, (0, *shape)."""
         return np.empty((0, *self.shape), np.float32)
+
+
+def check_token_count(k: SupportsIndex | None, available: int, what: str, name: str = "k") -> int:
+    """Return ``k`` as Python's integer, or ``available`` if ``k`` is None.
+
+    Args:
+        k: register tokens, from the first.
+        available: register tokens that there are.
+        what: owner of the tokens, for the error.
+        name: caller's name of ``k``, for the error.
+
+    Raises:
+        TokenCountError: ``k`` is not an integer (Python's or numpy's) in ``1..available``.
+    """
+    if k is None:
+        return available
+    try:
+        count = 0 if isinstance(k, bool) else operator.index(k)
+    except TypeError:
+        count = 0
+    if not 1 <= count <= available:
+        raise TokenCountError(
+            f"{name} must be an integer from 1 to {available}, the register tokens of {what}; got {k!r}."
+        )
+    return count
 
 
 def l2_normalize(x: NDArray[np.floating]) -> Floats:

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fluxtalk.arrays import Arrays
-from fluxtalk.errors import UsageError, check_token_count
+from fluxtalk.errors import UsageError
 from fluxtalk.model.encoders import Features, FrozenEncoder, to_tensors
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import Preprocessor
+from fluxtalk.tokens import check_token_count
 
 
 class Embeddings(NamedTuple):

@@ -29,7 +29,7 @@ class BackendChoice:
     """One of `BACKENDS` other than ``auto``."""
     precision: str
     reason: str
-    """Why it was chosen, for people."""
+    """Reason for the choice, for people."""
 
 
 def choose(

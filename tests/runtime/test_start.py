@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file
 from starlette.testclient import TestClient
 
 from fluxtalk.arrays import Array
@@ -29,11 +30,10 @@ PATIENCE_S = 60
 def golden_reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Paths of the golden files that were read, in order."""
     reads: list[Path] = []
-    read = golden_module.load_file  # type: ignore[attr-defined]
 
     def counted(path: Path) -> dict[str, Array]:
         reads.append(path)
-        return read(path)  # type: ignore[no-any-return]
+        return load_file(path)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(golden_module, "load_file", counted)
     return reads

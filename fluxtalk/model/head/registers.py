@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fluxtalk.config import HeadConfig
-from fluxtalk.errors import check_token_count
 from fluxtalk.model.head.attention import CrossAttention, FeedForward, SelfAttention
 from fluxtalk.model.head.token_head import TokenHead
+from fluxtalk.tokens import check_token_count
 
 
 class RegisterBlock(nn.Module):

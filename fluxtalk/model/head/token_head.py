@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from fluxtalk.config import HeadConfig
-from fluxtalk.errors import UsageError, check_token_count
+from fluxtalk.errors import UsageError
 from fluxtalk.model.head.nested_dropout import NestedDropout
 from fluxtalk.model.head.pooling import pool_kept, prefix_embeddings, prefix_weights
 from fluxtalk.model.head.token_dropout import hide_features
+from fluxtalk.tokens import check_token_count
 
 
 @dataclass(frozen=True)

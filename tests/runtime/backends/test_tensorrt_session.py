@@ -19,7 +19,7 @@ from fluxtalk.artifacts.engine import Flavor, Profile, read_plan, write_engine
 from fluxtalk.artifacts.files import hash_bytes, write_atomically
 from fluxtalk.errors import ArtifactError, BackendError, InputError
 from fluxtalk.runtime import load
-from fluxtalk.runtime.backends import execution_slot as trt_lane
+from fluxtalk.runtime.backends import execution_slot as trt_slot
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from fluxtalk.runtime.backends.tensorrt_session import TensorRTSession
 from fluxtalk.runtime.verify import padding_room, replay
@@ -175,7 +175,7 @@ def test_buffers_are_bound_once_and_again_when_they_have_grown(gpu: FakeGpu, bun
 def test_shapes_are_recorded_when_they_come_again_and_the_oldest_goes(
     gpu: FakeGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trt_lane, "GRAPHS", 2)
+    monkeypatch.setattr(trt_slot, "MAX_GRAPHS", 2)
     gpu.put_engine(bundle, "text", [WIDE], "tensorrt")
     session = TensorRTSession(bundle, "text", "fp32", "tensorrt")
     calls = gpu.cudart.calls
@@ -216,7 +216,7 @@ def test_where_nothing_can_be_recorded_the_engine_runs_without(gpu: FakeGpu, bun
 
 
 @pytest.mark.parametrize("flavor", BOTH)
-def test_threads_share_a_few_lanes(gpu: FakeGpu, bundle: Bundle, flavor: Flavor) -> None:
+def test_threads_share_a_few_slots(gpu: FakeGpu, bundle: Bundle, flavor: Flavor) -> None:
     gpu.put_engine(bundle, "text", [WIDE], flavor)
     session = TensorRTSession(bundle, "text", "fp32", flavor, slots=3)
     reference = OnnxRuntimeSession(bundle.graph("text", "fp32"))
