@@ -52,7 +52,8 @@ class Service:
         self.on_loaded: list[Callable[[ServedModel], None]] = []
         """Called in the thread that loads, before the server is ready; an error is a failure to load."""
         self._dispatcher: Dispatcher | None = None
-        self._draining = False
+        self.draining = False
+        """True once the server is about to end."""
         self._loading: asyncio.Task[None] | None = None
 
     @property
@@ -63,7 +64,7 @@ class Service:
     @property
     def why_not_ready(self) -> str | None:
         """Reason in a few words; None if requests should be sent here."""
-        if self._draining:
+        if self.draining:
             return "the server is shutting down"
         if self._dispatcher is None:
             return "the bundle is being loaded and verified"
@@ -99,14 +100,9 @@ class Service:
         if self._dispatcher is not None:
             await asyncio.to_thread(self._dispatcher.close)
 
-    @property
-    def draining(self) -> bool:
-        """True once the server is about to end."""
-        return self._draining
-
     def drain(self) -> None:
         """Stop being ready; requests that come are still answered."""
-        self._draining = True
+        self.draining = True
         self.metrics.ready.set(0)
 
     async def _load(self) -> None:
@@ -135,7 +131,7 @@ class Service:
             loop = asyncio.get_running_loop()
 
             def on_term(number: int, frame: FrameType | None) -> Any:
-                if self._draining:
+                if self.draining:
                     return previous(number, frame)
                 self.drain()
                 return loop.call_soon_threadsafe(loop.call_later, _NOTICE_S, previous, number, frame)

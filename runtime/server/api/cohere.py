@@ -68,7 +68,8 @@ def read(body: CohereRequest, model: ServedModel) -> EmbedRequest:
     model.require_model(body.model)
     items = _items(body, model)
     selection = select(model, body.k, body.tokens, body.output)
-    check_dimensions(body.output_dimension, selection, "output_dimension")
+    if body.output_dimension is not None:
+        check_dimensions(body.output_dimension, selection, "output_dimension")
     return EmbedRequest(items, selection)
 
 

@@ -16,7 +16,7 @@ It is Infinity's way, too: there ``modality`` may name a kind, and ``dimensions:
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from msgspec import Meta
 
@@ -49,20 +49,13 @@ def read(body: OpenAIRequest, model: ServedModel) -> tuple[EmbedRequest, AnswerF
     else:
         modality = model.require_modality(body.modality)
         body.dimensions = body.dimensions or None
-    values = _items(body.input, model.kinds[modality])
+    kind, values = model.kinds[modality], body.input
+    if isinstance(values, str) or (kind == "text" and values and type(values[0]) is int):
+        values = [values]
     model.require_count(len(values))
-    _check_items(values, model.kinds[modality])
-    return body.request([Item(modality, value) for value in values], model), body.form()
-
-
-def _items(value: str | list[Any], kind: str) -> list[Any]:
-    """List the items of an ``input``. Their content is checked when they are decoded."""
-    one_of_ids = kind == "text" and isinstance(value, list) and bool(value) and type(value[0]) is int
-    return [value] if isinstance(value, str) or one_of_ids else value
-
-
-def _check_items(values: list[Any], kind: str) -> None:
-    wanted = (str, list) if kind in _KINDS_OF_NUMBERS else (str,)
+    wanted = (str, list) if kind in _KINDS_OF_NUMBERS else str
+    items = []
+    # The content of items is checked when they are decoded.
     for position, value in enumerate(values):
         if not isinstance(value, wanted):
             described = _KINDS_OF_NUMBERS.get(kind, f"{kind} files in base64")
@@ -70,3 +63,5 @@ def _check_items(values: list[Any], kind: str) -> None:
             raise bad_request(
                 f"input must be a list of {described}; {param} is {type(value).__name__}.", param, "invalid_type"
             )
+        items.append(Item(modality, value))
+    return body.request(items, model), body.form()

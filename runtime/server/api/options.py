@@ -41,7 +41,8 @@ class EmbeddingOptions(Body):
         """
         model.require_model(self.model)
         selection = select(model, self.k, self.tokens, self.output)
-        check_dimensions(self.dimensions, selection)
+        if self.dimensions is not None:
+            check_dimensions(self.dimensions, selection)
         return EmbedRequest(items, selection)
 
     def form(self) -> AnswerForm:
@@ -72,7 +73,7 @@ def select(model: ServedModel, k: int | None, tokens: int | None, output: str | 
     return model.select(tokens, output, "tokens")
 
 
-def check_dimensions(asked: int | None, selection: Selection, field: str = "dimensions") -> None:
+def check_dimensions(asked: int, selection: Selection, field: str = "dimensions") -> None:
     """Refuse ``dimensions`` that would cut: an embedding of another size was never trained.
 
     Args:
@@ -82,7 +83,7 @@ def check_dimensions(asked: int | None, selection: Selection, field: str = "dime
         ApiError: 400: it is not the size that the answer has.
     """
     size = selection.shape[-1]
-    if asked is not None and asked != size:
+    if asked != size:
         raise bad_request(
             f"{field} is {size} for this output, and cannot be cut; got {asked}: ask for fewer tokens (k) instead.",
             field,

@@ -1,6 +1,6 @@
 """The routes that embed, and the ways in which their bodies are written.
 
-To add a way of writing `/v1/embeddings`, put a `Dialect` before the last; a body that is not JSON gets a reader in
+To add a way of writing `/v1/embeddings`, add a `Dialect`; a body that is not JSON gets a reader in
 `_BODY_TYPES`.
 """
 
@@ -43,9 +43,8 @@ class Dialect:
 DIALECTS = (
     Dialect(chat.ChatRequest, chat.matches, chat.read),
     Dialect(jina.JinaRequest, jina.matches, jina.read),
-    Dialect(openai_embeddings.OpenAIRequest, lambda body: True, openai_embeddings.read),
 )
-"""The first that matches a body reads it."""
+"""Those beside OpenAI's. The first that matches a body reads it."""
 
 
 def _read_json(
@@ -53,8 +52,10 @@ def _read_json(
 ) -> tuple[EmbedRequest, AnswerForm]:
     forms.refuse_options(query)
     body = decode_json(data)
-    dialect = next(dialect for dialect in DIALECTS if dialect.matches(body))
-    return dialect.read(convert(body, dialect.body), model)
+    for dialect in DIALECTS:
+        if dialect.matches(body):
+            return dialect.read(convert(body, dialect.body), model)
+    return openai_embeddings.read(convert(body, openai_embeddings.OpenAIRequest), model)
 
 
 _BODY_TYPES: dict[str, BodyReader] = {
@@ -107,7 +108,7 @@ def _embeddings_operation(model: ServedModel) -> Operation:
         EmbeddingsAnswer,
         (*OF_BODY, 404),
         {
-            JSON: tuple(dialect.body for dialect in reversed(DIALECTS)),
+            JSON: (openai_embeddings.OpenAIRequest, *(dialect.body for dialect in DIALECTS)),
             "multipart/form-data": forms.form_schema(model),
             "image/*": FILE,
             "audio/*": FILE,

@@ -45,7 +45,7 @@ class Job:
 
     arrays: Sequence[Array]
     """Prepared inputs, one for each item."""
-    positions: Sequence[int]
+    positions: list[int]
     """Positions of the items in the request, for errors."""
     selection: Selection
     """Output of every item, and its k. For attention, the items have one length."""
@@ -54,18 +54,16 @@ class Job:
     future: Future[NDArray[np.float32]] = field(default_factory=Future)
     """Vectors in the order of the arrays. If it is canceled, items that have not begun are never run."""
     rows: NDArray[np.float32] | None = None
-    missing: int = 0
-
-    def __post_init__(self) -> None:
-        self.missing = len(self.arrays)
+    given: int = 0
+    """Items whose vectors are in ``rows``."""
 
     def give(self, position: int, row: NDArray[np.float32]) -> None:
         """Take the vectors of one item; the last item completes the job."""
         if self.rows is None:
             self.rows = np.empty((len(self.arrays), *row.shape), dtype=np.float32)
         self.rows[position] = row
-        self.missing -= 1
-        if not self.missing:
+        self.given += 1
+        if self.given == len(self.arrays):
             with contextlib.suppress(InvalidStateError):  # canceled in this very moment
                 self.future.set_result(self.rows)
 
@@ -317,7 +315,7 @@ class Batcher:
 
     def _outputs(self, batch: list[_Entry]) -> dict[str, NDArray[np.float32]]:
         inputs = self._preprocess.collate([entry.job.arrays[entry.position] for entry in batch])
-        selections = [entry.job.selection for entry in batch]
+        selections = {entry.job.selection for entry in batch}
         k = max(selection.k for selection in selections)
         wanted = sorted({selection.graph_output for selection in selections})
         return self._session.run(inputs, k, wanted)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,14 +26,6 @@ _ON_CPU, _ON_GPU = 8, 64
 """Items of a batch. On a CPU, more of them hardly make an item cheaper, and all of them wait for the last."""
 _STALLED_S = 60.0
 """Seconds after which a batch is taken not to end."""
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Items of one modality."""
-
-    modality: str
-    positions: list[int]
 
 
 class Dispatcher:
@@ -112,15 +103,16 @@ class Dispatcher:
             ApiError: an item cannot be used (422), there is no room (429), the engine failed (500, 503), or the
                 deadline passed (504).
         """
-        parts = _by_modality(request)
+        positions: dict[str, list[int]] = {}
+        for position, item in enumerate(request.items):
+            positions.setdefault(item.modality, []).append(position)
         with ExitStack() as reserved:
-            for part in parts:
-                batcher, count = self._batchers[part.modality], len(part.positions)
-                batcher.admit(count, deadline)
-                reserved.callback(batcher.release, count)
+            for modality, of_modality in positions.items():
+                self._batchers[modality].admit(len(of_modality), deadline)
+                reserved.callback(self._batchers[modality].release, len(of_modality))
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
-                    return await self._answer(request, parts, deadline)
+                    return await self._answer(request, positions, deadline)
             except TimeoutError:
                 self._metrics.rejections.labels("deadline").inc()
                 raise ApiError(504, "The time that this request may take is over.", "deadline_exceeded") from None
@@ -132,32 +124,28 @@ class Dispatcher:
         if all(ended):  # a session must not be closed under a batch that hangs
             self._embedder.close()
 
-    async def _answer(self, request: EmbedRequest, parts: list[_Part], deadline: float) -> Answer:
-        jobs = []
+    async def _answer(self, request: EmbedRequest, positions: dict[str, list[int]], deadline: float) -> Answer:
+        jobs: dict[str, Job] = {}
         begin = time.monotonic()
         units = 0
-        for part in parts:
-            preprocess = self._preprocess[part.modality]
-            values = [request.items[position].value for position in part.positions]
-            arrays = await self.decode_pool.prepare(preprocess, values, part.positions)
-            units += sum(preprocess.length(array) for array in arrays)
-            jobs.append(Job(arrays, part.positions, request.selection, deadline))
+        for modality, of_modality in positions.items():
+            preprocess = self._preprocess[modality]
+            values = [request.items[position].value for position in of_modality]
+            arrays = await self.decode_pool.prepare(preprocess, values, of_modality)
+            units += sum(map(preprocess.length, arrays))
+            jobs[modality] = Job(arrays, of_modality, request.selection, deadline)
         self._metrics.stage_seconds.labels("prepare").observe(time.monotonic() - begin)
         try:
-            futures = [
-                asyncio.wrap_future(self._batchers[part.modality].submit(job))
-                for part, job in zip(parts, jobs, strict=True)
-            ]
+            futures = [asyncio.wrap_future(self._batchers[m].submit(job)) for m, job in jobs.items()]
             found = await asyncio.gather(*futures)
         finally:
-            for job in jobs:
+            for job in jobs.values():
                 job.future.cancel()
-        if len(parts) == 1:
-            vectors = found[0]
-        else:
-            vectors = np.empty((len(request.items), *found[0].shape[1:]), dtype=np.float32)
-            for part, rows in zip(parts, found, strict=True):
-                vectors[part.positions] = rows
+        vectors = found[0]
+        if len(jobs) > 1:
+            vectors = np.empty((len(request.items), *vectors.shape[1:]), dtype=np.float32)
+            for job, rows in zip(jobs.values(), found, strict=True):
+                vectors[job.positions] = rows
         return Answer(request.selection, vectors, units)
 
     def _known_good(self, modality: str) -> dict[str, NDArray[Any]]:
@@ -173,10 +161,3 @@ class Dispatcher:
             return settings.max_batch_items
         on_cpu = all(how.startswith(("ort-cpu", "openvino")) for how in self.sessions().values())
         return _ON_CPU if on_cpu else _ON_GPU
-
-
-def _by_modality(request: EmbedRequest) -> list[_Part]:
-    parts: dict[str, list[int]] = {}
-    for position, item in enumerate(request.items):
-        parts.setdefault(item.modality, []).append(position)
-    return [_Part(modality, positions) for modality, positions in parts.items()]

@@ -90,7 +90,7 @@ class DeadlineProtocol(HttpToolsProtocol):
             self._refused = True
             self._end_of_headers_too_large()
             return
-        # `tasks` are the requests of the process. A pipelined request waits for the answer before it: it does not count.
+        # `tasks` are the requests of the process. A pipelined one waits for the answer before it, and does not count.
         between_requests = self.cycle is None or self.cycle.response_complete
         if len(self.tasks) >= REQUESTS_AT_A_TIME and between_requests and not self.url.startswith(_NEVER_REFUSED):
             # The timer goes on: the body, which nobody reads, must end in the time for headers.

@@ -94,7 +94,7 @@ def batcher(gate: Gate) -> Iterator[Batcher]:
 def job(*lengths: int, k: int = 3, output: str = "pooled", deadline: float = FAR, seed: int = 0) -> Job:
     random = np.random.default_rng(seed)
     arrays = [random.standard_normal((length, DIM)).astype(np.float32) for length in lengths]
-    return Job(arrays, range(len(lengths)), LAYOUT.select(k, output), deadline)
+    return Job(arrays, list(range(len(lengths))), LAYOUT.select(k, output), deadline)
 
 
 def alone(item: Job) -> np.ndarray:
@@ -166,7 +166,7 @@ def test_large_images_weigh_more() -> None:
     pixels = np.zeros((448, 448, 3), dtype=np.uint8)
     batcher.submit(Job([pixels], [0], LAYOUT.select(1), FAR))
     assert gate.entered.acquire(timeout=30)
-    future = batcher.submit(Job([pixels] * 3, range(3), LAYOUT.select(1), FAR))
+    future = batcher.submit(Job([pixels] * 3, [0, 1, 2], LAYOUT.select(1), FAR))
     gate.open()
     future.result(30)
     assert [len(batch["pixels"]) for batch in gate.batches] == [1, 2, 1]
