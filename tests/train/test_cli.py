@@ -28,7 +28,7 @@ OPTIONS = {
     "--implementation", "--resume", "--debug", "--accum_steps", "--items_per_id", "--complementary_objective",
     "--complementary_objective_weight", "--contrastive", "--nested_draw", "--recipe", "--aggregation",
     "--feature_dtype", "--feature_pca", "--feature_pool", "--compile", "--checkpoint_every", "--init_from",
-    "--freeze_registers", "--view_dropout", "--complementary_correlation_weight", "--output_projection",
+    "--freeze_registers", "--view_dropout", "--complementary_correlation_weight", "--output_projection", "--config",
 }  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def test_both_spellings_are_accepted_and_one_is_shown() -> None:
     help_ = run("--help").output
     for option in OPTIONS:
         shown = option.replace("_", "-")
-        assert len(re.findall(rf"^ *{shown}(?![\w-])", help_, re.M)) == 1, option
+        assert len(re.findall(rf"^  {shown}(?![\w-])", help_, re.M)) == 1, option
         assert shown == option or option not in help_
     titles = ["Data", "Head", "Nested dropout", "Losses", "Optimization", "Runtime", "Identity"]
     assert re.findall(r"^([A-Z][a-z ]+):$", help_, re.M) == [*titles, "Options"]
@@ -79,7 +79,7 @@ def test_the_specified_defaults() -> None:
     assert defaults["complementary_objective"] == "none"
     assert defaults["recipe"] == "specified"
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
-    assert {p.name for p in main.params} - {"resume", "debug", "help"} == fields
+    assert {p.name for p in main.params} - {"resume", "debug", "help", "config_file"} == fields
 
 
 def test_a_run_says_what_it_is(train_config: TrainConfig, tmp_path: Path) -> None:
