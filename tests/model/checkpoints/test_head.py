@@ -140,7 +140,7 @@ def test_missing_truncated_and_foreign_files_are_refused(path: Path, tmp_path: P
             load_head(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
     save_file({"a": torch.zeros(2)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(CheckpointError, match=r"foreign\.safetensors is no FluxTalk stage 2 checkpoint"):
+    with pytest.raises(CheckpointError, match=r"foreign\.safetensors is not a FluxTalk stage 2 checkpoint"):
         load_head(tmp_path / "foreign.safetensors")
     torch.save({"a": torch.zeros(2)}, tmp_path / "stage1.pth")
     with pytest.raises(CheckpointError, match=r"stage1\.pth cannot be read"):

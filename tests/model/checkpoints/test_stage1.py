@@ -160,7 +160,7 @@ def test_missing_truncated_and_foreign_files_are_refused(path: Path, tmp_path: P
         assert str(tmp_path / name) in str(caught.value)
     for name, value in (("weights.pth", {"a": torch.zeros(2)}), ("tensor.pth", torch.zeros(2)), ("list.pth", [1])):
         torch.save(value, tmp_path / name)
-        with pytest.raises(CheckpointError, match=rf"{name} is no FluxTalk stage 1 checkpoint"):
+        with pytest.raises(CheckpointError, match=rf"{name} is not a FluxTalk stage 1 checkpoint"):
             load_stage1(tmp_path / name)
     torch.save({"a": torch.zeros(2)}, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
     with pytest.raises(CheckpointError, match=r"legacy\.pth"):
@@ -444,7 +444,7 @@ def test_specification_files_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.json does not exist"):
         stage1_from_specification(tmp_path / "none.json")
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(UsageError, match=r"broken\.json is no JSON"):
+    with pytest.raises(UsageError, match=r"broken\.json is not valid JSON"):
         stage1_from_specification(tmp_path / "broken.json")
     (tmp_path / "list.json").write_text("[1]")
     with pytest.raises(UsageError, match=r"list\.json has the keys modalities"):

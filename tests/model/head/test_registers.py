@@ -322,8 +322,8 @@ def test_what_does_not_fit_is_refused(features: dict[str, Tensor], mask: Tensor 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"num_overlapping_tokens": 0}, "num_overlapping_tokens lies in 1..4"),
-        ({"num_overlapping_tokens": 5}, "num_overlapping_tokens lies in 1..4"),
+        ({"num_overlapping_tokens": 0}, "num_overlapping_tokens is in 1..4"),
+        ({"num_overlapping_tokens": 5}, "num_overlapping_tokens is in 1..4"),
         ({"num_register_tokens": 0}, "num_register_tokens is at least 1"),
         ({"heads": 3}, "multiple of its heads"),
         ({"depth": 0}, "depth is at least 1"),
