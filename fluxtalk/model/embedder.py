@@ -30,7 +30,7 @@ class Embedder(nn.Module):
 
     Args:
         encoder: the frozen encoder.
-        head: shared with the other modalities; put into evaluation mode, where nested dropout does not exist.
+        head: shared with the other modalities; put into evaluation mode, without nested dropout.
         modality: one of the head's modalities.
         reduction: reduction of the features in the head's training; None is none.
 

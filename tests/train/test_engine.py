@@ -152,7 +152,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path, stop
 
 
 def test_the_comparison_sees_another_seed(tmp_path: Path) -> None:
-    """What the test above calls the same is not always the same."""
+    """Different seeds differ, so that the test above can fail."""
     one, other = _trainer(), _trainer(dataclasses.replace(CONFIG, seed=1))
     assert _run(one, tmp_path / "one")
     assert _run(other, tmp_path / "other")
@@ -243,7 +243,7 @@ def test_a_nan_step_is_skipped_counted_and_said(tmp_path: Path) -> None:
 
 
 def test_a_nan_gradient_of_a_finite_loss_is_skipped_too(tmp_path: Path) -> None:
-    """In the last step of an epoch, after which nothing tells that the head is good: the checkpoint before is kept."""
+    """A bad last step of an epoch does not show whether the head is good: the checkpoint before is kept."""
     trainer, folder = _trainer(), RunFolder(tmp_path)
 
     def spoil(gradient: Tensor) -> Tensor:
@@ -298,7 +298,7 @@ def test_a_broken_head_at_the_end_is_no_result(tmp_path: Path) -> None:
 
 
 def test_looking_whether_a_head_is_sound_changes_nothing() -> None:
-    """With all dropouts on, and float16's scaler too: the next step's gradient and update stay what they were."""
+    """All dropouts are on, and float16's scaler too: the next step's gradient and update stay what they were."""
     for config in (CONFIG, dataclasses.replace(CONFIG, precision="fp16"), dataclasses.replace(CONFIG, accum_steps=2)):
         trainers = [_trainer(config) for _ in range(2)]
         for looks, trainer in enumerate(trainers):
@@ -370,7 +370,7 @@ def test_validation_leaves_training_mode_alone(tmp_path: Path) -> None:
 
 
 def test_gradients_are_clipped() -> None:
-    """To the norm that was asked for, over head and temperature together."""
+    """Clipped to the norm asked for, over head and temperature together."""
     trainer = _trainer(dataclasses.replace(CONFIG, gradient_clip=0.01))
     trainer.step_module.train()
     trainer.step()

@@ -23,7 +23,7 @@ class PairRows:
     ids: NDArray[np.int64]
     """(B,) indices into `Split.ids`."""
     rows: Mapping[str, NDArray[np.int64]]
-    """Modality to (B,) items, one drawn for each id; `ABSENT` where the id has none."""
+    """Modality to (B,) items, one drawn for each id; `ABSENT` if the id has none."""
     places: NDArray[np.int64]
     """(B,) positions in the global batch, which random draws depend on."""
 

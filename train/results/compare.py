@@ -156,7 +156,7 @@ def _split_notes(runs: Sequence[RunHistory], names: Sequence[str]) -> list[str]:
 
 
 def _partition_note(names: Sequence[str], values: Sequence[Any], problem: str, show: Callable[[Any], str]) -> list[str]:
-    """One note that says which runs share which value, where the stated values are not all equal."""
+    """Make one note that lists which runs share which value, if the stated values are not all equal."""
     stated = [(name, value) for name, value in zip(names, values, strict=True) if value is not None]
     keyed = sorted(stated, key=lambda pair: _key(pair[1]))
     parts = [list(part) for _, part in itertools.groupby(keyed, key=lambda pair: _key(pair[1]))]

@@ -48,9 +48,9 @@ def complementary_diversity(tokens_BKD: Tensor, keep_BK: Tensor, num_overlapping
 def cross_correlation_penalty(x_GD: Tensor, y_GD: Tensor, kept_G: Tensor) -> Tensor:
     """Measure how much of x a linear map of y predicts: a scalar, 0 at chance.
 
-    The mean over x's dimensions of the summed squared Pearson correlations with all of y's, over the rows kept; less the
-    mean of independent vectors, D / rows: without that, noise would move few rows of many dimensions. The off-diagonal
-    idea of Zbontar et al. 2021, "Barlow Twins", between two different things.
+    The mean over x's dimensions of the summed squared Pearson correlations with all of y's, over the rows kept; less
+    the mean of independent vectors, D / rows: without that, noise would move few rows of many dimensions. The
+    off-diagonal idea of Zbontar et al. 2021, "Barlow Twins", between two different things.
     """
     weight = kept_G.to(x_GD.dtype)
     count = weight.sum().clamp_min(1)

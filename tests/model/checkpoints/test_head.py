@@ -165,7 +165,7 @@ def test_another_schema_is_refused(path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["tensor", "name", "header", "stage1_hash"])
 def test_changed_content_is_refused(path: Path, part: str) -> None:
-    """By its hash, in a file that is otherwise valid."""
+    """Noticed by its hash, in a file that is otherwise valid."""
     tensors, metadata = _parts(path)
     header = json.loads(metadata["header"])
     if part == "tensor":
@@ -192,7 +192,7 @@ def test_a_malformed_header_is_refused(path: Path, changes: dict[str, str | None
 
 
 def test_no_flipped_bit_goes_unnoticed(path: Path) -> None:
-    """In the whole of the header and all over the numbers."""
+    """Changes anywhere in the header and the numbers are noticed."""
     whole = path.read_bytes()
     start = 8 + int.from_bytes(whole[:8], "little")
     for position in [*range(0, start, 5), *range(start, len(whole), 41)]:

@@ -127,7 +127,7 @@ def test_a_modality_that_cannot_be_a_file_name_is_refused(tmp_path: Path) -> Non
 
 
 class _Evil:
-    """What a stranger's pickle could do."""
+    """A stand-in for a stranger's pickle."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (Path("pwned"),))
@@ -180,7 +180,7 @@ def test_another_schema_is_refused(path: Path) -> None:
 
 
 def test_changed_content_is_refused(path: Path) -> None:
-    """By its hash, even where the archive was written anew."""
+    """Noticed by its hash, even if the archive was written anew."""
     content = torch.load(path, weights_only=True)
     content["modalities"]["image"]["weights"]["norm.bias"][0] += 1
     torch.save(content, path)
@@ -297,7 +297,7 @@ def _specification(folder: Path, modalities: object, **more: object) -> Path:
 
 @pytest.mark.parametrize(("factory", "dim"), [("patches", 6), ("named", 6)])
 def test_an_encoder_from_a_factory(folder: Path, factory: str, dim: int) -> None:
-    """With and without a `dim` attribute; what is saved builds the same encoder, buffers included."""
+    """Encoders with and without a `dim` attribute; the checkpoint builds the same encoder, buffers included."""
     image = {"encoder": f"module:stage1_user_code:{factory}", "preprocess": IMAGE}
     made = stage1_from_specification(_specification(folder, {"image": image, "sound": {"encoder": "features:4"}}))
     save_stage1(made, folder / "stage1.pth")
