@@ -11,10 +11,10 @@ import click
 
 _COMMANDS = {
     "stage1": ("fluxtalk.train.stage1.cli:main", "Make a checkpoint of frozen encoders."),
-    "features": ("fluxtalk.train.features.cli:main", "Encode data once ahead of training, and see what is cached."),
+    "features": ("fluxtalk.train.features.cli:main", "Encode data once ahead of training, and list what is cached."),
     "train": ("fluxtalk.train.cli:main", "Train register tokens over them (fluxtalk-train)."),
     "eval": ("fluxtalk.train.results.evaluate_cli:main", "Score any checkpoint of a run on any data set."),
-    "compare": ("fluxtalk.train.results.compare_cli:main", "Compare runs, those of other implementations too."),
+    "compare": ("fluxtalk.train.results.compare_cli:main", "Compare runs, of other implementations too."),
     "baseline": (
         "fluxtalk.train.results.baseline_cli:main",
         "Train mean-pool + linear on a run's features, to compare.",
@@ -23,8 +23,8 @@ _COMMANDS = {
     "serve": ("fluxtalk.runtime.server.cli:serve", "Serve a bundle over HTTP: OpenAI's API, search, a page."),
     "embed": ("fluxtalk.runtime.bulk.cli:embed", "Embed texts, images or features with a bundle."),
     "index": ("fluxtalk.runtime.index.cli:main", "Build and search an index of embeddings."),
-    "doctor": ("fluxtalk.runtime.doctor.cli:main", "Say which backends fit this machine, how fast, and which k."),
-    "inspect": ("fluxtalk.inspect_cli:main", "Say what a checkpoint, run, bundle or index is."),
+    "doctor": ("fluxtalk.runtime.doctor.cli:main", "Measure the backends that fit this machine, and advise on k."),
+    "inspect": ("fluxtalk.inspect_cli:main", "Describe a checkpoint, run, bundle or index."),
 }
 
 

@@ -18,10 +18,10 @@ _MODALITY = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
 class StrictConfig:
-    """Mixin of the dataclasses below: to a dictionary and back, refusing what is unknown or missing."""
+    """Mixin of configuration dataclasses: to a dictionary and back, refusing unknown and missing fields."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only, ready for JSON."""
+        """Convert to plain types, ready for JSON."""
         return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
 
     @classmethod
@@ -55,7 +55,7 @@ def require(condition: bool, sentence: str) -> None:
 
 
 def require_modality_name(name: str) -> None:
-    """Refuse modality names that could not be a file name and an identifier."""
+    """Refuse a modality's name that is not an identifier that a file can have."""
     require(
         bool(_MODALITY.match(name)),
         f"A modality's name is lower-case letters, digits and underscores, starting with a letter; got {name!r}.",
@@ -64,12 +64,12 @@ def require_modality_name(name: str) -> None:
 
 @dataclass(frozen=True)
 class HeadConfig(StrictConfig):
-    """The register head."""
+    """Configuration of the register head."""
 
     dims: dict[str, int]
     """Modality to feature dimension."""
     dim: int = 256
-    """Width of the register tokens, and of the embeddings."""
+    """Width of register tokens and embeddings."""
     num_register_tokens: int = 4
     num_overlapping_tokens: int = 3
     nested_dropout_rate: float = 0.5
@@ -80,17 +80,17 @@ class HeadConfig(StrictConfig):
     self_attention: bool = False
     """Causal self-attention among the registers."""
     block_weights: str = "shared"
-    """Whether the blocks' queries, outputs and feed-forward are `shared` or `per_modality`."""
+    """Owner of the blocks' queries, outputs and feed-forward: `shared`, or `per_modality`."""
     output_projection: str = "shared"
-    """Whether all registers share the last linear map, or each has its own: then tokens repeat each other less."""
+    """Owner of the last linear map: `shared`, or `per_register`, which makes tokens repeat each other less."""
     dropout: float = 0.0
-    """Inside the head, in training."""
+    """Dropout inside the head, in training."""
     feature_dropout: float = 0.0
-    """On single numbers of the features, in training."""
+    """Dropout on single numbers of the features, in training."""
     token_dropout: float = 0.0
     """Probability that a whole feature vector is hidden, in training."""
     aggregation: str = "mean"
-    """What is compared between modalities: the `mean` of the overlapping tokens, their `concat`, or `maxsim`."""
+    """Representation compared between modalities: `mean` of the overlapping tokens, their `concat`, or `maxsim`."""
 
     def __post_init__(self) -> None:
         require(bool(self.dims), "A head needs at least one modality.")
@@ -100,7 +100,7 @@ class HeadConfig(StrictConfig):
         require(self.num_register_tokens >= 1, f"num_register_tokens is at least 1; got {self.num_register_tokens}.")
         require(
             1 <= self.num_overlapping_tokens <= self.num_register_tokens,
-            f"num_overlapping_tokens lies in 1..{self.num_register_tokens}, the number of register tokens; "
+            f"num_overlapping_tokens is in 1..{self.num_register_tokens}, the number of register tokens; "
             f"got {self.num_overlapping_tokens}.",
         )
         require(self.depth >= 1, f"The head's depth is at least 1; got {self.depth}.")
@@ -108,9 +108,7 @@ class HeadConfig(StrictConfig):
             self.heads >= 1 and self.dim % self.heads == 0 and self.dim > 0,
             f"The head's dim must be a positive multiple of its heads; got dim {self.dim} and {self.heads} heads.",
         )
-        require(
-            0 <= self.nested_dropout_rate < 1, f"nested_dropout_rate lies in [0, 1); got {self.nested_dropout_rate}."
-        )
+        require(0 <= self.nested_dropout_rate < 1, f"nested_dropout_rate is in [0, 1); got {self.nested_dropout_rate}.")
         require(
             self.nested_dropout_schedule in SCHEDULES,
             f"nested_dropout_schedule is one of {', '.join(SCHEDULES)}; got {self.nested_dropout_schedule!r}.",
@@ -129,4 +127,4 @@ class HeadConfig(StrictConfig):
         )
         for name in ("dropout", "feature_dropout", "token_dropout"):
             value = getattr(self, name)
-            require(0 <= value < 1, f"{name} lies in [0, 1); got {value}.")
+            require(0 <= value < 1, f"{name} is in [0, 1); got {value}.")

@@ -1,4 +1,4 @@
-"""`fluxtalk inspect`: what any checkpoint, run, bundle or index is."""
+"""`fluxtalk inspect`: describe any checkpoint, run, bundle or index."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fluxtalk.errors import ArtifactError
 @debug_option
 @sentence_errors
 def main(path: Path, as_json: bool) -> None:
-    """Verify PATH and say what it is: a stage 1 or stage 2 checkpoint, a run, a bundle or an index."""
+    """Verify PATH and describe it: a stage 1 or stage 2 checkpoint, a run, a bundle or an index."""
     info = inspect(path)
     if as_json:
         click.echo(json.dumps(info, indent=2, ensure_ascii=False))
@@ -46,7 +46,7 @@ def inspect(path: Path) -> dict[str, Any]:
         return _head(path)
     elif path.suffix == ".pth":
         return _stage1(path)
-    what = "does not exist" if not path.exists() else "is none of these"
+    what = "does not exist" if not path.exists() else "is not one of these"
     raise ArtifactError(
         f"Inspect takes a stage 1 .pth, a stage 2 .safetensors, a run, a bundle or an index; {path} {what}."
     )

@@ -1,4 +1,4 @@
-"""What a training run is: every option of `fluxtalk-train`, validated before anything is read."""
+"""Every option of `fluxtalk-train`, validated before anything is read."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "token_dropout": 0.1,
     },
 }
-"""Named sets of options: `specified` is the defaults; `recommended` trains complementary tokens for what is private,
-with the dropouts that some thousand pairs need (docs/quality.md)."""
+"""Named sets of options: `specified` is the defaults; `recommended` gives complementary tokens an objective, with the
+dropouts that some thousand pairs need (docs/quality.md)."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "encode": ENCODE,
@@ -46,11 +46,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 """Option to the words that it takes."""
 LARGEST_RATE = 100.0
-"""Of AdamW, whose steps are about as long as its rate, on parameters of about 1."""
+"""Largest learning rate: AdamW's steps are about as long as its rate, on parameters of about 1."""
 LARGEST = 1e30
-"""Of any number: its product with the rate is still one in float32."""
+"""Largest number of any option: its product with the rate is still finite in float32."""
 SEEDS = 2**63
-"""What PyTorch's generators take."""
+"""Bound of the seeds that PyTorch's generators take."""
 
 
 @dataclass(frozen=True)
@@ -61,28 +61,28 @@ class TrainConfig(StrictConfig):
     output_dir: str
     log_name: str
     batch_size: int = 64
-    """Pairs per process and step."""
+    """Pairs per process and forward pass."""
     accum_steps: int = 1
     """Forward passes per process and step; negatives span all of them (gradient caching)."""
     items_per_id: int = 1
-    """Rows of each id in a batch, with different items of it where there are as many."""
+    """Rows of each id in a batch, with different items of it if there are as many."""
     epochs: int = 100
     num_register_tokens: int = 4
     num_overlapping_tokens: int = 3
     nested_dropout_rate: float = 0.5
     complementary_reg_weight: float = 0.01
     complementary_objective: str = "none"
-    """What complementary tokens are trained for beside L2 + diversity."""
+    """Objective of the complementary tokens besides L2 + diversity."""
     complementary_objective_weight: float = 1.0
     complementary_correlation_weight: float = 1.0
-    """Of the objective's penalty on what a complementary token repeats of what is shared; more costs recall."""
+    """Weight of the cross-correlation penalty between complementary and shared tokens; more costs recall."""
     view_dropout: float = 0.8
-    """Share of feature vectors hidden in the second view, which `complementary_objective` contrast compares with."""
+    """Probability that a feature vector is hidden in the second view of `complementary_objective` contrast."""
     contrastive: str = "infonce"
     nested_draw: str = "independent"
-    """Whether k is drawn per sample and modality, once per batch, or the loss is taken at several."""
+    """Draw of k: `independent` per sample and modality, once per `batch`, or the loss at several (`all`)."""
     recipe: str = "specified"
-    """The set of options that this one began with."""
+    """Named set of options that this one began with."""
     data: str | None = None
     """Data set; None takes the one that the stage 1 checkpoint names."""
     dim: int = 256
@@ -98,7 +98,7 @@ class TrainConfig(StrictConfig):
     aggregation: str = "mean"
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
-    """On matrices; vectors and the temperature never decay."""
+    """Weight decay of matrices; vectors and the temperature never decay."""
     warmup_fraction: float = 0.1
     """Share of all steps in which the rate rises linearly; it then falls by a cosine."""
     gradient_clip: float = 1.0
@@ -107,21 +107,21 @@ class TrainConfig(StrictConfig):
     encode: str = "cache"
     """`cache` encodes every item once, `online` runs the frozen encoders in every step."""
     feature_dtype: str = "fp16"
-    """How the cache holds features."""
+    """Number format of cached features."""
     feature_pca: int = 0
-    """Dimensions that features are reduced to by principal components; 0 is off."""
+    """Principal components that features are reduced to; 0 is off."""
     feature_pool: int = 1
     """Consecutive features that are averaged into one."""
     precision: str = "fp32"
-    """Of the head's arithmetic in training; bf16 and fp16 are autocast."""
+    """Arithmetic of the head in training; bf16 and fp16 are autocast."""
     compile: bool = False
     """Compile the head with `torch.compile`."""
     checkpoint_every: int = 0
-    """Steps between checkpoints, beside those after each validation; 0 is off."""
+    """Steps between checkpoints, besides those after each validation; 0 is off."""
     init_from: str | None = None
-    """A run whose head this one begins with."""
+    """Run whose best head is the initial one."""
     freeze_registers: bool = False
-    """Train only what modalities that are new since `init_from` use alone."""
+    """Train only parameters that modalities missing from `init_from` use alone."""
     eval_every: int = 5
     """Epochs between validations; the last epoch is always validated."""
     seed: int = 0
@@ -152,10 +152,10 @@ class TrainConfig(StrictConfig):
             0 < self.learning_rate <= LARGEST_RATE,
             f"--learning-rate is above 0 and at most {LARGEST_RATE:g}; got {self.learning_rate}.",
         )
-        require(0 <= self.warmup_fraction <= 1, f"--warmup-fraction lies in [0, 1]; got {self.warmup_fraction}.")
+        require(0 <= self.warmup_fraction <= 1, f"--warmup-fraction is in [0, 1]; got {self.warmup_fraction}.")
         require(self.gradient_clip > 0, f"--gradient-clip is positive; got {self.gradient_clip}.")
-        require(0 <= self.ema_decay < 1, f"--ema-decay lies in [0, 1); got {self.ema_decay}.")
-        require(0 <= self.view_dropout < 1, f"--view-dropout lies in [0, 1); got {self.view_dropout}.")
+        require(0 <= self.ema_decay < 1, f"--ema-decay is in [0, 1); got {self.ema_decay}.")
+        require(0 <= self.view_dropout < 1, f"--view-dropout is in [0, 1); got {self.view_dropout}.")
         require(-SEEDS <= self.seed < SEEDS, f"--seed has 64 bits, from -2^63 to 2^63 - 1; got {self.seed}.")
         for name, hint in get_type_hints(type(self)).items():
             value = getattr(self, name)
@@ -189,7 +189,7 @@ class TrainConfig(StrictConfig):
 
     @classmethod
     def with_recipe(cls, recipe: str, **options: Any) -> Self:
-        """The options of a recipe, but for those given here.
+        """Build the options of a recipe, overridden by those given here.
 
         Raises:
             UsageError: the recipe is unknown, or an option has an impossible value.

@@ -1,4 +1,4 @@
-"""The processes of a torchrun: who they are, and the sums and gathers between them."""
+"""The processes of a torchrun: their ranks, and the sums and gathers between them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TorchProcessGroup:
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather whose backward sums every process's gradient of our rows."""
+    """All-gather whose backward sums every process's gradient of this process's rows."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def join_process_group(device_name: str) -> Iterator[tuple[ProcessGroup, torch.d
     """Join the group that torchrun describes in the environment, if any; leave it at the end.
 
     Args:
-        device_name: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
+        device_name: ``auto`` (CUDA if there is one), ``cpu`` or ``cuda``.
 
     Raises:
         BackendError: CUDA was asked for and there is none.
@@ -75,8 +75,8 @@ def join_process_group(device_name: str) -> Iterator[tuple[ProcessGroup, torch.d
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield SingleProcess(), device
         return
-    # The first optimizer imports it, and it keeps hold of a group that is there by then. The group's threads then
-    # outlive it, and now and then abort the process, where they drop a tensor while the interpreter ends.
+    # The first optimizer imports this module, which keeps a reference to a group that exists by then. The group's
+    # threads then outlive the group, and now and then abort the process by dropping a tensor while Python ends.
     importlib.import_module("torch._dynamo")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -90,7 +90,7 @@ def join_process_group(device_name: str) -> Iterator[tuple[ProcessGroup, torch.d
 
 @contextmanager
 def wait_for_first(group: ProcessGroup) -> Iterator[None]:
-    """Let the first process do the block alone, then the others: they find what it left on disk."""
+    """Run the block in the first process, then in the others, which find its files on disk."""
     if group.rank:
         group.all_reduce_sum(torch.zeros(1))
     yield

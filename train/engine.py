@@ -48,7 +48,7 @@ class _Outputs:
     validate: Validate
     throughput: Throughput
     bar: Any
-    """A progress bar; None in all processes but the first."""
+    """Progress bar; None in all processes but the first."""
 
 
 class Trainer:
@@ -59,7 +59,7 @@ class Trainer:
         sources: modality to the training split's features.
         sampler: which rows make each step's batch.
         stage1_hash: written into checkpoints.
-        optimizer: `adamw`, unless a test brings another.
+        optimizer: `adamw`, unless a test passes another.
         checkpoint_parts: other fields of the checkpoints to write, such as the features' reductions.
     """
 
@@ -94,10 +94,10 @@ class Trainer:
         self._checkpoint_parts = dict(checkpoint_parts or {})
 
     def gradients(self, step: int, next_batch: NextBatch | None = None) -> LossTerms:
-        """The loss of step ``step`` (from 0), and its gradient in the parameters: this process's share.
+        """Compute the loss of step ``step`` (from 0), and its gradient in the parameters: this process's share.
 
         Args:
-            next_batch: brings the features of the step's forward passes; read here and now where absent.
+            next_batch: returns the features of the step's forward passes, one after the other; None reads them here.
         """
         if next_batch is None:
             rows = self._passes(step)
@@ -108,10 +108,10 @@ class Trainer:
         )
 
     def step(self, next_batch: NextBatch | None = None) -> tuple[LossTerms, str | None]:
-        """One step: gradients, and the update, unless what was computed cannot be used.
+        """Take one step: gradients, and the update, unless loss or gradient is not finite.
 
         Returns:
-            The loss, and what was not finite, if anything: then nothing was updated.
+            The loss, and the name of what is not finite, if anything: then nothing was updated.
         """
         terms = self.gradients(self.state.step, next_batch)
         norm = self.optimizer_step.reduce_and_clip()
@@ -126,11 +126,11 @@ class Trainer:
         return terms, bad
 
     def _unusable(self, terms: LossTerms, norm: Tensor) -> str | None:
-        """What of a step is NaN or infinite; the same answer in every process, so that they skip together."""
+        """Name the part of a step that is NaN or infinite; the same in all processes, so that they skip together."""
         loss = self.group.all_reduce_sum(terms.total).item()
         if not math.isfinite(loss):
             return f"loss is {loss}"
-        # A scaler tries large scales on purpose, and leaves the step out itself where one was too large.
+        # A gradient scaler tries large scales on purpose, and leaves out a step whose scale was too large.
         if not self.optimizer_step.scaler.is_enabled() and not math.isfinite(norm.item()):
             return f"gradient's norm is {norm.item()}"
         return None
@@ -139,7 +139,7 @@ class Trainer:
         """Train to the end, or to a signal.
 
         Args:
-            validate: scores a head; called in the first process only. Its ``score`` picks the best.
+            validate: scores a head; called in the first process only. The best is the one with the highest ``score``.
 
         Returns:
             Whether training reached its end; False after SIGTERM or SIGUSR1, with the checkpoint written.
@@ -190,7 +190,7 @@ class Trainer:
         return True
 
     def _passes(self, step: int) -> list[PairRows]:
-        """The rows of a step's forward passes in the order in which they are read."""
+        """List the rows of a step's forward passes in the order in which they are read."""
         rows = self.sampler.passes(self.sampler.batch(*divmod(step, self.sampler.steps_per_epoch)))
         return rows if len(rows) == 1 else rows * 2
 
@@ -199,9 +199,9 @@ class Trainer:
             yield from self._passes(step)
 
     def is_sound(self) -> bool:
-        """Whether loss and gradient of the head as it is now are finite, on the next step's batch (the last one's).
+        """Return whether loss and gradient of the present head are finite, on the batch of the next step, or the last.
 
-        Those of a step are of the head before its update, so they do not tell. All processes must call this.
+        A step's own loss and gradient are of the head before its update. All processes must call this.
         """
         terms = self.gradients(min(self.state.step, self.steps - 1))
         norm = self.optimizer_step.reduce_and_clip() if not self.optimizer_step.scaler.is_enabled() else torch.zeros(())
@@ -251,7 +251,7 @@ class Trainer:
         )
 
     def evaluated_head(self) -> TokenHead:
-        """The head that is validated and kept: the average where there is one."""
+        """Return the head that is validated and kept: the moving average if there is one."""
         if self.optimizer_step.average is None:
             return self.head
         head = type(self.head).from_config(self.head.config).to(self.device)
@@ -264,7 +264,7 @@ class Trainer:
             save_head(self._checkpoint(self.head.state_dict(), self.optimizer_step.state()), folder.last)
 
     def restore(self, checkpoint: HeadCheckpoint) -> None:
-        """Take up the training state of a last checkpoint.
+        """Restore the training state of a last checkpoint.
 
         Raises:
             TrainingError: it has none, or belongs to a run of another number of steps.
@@ -292,6 +292,6 @@ class Trainer:
 
 
 def _number(value: Tensor) -> float | None:
-    """A loss for a record: JSON has no NaN."""
+    """Round a loss for a record; None if it is not finite, because JSON has no NaN."""
     number = value.item()
     return round(number, 6) if math.isfinite(number) else None

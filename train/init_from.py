@@ -1,4 +1,4 @@
-"""Beginning with another run's head: to go on training it, or to let a new modality join its space."""
+"""Beginning with another run's head, to train it further or to add a modality to its space."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def old_head(run: Path) -> HeadCheckpoint:
 def begin_with(head: TokenHead, stage1: Stage1, run: Path, freeze: bool) -> tuple[str, ...]:
     """Load the best head of a run into a new head, which may have further modalities.
 
-    With ``freeze``, only parameters that the new modalities use alone still train. Every embedding of the old
-    modalities then stays what it is, bit for bit, so that nothing that was embedded has to be embedded again.
+    With ``freeze``, only parameters that the new modalities use alone are trained. Every embedding of the old
+    modalities then stays the same, bit for bit, so that nothing has to be embedded again.
 
     Args:
         stage1: the encoders of all modalities, the old ones unchanged.

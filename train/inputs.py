@@ -1,4 +1,4 @@
-"""What a run reads: frozen encoders, data, and the features between them."""
+"""Inputs of a run: frozen encoders, data, and the features between them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fluxtalk.train.loop.sampler import PairSampler
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads: the frozen encoders, the data they encode, and how features reach the head."""
+    """Frozen encoders, the data set that they encode, and the options of the features between them."""
 
     stage1: Stage1
     dataset: PairDataset
@@ -39,16 +39,16 @@ class Inputs:
     device: torch.device
     options: CacheOptions
     reductions: Mapping[str, FeatureReduction]
-    """Modality to what reduces its features; a modality that stays as it is, is absent."""
+    """Modality to the reduction of its features; modalities that stay as they are, are absent."""
 
     def sources(
         self, split: str, group: ProcessGroup | None = None, say: Callable[[str], None] = lambda _: None
     ) -> dict[str, FeatureSource]:
-        """Features of one split, encoded on first use where a cache is wanted.
+        """Open the features of one split; a cache is encoded on first use.
 
         Args:
             group: the processes that encode together, all of which call this; None encodes alone.
-            say: told what is encoded.
+            say: receives a line about every cache that is encoded.
         """
         return feature_sources(
             self.stage1,
@@ -64,7 +64,7 @@ class Inputs:
         )
 
     def head_config(self, config: TrainConfig) -> HeadConfig:
-        """The head that fits these features."""
+        """Configure the head that fits these features."""
         shared = {name: getattr(config, name) for name in HeadConfig.__dataclass_fields__ if name != "dims"}
         return HeadConfig(dims=reduced_dims(self.stage1, self.reductions), **shared)
 
@@ -78,7 +78,7 @@ def read_inputs(
     """Load stage 1 and the data set, the first process before the others.
 
     Args:
-        reductions: of a head that exists already; those of other modalities are fitted as the options ask.
+        reductions: those of a head that exists already; other modalities' are fitted as the options ask.
 
     Raises:
         CheckpointError: stage 1 cannot be used.
@@ -105,8 +105,8 @@ def config_of_run(
         cache_dir: another cache folder than the run's.
 
     Raises:
-        CheckpointError: stage 1 is not to be found.
-        DataError: the data set is not to be found.
+        CheckpointError: stage 1 is missing.
+        DataError: the data set is missing.
     """
     options = dict(run.options)
     options["stage1_checkpoint"] = str(stage1_checkpoint or find_stage1(run))
@@ -118,15 +118,15 @@ def config_of_run(
 def inputs_of_run(
     root: Path, stage1_checkpoint: Path | None, cache_dir: str | None, group: ProcessGroup, device: torch.device
 ) -> tuple[TrainConfig, Inputs]:
-    """The options of a finished run and what it read, for a second look at the same data.
+    """Open the options and inputs of a finished run.
 
     Args:
-        stage1_checkpoint: where stage 1 lies now, if it was moved.
+        stage1_checkpoint: path of stage 1 now, if it was moved.
         cache_dir: another cache folder than the run's.
 
     Raises:
-        ArtifactError: the folder is no run, or stage 1 is not to be found or not the one it was trained on.
-        DataError: its data set is not to be found, or cannot be used.
+        ArtifactError: the folder is not a run, or stage 1 is missing or not the one that it was trained on.
+        DataError: its data set is missing, or cannot be used.
     """
     run = read_description(root)
     config = config_of_run(run, stage1_checkpoint, None, cache_dir)
@@ -140,7 +140,7 @@ def inputs_of_run(
 
 
 def build_sampler(config: TrainConfig, inputs: Inputs, group: ProcessGroup) -> PairSampler:
-    """The sampler of the training split that the options ask for."""
+    """Build the sampler of the training split that the options ask for."""
     return PairSampler(
         inputs.dataset.split("train"),
         config.batch_size,

@@ -1,4 +1,4 @@
-"""What Python callers give as options, as the plain types that files hold: numpy's numbers, and paths."""
+"""Option values from Python (numpy numbers, paths) as the plain types that files hold."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def spelled(name: str) -> str:
 
 
 def plain(name: str, value: Any, hint: Any) -> Any:
-    """An option's value as ``str``, ``int``, ``float`` or ``bool``.
+    """Convert an option's value to ``str``, ``int``, ``float`` or ``bool``.
 
     Args:
-        hint: the type that it is declared as: one of those four, or ``str | None``.
+        hint: its declared type: one of those four, or ``str | None``.
 
     Raises:
         UsageError: the value is of another type, or a number that is not finite.
@@ -38,7 +38,7 @@ def plain(name: str, value: Any, hint: Any) -> Any:
         return None
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     require(isinstance(text, str), f"{spelled(name)} is a string or a path; got {value!r}.")
-    # A string of numpy's is one of Python's, and its subclass.
+    # numpy's strings are a subclass of Python's.
     return str(text)
 
 

@@ -33,11 +33,11 @@ from fluxtalk.train.results.score import recall_lines, score_head
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a run left."""
+    """The outcome of a training run."""
 
     folder: RunFolder
     finished: bool
-    """Whether training reached its end; False after SIGTERM or SIGUSR1, with the checkpoint written."""
+    """True if training reached its end; False after SIGTERM or SIGUSR1, with the checkpoint written."""
     exit_code: int
     """0, or 128 + the signal's number."""
 
@@ -48,11 +48,11 @@ class FitResult:
 
 
 def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback] = ()) -> FitResult:
-    """Train to the end and score the best head once on the test split: `fluxtalk-train` from Python.
+    """Train to the end and score the best head once on the test split, as `fluxtalk-train` does.
 
     Args:
         resume: continue the run from its last checkpoint.
-        callbacks: hear of steps and validations.
+        callbacks: receive steps and validations.
 
     Raises:
         FluxTalkError: the options, the data, a file or the numbers make training impossible.
@@ -68,13 +68,13 @@ def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback]
         if resume:
             _require_same_run(folder, config, inputs, group)
         started = time.monotonic()
-        # Before there is a folder to write to: what goes wrong here leaves nothing.
+        # The folder is made later, so that an error up to here leaves nothing.
         say = RunLog(identity, None, active=main).line
         trainer = build_trainer(config, inputs, group, identity, say, callbacks=callbacks)
         validation_sources = inputs.sources("validation", group, say)
         if main and not resume:
             held.enter_context(lock_run_folder(folder))
-            check_run_folder(config, resume)  # again: another training may have begun here since
+            check_run_folder(config, resume)  # again, because another training may have begun here since
         with closing(RunLog(identity, folder, active=main)) as log:
             _begin(trainer, inputs, folder, log, resume)
             validation = inputs.dataset.split("validation")
@@ -87,7 +87,7 @@ def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback]
                 return FitResult(folder, False, 128 + (trainer.stop.number or 15))
             if main:
                 _score_test(folder, inputs, identity, log, round(time.monotonic() - started, 1))
-            # A process that left early would tear down the group under the first one.
+            # A process that leaves early would tear down the group while the first still works.
             group.all_reduce_sum(torch.zeros(1))
     return FitResult(folder, True, 0)
 
@@ -116,7 +116,7 @@ def _announce(log: RunLog, trainer: Trainer, inputs: Inputs) -> None:
     if sampler.global_batch < sampler.asked:
         log.line(
             f"warning: a step of {sampler.asked} rows was asked for, but the training split fills no more than "
-            f"{sampler.global_batch}; a smaller --batch-size would say the same"
+            f"{sampler.global_batch}; a smaller --batch-size gives the same"
         )
 
 
@@ -128,7 +128,7 @@ def build_trainer(
     say: Callable[[str], None] = lambda _: None,
     **parts: Any,
 ) -> Trainer:
-    """The trainer of these options; ``parts`` are further arguments of `Trainer`."""
+    """Build the trainer of these options; ``parts`` are further arguments of `Trainer`."""
     sources = inputs.sources("train", group, say)
     sampler = build_sampler(config, inputs, group)
     torch.manual_seed(config.seed)
@@ -150,7 +150,7 @@ def build_trainer(
 
 
 def _require_same_run(folder: RunFolder, config: TrainConfig, inputs: Inputs, group: ProcessGroup) -> None:
-    """Before anything is encoded for what would be refused."""
+    """Check a resumed run before anything is encoded."""
     require_same_run(
         folder,
         inputs.dataset.name,

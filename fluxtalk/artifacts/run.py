@@ -90,7 +90,7 @@ class RunFolder:
         return self.root / ("baseline.json" if projection == "linear" else f"baseline-{projection}.json")
 
     def is_free(self) -> bool:
-        """Whether a new run may begin here: there is nothing but what a run writes before its first checkpoint."""
+        """Return whether a new run may begin here: only files of before a first checkpoint are there."""
         if not self.root.is_dir():
             return not self.root.exists()
         found = {path.name for path in self.root.iterdir() if not _is_unfinished(path)}
@@ -107,7 +107,7 @@ class RunFolder:
 
 
 def _is_unfinished(path: Path) -> bool:
-    """Whether a file was being written when its process was killed."""
+    """Return whether a file was being written when its process was killed."""
     return path.name.startswith(".") and path.suffix == ".tmp"
 
 
@@ -175,7 +175,7 @@ class RunDescription:
 
 
 def read_run_json(root: Path) -> dict[str, Any]:
-    """Read run.json as it is: ``options`` and ``facts`` are objects, of whatever content.
+    """Read run.json as it is; ``options`` and ``facts`` are objects of any content.
 
     Args:
         root: OUTPUT_DIR/LOG_NAME.

@@ -1,4 +1,4 @@
-"""Frozen encoder, feature reduction and register head of one modality as one module: what is exported."""
+"""Frozen encoder, feature reduction and register head of one modality as one module, which is exported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fluxtalk.tokens import check_token_count
 
 
 class Embeddings(NamedTuple):
-    """Shapes: (batch, k, dim) both."""
+    """Tokens and pooled embeddings, (batch, k, dim) both."""
 
     tokens: Tensor
     embeddings: Tensor
@@ -31,10 +31,10 @@ class Embedder(nn.Module):
     """Preprocessed input to register tokens and pooled embeddings.
 
     Args:
-        encoder: frozen.
-        head: shared with the other modalities; put into evaluation mode, where nested dropout does not exist.
-        modality: which of the head's modalities this is.
-        reduction: what the head's training did to the features; nothing where absent.
+        encoder: the frozen encoder.
+        head: shared with the other modalities; put into evaluation mode, without nested dropout.
+        modality: one of the head's modalities.
+        reduction: reduction of the features in the head's training; None is none.
 
     Raises:
         UsageError: the head reads features of another dimension.
@@ -70,13 +70,13 @@ class Embedder(nn.Module):
         return self.read(self.encoder(*arrays), token_index)
 
     def read(self, features: Features, token_index: Tensor) -> Embeddings:
-        """The second half of `forward`: from the encoder's features on."""
+        """Do the second half of `forward`: reduction and head."""
         values, mask = self.reduction(features)
         tokens = self.head.tokens(self.modality, values, mask, token_index)
         return Embeddings(tokens, self.head.embeddings(tokens, token_index))
 
     def read_with_attention(self, features: Features, token_index: Tensor) -> tuple[Embeddings, Tensor]:
-        """As `read`, and where each register looked: (batch, k, length) of the reduced features."""
+        """Do `read`, and return each register's attention too: (batch, k, length) over the reduced features."""
         values, mask = self.reduction(features)
         tokens, attention = self.head.tokens_and_attention(self.modality, values, mask, token_index)
         return Embeddings(tokens, self.head.embeddings(tokens, token_index)), attention

@@ -44,7 +44,7 @@ def main(config_file: Path, output: Path) -> None:
 
 
 def thread_names() -> list[str]:
-    """Of this process; none where the system does not tell."""
+    """List the names of this process's threads; empty if the system has no /proc."""
     return [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
 
 

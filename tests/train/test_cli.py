@@ -139,7 +139,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(train_config: TrainConfig,
 
 
 def test_nan_loss_names_the_last_good_checkpoint(train_config: TrainConfig, tmp_path: Path) -> None:
-    """It is good: of the head before the first update, which no later one may replace."""
+    """The head before the first update is good, and no later checkpoint may replace it."""
     wild = {"learning_rate": 100, "weight_decay": 1e25, "warmup_fraction": 0, "checkpoint_every": 1, "epochs": 30}
     done = run(*arguments(train_config, tmp_path, **wild))
     last = tmp_path / "run" / "checkpoints" / "last.safetensors"

@@ -1,4 +1,4 @@
-"""What needs a GPU. Collected everywhere, skipped with the reason where there is none."""
+"""Tests that need a GPU: collected everywhere, skipped with the reason without one."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def made_once(
 
 @pytest.fixture
 def project(made_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """That folder, put back afterwards as it was; the working directory is another one."""
+    """Give that folder, and put it back afterwards as it was; the working directory is another one."""
     kept = shutil.copytree(made_once, tmp_path / "kept")
     monkeypatch.chdir(tmp_path)
     yield made_once
@@ -73,7 +73,7 @@ def _evaluated(run: Path) -> Result:
 
 
 def _require_same(root: Path, run: Path) -> None:
-    """What is scored, trained on or exported is what training saw."""
+    """Require that what is scored, trained on or exported is what training saw."""
     results = json.loads((run / "results.json").read_text())
     done = _evaluated(run)
     assert done.exit_code == 0, done.output
@@ -101,7 +101,7 @@ def test_a_run_that_was_moved_alone(project: Path) -> None:
 
 
 def test_export_reads_the_data_that_training_read(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Up to where graphs are written."""
+    """Export is stopped before it writes graphs."""
     seen = []
 
     def stop(run: TrainedRun, dataset: PairDataset, *_: object) -> None:

@@ -65,7 +65,7 @@ def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path, stop
 
 
 def test_the_comparison_sees_another_seed(tmp_path: Path) -> None:
-    """What the test above calls the same is not always the same."""
+    """Different seeds differ, so that the test above can fail."""
     one, other = make_trainer(), make_trainer(dataclasses.replace(CONFIG, seed=1))
     assert run_in(one, tmp_path / "one")
     assert run_in(other, tmp_path / "other")
@@ -159,7 +159,7 @@ def test_validation_leaves_training_mode_alone(tmp_path: Path) -> None:
 
 
 def test_gradients_are_clipped() -> None:
-    """To the norm that was asked for, over head and temperature together."""
+    """Clipped to the norm asked for, over head and temperature together."""
     trainer = make_trainer(dataclasses.replace(CONFIG, gradient_clip=0.01))
     trainer.step_module.train()
     trainer.step()

@@ -79,7 +79,7 @@ def test_what_a_callback_raises_ends_the_run_and_leaves_the_checkpoint(
 
 
 def test_fit_works_in_a_thread(train_config: TrainConfig, tmp_path: Path) -> None:
-    """Where Python lets nobody handle signals; with the paths and numbers that Python programs have."""
+    """Python handles no signals there; paths and numbers are those of Python programs."""
     theirs: dict[str, Any] = {
         "stage1_checkpoint": Path(train_config.stage1_checkpoint), "output_dir": tmp_path, "seed": np.int64(0),
     }  # fmt: skip

@@ -36,7 +36,7 @@ Say = Callable[[str], None]
 
 _ENCODE_BATCH = 256
 _MOST_ITEMS = 16 * _ENCODE_BATCH
-"""Per shard. Items are sorted by length within a shard, and a killed build loses no more than its current one."""
+"""Items per shard. They are sorted by length within it, and a killed build loses no more than its current shard."""
 _SHARD_BYTES = 256 * 2**20
 _PREPARING_THREADS = min(4, os.cpu_count() or 1)
 _PREPARED_TOGETHER = 32
@@ -44,7 +44,7 @@ _PREPARED_TOGETHER = 32
 
 @contextmanager
 def building_turn(folder: Path, group: ProcessGroup, say: Say) -> Iterator[bool]:
-    """Whether this run is to build the cache; then no other run builds it at the same time.
+    """Yield whether this run is to build the cache, held against other runs meanwhile.
 
     The first process decides for all of ``group``, which must share the folder.
     """
@@ -69,7 +69,7 @@ def build_cache(
     that fails ends with its error, and torchrun then ends the others.
 
     Args:
-        items_per_shard: by default what makes about 256 MB, at most 4,096.
+        items_per_shard: by default a power of two that makes about 256 MB, at most 4,096.
 
     Raises:
         DataError: an item cannot be read, has no feature vector, or its features do not fit the stored type.
@@ -106,7 +106,7 @@ def write_shard(
     lengths: NDArray[np.int32],
     scales: NDArray[np.float32] | None,
 ) -> None:
-    """Write a shard's files and last, so that it counts only when whole, the record with their checksums."""
+    """Write a shard's files and last, so that the shard counts only when whole, the record with their checksums."""
     parts = {"values.npy": values, "lengths.npy": lengths} | ({} if scales is None else {"scales.npy": scales})
     hashes = {}
     for part, array in parts.items():
@@ -195,7 +195,7 @@ def _items_per_shard(encoding: Encoding) -> int:
 
 
 def _is_finished(folder: Path, index: int, key: CacheKey, rows: range) -> bool:
-    """Whether an earlier build left this shard whole."""
+    """Return whether an earlier build left this shard whole."""
     try:
         shard = read_shard(folder, index)
         expected = (key.hash(), rows.start, len(rows))

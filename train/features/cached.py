@@ -35,7 +35,7 @@ class CachedFeatures:
 
     Args:
         folder: a finished cache.
-        device: where batches go.
+        device: device of the batches.
         key: what the caller needs; None takes whatever the folder holds.
         verify: compare checksums; each process of ``group`` takes its share of the shards.
 

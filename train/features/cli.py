@@ -12,7 +12,7 @@ from fluxtalk.errors import ArtifactError
 from fluxtalk.train.features.options import DTYPES, CacheOptions
 
 _DEFAULTS = CacheOptions()
-_CACHE_HELP = "For renderings and features.  [default: ~/.cache/fluxtalk]"
+_CACHE_HELP = "Folder for renderings and features.  [default: ~/.cache/fluxtalk]"
 
 
 @click.group(name="features")
@@ -23,31 +23,37 @@ def main() -> None:
 @main.command()
 @option("--stage1_checkpoint", required=True, metavar="PATH", help="Frozen encoders, as `fluxtalk stage1` writes them.")
 @option("--data", metavar="DATA", help="Data set.  [default: the one that stage 1 names]")
-@option("--splits", metavar="LIST", help=f"Separated by commas.  [default: those of {','.join(SPLIT_NAMES)} it has]")
+@option(
+    "--splits", metavar="LIST", help=f"Splits, separated by commas.  [default: those of {','.join(SPLIT_NAMES)} it has]"
+)
 @option("--cache_dir", metavar="DIR", help=_CACHE_HELP)
 @option(
     "--feature_dtype",
     default=_DEFAULTS.dtype,
     show_default=True,
     type=click.Choice(DTYPES),
-    help="int8 is half the size, with one scale per feature vector.",
+    help="Number format; int8 is half the size, with one scale per feature vector.",
 )
 @option(
     "--feature_pca",
     default=_DEFAULTS.pca,
     show_default=True,
     type=int,
-    help="Principal components to keep; 0 keeps all dimensions.",
+    help="Principal components that features are reduced to; 0 is off.",
 )
 @option(
     "--feature_pool",
     default=_DEFAULTS.pool,
     show_default=True,
     type=int,
-    help="Consecutive feature vectors to average to one.",
+    help="Consecutive feature vectors averaged into one; 1 is off.",
 )
 @option(
-    "--device", default="auto", show_default=True, type=click.Choice(("auto", "cpu", "cuda")), help="Where to encode."
+    "--device",
+    default="auto",
+    show_default=True,
+    type=click.Choice(("auto", "cpu", "cuda")),
+    help="Device to encode on.",
 )
 @allow_code_option
 @debug_option
@@ -69,7 +75,7 @@ def build(
     torchrun --nproc-per-node=N -m fluxtalk.train.features.cli build OPTIONS
     """
     options = CacheOptions(feature_dtype, feature_pca, feature_pool)
-    # Only here: `--help` and bad options must not wait for torch.
+    # Imported here, so that `--help` and bad options do not wait for torch.
     from fluxtalk.model.checkpoints.stage1 import trust_code
     from fluxtalk.train.distributed import join_process_group
     from fluxtalk.train.features.prebuild import prebuild
@@ -89,7 +95,7 @@ def build(
 @debug_option
 @sentence_errors
 def list_(cache_dir: str | None) -> None:
-    """Say what is cached, and how large it is."""
+    """List what is cached, with sizes."""
     _report(cache_dir, verify=False)
 
 

@@ -33,7 +33,7 @@ class Encoding:
     reduction: FeatureReduction
     device: torch.device
     source: str
-    """What the encoder was built from, as errors name it."""
+    """Specification that the encoder was built from, for errors."""
 
     @classmethod
     def of(
@@ -68,7 +68,7 @@ class Encoding:
         """Decode one item.
 
         Raises:
-            DataError: it cannot be used; the sentence names it.
+            DataError: it cannot be used; the sentence names the item.
         """
         try:
             return self.preprocess.prepare(self.items.values[row])
@@ -79,7 +79,7 @@ class Encoding:
         """Reduced features of decoded items, float32, without gradients.
 
         Args:
-            rows: which items they are.
+            rows: rows of the items.
 
         Raises:
             DataError: the encoder fails; the sentence names the item and what the encoder raised.
@@ -93,7 +93,7 @@ class Encoding:
             ) from error
 
     def _culprit(self, prepared: Sequence[NDArray[Any]], rows: Sequence[int]) -> str:
-        """The first item on which the encoder fails alone; where there is none, the batch."""
+        """Name the first item on which the encoder fails alone; if there is none, the batch."""
         # A GPU that failed once fails on everything after.
         for array, row in zip(prepared, rows, strict=True) if self.device.type == "cpu" else ():
             try:

@@ -1,4 +1,4 @@
-"""Fitting what reduces features on the training split, once per encoder, data set and setting."""
+"""Fitting feature reductions on the training split, once per encoder, data set and setting."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def fitted_reductions(
     device: torch.device,
     group: ProcessGroup,
 ) -> dict[str, FeatureReduction]:
-    """What `options` do to each modality's features; empty where they do nothing.
+    """Fit the reductions that `options` ask for.
 
     PCA is fitted by the first process on at most 2,048 random items of the training split, the same in every run,
     and kept in ``cache_dir``, which all of ``group`` share.
 
     Returns:
-        Modality to its reduction, on the CPU; a modality that stays as it is, is absent.
+        Modality to its reduction, on the CPU; modalities that stay as they are, are absent.
 
     Raises:
         DataError: the training split is empty, has an item that cannot be encoded, or too few feature vectors.
-        ArtifactError: what was fitted earlier is damaged.
+        ArtifactError: a reduction that was fitted earlier is damaged.
     """
     reductions = {}
     for modality, part in stage1.modalities.items():
@@ -61,7 +61,7 @@ def fitted_reductions(
 
 
 def reduced_dims(stage1: Stage1, reductions: Mapping[str, FeatureReduction]) -> dict[str, int]:
-    """Modality to the dimension of the features that the head reads."""
+    """Return, by modality, the dimension of the features that the head reads."""
     return {m: reductions[m].dim if m in reductions else part.spec.dim for m, part in stage1.modalities.items()}
 
 
@@ -95,7 +95,7 @@ def _fitted(
 
 
 def _sampled_vectors(encoding: Encoding) -> Iterator[Tensor]:
-    """The feature vectors of random items, batch by batch."""
+    """Yield the feature vectors of random items, batch by batch."""
     count = len(encoding.items)
     rows = np.sort(np.random.default_rng(0).permutation(count)[:_SAMPLE_ITEMS])
     starts = range(0, len(rows), _BATCH)

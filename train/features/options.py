@@ -1,4 +1,4 @@
-"""How features are stored in the cache. Torch-free, so that a command line can name the choices."""
+"""Options of a feature cache; torch-free, so that a command line can name the choices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DTYPES = ("fp16", "int8")
 
 @dataclass(frozen=True)
 class CacheOptions(StrictConfig):
-    """What makes a feature cache smaller. `pca` and `pool` change what the head reads, in serving too."""
+    """Options that make a feature cache smaller. `pca` and `pool` change what the head reads, in serving too."""
 
     dtype: str = "fp16"
     """`fp16`, or `int8`: symmetric, with one float32 scale per feature vector."""

@@ -1,4 +1,4 @@
-"""Encoding a data set ahead of training, by the function that training would use."""
+"""Encoding a data set ahead of training, by the function that training uses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def prebuild(
     group: ProcessGroup,
     say: Say,
 ) -> None:
-    """Build, or find built, the caches of every modality of some splits.
+    """Build the caches of every modality of some splits, unless they exist.
 
     Args:
         data: data set; None takes the one that stage 1 names.

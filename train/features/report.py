@@ -1,4 +1,4 @@
-"""What a cache folder holds: every feature cache, its size, and whether it is intact."""
+"""Listing of a cache folder: every feature cache, its size, and whether it is intact."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class CacheEntry:
     name: str
     bytes: int
     content: str
-    """What is in it, for people."""
+    """Description of the content."""
     state: str
     """``intact`` (checksums hold), ``complete`` (sizes hold), ``unfinished`` or ``damaged``."""
     problem: str | None = None
-    """The sentence that says what is damaged."""
+    """Sentence that names the damage."""
 
     def line(self) -> str:
-        """The entry for people."""
+        """Format the entry."""
         return f"{self.name:<40} {self.bytes / 1e6:>10.1f} MB  {self.state:<10}  {self.problem or self.content}"
 
 
 def report_caches(cache_dir: Path, verify: bool) -> Iterator[CacheEntry]:
-    """Look at every feature cache; with ``verify``, at every byte."""
+    """Inspect every feature cache; with ``verify``, every byte of it."""
     folder = features_folder(cache_dir)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.is_dir():

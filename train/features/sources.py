@@ -37,14 +37,14 @@ __all__ = [
 
 
 class FeatureSource(Protocol):
-    """Where one modality's features of one split come from."""
+    """Source of one modality's features of one split."""
 
     dim: int
 
     def __len__(self) -> int: ...
 
     def batch(self, rows: NDArray[np.int64]) -> Features:
-        """The features of these items, float32, padded with zeros to the longest of them.
+        """Return the features of these items, float32, padded with zeros to the longest of them.
 
         Args:
             rows: (B,) item rows; -1 is an absent item, all of whose row is padding.
@@ -93,7 +93,7 @@ def cache_key(
     options: CacheOptions | None = None,
     reduction: FeatureReduction | None = None,
 ) -> CacheKey:
-    """What the cached features of one split and modality depend on."""
+    """Return the key of the cached features of one split and modality."""
     part = stage1.modalities[modality]
     return CacheKey(
         encoder=part.content_hash(),
@@ -118,12 +118,12 @@ def cached_features(
     group: ProcessGroup | None = None,
     say: Say = lambda _: None,
 ) -> CachedFeatures:
-    """Open the cached features of one split and modality, encoding them first where they are missing.
+    """Open the cached features of one split and modality, encoding them first if they are missing.
 
     Args:
         cache_dir: shared by all processes of ``group``.
-        options: how they are stored; its `pca` and `pool` are what ``reduction`` does already.
-        say: told what is built.
+        options: how they are stored; ``reduction`` has applied its `pca` and `pool` already.
+        say: receives a line about every cache that is built.
 
     Raises:
         DataError: an item cannot be encoded.
@@ -138,7 +138,7 @@ def cached_features(
             if group.rank == 0:
                 say(f"encoding {len(encoding.items):,} {split} items of {modality} once, into {folder}")
             build_cache(encoding, key, folder, group, say)
-    # What was just written was hashed on the way.
+    # Files that were just written were hashed on the way.
     return CachedFeatures(folder, device, key, options.verify and not missing, group)
 
 
@@ -154,14 +154,14 @@ def feature_sources(
     group: ProcessGroup | None = None,
     say: Say = lambda _: None,
 ) -> dict[str, FeatureSource]:
-    """The sources of every modality of one split.
+    """Open the sources of every modality of one split.
 
     Args:
         encode: ``cache`` or ``online``.
         options: how a cache is stored, and what reduces features; defaults keep them as they are.
-        reductions: of a head that exists already; where absent, `fitted_reductions` of the options.
+        reductions: those of a head that exists already; None fits those of the options.
         group: the processes that build a cache together; all of them must call this then.
-        say: told what is built.
+        say: receives a line about every cache that is built.
 
     Raises:
         DataError: an item cannot be encoded, or the split lacks a modality.

@@ -20,14 +20,14 @@ _AHEAD = 2
 
 @dataclass(frozen=True)
 class Batch:
-    """One forward pass's input."""
+    """Input of one forward pass."""
 
     ids: Tensor
     """int64 (B,)."""
     places: Tensor
     """int64 (B,): positions in the global batch."""
     items: Mapping[str, Tensor]
-    """Modality to int64 (B,): which item each row holds."""
+    """Modality to int64 (B,): row of each item."""
     features: Mapping[str, Tensor]
     """Modality to (B, L, E)."""
     masks: Mapping[str, Tensor]
@@ -65,7 +65,7 @@ class BatchLoader:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._read, name="batch-loader", daemon=True)
         self.waited_s = 0.0
-        """Seconds that `next` has waited for data since it was last set to 0."""
+        """Seconds that `next` has waited for data since this was last set to 0."""
 
     def __enter__(self) -> BatchLoader:
         self._thread.start()
@@ -86,10 +86,10 @@ class BatchLoader:
             yield self.next()
 
     def next(self) -> Batch:
-        """The next batch of the plan.
+        """Return the next batch of the plan.
 
         Raises:
-            Exception: whatever reading it raised.
+            Exception: any error of reading it.
         """
         started = time.perf_counter()
         batch = self._ready.get()
@@ -104,7 +104,7 @@ class BatchLoader:
                 if self._closed.is_set():
                     return
                 self._put(read_batch(self._sources, rows, self._device))
-        except BaseException as error:  # it belongs to the thread that asks for the batch
+        except BaseException as error:  # raised again in the thread that asks for the batch
             self._put(error)
 
     def _put(self, batch: Batch | BaseException) -> None:

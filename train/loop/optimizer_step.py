@@ -1,4 +1,4 @@
-"""From gradients to new parameters: sum over processes, clip, AdamW, moving average; and all of it as tensors."""
+"""The optimizer step: average gradients over processes, clip, AdamW, moving average; and their state as tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STORED = "optimiser"
 
 
 def adamw(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW over what trains in a module; matrices decay, vectors and the temperature do not."""
+    """Build AdamW over the trainable parameters of a module; matrices decay, vectors and the temperature do not."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     return torch.optim.AdamW(
         [
@@ -41,11 +41,11 @@ def learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float
 
 
 class OptimizerStep:
-    """Applies gradients to a head and its loss.
+    """Apply gradients to a head and its loss.
 
     Args:
-        steps: of the whole run; the learning rate depends on the step alone, so that resuming needs no state.
-        optimizer: `adamw`, unless a test brings another.
+        steps: steps of the whole run; the learning rate depends on the step alone, so that resuming needs no state.
+        optimizer: `adamw`, unless a test passes another.
     """
 
     def __init__(
@@ -66,27 +66,31 @@ class OptimizerStep:
         self.optimizer = optimizer(both, config)
         self._names: dict[Tensor, str] = {p: name for name, p in both.named_parameters()}
         self._trained = [p for p in both.parameters() if p.requires_grad]
-        # float16 alone needs one: small gradients would be 0.
+        # Only float16 needs a scaler: its small gradients would be 0.
         self.scaler = torch.amp.GradScaler(head.device.type, enabled=config.precision == "fp16")
         self.average = {n: p.detach().clone() for n, p in head.state_dict().items()} if config.ema_decay else None
 
     def learning_rate(self, step: int) -> float:
-        """The rate of step ``step`` (from 0)."""
+        """Compute the learning rate of step ``step`` (from 0)."""
         return self.config.learning_rate * learning_rate_factor(step, self.steps, self.config.warmup_fraction)
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def backward(self, loss: Tensor) -> None:
-        """Back-propagate a loss, scaled where float16 needs it."""
+        """Back-propagate a loss, scaled in float16."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def reduce_and_clip(self) -> Tensor:
-        """Average the gradients over the processes, then clip them; the norm before, the same in every process."""
+        """Average the gradients over the processes, then clip them.
+
+        Returns:
+            Their norm before clipping, the same in every process.
+        """
         if self.group.size > 1:
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._trained]
-            # One exchange for all: a head has few parameters, in many small tensors.
+            # One exchange for all gradients: a head has few parameters, in many small tensors.
             flat = self.group.all_reduce_sum(torch.cat([g.reshape(-1) for g in gradients])) / self.group.size
             for parameter, part in zip(
                 self._trained, torch.split(flat, [p.numel() for p in self._trained]), strict=True
@@ -96,26 +100,26 @@ class OptimizerStep:
         return nn.utils.clip_grad_norm_(self._trained, self.config.gradient_clip)
 
     def apply(self, step: int) -> None:
-        """Take step ``step`` (from 0). A gradient scaler leaves out one whose gradient overflowed."""
+        """Take step ``step`` (from 0); a gradient scaler leaves out a step whose gradient overflowed."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.loss.clamp_temperature()
         if self.average is not None:
-            # Young averages forget faster, or they would remember the initialization.
+            # A young average decays faster, or it would keep the initialization.
             decay = min(self.config.ema_decay, (2 + step) / (11 + step))
             for name, value in self.head.state_dict().items():
                 self.average[name].lerp_(value, 1 - decay)
 
     def skip(self) -> None:
-        """Leave a step out whose loss or gradient cannot be used."""
+        """Leave out a step whose loss or gradient is not finite."""
         if self.scaler.is_enabled():
             self.scaler.update()
         self.zero_grad()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything but the head's weights that going on needs."""
+        """Return all tensors but the head's weights that resuming needs."""
         state = {f"loss.{name}": value for name, value in self.loss.state_dict().items()}
         for parameter, values in self.optimizer.state.items():
             for key, value in values.items():
@@ -129,7 +133,7 @@ class OptimizerStep:
         return state
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state` gave."""
+        """Restore what `state` returned."""
         self.loss.load_state_dict(_part(state, "loss."))
         optimizer_state = self.optimizer.state_dict()
         order = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]

@@ -1,4 +1,4 @@
-"""Which rows make a batch: the same global batch however many processes share it."""
+"""Sampling of a batch's rows: the same global batch however many processes share it."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ ABSENT = -1
 
 @dataclass(frozen=True)
 class PairRows:
-    """Some rows of a global batch."""
+    """Rows of a global batch."""
 
     ids: NDArray[np.int64]
     """(B,) indices into `Split.ids`."""
     rows: Mapping[str, NDArray[np.int64]]
-    """Modality to (B,) items, one drawn for each id; `ABSENT` where the id has none."""
+    """Modality to (B,) items, one drawn for each id; `ABSENT` if the id has none."""
     places: NDArray[np.int64]
-    """(B,) positions in the global batch: what random draws belong to."""
+    """(B,) positions in the global batch, which random draws depend on."""
 
     def part(self, rows: slice) -> PairRows:
-        """Some of these rows."""
+        """Return some of these rows."""
         return PairRows(self.ids[rows], {m: r[rows] for m, r in self.rows.items()}, self.places[rows])
 
 
 class PairSampler:
-    """Every epoch visits the ids in a new order, and draws items of each id and modality.
+    """Visits the ids in a new order in every epoch, and draws items of each id and modality.
 
     All draws depend on (seed, epoch, step) and the global batch, of which each process takes its rows.
     The ids left over at the end of an epoch, fewer than a global batch, wait for the next order.
@@ -41,7 +41,7 @@ class PairSampler:
     Args:
         batch_size_per_process: rows of one forward pass of one process.
         accum_steps: forward passes of each process that make one step.
-        items_per_id: rows of each id in a batch; different items of it where it has as many.
+        items_per_id: rows of each id in a batch; different items of it if it has as many.
 
     Raises:
         UsageError: the global batch would have fewer than two ids, which leaves nothing to contrast, or does not
@@ -86,12 +86,12 @@ class PairSampler:
         self._count = {m: np.bincount(items.groups, minlength=self._ids) for m, items in split.items.items()}
 
     def batch(self, epoch: int, step: int) -> PairRows:
-        """This process's rows of step ``step`` (from 0) of epoch ``epoch`` (from 0)."""
+        """Return this process's rows of step ``step`` (from 0) of epoch ``epoch`` (from 0)."""
         ids = self._order(epoch)[step * self._ids_per_batch : (step + 1) * self._ids_per_batch]
         rows = {}
         for modality, count in self._count.items():
             generator = np.random.default_rng(derive_seed(self._seed, "item", modality, epoch, step))
-            # From a random one on, in turn: an id's rows hold different items where there are as many.
+            # In turn from a random one on: an id's rows hold different items if there are as many.
             start = generator.integers(np.maximum(count[ids], 1))[:, None] + np.arange(self._items_per_id)
             chosen = self._first[modality][ids, None] + start % np.maximum(count[ids], 1)[:, None]
             rows[modality] = np.where(count[ids, None], chosen, ABSENT).reshape(-1)
@@ -99,12 +99,12 @@ class PairSampler:
         return PairRows(np.repeat(ids, self._items_per_id), rows, places).part(self.local)
 
     def passes(self, batch: PairRows) -> list[PairRows]:
-        """A process's rows of one step, divided into its forward passes."""
+        """Divide a process's rows of one step into its forward passes."""
         size = len(batch.ids) // self.accum_steps
         return [batch.part(slice(start, start + size)) for start in range(0, len(batch.ids), size)]
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
-        # Read once: another thread may be asking for another epoch's.
+        # Read once, because another thread may ask for another epoch's order.
         known = self._epoch_and_order
         if known is None or known[0] != epoch:
             generator = np.random.default_rng(derive_seed(self._seed, "order", epoch))

@@ -33,14 +33,14 @@ Backward = Callable[[Tensor], None]
 
 @dataclass(frozen=True)
 class Read:
-    """What one forward pass gives the loss."""
+    """Output of one forward pass, for the loss."""
 
     outputs: RegisterOutputs
     ids: Tensor
     inputs: ComplementaryInputs | None
 
     def tensors(self) -> list[Tensor]:
-        """What carries gradient: every modality's tokens, of both views where there are two."""
+        """List the tensors that carry gradient: every modality's tokens, of both views if there are two."""
         second = list(self.inputs.second_view.values()) if self.inputs is not None else []
         return [*self.outputs.tokens.values(), *second]
 
@@ -53,7 +53,7 @@ class Draws:
     lengths: Mapping[str, Tensor]
     """Modality to int64 (global batch,): prefix lengths."""
     prefix_counts: tuple[int, ...]
-    """Where the loss is taken at several lengths instead."""
+    """Lengths that the loss is taken at instead, if there are any."""
 
 
 def build_loss(config: TrainConfig, head: TokenHead, group: ProcessGroup, global_batch: int) -> RegisterTokenLoss:
@@ -82,7 +82,7 @@ def build_loss(config: TrainConfig, head: TokenHead, group: ProcessGroup, global
 
 
 class TrainingStep(nn.Module):
-    """Head and loss as one module: all that trains.
+    """Head and loss as one module: everything that trains.
 
     Args:
         global_batch: rows of one step over all processes.
@@ -102,7 +102,7 @@ class TrainingStep(nn.Module):
         self._call: Callable[..., RegisterOutputs] = called.__call__
 
     def draws(self, step: int) -> Draws:
-        """The draws of a step: the same however many processes share the batch."""
+        """Make the draws of a step: the same however many processes share the batch."""
         dropout = self.head.nested_dropout
         modalities = tuple(self.head.config.dims)
         if self.config.nested_draw == "independent":
@@ -118,7 +118,7 @@ class TrainingStep(nn.Module):
 
         Args:
             passes: forward passes of this process.
-            next_batch: the passes' batches in order; with several passes, the same ones a second time.
+            next_batch: returns the passes' batches in order; with several passes, the same ones a second time.
             backward: back-propagates a scalar (a gradient scaler scales it first).
         """
         if passes == 1:
@@ -143,7 +143,7 @@ class TrainingStep(nn.Module):
         return terms
 
     def _read(self, batch: Batch, draws: Draws, index: int) -> Read:
-        # What PyTorch's own dropout draws: again the same when a pass runs a second time.
+        # The seed of PyTorch's own dropout: a pass that runs a second time draws the same.
         torch.manual_seed(derive_seed(self.config.seed, "dropout", draws.step, self.group.rank, index))
         places = batch.places.cpu()
         lengths = {m: draws.lengths[m][places].to(batch.ids.device) for m in batch.features}
@@ -168,7 +168,7 @@ class TrainingStep(nn.Module):
 
 
 def _detached(read: Read) -> Read:
-    """The same numbers as leaves that will be given a gradient."""
+    """Copy the numbers into leaves that will receive a gradient."""
     outputs, inputs = read.outputs, read.inputs
     tokens = {m: t.detach().requires_grad_() for m, t in outputs.tokens.items()}
     leaves = RegisterOutputs(tokens, outputs.keep, outputs.num_overlapping, outputs.present)
@@ -179,7 +179,7 @@ def _detached(read: Read) -> Read:
 
 
 def _joined(reads: Sequence[Read]) -> Read:
-    """The passes of a step as one batch."""
+    """Concatenate the passes of a step."""
     outputs = [read.outputs for read in reads]
     inputs = [read.inputs for read in reads if read.inputs is not None]
     joined = RegisterOutputs(

@@ -40,7 +40,7 @@ class RunHistory:
     validation: tuple[Mapping[str, Any], ...]
     test: Mapping[str, Any] | None
     torn: bool
-    """Whether the last line of the records was cut off while it was written."""
+    """True if the last line of the records was cut off while it was written."""
 
     @property
     def steps(self) -> int:

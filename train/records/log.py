@@ -1,4 +1,4 @@
-"""What a run says: prefixed lines for people, JSON lines for programs, scalars for TensorBoard."""
+"""The log of a run: prefixed lines for people, JSON lines for programs, scalars for TensorBoard."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from fluxtalk.train.records.to_tensorboard import open_tensorboard
 
 
 class RunLog:
-    """Writes to standard output, train.log and metrics.jsonl; silent on all processes but the first.
+    """Writes to standard output, train.log and metrics.jsonl; silent in all processes but the first.
 
-    Where the package `tensorboard` is installed, the numbers of every record also go to ``tensorboard/``.
+    If the package `tensorboard` is installed, the numbers of every record also go to ``tensorboard/``.
     docs/runs.md describes the records.
 
     Args:
@@ -62,16 +62,16 @@ class RunLog:
             self._tensorboard.record(kind, values)
 
     def cut_back(self, step: int) -> None:
-        """Forget what was recorded after the checkpoint that a run resumes from.
+        """Remove records written after the checkpoint that a run resumes from.
 
         Records of later steps, the test's (a resumed run is scored again) and a torn last line are removed from
         metrics.jsonl, atomically: the finished file equals an uninterrupted run's in everything but times and rates.
 
         Args:
-            step: the checkpoint's.
+            step: step of the checkpoint.
 
         Raises:
-            ArtifactError: another line than the last is not a record.
+            ArtifactError: a line other than the last is not a record.
         """
         if self._folder is None:
             return
@@ -83,6 +83,6 @@ class RunLog:
             self._tensorboard.withdraw_after(step)
 
     def close(self) -> None:
-        """Write what is pending; a later record would open the log again."""
+        """Flush pending events; a later record opens the log again."""
         if self._tensorboard is not None:
             self._tensorboard.close()

@@ -28,7 +28,7 @@ class RecordFile:
 
     records: tuple[Record, ...]
     torn: bool
-    """Whether the last line was cut off while it was written; it is not a record."""
+    """True if the last line was cut off while it was written; it is not a record."""
 
 
 def read_records(path: Path) -> RecordFile:

@@ -1,4 +1,4 @@
-"""A run's numbers as TensorBoard scalars, where the package `tensorboard` is installed."""
+"""A run's numbers as TensorBoard scalars, if the package `tensorboard` is installed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class TensorBoardScalars:
 
     Args:
         summary_writer: the class ``torch.utils.tensorboard.SummaryWriter``.
-        purge_step: events from this step on that lie there already are withdrawn.
+        purge_step: existing events from this step on are withdrawn.
     """
 
     def __init__(self, folder: Path, summary_writer: Any, purge_step: int | None = None) -> None:
@@ -30,7 +30,7 @@ class TensorBoardScalars:
         self._purge_step = step + 1
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Add a record's numbers; one without a ``step`` has no place on the axis and is left out."""
+        """Add a record's numbers; a record without a ``step`` is left out."""
         if "step" not in values:
             return
         if self._writer is None:
@@ -38,18 +38,18 @@ class TensorBoardScalars:
             self._purge_step = None
         for name, value in scalars(values):
             self._writer.add_scalar(f"{kind}/{name}", value, values["step"])
-        # Records are rare; what was not flushed would be lost with a killed process, and resuming does not redo it.
+        # Records are rare; unflushed ones would be lost with a killed process, and resuming does not write them again.
         self._writer.flush()
 
     def close(self) -> None:
-        """Write what is pending and close the file."""
+        """Flush pending events and close the file."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
 
 def open_tensorboard(folder: Path) -> TensorBoardScalars | None:
-    """A writer into this folder; None where `tensorboard` is not installed.
+    """Return a writer into this folder; None if `tensorboard` is not installed.
 
     Raises:
         BackendError: it is installed and cannot be imported.
@@ -66,7 +66,7 @@ def open_tensorboard(folder: Path) -> TensorBoardScalars | None:
 
 
 def scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """The numeric leaves of a record, without ``step`` and ``epoch``: name in safe characters, value.
+    """Yield the numeric leaves of a record, without ``step`` and ``epoch``: name in safe characters, value.
 
     A recall ``recall[direction][k][cut-off]`` becomes ``text-to-image/R10/k2``, so that the curves of one cut-off
     stand together; those of ``recall_unseen`` and ``chance`` begin with that word.

@@ -1,4 +1,4 @@
-"""What finished runs reached: evaluation, baselines, comparison.
+"""Results of finished runs: evaluation, baselines, comparison.
 
 In: runs and data sets. Out: recall by k, tables and pictures.
 """

@@ -1,4 +1,4 @@
-"""`fluxtalk baseline`: what mean-pooling and a projection reach on a run's features."""
+"""`fluxtalk baseline`: mean-pooling and a projection, trained on a run's features."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fluxtalk.errors import UsageError
     default="linear",
     show_default=True,
     type=click.Choice(("linear", "mlp")),
-    help="What follows the mean of the features.",
+    help="Projection of the mean of the features.",
 )
 @option(
-    "--stage1_checkpoint", type=click.Path(path_type=Path), help="Where stage 1 lies, if it was moved since training."
+    "--stage1_checkpoint", type=click.Path(path_type=Path), help="Stage 1 checkpoint, if it was moved since training."
 )
-@option("--cache_dir", metavar="DIR", help="For renderings and features.  [default: the run's]")
+@option("--cache_dir", metavar="DIR", help="Folder for renderings and features.  [default: the run's]")
 @allow_code_option
 @debug_option
 @sentence_errors
@@ -44,7 +44,7 @@ def main(run: Path, projection: str, stage1_checkpoint: Path | None, cache_dir: 
         trust_code_of_run(run, stage1_checkpoint)
     folder = RunFolder(run).baseline(projection)
     if folder.root.exists():
-        raise UsageError(f"{folder.root} is there already; remove it to train this baseline again.")
+        raise UsageError(f"{folder.root} exists already; remove it to train this baseline again.")
     with join_process_group(described.options["device"]) as (group, device):
         config, inputs = inputs_of_run(run, stage1_checkpoint, cache_dir, group, device)
         scores = train_baseline(config, inputs, folder, projection)

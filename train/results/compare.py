@@ -1,4 +1,4 @@
-"""Runs beside each other: aligned by their hyper-parameters, with all that makes their numbers incomparable."""
+"""Runs side by side: aligned by their hyper-parameters, with all that makes their numbers incomparable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REGISTER_CONFIGURATION = (
     "complementary_reg_weight",
 )
 NOT_STATED = "-"
-# Where a run lies and what it is called are no hyper-parameters; what it read is compared by hash.
+# Paths and names of a run are not hyper-parameters; its inputs are compared by hash.
 _PLACES = {
     "stage1_checkpoint", "data", "output_dir", "log_name", "cache_dir", "experiment_id", "implementation"
 }  # fmt: skip
@@ -33,22 +33,22 @@ class Comparison:
 
     runs: tuple[RunHistory, ...]
     names: tuple[str, ...]
-    """What each run is called: its folder's or file's name; its path where two share one."""
+    """Name of each run: that of its folder or file; its path if two share one."""
     align_by: tuple[str, ...]
     groups: tuple[int, ...]
-    """Of each run, from 1: equal numbers have equal values of every option in ``align_by``."""
+    """Group of each run, from 1: runs of a group have equal values of every option in ``align_by``."""
     differing: tuple[str, ...]
     """The options that differ between runs, those of ``align_by`` first."""
     notes: tuple[str, ...]
     """One sentence for everything that makes numbers incomparable, or that was not stated."""
 
     def directions(self) -> tuple[str, ...]:
-        """Every direction that a run was scored in."""
+        """List every direction that a run was scored in."""
         found = (direction for run in self.runs if run.scored for direction in run.scored.get("recall", {}))
         return tuple(dict.fromkeys(found))
 
     def to_dict(self) -> dict[str, Any]:
-        """For programs: plain JSON."""
+        """Return the comparison as plain JSON values."""
         return {
             "align_by": list(self.align_by),
             "differing_options": {name: [run.options.get(name) for run in self.runs] for name in self.differing},
@@ -101,7 +101,7 @@ def _key(value: Any) -> str:
 
 
 def _differs(name: str, runs: Sequence[RunHistory]) -> bool:
-    """Whether runs that state an option state different values."""
+    """Return whether runs that state an option state different values."""
     return len({_key(run.options[name]) for run in runs if name in run.options}) > 1
 
 
@@ -156,7 +156,7 @@ def _split_notes(runs: Sequence[RunHistory], names: Sequence[str]) -> list[str]:
 
 
 def _partition_note(names: Sequence[str], values: Sequence[Any], problem: str, show: Callable[[Any], str]) -> list[str]:
-    """One note that says which runs share which value, where the stated values are not all equal."""
+    """Make one note that lists which runs share which value, if the stated values are not all equal."""
     stated = [(name, value) for name, value in zip(names, values, strict=True) if value is not None]
     keyed = sorted(stated, key=lambda pair: _key(pair[1]))
     parts = [list(part) for _, part in itertools.groupby(keyed, key=lambda pair: _key(pair[1]))]

@@ -1,4 +1,4 @@
-"""`fluxtalk compare`: runs beside each other, as a table and a picture."""
+"""`fluxtalk compare`: runs side by side, as a table and a picture."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from fluxtalk.train.results.compare_table import table_lines
 @click.command(name="compare", context_settings={"max_content_width": 110})
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "-o", "--output", metavar="PLOT", type=click.Path(path_type=Path), help="Also draw: a .png, .svg or .pdf file."
+    "-o", "--output", metavar="PLOT", type=click.Path(path_type=Path), help="Also draw a .png, .svg or .pdf file."
 )
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @option(
     "--align_by",
     metavar="NAME,NAME",

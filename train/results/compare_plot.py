@@ -24,7 +24,7 @@ def draw(comparison: Comparison, path: Path) -> None:
         path: ends in one of `FORMATS`.
 
     Raises:
-        UsageError: it does not.
+        UsageError: the path ends otherwise.
         BackendError: matplotlib is not installed.
         DataError: no run has anything to draw.
     """
@@ -51,7 +51,7 @@ def draw(comparison: Comparison, path: Path) -> None:
 
 
 class _Panel:
-    """One axes: a title, named axes, and one curve per run that has values for it."""
+    """One subplot: a title, named axes, and one curve per run that has values for it."""
 
     def __init__(self, title: str, x: str, y: str, curves: Mapping[int, Sequence[tuple[float, float]]]) -> None:
         self.title, self.x, self.y = title, x, y
@@ -69,7 +69,7 @@ class _Panel:
 
 
 def _panels(comparison: Comparison) -> Iterator[_Panel]:
-    """The panels that have at least one curve."""
+    """Yield the panels that have at least one curve."""
     runs = dict(enumerate(comparison.runs))
     for direction in comparison.directions():
         curves = {index: _recall_points(run, direction) for index, run in runs.items()}
@@ -97,7 +97,7 @@ def _recall_points(run: RunHistory, direction: str) -> list[tuple[float, float]]
 
 
 def _chance(runs: Sequence[RunHistory], direction: str) -> str:
-    """What a random order would reach, where all runs state the same; no line, which would flatten the curves."""
+    """Format the recall of a random order, if all runs state the same; a drawn line would flatten the curves."""
     chances = {run.scored.get("chance", {}).get(direction, {}).get(_CUTOFF) for run in runs if run.scored}
     if len(chances) != 1 or chances == {None}:
         return ""

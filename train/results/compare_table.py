@@ -12,7 +12,7 @@ _GAP = "  "
 
 
 def table_lines(comparison: Comparison) -> list[str]:
-    """The options that differ, the facts of each run, its recall by direction and k, and the notes."""
+    """Format the options that differ, each run's size and time, its recall by direction and k, and the notes."""
     runs = comparison.runs
     rows: list[tuple[str, Sequence[str]]] = [
         ("", comparison.names),
@@ -67,7 +67,7 @@ def _value(value: Any) -> str:
 
 
 def _columns(rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
-    """Rows aligned; one without cells is a heading, which does not widen the first column."""
+    """Align rows; one without cells is a heading, which does not widen the first column."""
     first = max(len(title) for title, cells in rows if cells)
     count = max(len(cells) for _, cells in rows)
     widths = [max(len(cells[column]) for _, cells in rows if cells) for column in range(count)]

@@ -17,12 +17,12 @@ from fluxtalk.train.inputs import Inputs, config_of_run, read_inputs
 from fluxtalk.train.results.score import score_head
 
 _AVERAGE = "average."
-"""What a moving average's tensors are called in the training state."""
+"""Prefix of the moving average's tensors in the training state."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What is scored on what."""
+    """A checkpoint, and the data set and split to score it on."""
 
     run: Path
     """OUTPUT_DIR/LOG_NAME of `fluxtalk-train`."""
@@ -32,13 +32,13 @@ class Evaluation:
     checkpoint: str = "best"
     """`best` or `last` of the run, or the path of another head on the same encoders."""
     stage1_checkpoint: Path | None = None
-    """Where stage 1 lies now, if it was moved since training."""
+    """Path of stage 1 now, if it was moved since training."""
     cache_dir: str | None = None
-    """For renderings and features; None takes the run's."""
+    """Folder for renderings and features; None takes the run's."""
 
     @property
     def path(self) -> Path:
-        """The checkpoint's file."""
+        """Path of the checkpoint."""
         folder = RunFolder(self.run)
         return {"best": folder.best, "last": folder.last}.get(self.checkpoint, Path(self.checkpoint))
 
@@ -46,10 +46,10 @@ class Evaluation:
 def evaluate(asked: Evaluation, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Score a checkpoint by retrieval.
 
-    Of a run with a moving average, ``last`` is scored as its validation does: by the average.
+    ``last`` of a run with a moving average is scored as validation does: by the average.
 
     Args:
-        say: told what is encoded on the way.
+        say: receives a line about every cache that is encoded.
 
     Returns:
         A record of kind ``evaluation``, as docs/runs.md describes it.
@@ -70,7 +70,7 @@ def evaluate(asked: Evaluation, say: Callable[[str], None] = lambda _: None) -> 
             say(f"warning: {note}")
         scores = _scores(checkpoint, inputs, asked.split, say)
     if inputs.dataset.content_hash != run.info.data_hash:
-        # What the head has seen in training is known of its own data only.
+        # Items seen in training are known for the run's own data only.
         del scores["recall_unseen"]
     return {
         "kind": "evaluation",
@@ -87,14 +87,14 @@ def evaluate(asked: Evaluation, say: Callable[[str], None] = lambda _: None) -> 
 
 
 def _scores(checkpoint: HeadCheckpoint, inputs: Inputs, split: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """Retrieval on one split; the features are reduced as the head was trained on them."""
+    """Score on one split, with features reduced as the head was trained on them."""
     part = inputs.dataset.split(split)
     head = _averaged(checkpoint).build().to(inputs.device)
     return score_head(head, inputs.sources(split, say=say), part)
 
 
 def _averaged(checkpoint: HeadCheckpoint) -> HeadCheckpoint:
-    """The checkpoint with the moving average for weights, where its training state holds one."""
+    """Return the checkpoint with the moving average as weights, if its training state holds one."""
     state = checkpoint.training_state.items()
     average = {name.removeprefix(_AVERAGE): tensor for name, tensor in state if name.startswith(_AVERAGE)}
     return dataclasses.replace(checkpoint, weights=average) if average else checkpoint

@@ -1,4 +1,4 @@
-"""`fluxtalk eval`: any checkpoint of a run on any data set."""
+"""`fluxtalk eval`: score any checkpoint of a run on any data set."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from fluxtalk.datasets import SPLIT_NAMES
 
 @click.command(name="eval", context_settings={"max_content_width": 110})
 @click.argument("run", type=click.Path(path_type=Path))
-@option("--data", metavar="DATA", help="Another data set with the run's modalities.  [default: the run's]")
-@option("--split", default="test", show_default=True, type=click.Choice(SPLIT_NAMES), help="Which part of it.")
+@option("--data", metavar="DATA", help="Data set with the run's modalities.  [default: the run's]")
+@option("--split", default="test", show_default=True, type=click.Choice(SPLIT_NAMES), help="Split to score on.")
 @option(
     "--checkpoint",
     default="best",
     show_default=True,
     metavar="best|last|PATH",
-    help="Of the run, or any head on the same encoders.",
+    help="Checkpoint of the run, or any head on the same encoders.",
 )
 @option(
-    "--stage1_checkpoint", type=click.Path(path_type=Path), help="Where stage 1 lies, if it was moved since training."
+    "--stage1_checkpoint", type=click.Path(path_type=Path), help="Stage 1 checkpoint, if it was moved since training."
 )
-@option("--cache_dir", metavar="DIR", help="For renderings and features.  [default: the run's]")
-@click.option("-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="Also write the record: JSON.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@option("--cache_dir", metavar="DIR", help="Folder for renderings and features.  [default: the run's]")
+@click.option("-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help="Also write the record as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @allow_code_option
 @debug_option
 @sentence_errors
 def main(output: Path | None, as_json: bool, allow_code: bool, **asked: Any) -> None:
     """Score a checkpoint of RUN (OUTPUT_DIR/LOG_NAME of fluxtalk-train) by retrieval, for every number of tokens."""
-    # Only here: `--help` and bad options must not wait for torch.
+    # Imported here, so that `--help` and bad options do not wait for torch.
     from fluxtalk.artifacts.files import write_json
     from fluxtalk.model.checkpoints.run import trust_code_of_run
     from fluxtalk.train.results.evaluate import Evaluation, evaluate

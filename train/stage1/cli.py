@@ -21,15 +21,17 @@ def main() -> None:
 
 @main.command()
 @click.argument("dataset", type=click.Choice(["glyphs"]))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .pth to write.")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Checkpoint to write, a .pth file."
+)
 @option(
     "--image_steps", default=1500, show_default=True, type=click.IntRange(1), help="Steps of masked reconstruction."
 )
 @option(
     "--text_steps", default=1000, show_default=True, type=click.IntRange(1), help="Steps of masked language modeling."
 )
-@click.option("--seed", default=0, show_default=True, help="Of everything random.")
-@option("--cache_dir", metavar="DIR", help="For the renderings.  [default: ~/.cache/fluxtalk]")
+@click.option("--seed", default=0, show_default=True, help="Random seed.")
+@option("--cache_dir", metavar="DIR", help="Folder for the renderings.  [default: ~/.cache/fluxtalk]")
 @debug_option
 @sentence_errors
 def pretrain(dataset: str, output: Path, image_steps: int, text_steps: int, seed: int, cache_dir: str | None) -> None:
@@ -55,7 +57,9 @@ def pretrain(dataset: str, output: Path, image_steps: int, text_steps: int, seed
 
 @main.command()
 @click.argument("specification", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .pth to write.")
+@click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Checkpoint to write, a .pth file."
+)
 @debug_option
 @sentence_errors
 def create(specification: Path, output: Path) -> None:

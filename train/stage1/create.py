@@ -1,4 +1,4 @@
-"""Stage 1 from a user's specification: their encoders, weights and preprocessing, in one checkpoint."""
+"""Stage 1 from a user's specification: encoders, weights and preprocessing in one checkpoint."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _KEYS = {"encoder", "options", "weights", "preprocess"}
 
 
 def stage1_from_specification(path: Path) -> Stage1:
-    """Build every encoder that a JSON specification names, and try each on what it will be given.
+    """Build every encoder that a JSON specification names, and try each on the extremes of its inputs.
 
-    Paths in the specification are relative to it, that of its data set too.
+    Paths in the specification, its data set's included, are relative to it.
 
     Raises:
-        UsageError: the specification is malformed, or an encoder does not do what it must.
+        UsageError: the specification is malformed, or an encoder fails on its inputs.
         CheckpointError: a weights file cannot be used.
     """
     try:
@@ -36,7 +36,7 @@ def stage1_from_specification(path: Path) -> Stage1:
     except FileNotFoundError:
         raise UsageError(f"The specification {path} does not exist; check the path.") from None
     except ValueError as error:
-        raise UsageError(f"The specification {path} is no JSON: {error}.") from None
+        raise UsageError(f"The specification {path} is not valid JSON: {error}.") from None
     modalities = content.get("modalities") if isinstance(content, dict) else None
     if not isinstance(modalities, dict) or not modalities or set(content) - {"data", "modalities"}:
         raise UsageError(f"The specification {path} has the keys modalities (at least one) and, optionally, data.")
@@ -109,7 +109,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"The weights {path} do not exist; check the path.") from None
     except pickle.UnpicklingError:
         raise CheckpointError(
-            f"The weights {path} hold more than tensors and plain types, or are no PyTorch file; "
+            f"The weights {path} hold more than tensors and plain types, or are not a PyTorch file; "
             "save a state_dict of tensors."
         ) from None
     except Exception as error:  # pickle, zip and safetensors each raise their own

@@ -33,7 +33,7 @@ _SPECIAL_TOKENS = ("[PAD]", "[UNK]", MASK_TOKEN)
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """How one encoder is pretrained."""
+    """Hyper-parameters of one encoder's pretraining."""
 
     steps: int
     batch_size: int = 256
@@ -45,7 +45,7 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class PretrainFigures:
-    """What a pretraining gave, stored in the checkpoint."""
+    """Result of a pretraining, stored in the checkpoint."""
 
     steps: int
     final_loss: float
@@ -235,7 +235,7 @@ def _optimize(task: nn.Module, loss_of: Callable[[int], Tensor], config: Pretrai
 
 
 IMAGE_MEAN, IMAGE_STD = 0.15, 0.30
-"""Of the glyphs' pixels, scaled to 0..1."""
+"""Mean and standard deviation of the glyphs' pixels, scaled to 0..1."""
 _VOCABULARY = 1500
 _MAX_LENGTH = 32
 
@@ -251,7 +251,7 @@ def pretrain_modalities(
         split: modalities ``image`` (one size, one channel) and ``text``; pairs are not looked at.
 
     Returns:
-        What a stage 1 checkpoint holds, and the figures of both trainings.
+        The modalities of a stage 1 checkpoint, and the figures of both trainings.
     """
     torch.manual_seed(seed)
     texts = list(dict.fromkeys(split.items["text"].values))

@@ -1,4 +1,4 @@
-"""Trying an encoder, when it is wrapped, on the extremes of what it will be given."""
+"""Trial runs of an encoder, when it is wrapped, on the extremes of its inputs."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from fluxtalk.preprocess import (
 @dataclass(frozen=True)
 class _Trial:
     what: str
-    """As a sentence names it: ``one image input``."""
+    """Name of the trial in a sentence, such as ``one image input``."""
     prepared: Sequence[NDArray[Any]]
     """A batch of inputs, preprocessed."""
     advice: str = "correct it; --debug shows where"
 
 
 def probe(name: str, source: str, encoder: torch.nn.Module, preprocess: Preprocessor) -> int:
-    """Run inputs through, to learn the feature dimension and that the encoder takes whatever it will be given.
+    """Run inputs through an encoder, to learn its feature dimension and that it takes whatever it will be given.
 
     Args:
         name: the modality.
-        source: what the encoder was built from.
+        source: the specification that the encoder was built from.
 
     Returns:
         The dimension of its features.
 
     Raises:
-        UsageError: it fails on an input, or returns no features.
+        UsageError: it fails on an input, or does not return features.
     """
     if isinstance(preprocess, FeaturesPreprocessor):
         return preprocess.dim
@@ -70,7 +70,7 @@ def _trials(preprocess: Preprocessor) -> list[_Trial]:
     if isinstance(preprocess, ImagePreprocessor):
         sample: Any = np.zeros((preprocess.height, preprocess.width), dtype=np.uint8)
     elif isinstance(preprocess, AudioPreprocessor):
-        # A second, or all that it takes: some encoders need a few hundred samples for a single feature.
+        # One second, because some encoders need a few hundred samples for a single feature.
         sample = (np.zeros(preprocess.sample_rate, dtype=np.float32), preprocess.sample_rate)
     else:
         raise UsageError(f"There is no input to try {preprocess.kind} encoders on.")

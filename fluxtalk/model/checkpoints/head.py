@@ -23,7 +23,7 @@ from fluxtalk.model.head.registers import RegisterTokenModule
 FORMAT = "fluxtalk.stage2"
 SCHEMA_VERSION = 1
 REDUCED_SCHEMA_VERSION = 2
-"""Of a head on reduced features: a FluxTalk that knows no reduction must refuse it, not embed without."""
+"""Schema of a head on reduced features: a FluxTalk without reductions must refuse it."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,20 @@ class HeadCheckpoint:
     """`Stage1.content_hash` of the encoders that the head was trained on."""
     identity: Identity
     progress: Mapping[str, Any] = field(default_factory=dict)
-    """Plain facts about training so far: step, epoch, validation score."""
+    """Progress of training as plain values: step, epoch, validation score."""
     training_state: Mapping[str, Tensor] = field(default_factory=dict)
-    """Tensors needed to go on training; empty in a finished head."""
+    """Tensors that resuming needs; empty in a finished head."""
     reductions: Mapping[str, FeatureReduction] = field(default_factory=dict)
-    """What happens to a modality's features before the head reads them; absent where nothing does."""
+    """Modality to the reduction of its features; modalities that stay as they are, are absent."""
 
     def build(self) -> RegisterTokenModule:
-        """The head with its weights, in evaluation mode."""
+        """Build the head with its weights, in evaluation mode."""
         head = RegisterTokenModule.from_config(self.config)
         head.load_state_dict(dict(self.weights))
         return head.eval()
 
     def space_hash(self) -> str:
-        """SHA-256 over what decides the embeddings, the encoders apart: configuration, weights and reductions.
+        """Hash everything but the encoders that decides embeddings (SHA-256): configuration, weights and reductions.
 
         Progress and training state do not count.
         """
@@ -107,9 +107,9 @@ def load_head(path: Path) -> HeadCheckpoint:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); it is truncated or no .safetensors file.") from None
+        raise CheckpointError(f"{path} cannot be read ({error}); it is truncated or not a .safetensors file.") from None
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is no FluxTalk stage 2 checkpoint; give one that fluxtalk-train wrote.")
+        raise CheckpointError(f"{path} is not a FluxTalk stage 2 checkpoint; give one that fluxtalk-train wrote.")
     try:
         header = json.loads(metadata["header"])
         schema_version, content_hash = header["schema_version"], metadata["content_hash"]

@@ -31,7 +31,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Stage1Modality:
-    """One frozen encoder and how its inputs are made."""
+    """One frozen encoder and its preprocessing."""
 
     spec: EncoderSpec
     weights: Mapping[str, Tensor]
@@ -45,7 +45,7 @@ class Stage1Modality:
         return self.spec.source.startswith("module:")
 
     def build(self) -> FrozenEncoder:
-        """The encoder with its weights, frozen.
+        """Build the encoder with its weights, frozen.
 
         Raises:
             CheckpointError: the weights do not fit the encoder that the specification builds, or the checkpoint is
@@ -65,7 +65,7 @@ class Stage1Modality:
         return FrozenEncoder(encoder, self.preprocess, self.spec.dim)
 
     def content_hash(self) -> str:
-        """SHA-256 over specification, preprocessing and weights: it keys cached features."""
+        """Hash specification, preprocessing and weights (SHA-256); cached features are keyed by it."""
         config, files = self.preprocess.to_parts()
         digest = hashlib.sha256(canonical_json([self.spec.to_dict(), config, files]).encode())
         for name in sorted(self.weights):
@@ -81,14 +81,14 @@ class Stage1:
 
     modalities: Mapping[str, Stage1Modality]
     data: str | None = None
-    """The data set that stage 2 takes by default; what is saved names it absolutely."""
+    """Data set that stage 2 takes by default; saved with an absolute path."""
     figures: Mapping[str, Any] = field(default_factory=dict)
-    """How it was made: command, seed, losses, seconds."""
+    """Record of its making: command, seed, losses, seconds."""
     identity: Identity = field(default_factory=Identity)
 
     @property
     def kinds(self) -> dict[str, str]:
-        """Modality to the kind of its preprocessing, which says how a data set's items are to be read."""
+        """Modality to the kind of its preprocessing, by which a data set's items are read."""
         return {name: part.preprocess.kind for name, part in self.modalities.items()}
 
     @property
@@ -97,7 +97,7 @@ class Stage1:
         return any(part.runs_code for part in self.modalities.values())
 
     def content_hash(self) -> str:
-        """SHA-256 over what changes embeddings: every modality's encoder and preprocessing."""
+        """Hash everything that changes embeddings (SHA-256): every modality's encoder and preprocessing."""
         return hashlib.sha256(
             canonical_json({name: part.content_hash() for name, part in self.modalities.items()}).encode()
         ).hexdigest()
@@ -141,7 +141,7 @@ def load_stage1(path: Path) -> Stage1:
     content = _read(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} is no FluxTalk stage 1 checkpoint; "
+            f"{path} is not a FluxTalk stage 1 checkpoint; "
             "make one with `fluxtalk stage1 pretrain` or `fluxtalk stage1 create`."
         )
     if content.get("schema_version") != SCHEMA_VERSION:
@@ -184,7 +184,7 @@ def trust_code(path: Path) -> None:
 
 
 def _data(folder: Path, absolute: str | None, relative: str | None) -> str | None:
-    """The data set's name where it lies now; where it lay, if it is not to be found."""
+    """Return the data set's name with its present path; with its old one, if it is not found."""
     if absolute is None or relative is None:
         return absolute
     return first_existing([absolute, with_absolute_path(relative, folder)]) or absolute
@@ -198,18 +198,20 @@ def _read(path: Path) -> Any:
         content = torch.load(path, map_location="cpu", weights_only=True) if intact else None
     except pickle.UnpicklingError:
         raise CheckpointError(
-            f"{path} holds more than tensors and plain types, or is no PyTorch file; "
+            f"{path} holds more than tensors and plain types, or is not a PyTorch file; "
             "wrap its state_dict with `fluxtalk stage1 create`."
         ) from None
-    except Exception as error:  # a damaged pickle makes the unpickler fail in every possible way
-        raise CheckpointError(f"{path} cannot be read ({reason(error)}); it is truncated or no PyTorch file.") from None
+    except Exception as error:  # a damaged pickle can raise anything
+        raise CheckpointError(
+            f"{path} cannot be read ({reason(error)}); it is truncated or not a PyTorch file."
+        ) from None
     if not intact:
         raise CheckpointError(f"{path} was changed since it was written: a checksum does not match; make it again.")
     return content
 
 
 def _checksums_match(path: Path) -> bool:
-    """Whether every file of the archive is as written; PyTorch does not look, and `content_hash` leaves out `data`."""
+    """Return whether every file of the archive is intact: PyTorch does not check, and `content_hash` omits `data`."""
     if not zipfile.is_zipfile(path):
         return True
     with zipfile.ZipFile(path) as archive:

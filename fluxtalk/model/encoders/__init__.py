@@ -55,7 +55,7 @@ def build_encoder(source: str, options: Mapping[str, Any]) -> nn.Module:
 
 
 def _from_factory(source: str, module: str, name: str, options: Mapping[str, Any]) -> nn.Module:
-    # Whatever a user's code raises is chained: --debug then shows where it was.
+    # A user's exception is chained, so that --debug shows where it was raised.
     try:
         factory = getattr(importlib.import_module(module), name)
     except Exception as error:
@@ -67,7 +67,7 @@ def _from_factory(source: str, module: str, name: str, options: Mapping[str, Any
         encoder = factory(**options)
     except Exception as error:
         if isinstance(error, TypeError) and error.__traceback__ is not None and error.__traceback__.tb_next is None:
-            # By the call itself: nothing of the factory ran.
+            # Raised by the call itself: the factory did not run.
             raise UsageError(f"The encoder {source} does not take these options: {error}.") from error
         advice = "install what it imports" if isinstance(error, ImportError) else "correct it; --debug shows where"
         raise UsageError(f"The factory of {source} fails: {described(error)}; {advice}.") from error

@@ -24,7 +24,7 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class EncoderSpec(StrictConfig):
-    """Which encoder: enough, with its weights, to build it again."""
+    """Specification of an encoder: with its weights, enough to build it again."""
 
     source: str
     """``small-image``, ``small-text``, ``features:DIM`` or ``module:PACKAGE.MODULE:FACTORY``."""
@@ -64,14 +64,14 @@ class FrozenEncoder(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode: dropout and batch statistics of a frozen encoder never move."""
+        """Stay in evaluation mode: dropout and batch statistics of a frozen encoder never change."""
         return super().train(False)
 
     def forward(self, *inputs: Tensor) -> Features:
         """Encode a batch, its arrays in the order of the preprocessing's `input_names`.
 
         Raises:
-            UsageError: the encoder returned something else than it promised.
+            UsageError: the encoder returned something other than features.
         """
         features, mask = features_and_mask(self.run(*inputs))
         if mask is None and len(inputs) > 1:
@@ -83,20 +83,20 @@ class FrozenEncoder(nn.Module):
             )
         if mask is None:
             return Features(features, torch.ones(features.shape[:2], dtype=torch.bool, device=features.device))
-        # Attention gives padding no weight, but 0 * NaN is NaN: some encoders return it where a whole row is padding.
+        # Attention gives padding no weight, but 0 * NaN is NaN: some encoders return it if a whole row is padding.
         return Features(features.masked_fill(~mask[..., None], 0.0), mask)
 
     def run(self, *inputs: Tensor) -> Any:
-        """What the encoder itself returns for a batch, normalized as in `forward`; nothing is checked."""
+        """Run the encoder on a batch, normalized as in `forward`; its result is not checked."""
         if self.pixel_scale is None or self.pixel_shift is None:
             return self.encoder(*inputs)
-        # To float first: TensorRT does nothing else with uint8.
+        # Converted first: TensorRT cannot do anything else with uint8.
         pixels = inputs[0].to(self.pixel_scale.dtype).permute(0, 3, 1, 2)
         return self.encoder(pixels * self.pixel_scale + self.pixel_shift)
 
 
 def features_and_mask(result: Any) -> tuple[Tensor, Tensor | None]:
-    """What an encoder returned: features, and their mask where it gave one.
+    """Split an encoder's result into features and, if it returned one, their mask.
 
     Raises:
         UsageError: it returned something else.
@@ -112,13 +112,13 @@ def features_and_mask(result: Any) -> tuple[Tensor, Tensor | None]:
 
 
 class GivenFeatures(nn.Module):
-    """`features:DIM`: what was precomputed, as it is."""
+    """`features:DIM`: precomputed features, unchanged."""
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """(batch, length, dim), unchanged."""
+        """Return (batch, length, dim) unchanged."""
         return features
 
 
 def to_tensors(batch: Mapping[str, Any], device: torch.device | str = "cpu") -> tuple[Tensor, ...]:
-    """A preprocessed batch as tensors on a device, in its order."""
+    """Convert a preprocessed batch to tensors on a device, in its order."""
     return tuple(torch.from_numpy(array).to(device) for array in batch.values())

@@ -1,4 +1,4 @@
-"""What a user's own code raised, which may be anything, as a part of one sentence."""
+"""An exception of a user's own code as a part of one sentence."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fluxtalk.errors import FluxTalkError, reason
 
 
 def described(error: Exception) -> str:
-    """An exception's type and what it says, without a full stop; one of ours speaks for itself."""
+    """Describe an exception by type and message, without a full stop; a `FluxTalkError` by its message alone."""
     if isinstance(error, FluxTalkError):
         return str(error).rstrip(".")
     name = type(error).__name__

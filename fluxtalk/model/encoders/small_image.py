@@ -39,7 +39,7 @@ class SmallImageEncoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(batch, channels, size, size) to (batch, (size / 8) ** 2, dim)."""
+        """Encode (batch, channels, size, size) to (batch, (size / 8) ** 2, dim)."""
         x = self.stem(pixels).flatten(2).transpose(1, 2) + self.position
         for block in self.blocks:
             x = block(x)

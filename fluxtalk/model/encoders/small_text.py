@@ -29,7 +29,7 @@ class SmallTextEncoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """input_ids int64 (batch, length), mask bool (batch, length) to (batch, length, dim)."""
+        """Encode input_ids int64 (batch, length) with mask bool (batch, length) to (batch, length, dim)."""
         x = self.token(input_ids) + self.position[: input_ids.shape[1]]
         bias = additive_mask(mask, x.dtype)
         for block in self.blocks:

@@ -19,17 +19,17 @@ exp(-1e4) is exactly 0 in every precision, so padding has no weight."""
 
 
 def additive_mask(mask_BL: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, L) bool, True where there is a feature, to (B, 1, 1, L): 0 there and -1e4 on padding."""
+    """Convert (B, L) bool, True where there is a feature, to (B, 1, 1, L): 0 there and -1e4 on padding."""
     return (~mask_BL).to(dtype)[:, None, None, :] * MASKED
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(..., L, D) to (..., H, L, D / H)."""
+    """Reshape (..., L, D) to (..., H, L, D / H)."""
     return torch.unflatten(x, -1, (heads, -1)).transpose(-3, -2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """(..., H, L, D / H) to (..., L, D)."""
+    """Reshape (..., H, L, D / H) to (..., L, D)."""
     return x.transpose(-3, -2).flatten(-2)
 
 
@@ -80,7 +80,7 @@ class CrossAttention(nn.Module):
     Args:
         dim: width of queries and output; a multiple of ``heads``.
         feature_dims: modality to E. Each has its own key and value projection; query and output are shared.
-        form: ``plain``, ``absorbed``, or ``auto``: absorbed where N H < D, which is where it is cheaper.
+        form: ``plain``, ``absorbed``, or ``auto``: absorbed if N H < D, when it is cheaper.
     """
 
     def __init__(self, dim: int, feature_dims: Mapping[str, int], heads: int, form: str = "auto") -> None:
@@ -105,12 +105,12 @@ class CrossAttention(nn.Module):
         """Read the features.
 
         Args:
-            x: queries (B, N, D), or (N, D) where all samples ask the same.
+            x: queries (B, N, D), or (N, D) if they are the same for all samples.
             features_BLE: (B, L, E).
             mask_BL: bool, True where there is a feature.
-            index_K: read for these of the (N, D) queries alone. What depends on the queries only is computed for all N
-                before, so that an exported graph holds it as a constant.
-            weights: where given, the attention weights (B, H, K, L) are appended.
+            index_K: read for these of the (N, D) queries alone. Everything that depends on the queries only is
+                computed for all N before, so that an exported graph holds it as a constant.
+            weights: if given, the attention weights (B, H, K, L) are appended.
 
         Returns:
             (B, K, D). A row without any feature gives exactly 0, whatever its padding holds.
@@ -166,12 +166,12 @@ class CrossAttention(nn.Module):
 
 
 def _chosen(x: Tensor, index_K: Tensor | None) -> Tensor:
-    """(..., N, i) to (..., K, i)."""
+    """Select (..., K, i) of (..., N, i)."""
     return x if index_K is None else x[..., index_K, :]
 
 
 def _per_head(x: Tensor, weight_Hij: Tensor) -> Tensor:
-    """(H, N, i) or (B, H, N, i) to (..., H, N, j), each head by its own matrix."""
+    """Map (H, N, i) or (B, H, N, i) to (..., H, N, j), each head by its own matrix."""
     if x.ndim == 3:
         return torch.bmm(x, weight_Hij)
     # One product per head over all samples; a broadcast matmul would copy the weights for every sample.
@@ -191,7 +191,7 @@ class EncoderBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BLD: Tensor, bias_B11L: Tensor | None = None) -> Tensor:
-        """(B, L, D) to (B, L, D)."""
+        """Map (B, L, D) to (B, L, D)."""
         x_BLD = x_BLD + self.dropout(self.attention(self.attention_norm(x_BLD), bias_B11L))
         result: Tensor = x_BLD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BLD)))
         return result

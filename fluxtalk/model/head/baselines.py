@@ -16,7 +16,7 @@ class MeanPoolHead(TokenHead):
     """LayerNorm on each feature, mean over the features, projection: a single token.
 
     Args:
-        config: with one register token; ``dim``, ``dropout`` and the features' dropouts are used.
+        config: has one register token; ``dim``, ``dropout`` and the features' dropouts are used.
         projection: ``linear``, or ``mlp`` with a hidden layer of four times the width: the alignment head of
             Vouitsis et al. 2024, "Data-Efficient Multimodal Fusion on a Single GPU" (FuseMix).
     """
@@ -35,7 +35,7 @@ class MeanPoolHead(TokenHead):
         )
 
     def tokens(self, modality: str, features_BLE: Tensor, mask_BL: Tensor | None, index_K: Tensor) -> Tensor:
-        """See `TokenHead.tokens`; ``index_K`` can only be the one token."""
+        """See `TokenHead.tokens`; ``index_K`` is always the one token."""
         if mask_BL is None:
             mask_BL = torch.ones(features_BLE.shape[:2], dtype=torch.bool, device=features_BLE.device)
         mask = mask_BL[..., None].float()

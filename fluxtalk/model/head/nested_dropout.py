@@ -16,10 +16,10 @@ from fluxtalk.errors import UsageError
 
 
 def drop_probabilities(num_tokens: int, rate: float, schedule: str = "linear") -> Tensor:
-    """The probability that each token is dropped: float64 (num_tokens,), ascending, 0 for the first.
+    """Compute the probability that each token is dropped: float64 (num_tokens,), ascending, 0 for the first.
 
-    ``linear`` rises evenly from 0 at the first token to ``rate`` at the last. The others say how the
-    prefix length is spread where something is dropped, which happens with probability ``rate``:
+    ``linear`` rises evenly from 0 at the first token to ``rate`` at the last. The others spread the
+    prefix length of samples that lose a token, which happens with probability ``rate``:
     ``uniform`` takes each shorter length equally often, ``pow2`` the powers of two, and ``geometric``
     halves the probability from each length to the next.
 
@@ -27,7 +27,7 @@ def drop_probabilities(num_tokens: int, rate: float, schedule: str = "linear") -
         UsageError: ``rate`` is not in [0, 1), or the schedule is unknown.
     """
     if not 0 <= rate < 1:
-        raise UsageError(f"The nested dropout rate lies in [0, 1); got {rate}.")
+        raise UsageError(f"The nested dropout rate is in [0, 1); got {rate}.")
     if schedule not in SCHEDULES:
         raise UsageError(f"The nested dropout schedule is one of {', '.join(SCHEDULES)}; got {schedule!r}.")
     if num_tokens == 1:
@@ -41,7 +41,7 @@ def drop_probabilities(num_tokens: int, rate: float, schedule: str = "linear") -
         weight = ((lengths.long() & (lengths.long() - 1)) == 0).double()
     else:
         weight = 0.5 ** (lengths - 1)
-    # Token i + 1 is dropped exactly where the prefix is i long or shorter.
+    # Token i + 1 is dropped exactly if the prefix is i long or shorter.
     return torch.cat([torch.zeros(1, dtype=torch.float64), rate * weight.cumsum(0) / weight.sum()])
 
 
@@ -67,7 +67,7 @@ class NestedDropout:
             )
 
     def sample(self, batch: int, step: int, modality: str) -> Tensor:
-        """Prefix lengths, int64 (batch,), each in ``1..num_tokens``.
+        """Draw prefix lengths, int64 (batch,), each in ``1..num_tokens``.
 
         The draw depends on (seed, step, modality) and the size of the *global* batch alone, so that it is
         the same however many processes share the batch: each takes its rows.
@@ -78,11 +78,11 @@ class NestedDropout:
         return self._lengths(u)
 
     def sample_for_batch(self, step: int) -> int:
-        """One prefix length for all samples and modalities of a step, with the same marginals over steps."""
+        """Draw one prefix length for all samples and modalities of a step, with the same marginals over steps."""
         return int(self._uniform(step, 1)[0])
 
     def sample_several(self, step: int) -> tuple[int, ...]:
-        """The prefix lengths at which one step computes its loss: 1, all tokens, and two drawn."""
+        """Draw the prefix lengths at which one step computes its loss: 1, all tokens, and two random ones."""
         return (1, self.num_tokens, *self._uniform(step, 2).tolist())
 
     def _uniform(self, step: int, count: int) -> Tensor:
@@ -94,6 +94,6 @@ class NestedDropout:
 
 
 def derive_seed(*parts: object) -> int:
-    """A seed for `torch.Generator` that depends on all parts, the same in every process."""
+    """Derive a seed for `torch.Generator` from all parts, the same in every process."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

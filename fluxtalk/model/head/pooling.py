@@ -1,4 +1,4 @@
-"""From register tokens to embeddings; the numpy twin is `fluxtalk.tokens`."""
+"""Pooling register tokens to embeddings; the numpy twin is `fluxtalk.tokens`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def l2_normalize(x: Tensor) -> Tensor:
 
 
 def prefix_weights(num_tokens: int, num_overlapping: int) -> Tensor:
-    """(num_tokens, num_tokens): row j averages the overlapping tokens among the first j + 1."""
+    """Build weights (num_tokens, num_tokens): row j averages the overlapping tokens among the first j + 1."""
     rows = torch.arange(num_tokens)[:, None]
     columns = torch.arange(num_tokens)[None, :]
     chosen = (columns <= rows) & (columns < num_overlapping)
@@ -21,19 +21,19 @@ def prefix_weights(num_tokens: int, num_overlapping: int) -> Tensor:
 
 
 def prefix_embeddings(tokens_BKD: Tensor, weights_KK: Tensor) -> Tensor:
-    """The pooled embedding of every prefix: (B, K, D) tokens to (B, K, D) embeddings of length 1.
+    """Pool every prefix: (B, K, D) tokens to (B, K, D) embeddings of length 1.
 
     Args:
-        weights_KK: `prefix_weights`, cut to the K tokens at hand.
+        weights_KK: `prefix_weights`, cut to K tokens.
     """
     tokens = tokens_BKD if tokens_BKD.dtype == torch.float64 else tokens_BKD.float()
-    # No matrix product: it would be the only one in float32 of a half-precision graph, and some GPUs have none for it.
+    # Not a matrix product: it would be the only float32 one in a half-precision graph, and some GPUs have none for it.
     means_BKD = (weights_KK.to(tokens.dtype)[..., None] * tokens[:, None]).sum(dim=2)
     return l2_normalize(means_BKD)
 
 
 def pool_kept(tokens_BKD: Tensor, keep_BK: Tensor, num_overlapping: int) -> Tensor:
-    """The L2-normalized mean over each sample's kept overlapping tokens, (B, D).
+    """Average each sample's kept overlapping tokens and L2-normalize, (B, D).
 
     Args:
         keep_BK: bool, at least the first token of each sample.

@@ -1,4 +1,4 @@
-"""What makes frozen features fewer or narrower before the head reads them: window pooling and PCA.
+"""Reduction of frozen features before the head reads them: window pooling and PCA.
 
 Training may store features reduced; serving then reduces them by the same module, between encoder and head.
 """
@@ -21,7 +21,7 @@ from fluxtalk.model.encoders import Features
 
 @dataclass(frozen=True)
 class ReductionConfig(StrictConfig):
-    """How one modality's features are reduced; the defaults keep them as they are."""
+    """Reduction of one modality's features; the defaults keep them as they are."""
 
     dim: int
     """Dimension of the encoder's features."""
@@ -46,9 +46,9 @@ class FeatureReduction(nn.Module):
     with dynamic batch and length.
 
     Args:
-        config: what is done.
-        mean: (dim,), and
-        components: (pca, dim), as `principal_components` gives; zeros where absent, to be loaded.
+        config: window and number of components.
+        mean: (dim,), as `principal_components` returns; None is zeros, to be loaded.
+        components: (pca, dim), likewise.
     """
 
     mean: Tensor
@@ -70,11 +70,11 @@ class FeatureReduction(nn.Module):
 
     @property
     def identity(self) -> bool:
-        """Whether features stay as they are."""
+        """True if features stay as they are."""
         return self.config.pool == 1 and not self.config.pca
 
     def forward(self, features: Features) -> Features:
-        """(B, L, config.dim) to (B, ceil(L / pool), dim); zero on padding, also where a row is nothing else."""
+        """Reduce (B, L, config.dim) to (B, ceil(L / pool), dim); padding becomes 0, in rows of nothing else too."""
         values, mask = features
         if self.config.pool > 1:
             values, mask = _pool(values, mask, self.config.pool)
@@ -92,7 +92,7 @@ class FeatureReduction(nn.Module):
 
 
 def _pool(values_BLD: Tensor, mask_BL: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The mean of each window's unmasked vectors: (B, W, D) and (B, W), True where a window has any."""
+    """Average each window's unmasked vectors: (B, W, D) and (B, W), True if a window has any."""
     windows = (values_BLD.shape[1] + size - 1) // size
     values_BLD = values_BLD.masked_fill(~mask_BL[..., None], 0.0)
     # Padded by a constant and cut to whole windows: an exported graph then serves every length.
@@ -104,13 +104,13 @@ def _pool(values_BLD: Tensor, mask_BL: Tensor, size: int) -> tuple[Tensor, Tenso
 
 
 def principal_components(batches: Iterable[Tensor], count: int) -> tuple[Tensor, Tensor]:
-    """Mean and leading eigenvectors of the covariance of many vectors, read batch by batch.
+    """Compute the mean and the leading eigenvectors of the covariance of many vectors, read batch by batch.
 
     Each component's entry of the largest magnitude is positive, which fixes its sign.
 
     Args:
         batches: (n_i, D) each.
-        count: components wanted, at most D.
+        count: number of components, at most D.
 
     Returns:
         mean (D,) and components (count, D) of descending variance, orthonormal, float32.

@@ -21,7 +21,7 @@ from fluxtalk.tokens import check_token_count
 class RegisterBlock(nn.Module):
     """Pre-norm cross-attention to the features, causal self-attention (optional), feed-forward.
 
-    Shared by all ``feature_dims`` but for the key and value projections, of which each modality has its own.
+    Shared by all ``feature_dims``, except that each modality has key and value projections of its own.
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class RegisterBlock(nn.Module):
         index_K: Tensor | None = None,
         weights: list[Tensor] | None = None,
     ) -> Tensor:
-        """(B, N, D), or (N, D) where all samples begin the same, to (B, K, D).
+        """Map (B, N, D), or (N, D) if all samples begin the same, to (B, K, D).
 
         Args:
-            index_K: go on with these of (N, D) alone.
-            weights: where given, the cross-attention's weights (B, H, K, L) are appended.
+            index_K: continue with these of (N, D) only.
+            weights: if given, the cross-attention's weights (B, H, K, L) are appended.
         """
         read = self.cross_attention(self.cross_norm(x), features_BLE, mask_BL, modality, index_K, weights)
         x = (x if index_K is None else x[index_K]) + self.dropout(read)
@@ -64,13 +64,13 @@ class RegisterLinear(nn.Module):
     """A linear map of its own for each register, or one that all share.
 
     With one for all, registers that read nearly the same stay nearly the same, and later tokens repeat the first: good
-    for their average, of no use where they are compared side by side (docs/quality.md has the measurement).
+    for their average, useless if they are compared side by side (docs/quality.md has the measurement).
 
     Args:
         registers: N.
-        inputs: numbers of a token on the way in.
-        outputs: and on the way out.
-        own: whether each register has its own.
+        inputs: width of a token before the map.
+        outputs: width of a token after it.
+        own: each register has its own map.
     """
 
     def __init__(self, registers: int, inputs: int, outputs: int, own: bool) -> None:
@@ -99,7 +99,7 @@ class RegisterTokenModule(TokenHead):
         dims: modality to feature dimension; at least one.
         dim: width of the tokens, a multiple of ``heads``.
         num_register_tokens: N.
-        num_overlapping_tokens: how many of them, from the first, carry what the modalities share.
+        num_overlapping_tokens: number of them, from the first, that carry what the modalities share.
         nested_dropout_rate: probability that the last token is dropped in training, in [0, 1).
         settings: the other fields of `fluxtalk.config.HeadConfig`.
 
@@ -146,16 +146,16 @@ class RegisterTokenModule(TokenHead):
     def tokens_and_attention(
         self, modality: str, features_BLE: Tensor, mask_BL: Tensor | None, index_K: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The tokens (B, K, D), and where each looked: (B, K, L), the last block's weights in the mean over heads.
+        """Compute the tokens (B, K, D), and the last block's attention weights averaged over heads: (B, K, L).
 
-        A row sums to 1, with nothing on padding; of a sample without any feature the weights say nothing.
+        A row sums to 1, with 0 on padding; the weights of a sample without any feature are meaningless.
         """
         weights: list[Tensor] = []
         tokens = self._read(modality, features_BLE, mask_BL, index_K, weights)
         return tokens, weights[-1].float().mean(dim=1)
 
     def truncated(self, count: int) -> RegisterTokenModule:
-        """A head of the first ``count`` register tokens alone, with this one's weights: the same first tokens.
+        """Build a head of the first ``count`` register tokens, with these weights: the same first tokens.
 
         Raises:
             TokenCountError: ``count`` is not in ``1..num_register_tokens``.
@@ -183,7 +183,7 @@ class RegisterTokenModule(TokenHead):
         if mask_BL is None:
             mask_BL = torch.ones(features_BLE.shape[:2], dtype=torch.bool, device=features_BLE.device)
         features = self.feature_dropout(self.feature_norm[modality](features_BLE))
-        # (N, D): all samples ask the first block the same, so its queries are computed once.
+        # (N, D): the first block's queries are the same for all samples, so they are computed once.
         x, chosen = cast(Tensor, self.registers), cast(Tensor | None, index_K)
         for layer in self.blocks:
             block = layer[modality] if isinstance(layer, nn.ModuleDict) else layer

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def hashed_uniform(seed: int, rows_B: Tensor, length: int) -> Tensor:
-    """Uniform numbers in [0, 1), float32 (B, length), each a function of (seed, row, position) alone.
+    """Compute uniform numbers in [0, 1), float32 (B, length), each a function of (seed, row, position) alone.
 
     SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"), whose int64
     products wrap around in PyTorch as they must.
@@ -34,11 +34,11 @@ def hide_features(mask_BL: Tensor, uniform_BL: Tensor, rate: float) -> Tensor:
 
 
 def _signed(value: int) -> int:
-    """The int64 with the bits of an unsigned 64-bit number."""
+    """Return the int64 with the bits of an unsigned 64-bit number."""
     value &= (1 << 64) - 1
     return value - (1 << 64) if value >> 63 else value
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
-    """Right shift without the sign."""
+    """Shift right without the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,4 +1,4 @@
-"""What every head is to training: features in, an ordered sequence of tokens per modality out.
+"""Base of every head: features in, an ordered sequence of tokens per modality out.
 
 Shapes: B batch, L features, E feature dimension, N tokens, K tokens asked for, D head dimension.
 """
@@ -22,23 +22,23 @@ from fluxtalk.tokens import check_token_count
 
 @dataclass(frozen=True)
 class RegisterOutputs:
-    """What a head gives for a batch of pairs."""
+    """Tokens of a batch of pairs."""
 
     tokens: dict[str, Tensor]
     """Modality to (B, K, D); dropped tokens are 0."""
     keep: dict[str, Tensor]
     """Modality to bool (B, K): which tokens nested dropout kept, always a prefix of at least one."""
     num_overlapping: int
-    """How many of all N tokens are overlapping; the rest are complementary."""
+    """Number of overlapping tokens among all N; the rest are complementary."""
     present: dict[str, Tensor] = field(default_factory=dict)
     """Modality to bool (B,): False where the sample has no item of it. A modality that is not named has all."""
 
     def pooled(self, modality: str) -> Tensor:
-        """(B, D): the L2-normalized mean of each sample's kept overlapping tokens."""
+        """Average each sample's kept overlapping tokens and L2-normalize: (B, D)."""
         return pool_kept(self.tokens[modality], self.keep[modality], self.num_overlapping)
 
     def has(self, modality: str) -> Tensor:
-        """bool (B,): whether each sample has an item of the modality."""
+        """Return bool (B,): True if a sample has an item of the modality."""
         keep = self.keep[modality]
         return self.present.get(modality, torch.ones(len(keep), dtype=torch.bool, device=keep.device))
 
@@ -48,7 +48,7 @@ class TokenHead(nn.Module):
 
     Args:
         config: sizes and rates; the subclass builds what it needs from them.
-        seed: of nested dropout, where the caller does not bring its draws.
+        seed: random seed of nested dropout, if the caller does not pass its draws.
     """
 
     def __init__(self, config: HeadConfig, seed: int = 0) -> None:
@@ -77,11 +77,11 @@ class TokenHead(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the head is."""
+        """Device of the parameters."""
         return self.prefix_weights.device
 
     def tokens(self, modality: str, features_BLE: Tensor, mask_BL: Tensor | None, index_K: Tensor) -> Tensor:
-        """The tokens ``index_K`` (int64, (K,)) of one modality: (B, K, D).
+        """Compute the tokens ``index_K`` (int64, (K,)) of one modality: (B, K, D).
 
         A token never depends on later ones, and the number of tokens rides on the *shape* of ``index_K``, so that
         an exported graph takes any.
@@ -101,14 +101,14 @@ class TokenHead(nn.Module):
 
         Args:
             features: modality to (B, L, E).
-            masks: modality to bool (B, L), True where there is a feature; all True where absent. A row of False
+            masks: modality to bool (B, L), True where there is a feature; all True if absent. A row of False
                 is a sample without an item of that modality.
             k: compute the first ``k`` tokens only; nested dropout is then off.
-            prefix_lengths: modality to int64 (B,), this step's draw of nested dropout. Where absent, a module
+            prefix_lengths: modality to int64 (B,), this step's draw of nested dropout. If absent, a module
                 in training mode draws for itself.
-            hidden: modality to uniform numbers (B, L), this step's draw of token dropout. Where absent, a module in
+            hidden: modality to uniform numbers (B, L), this step's draw of token dropout. If absent, a module in
                 training mode draws for itself.
-            hide_rate: of token dropout, where it is not the configuration's.
+            hide_rate: rate of token dropout; None takes the configuration's.
 
         Raises:
             UsageError: a modality is unknown, or a shape does not fit.
@@ -142,11 +142,11 @@ class TokenHead(nn.Module):
         return RegisterOutputs(tokens, keep, self.config.num_overlapping_tokens, present)
 
     def embeddings(self, tokens_BKD: Tensor, index_K: Tensor) -> Tensor:
-        """The pooled embedding of every prefix of ``tokens_BKD``: (B, K, D), each of length 1."""
+        """Pool every prefix of ``tokens_BKD``: (B, K, D), each of length 1."""
         return prefix_embeddings(tokens_BKD, self.prefix_weights[index_K][:, index_K])
 
     def modality_parameters(self, modality: str) -> set[str]:
-        """The names of the parameters that only this modality uses."""
+        """Name the parameters that only this modality uses."""
         part = f".{modality}."
         return {name for name, _ in self.named_parameters() if part in name}
 

@@ -1,4 +1,4 @@
-"""What complementary tokens are trained for: regularizers, and objectives that give them something to say.
+"""Losses of the complementary tokens: regularizers, and objectives that give them content.
 
 Shapes: B this process's samples, G samples of all processes, K tokens, C complementary ones, D head dimension.
 """
@@ -26,16 +26,16 @@ CONTRAST_SCALE = 10.0
 
 
 def complementary_l2(tokens_BCD: Tensor, keep_BC: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum over kept complementary tokens of their squared norm / D, and how many there are."""
+    """Sum the squared norm / D over kept complementary tokens, and count them."""
     each = at_least_float32(tokens_BCD).square().mean(dim=-1)
     return (each * keep_BC).sum(), keep_BC.sum()
 
 
 def complementary_diversity(tokens_BKD: Tensor, keep_BK: Tensor, num_overlapping: int) -> tuple[Tensor, Tensor]:
-    """Sum of squared cosines between each kept complementary token and every other kept token of its sample.
+    """Sum the squared cosines between each kept complementary token and every other kept token of its sample.
 
-    Overlapping tokens take no gradient: they are where they are for the contrastive loss, and the
-    complementary ones keep away from them. Also returns the number of such pairs.
+    Overlapping tokens take no gradient: the contrastive loss alone moves them, and the complementary ones keep away
+    from them. Also returns the number of such pairs.
     """
     unit = l2_normalize(tokens_BKD)
     others = torch.cat([unit[:, :num_overlapping].detach(), unit[:, num_overlapping:]], dim=1)
@@ -46,11 +46,11 @@ def complementary_diversity(tokens_BKD: Tensor, keep_BK: Tensor, num_overlapping
 
 
 def cross_correlation_penalty(x_GD: Tensor, y_GD: Tensor, kept_G: Tensor) -> Tensor:
-    """How much of x can be said linearly by y, dimension by dimension: a scalar, 0 where it is no more than chance.
+    """Measure how much of x a linear map of y predicts: a scalar, 0 at chance.
 
     The mean over x's dimensions of the summed squared Pearson correlations with all of y's, over the rows kept; less
-    what independent vectors give in the mean, which is D / rows: without that, few rows of many dimensions would be
-    pushed around by noise. The off-diagonal idea of Zbontar et al. 2021, "Barlow Twins", between two different things.
+    the mean of independent vectors, D / rows: without that, noise would move few rows of many dimensions. The
+    off-diagonal idea of Zbontar et al. 2021, "Barlow Twins", between two different things.
     """
     weight = kept_G.to(x_GD.dtype)
     count = weight.sum().clamp_min(1)
@@ -60,7 +60,7 @@ def cross_correlation_penalty(x_GD: Tensor, y_GD: Tensor, kept_G: Tensor) -> Ten
 
 
 def variance_hinge(unit_GD: Tensor, kept_G: Tensor) -> Tensor:
-    """How far each dimension's standard deviation is below that of evenly spread unit vectors: in 0..1.
+    """Measure how far each dimension's standard deviation is below that of evenly spread unit vectors: in 0..1.
 
     Bardes, Ponce and LeCun 2022, "VICReg", with the hinge at D^-1/2 for vectors of length 1.
     """
@@ -73,7 +73,7 @@ def variance_hinge(unit_GD: Tensor, kept_G: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ComplementaryInputs:
-    """What an objective needs beside the tokens; each names every modality."""
+    """Inputs of an objective besides the tokens; each names every modality."""
 
     items: Mapping[str, Tensor]
     """int64 (B,): rows with the same number hold the same raw item, and are never each other's negatives."""
@@ -87,7 +87,7 @@ class ComplementaryObjective(Protocol):
     """A loss that only complementary tokens can lower; overlapping ones take no gradient from it."""
 
     def __call__(self, outputs: RegisterOutputs, inputs: ComplementaryInputs, group: ProcessGroup) -> Tensor:
-        """A scalar; its mean over processes is the global batch's."""
+        """Compute a scalar; its mean over processes is the global batch's."""
 
 
 class Contrast(nn.Module):
@@ -101,7 +101,7 @@ class Contrast(nn.Module):
     variance hinge from collapsing.
 
     Args:
-        correlation_weight: of the cross-correlation penalty.
+        correlation_weight: weight of the cross-correlation penalty.
     """
 
     def __init__(self, correlation_weight: float = 1.0) -> None:
@@ -133,8 +133,8 @@ class Reconstruction(nn.Module):
     Args:
         dims: modality to feature dimension.
         dim: head dimension.
-        num_complementary: how many complementary tokens there are.
-        correlation_weight: of the cross-correlation penalty.
+        num_complementary: number of complementary tokens.
+        correlation_weight: weight of the cross-correlation penalty.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class Reconstruction(nn.Module):
         )
 
     def forward(self, outputs: RegisterOutputs, inputs: ComplementaryInputs, group: ProcessGroup) -> Tensor:
-        """See `ComplementaryObjective`. Rows count that kept a complementary token."""
+        """See `ComplementaryObjective`; only rows that kept a complementary token count."""
         terms = []
         for modality, tokens in outputs.tokens.items():
             first = outputs.num_overlapping
@@ -169,10 +169,10 @@ class Reconstruction(nn.Module):
 def build_objective(
     name: str, dims: Mapping[str, int], dim: int, num_complementary: int, correlation_weight: float = 1.0
 ) -> Contrast | Reconstruction | None:
-    """The objective of that name; None for ``none``.
+    """Build the objective of that name; None for ``none``.
 
     Raises:
-        UsageError: it is unknown, or there is no complementary token for it.
+        UsageError: the name is unknown, or the head has no complementary token.
     """
     if name not in OBJECTIVES:
         raise UsageError(f"--complementary-objective is one of {', '.join(OBJECTIVES)}; got {name!r}.")
@@ -189,12 +189,12 @@ def build_objective(
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision becomes float32; float64 stays."""
+    """Convert half precision to float32; float64 stays."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def known_elsewhere(outputs: RegisterOutputs, modality: str) -> tuple[Tensor, Tensor]:
-    """What the other modalities say of each sample: their pooled overlapping tokens, averaged, without gradient.
+    """Average the other modalities' pooled overlapping tokens of each sample, without gradient.
 
     Returns:
         (B, D) of length 1, and bool (B,): whether the sample has another modality at all.
@@ -217,14 +217,14 @@ def _between_views(both: list[Tensor], items: Tensor, all_items: Tensor, kept: T
 
 
 def _apart(own: Tensor, known: Tensor, kept: Tensor, correlation_weight: float, group: ProcessGroup) -> Tensor:
-    """The penalties between a complementary token and what others know, over the global batch."""
+    """Add the penalties between a complementary token and the other modalities', over the global batch."""
     everywhere, all_kept = group.all_gather(own), group.all_gather(kept)
     correlation = cross_correlation_penalty(everywhere, group.all_gather(known), all_kept)
     return correlation_weight * correlation + variance_hinge(everywhere, all_kept)
 
 
 def _over_kept(values_B: Tensor, kept_B: Tensor, group: ProcessGroup) -> Tensor:
-    """The mean over what all processes kept, scaled so that the mean over processes is the global one."""
+    """Average over the rows that all processes kept, scaled so that the mean over processes is the global one."""
     total = (values_B * kept_B).sum()
     return total * group.size / group.all_reduce_sum(kept_B.sum().to(total.dtype)).clamp_min(1)
 

@@ -23,7 +23,7 @@ RowLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Candidates(NamedTuple):
-    """What anchors are contrasted with."""
+    """Items that anchors are contrasted with."""
 
     vectors: Vectors
     ids_G: Tensor
@@ -32,7 +32,7 @@ class Candidates(NamedTuple):
 
 
 def info_nce(logits_BG: Tensor, positive_BG: Tensor, valid_G: Tensor) -> Tensor:
-    r"""InfoNCE of each anchor, (B,), with several positives; 0 for an anchor without any.
+    r"""Compute InfoNCE of each anchor, (B,), with several positives; 0 for an anchor without any.
 
     .. math:: \ell_i = \frac{1}{|P_i|} \sum_{p \in P_i} -\log
               \frac{e^{s_{ip}}}{e^{s_{ip}} + \sum_{j \notin P_i} e^{s_{ij}}}
@@ -50,7 +50,7 @@ def info_nce(logits_BG: Tensor, positive_BG: Tensor, valid_G: Tensor) -> Tensor:
 
 
 def sigmoid_loss(logits_BG: Tensor, positive_BG: Tensor, valid_G: Tensor) -> Tensor:
-    r"""The sigmoid loss of each anchor, (B,): every pair on its own.
+    r"""Compute the sigmoid loss of each anchor, (B,): every pair on its own.
 
     .. math:: \ell_i = -\sum_j \log \sigma(z_{ij} s_{ij}), \quad z_{ij} = 1 \text{ for a positive, else } -1
 
@@ -69,9 +69,9 @@ def contrast(
     bias: Tensor | None = None,
     max_scores: int = MAX_SCORES,
 ) -> Tensor:
-    """The loss of each anchor against all candidates, (B,); a positive is a candidate with the anchor's id.
+    """Compute the loss of each anchor against all candidates, (B,); a positive is a candidate with the anchor's id.
 
-    All scores at once need B G numbers several times over. Where they are more than ``max_scores``, the anchors go
+    All scores at once need B G numbers several times over. If they are more than ``max_scores``, the anchors go
     in blocks, and each block's scores are computed again for its gradient (activation checkpointing), so that
     memory grows with B + G alone. The numbers are the same.
 

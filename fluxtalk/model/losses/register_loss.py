@@ -42,15 +42,15 @@ class LossTerms:
     complementary_l2: Tensor
     complementary_diversity: Tensor
     complementary_objective: Tensor
-    """0 where there is none."""
+    """0 without an objective."""
 
     def items(self) -> dict[str, Tensor]:
-        """Name to detached scalar."""
+        """Return name to detached scalar."""
         return {name: getattr(self, name).detach() for name in self.__dataclass_fields__}
 
 
 class RegisterTokenLoss(nn.Module):
-    """Contrastive loss of the pooled overlapping tokens + what the complementary ones are trained for.
+    """Contrastive loss of the pooled overlapping tokens, plus the losses of the complementary ones.
 
     ``total = contrastive + complementary_reg_weight * (l2 + diversity) + objective_weight * objective``.
 
@@ -59,13 +59,13 @@ class RegisterTokenLoss(nn.Module):
     cosine of `complementary_diversity`.
 
     Args:
-        complementary_reg_weight: at least 0.
+        complementary_reg_weight: weight of L2 + diversity, at least 0.
         group: the processes that share the batch.
         contrastive: ``infonce``, or ``sigmoid`` (pairs one by one, with a learnable bias).
-        aggregation: ``mean``, ``concat`` or ``maxsim``: what is compared.
-        batch_size: of the global batch; the sigmoid's bias starts at -log(batch_size - 1), the log odds of a pair.
-        objective: of the complementary tokens; None is L2 + diversity alone.
-        objective_weight: at least 0.
+        aggregation: representation that is compared: ``mean``, ``concat`` or ``maxsim``.
+        batch_size: rows of the global batch; the sigmoid's bias starts at -log(batch_size - 1), the log odds of a pair.
+        objective: objective of the complementary tokens; None is L2 + diversity alone.
+        objective_weight: weight of the objective, at least 0.
     """
 
     def __init__(
@@ -112,13 +112,13 @@ class RegisterTokenLoss(nn.Module):
         inputs: ComplementaryInputs | None = None,
         prefix_counts: Sequence[int] = (),
     ) -> LossTerms:
-        """The loss of one batch.
+        """Compute the loss of one batch.
 
         Args:
-            outputs: of at least two modalities, row i of each belonging together.
+            outputs: tokens of at least two modalities; row i of each belongs to the same sample.
             ids: int64 (B,); rows of equal id are positives of each other, never negatives.
-            inputs: what the complementary objective needs; required where there is one.
-            prefix_counts: where given, the contrastive loss is the mean over these numbers of tokens, the same for all
+            inputs: inputs of the complementary objective; required if there is one.
+            prefix_counts: if given, the contrastive loss is the mean over these numbers of tokens, the same for all
                 samples and modalities.
 
         Raises:
@@ -173,7 +173,7 @@ class RegisterTokenLoss(nn.Module):
         return means.sum() / (totals > 0).sum().clamp_min(1)
 
     def _anchors(self, anchors: Vectors, ids: Tensor, present: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
-        """The loss of each anchor, and which anchors count: those with a positive, or all that are there."""
+        """Compute the loss of each anchor, and which anchors count: those with a positive, or all that are present."""
         scale = self.log_scale.exp()
         if self.contrastive == "sigmoid":
             return contrast(sigmoid_loss, anchors, ids, candidates, scale, self.bias), present
@@ -194,7 +194,7 @@ class RegisterTokenLoss(nn.Module):
         return self._mean(sums), self._mean(pairs)
 
     def _mean(self, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """The mean over what all processes kept, scaled so that the mean over processes is the global one."""
+        """Average over what all processes kept, scaled so that the mean over processes is the global one."""
         value = torch.stack([value for value, _ in parts]).sum()
         count = torch.stack([count for _, count in parts]).sum().to(value.dtype)
         return value * self.group.size / self.group.all_reduce_sum(count).clamp_min(1)

@@ -1,4 +1,4 @@
-"""From kept tokens to what two items are compared by. The numpy twin is `fluxtalk.tokens`.
+"""Vectors that items are compared by, and their similarity. The numpy twin is `fluxtalk.tokens`.
 
 Shapes: B anchors, G candidates, K tokens, V vectors per item, D dimension.
 """
@@ -14,7 +14,7 @@ from fluxtalk.model.head.pooling import l2_normalize, pool_kept
 
 
 class Vectors(NamedTuple):
-    """What items are compared by: one vector each, or several."""
+    """Vectors that items are compared by: one each, or several."""
 
     unit_BVD: Tensor
     """Each of length 1."""
@@ -22,12 +22,12 @@ class Vectors(NamedTuple):
     """bool; at least the first of each item."""
 
     def rows(self, part: slice) -> Vectors:
-        """Some of the items."""
+        """Return some of the items."""
         return Vectors(self.unit_BVD[part], self.keep_BV[part])
 
 
 def aggregate(aggregation: str, tokens_BKD: Tensor, keep_BK: Tensor, num_overlapping: int) -> Vectors:
-    """The vectors of the kept overlapping tokens.
+    """Make the vectors of the kept overlapping tokens.
 
     Args:
         aggregation: ``mean``, one vector of D: the normalized average; ``concat``, one of K D: the normalized
@@ -44,12 +44,12 @@ def aggregate(aggregation: str, tokens_BKD: Tensor, keep_BK: Tensor, num_overlap
 
 
 def single(unit_BD: Tensor) -> Vectors:
-    """One vector per item."""
+    """Wrap one vector per item."""
     return Vectors(unit_BD[:, None], torch.ones(len(unit_BD), 1, dtype=torch.bool, device=unit_BD.device))
 
 
 def similarity(anchors: Vectors, candidates: Vectors) -> Tensor:
-    """(B, G): the cosine of single vectors; of several, late interaction.
+    """Compare (B, G): the cosine of single vectors; late interaction of several.
 
     Each kept vector of the anchor takes its most similar kept vector of the candidate, and the score is the mean
     over the anchor's vectors (Khattab and Zaharia 2020, "ColBERT", but for the mean, which keeps scores in -1..1).

@@ -140,7 +140,7 @@ def test_missing_truncated_and_foreign_files_are_refused(path: Path, tmp_path: P
             load_head(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
     save_file({"a": torch.zeros(2)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(CheckpointError, match=r"foreign\.safetensors is no FluxTalk stage 2 checkpoint"):
+    with pytest.raises(CheckpointError, match=r"foreign\.safetensors is not a FluxTalk stage 2 checkpoint"):
         load_head(tmp_path / "foreign.safetensors")
     torch.save({"a": torch.zeros(2)}, tmp_path / "stage1.pth")
     with pytest.raises(CheckpointError, match=r"stage1\.pth cannot be read"):
@@ -165,7 +165,7 @@ def test_another_schema_is_refused(path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["tensor", "name", "header", "stage1_hash"])
 def test_changed_content_is_refused(path: Path, part: str) -> None:
-    """By its hash, in a file that is otherwise valid."""
+    """Noticed by its hash, in a file that is otherwise valid."""
     tensors, metadata = _parts(path)
     header = json.loads(metadata["header"])
     if part == "tensor":
@@ -192,7 +192,7 @@ def test_a_malformed_header_is_refused(path: Path, changes: dict[str, str | None
 
 
 def test_no_flipped_bit_goes_unnoticed(path: Path) -> None:
-    """In the whole of the header and all over the numbers."""
+    """Changes anywhere in the header and the numbers are noticed."""
     whole = path.read_bytes()
     start = 8 + int.from_bytes(whole[:8], "little")
     for position in [*range(0, start, 5), *range(start, len(whole), 41)]:

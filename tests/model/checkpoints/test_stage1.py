@@ -147,7 +147,7 @@ def test_missing_truncated_and_foreign_files_are_refused(path: Path, tmp_path: P
         assert str(tmp_path / name) in str(caught.value)
     for name, value in (("weights.pth", {"a": torch.zeros(2)}), ("tensor.pth", torch.zeros(2)), ("list.pth", [1])):
         torch.save(value, tmp_path / name)
-        with pytest.raises(CheckpointError, match=rf"{name} is no FluxTalk stage 1 checkpoint"):
+        with pytest.raises(CheckpointError, match=rf"{name} is not a FluxTalk stage 1 checkpoint"):
             load_stage1(tmp_path / name)
     torch.save({"a": torch.zeros(2)}, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
     with pytest.raises(CheckpointError, match=r"legacy\.pth"):
@@ -167,7 +167,7 @@ def test_another_schema_is_refused(path: Path) -> None:
 
 
 def test_changed_content_is_refused(path: Path) -> None:
-    """By its hash, even where the archive was written anew."""
+    """Noticed by its hash, even if the archive was written anew."""
     content = torch.load(path, weights_only=True)
     content["modalities"]["image"]["weights"]["norm.bias"][0] += 1
     torch.save(content, path)

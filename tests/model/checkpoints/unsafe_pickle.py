@@ -7,7 +7,7 @@ from typing import Any
 
 
 class UnsafePickle:
-    """What a stranger's pickle could do."""
+    """A stand-in for a stranger's pickle."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (Path("pwned"),))

@@ -72,7 +72,7 @@ def test_a_rate_that_starves_the_full_set_warns() -> None:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_stratification_makes_the_marginals_of_each_batch_exact(schedule: str) -> None:
-    """In every batch, the share of dropped tokens is the schedule's probability to within one sample."""
+    """The share of dropped tokens is the schedule's probability to within one sample."""
     dropout = NestedDropout(6, 0.7, schedule)
     for batch in (7, 32, 100):
         for step in range(20):
@@ -104,7 +104,7 @@ def test_each_row_has_the_marginals_too() -> None:
 
 
 def test_the_same_seed_step_and_modality_give_the_same_draw() -> None:
-    """And any of the three changes it, whatever the global generator does in between."""
+    """Any of the three changes it, whatever the global generator does in between."""
     draw = NestedDropout(4, 0.5, seed=3).sample(256, 17, "image")
     torch.manual_seed(99)
     torch.rand(5)

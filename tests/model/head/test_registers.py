@@ -78,7 +78,7 @@ def test_the_prefix_check_sees_attention_to_later_registers() -> None:
 
 @pytest.mark.parametrize("settings", VARIANTS)
 def test_prefix_invariance_in_single_precision(settings: dict[str, Any]) -> None:
-    """What is served is float32."""
+    """Serving uses float32."""
     head = _head(**settings).float()
     features, mask = _batch("text")
     whole = head({"text": features.float()}, {"text": mask}).tokens["text"]
@@ -158,7 +158,7 @@ def test_neighbors_and_padding_do_not_matter(settings: dict[str, Any], garbage: 
 
 @pytest.mark.parametrize("form", ["plain", "absorbed"])
 def test_a_row_without_features_is_the_same_at_every_padded_length(form: str) -> None:
-    """It is finite, and its padding, whatever it is, reaches nothing."""
+    """The output is finite, and its padding, whatever it holds, has no effect."""
     head = _head(depth=2, self_attention=True)
     for block in head.blocks:
         block.cross_attention.form = form  # type: ignore[union-attr]
@@ -322,8 +322,8 @@ def test_what_does_not_fit_is_refused(features: dict[str, Tensor], mask: Tensor 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"num_overlapping_tokens": 0}, "num_overlapping_tokens lies in 1..4"),
-        ({"num_overlapping_tokens": 5}, "num_overlapping_tokens lies in 1..4"),
+        ({"num_overlapping_tokens": 0}, "num_overlapping_tokens is in 1..4"),
+        ({"num_overlapping_tokens": 5}, "num_overlapping_tokens is in 1..4"),
         ({"num_register_tokens": 0}, "num_register_tokens is at least 1"),
         ({"heads": 3}, "multiple of its heads"),
         ({"depth": 0}, "depth is at least 1"),
@@ -341,7 +341,7 @@ def test_impossible_heads_are_refused(settings: dict[str, Any], expected: str) -
 
 
 def test_feature_and_token_dropout_act_in_training_only() -> None:
-    """And hiding features never hides all of a row."""
+    """Hiding features never hides all of a row."""
     head = _head(token_dropout=0.9, feature_dropout=0.5, nested_dropout_rate=0.0)
     features, mask = _batch("image")
     once = head({"image": features}, {"image": mask}).tokens["image"]

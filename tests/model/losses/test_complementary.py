@@ -47,7 +47,7 @@ def _case(seed: int = 0) -> tuple[RegisterOutputs, ComplementaryInputs]:
 
 
 def _known(outputs: RegisterOutputs, modality: str, row: int) -> Tensor:
-    """What the other modality's kept overlapping tokens say of a sample."""
+    """Pool the other modality's kept overlapping tokens of a sample."""
     other = "text" if modality == "image" else "image"
     keep = outputs.keep[other][row, :FIRST, None]
     return F.normalize((outputs.tokens[other][row, :FIRST].detach() * keep).sum(dim=0), dim=0)
@@ -178,7 +178,7 @@ def test_cross_correlation_is_the_squared_pearson_correlation_above_chance() -> 
 
 
 def test_cross_correlation_of_independent_vectors_is_hardly_anything() -> None:
-    """Of many dimensions and few rows, where the plain estimate would be 1/2."""
+    """Many dimensions and few rows, for which the plain estimate would be 1/2."""
     x, y = (torch.randn(128, 64, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     assert cross_correlation_penalty(x, y, torch.ones(128, dtype=torch.bool)).item() < 0.02
 

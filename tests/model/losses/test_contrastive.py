@@ -54,7 +54,7 @@ def test_blocks_equal_the_plain_form(aggregation: str, row_loss: RowLoss, dtype:
 
 
 def _growth_mb(rows: int, dim: int) -> float:
-    """By how much a fresh process's peak resident memory grows in the loss and its gradient."""
+    """Measure the growth of a fresh process's peak resident memory in the loss and its gradient."""
     program = f"""
 import torch
 from fluxtalk.model.losses.register_loss import RegisterTokenLoss
@@ -136,7 +136,7 @@ def test_similarities_are_those_of_serving(k: int) -> None:
 
 
 def test_late_interaction_leaves_dropped_tokens_out() -> None:
-    """Of unequal numbers of tokens: a dropped one is no match, and does not count in the mean."""
+    """Unequal numbers of tokens: a dropped one is not a match, and does not count in the mean."""
     x = torch.eye(4)
     anchors = Vectors(x[[0, 1]][None], torch.tensor([[True, False]]))
     candidates = Vectors(torch.stack([x[[1, 0]], x[[0, 2]]]), torch.tensor([[True, False], [True, True]]))

@@ -55,7 +55,7 @@ class _Spoiled(nn.Module):
     ],
 )
 def test_unusable_features_are_refused_and_leave_no_cache(tmp_path: Path, how: str, dtype: str, words: str) -> None:
-    """What the stored type cannot hold is said, not stored."""
+    """Values that the stored type cannot hold are refused, not stored."""
     with pytest.raises(DataError, match=words):
         build(tmp_path, ragged(), dtype, _Spoiled(how))
     assert list(tmp_path.glob("*")) == []
@@ -82,7 +82,7 @@ class _Counting(nn.Module):
 
 
 def test_an_interrupted_build_goes_on(tmp_path: Path) -> None:
-    """What is whole is not encoded again; a half-written file or a damaged shard is."""
+    """Whole shards are not encoded again; half-written files and damaged shards are."""
     whole = tmp_path / "whole"
     build(whole, ragged())
     folder = tmp_path / "cache"

@@ -26,7 +26,7 @@ from tests.train.features.given_features import CPU, DIM, PER_SHARD, build, flip
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp16", 0.0), ("int8", 0.5 / 127 * 1.001)])
 def test_items_come_back_in_any_order(tmp_path: Path, dtype: str, tolerance: float) -> None:
-    """From several shards at once, and though encoding sorts by length; int8 to half a step of its scale."""
+    """Several shards at once, although encoding sorts by length; int8 to half a step of its scale."""
     values = ragged()
     key = build(tmp_path / "cache", values, dtype)
     cached = CachedFeatures(tmp_path / "cache", CPU, key)
@@ -88,7 +88,7 @@ def test_a_damaged_cache_is_refused_by_name(tmp_path: Path, damage: str) -> None
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "lengths"])
 def test_sizes_are_compared_even_without_verifying(tmp_path: Path, damage: str) -> None:
-    """What would be read out of bounds is refused; a flipped bit of a value is what is then not seen."""
+    """Reads out of bounds are refused; a flipped bit of a value is not seen then."""
     key = build(tmp_path, ragged())
     DAMAGES["values"](tmp_path)
     CachedFeatures(tmp_path, CPU, key, verify=False)
@@ -102,7 +102,7 @@ def test_sizes_are_compared_even_without_verifying(tmp_path: Path, damage: str) 
 
 @pytest.mark.parametrize("field", ["encoder", "preprocessing", "data", "split", "modality", "dtype", "reduction"])
 def test_a_foreign_cache_is_refused_with_what_does_not_match(tmp_path: Path, field: str) -> None:
-    """Even where somebody copied it into place."""
+    """Refused even if somebody copied it into place."""
     key = build(tmp_path, ragged())
     # Another preprocessing changes the encoder's hash too, and is what is named.
     other = {field: "int8" if field == "dtype" else "other"} | ({"encoder": "x"} if field == "preprocessing" else {})

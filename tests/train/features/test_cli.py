@@ -41,7 +41,7 @@ def test_help_does_not_wait_for_torch() -> None:
 
 
 def test_build_list_verify(stage1: Stage1, stage1_path: Path, table_data: PairDataset, tmp_path: Path) -> None:
-    """What is built is what training with the same options reads; what is damaged is named."""
+    """Training with the same options reads what was built; damage is named."""
     options = CacheOptions("int8", pca=32, pool=2)
     arguments = ["build", "--stage1_checkpoint", stage1_path, "--cache_dir", tmp_path, "--device", "cpu"]
     done = run(

@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_cached_features_are_the_encoders(
     stage1: Stage1, table_data: PairDataset, tmp_path: Path, modality: str
 ) -> None:
-    """To half precision, in any order, with the same mask, and nothing on padding."""
+    """Equal to half precision, in any order, with the same mask, and nothing on padding."""
     cached = cached_features(stage1, table_data, "test", modality, tmp_path, CPU)
     online = feature_sources(stage1, table_data, "test", "online", tmp_path, CPU)[modality]
     count = len(table_data.split("test").items[modality])
@@ -121,7 +121,7 @@ def test_what_changes_features_changes_the_key(stage1: Stage1, table_data: PairD
 
 
 def test_an_item_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    """By row, modality, split and id; and nothing is left that would pass for a cache."""
+    """Named by row, modality, split and id; and nothing is left that would pass for a cache."""
     stage1, data = given([*ragged(5), np.zeros((2, DIM + 1), np.float32)])
     with pytest.raises(DataError, match=r"Item 5 of sound in the train split \(id 'id 5'\) cannot be .*\(2, 7\)"):
         cached_features(stage1, data, "train", "sound", tmp_path, CPU)
@@ -146,7 +146,7 @@ def test_online_features_take_no_gradient(stage1: Stage1, table_data: PairDatase
 
 @pytest.mark.parametrize("options", [CacheOptions(pool=2), CacheOptions(pca=3), CacheOptions(pool=3, pca=2)])
 def test_reduced_features_are_the_reduction_of_the_whole(tmp_path: Path, options: CacheOptions) -> None:
-    """From the cache and online alike, and never another cache's."""
+    """Equal from the cache and online, and never those of another cache."""
     values = ragged(200)
     stage1, data = given(values)
     reductions = fitted_reductions(stage1, data, options, tmp_path, CPU, SingleProcess())
@@ -167,7 +167,7 @@ def test_reduced_features_are_the_reduction_of_the_whole(tmp_path: Path, options
 
 
 def test_pca_is_fitted_once_on_the_training_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On its leading directions; read back bit for bit; another data set's or a damaged one is refused."""
+    """Projected on the leading directions; read back bit for bit; another data set's or a damaged one is refused."""
     rng = np.random.default_rng(0)
     plane = np.linalg.qr(rng.standard_normal((DIM, 2)))[0].T
     flat = [(rng.standard_normal((5, 2)) @ plane + 4).astype(np.float32) for _ in range(50)]

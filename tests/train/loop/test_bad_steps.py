@@ -134,7 +134,7 @@ def test_a_broken_head_at_the_end_is_no_result(tmp_path: Path) -> None:
 
 
 def test_looking_whether_a_head_is_sound_changes_nothing() -> None:
-    """With all dropouts on, and float16's scaler too: the next step's gradient and update stay what they were."""
+    """All dropouts are on, and float16's scaler too: the next step's gradient and update stay what they were."""
     for config in (CONFIG, dataclasses.replace(CONFIG, precision="fp16"), dataclasses.replace(CONFIG, accum_steps=2)):
         trainers = [make_trainer(config) for _ in range(2)]
         for looks, trainer in enumerate(trainers):

@@ -1,4 +1,4 @@
-"""Which pairs make a batch: the same global batch for any number of processes, each id once per epoch."""
+"""Sampling of batches: the same global batch for any number of processes, each id once per epoch."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_items_of_two_modalities_are_drawn_independently() -> None:
 
 @pytest.mark.parametrize("processes", [2, 3, 5])
 def test_processes_share_the_batch_of_one(processes: int) -> None:
-    """In rank order, without overlap, whatever the number of processes."""
+    """Shares in rank order, without overlap, for any number of processes."""
     share = 10 // processes
     alone = PairSampler(_split(), share * processes, 1, 0, seed=4)
     together = [PairSampler(_split(), share, processes, rank, seed=4) for rank in range(processes)]
@@ -79,7 +79,7 @@ def test_processes_share_the_batch_of_one(processes: int) -> None:
 
 
 def test_a_batch_depends_on_seed_epoch_and_step_alone() -> None:
-    """So that a resumed run sees what the uninterrupted one would have seen, in any order of asking."""
+    """A resumed run sees what the uninterrupted one would have seen, in any order of asking."""
     forwards, backwards = PairSampler(_split(), 4, 1, 0, seed=2), PairSampler(_split(), 4, 1, 0, seed=2)
     other = PairSampler(_split(), 4, 1, 0, seed=3)
     places = [(epoch, step) for epoch in range(3) for step in range(2)]

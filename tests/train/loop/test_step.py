@@ -65,7 +65,7 @@ def test_gradient_caching_is_the_plain_gradient(options: dict[str, Any], dtype: 
 
 
 def test_cached_passes_replay_their_dropout() -> None:
-    """With dropout on, the second run of a pass draws what the first drew: gradients are those of the same numbers."""
+    """Dropout is on: the second run of a pass draws what the first drew: gradients are those of the same numbers."""
     config = dataclasses.replace(CONFIG, batch_size=4, accum_steps=4, dropout=0.3, feature_dropout=0.2)
     cached = in_memory_trainer(config, three_modalities(), dtype=torch.float64)
     cached.loss.double()

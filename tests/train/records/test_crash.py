@@ -1,4 +1,4 @@
-"""What a crash leaves: kill -9 at any moment and resume is the uninterrupted run; a full disk loses nothing older."""
+"""Crashes: kill -9 at any moment and resume is the uninterrupted run; a full disk loses nothing older."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run writes down: read back as a user, a program and TensorBoard read it."""
+"""A run's log, read back as a user, a program and TensorBoard read it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _records(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def _events(folder: RunFolder) -> Events:
-    """What TensorBoard would show: tag to (step, value)."""
+    """Read what TensorBoard would show: tag to (step, value)."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(folder.root / "tensorboard"))
     events.Reload()

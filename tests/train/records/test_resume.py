@@ -1,4 +1,4 @@
-"""When a run may begin in a folder, go on in it, and who may write there."""
+"""Beginning and resuming in a folder, and the lock on it."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_other_processes_go_on_with_the_same_global_batch(config: TrainConfig) -
 
 
 def test_a_full_disk_at_the_first_checkpoint_leaves_a_folder_to_begin_in(config: TrainConfig) -> None:
-    """What each sentence advises is what works."""
+    """Every sentence advises something that works."""
     folder = RunFolder(Path(config.output_dir) / config.log_name)
     fit(dataclasses.replace(config, log_name="encodes"))
     size = RunFolder(folder.root.with_name("encodes")).last.stat().st_size

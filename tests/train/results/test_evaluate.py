@@ -131,7 +131,7 @@ def test_where_every_id_was_seen_there_is_nothing_unseen() -> None:
 def test_embeddings_are_those_of_the_counted_items(
     stage1: Stage1, table_data: PairDataset, tmp_path: Path, encode: str
 ) -> None:
-    """In their order, in evaluation mode; the head comes back in the mode it had."""
+    """Items in their order, in evaluation mode; the head comes back in the mode it had."""
     full = table_data.split("test")
     counted = {m: np.arange(len(items)) % 3 != 1 for m, items in full.items.items()}
     split = Split(

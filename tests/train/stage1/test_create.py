@@ -217,7 +217,7 @@ def test_specification_files_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.json does not exist"):
         stage1_from_specification(tmp_path / "none.json")
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(UsageError, match=r"broken\.json is no JSON"):
+    with pytest.raises(UsageError, match=r"broken\.json is not valid JSON"):
         stage1_from_specification(tmp_path / "broken.json")
     (tmp_path / "list.json").write_text("[1]")
     with pytest.raises(UsageError, match=r"list\.json has the keys modalities"):

@@ -1,4 +1,4 @@
-"""What a user's code may raise, when an encoder is wrapped and when it encodes: one sentence that says where."""
+"""Errors of a user's code, when an encoder is wrapped and when it encodes: one sentence that says where."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_whatever_an_encoder_raises_is_one_sentence(
     folder: Path, factory: str, options: dict[str, Any], words: str
 ) -> None:
-    """It names the source; --debug shows what was raised."""
+    """The sentence names the source; --debug shows the traceback."""
     with pytest.raises(UsageError, match=words) as caught:
         _created(folder, f"probe_user_code:{factory}", options)
     assert f"module:probe_user_code:{factory}" in str(caught.value)
