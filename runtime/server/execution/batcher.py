@@ -39,7 +39,7 @@ _UNITS = {"text": 256, "features": 256, "audio": 160_000, "image": 224 * 224}
 """Kind to the length (or pixels) of an item of ordinary size, whose weight is 1."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """One request's items of one modality."""
 
@@ -57,12 +57,12 @@ class Job:
     given: int = 0
     """Items whose vectors are in ``rows``."""
 
-    def give(self, position: int, row: NDArray[np.float32]) -> None:
-        """Take the vectors of one item; the last item completes the job."""
+    def give(self, positions: list[int], vectors: NDArray[np.float32]) -> None:
+        """Take the vectors of some items; the last of them complete the job."""
         if self.rows is None:
-            self.rows = np.empty((len(self.arrays), *row.shape), dtype=np.float32)
-        self.rows[position] = row
-        self.given += 1
+            self.rows = np.empty((len(self.arrays), *vectors.shape[1:]), dtype=np.float32)
+        self.rows[positions] = vectors
+        self.given += len(positions)
         if self.given == len(self.arrays):
             with contextlib.suppress(InvalidStateError):  # canceled in this very moment
                 self.future.set_result(self.rows)
@@ -303,14 +303,18 @@ class Batcher:
         finally:
             self._running_since = None
         elapsed = time.monotonic() - begin
+        by_job: dict[Job, list[int]] = {}
         for row, entry in enumerate(batch):
-            job = entry.job
-            vectors = job.selection.cut(outputs[job.selection.graph_output][row : row + 1])[0]
-            if np.isfinite(vectors).all():
-                job.give(entry.position, vectors)
+            by_job.setdefault(entry.job, []).append(row)
+        for job, rows in by_job.items():
+            vectors = job.selection.cut(outputs[job.selection.graph_output][rows])
+            finite = np.isfinite(vectors).reshape(len(rows), -1).all(axis=1)
+            positions = [batch[row].position for row in rows]
+            if finite.all():
+                job.give(positions, vectors)
             else:
-                self._metrics.non_finite.labels(self.modality).inc()
-                job.fail(_non_finite(job.positions[entry.position]))
+                self._metrics.non_finite.labels(self.modality).inc(int((~finite).sum()))
+                job.fail(_non_finite(job.positions[positions[int(finite.argmin())]]))
         self._observe(batch, begin, elapsed)
 
     def _outputs(self, batch: list[_Entry]) -> dict[str, NDArray[np.float32]]:
