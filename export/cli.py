@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from fluxtalk.artifacts.engine import FLAVOR_ALIASES
-from fluxtalk.console import AliasChoice, allow_code_option, debug_option, option, sentence_errors
+from fluxtalk.console import allow_code_option, debug_option, option, sentence_errors
 from fluxtalk.export.options import DEFAULT_OPSET, INT8_METHODS, MAX_OPSET, MIN_OPSET, ExportOptions
 from fluxtalk.export.to_tensorrt.cli import trt
 from fluxtalk.export.to_triton.cli import triton
-from fluxtalk.runtime.backends.options import BACKENDS, BackendOptions
+from fluxtalk.runtime.backends.command_options import backend_option, host_code_option
+from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.scoring.parity import PRECISIONS
 
 
@@ -110,13 +110,7 @@ def onnx(
 
 @main.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@option(
-    "--backend",
-    type=AliasChoice(BACKENDS, FLAVOR_ALIASES),
-    default="auto",
-    show_default=True,
-    help="Backend to verify on.",
-)
+@backend_option
 @option(
     "--precision",
     "precisions",
@@ -124,7 +118,7 @@ def onnx(
     type=click.Choice(PRECISIONS),
     help="Precision to verify; repeatable.  [default: all that the backend runs]",
 )
-@option("--allow_host_code", is_flag=True, help="Run version-compatible engines, and the code that they bring.")
+@host_code_option
 @option("--json", "as_json", is_flag=True, help="Print JSON.")
 @debug_option
 @sentence_errors

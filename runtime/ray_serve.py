@@ -116,7 +116,7 @@ class Replica:
             request = EmbedRequest([Item(name, value) for value in items], model.select(k, output))
             return (await dispatcher.embed(request, time.monotonic() + self._settings.timeout_s)).vectors
         except ApiError as error:
-            raise _of_the_library(error) from None
+            raise _library_error(error) from None
 
     def check_health(self) -> None:
         """Called by Ray, which replaces a replica whose engine stopped.
@@ -138,7 +138,7 @@ BundleReplica = serve.deployment(
 """The deployment: `options` changes what Ray decides (replicas, resources, autoscaling), `bind` takes the settings."""
 
 
-def _of_the_library(error: ApiError) -> FluxTalkError:
-    """What an HTTP client would get as a status, as the exception that a program knows."""
+def _library_error(error: ApiError) -> FluxTalkError:
+    """Convert what an HTTP client gets as a status to the exception that a program knows."""
     kinds: dict[int, type[FluxTalkError]] = {400: UsageError, 422: InputError}
     return kinds.get(error.status, BackendError)(error.message)

@@ -33,7 +33,7 @@ SCHEMA_VERSION = 2
 
 @dataclass(frozen=True)
 class IndexSpec(StrictConfig):
-    """Which vectors an index holds."""
+    """Description of the vectors of an index."""
 
     bundle: str
     """Folder of the bundle that embedded them: a hint, which `space_id` verifies."""
@@ -187,7 +187,7 @@ class StoredIndex:
             )
 
     def _candidates(self, absolute: str, relative: str) -> list[Path]:
-        """Where a folder was, and where it is if it was moved together with the index."""
+        """List where a folder was, and where it is if it was moved together with the index."""
         folders = [Path(absolute)]
         if relative and (moved := (self.folder / relative).resolve()) != folders[0]:
             folders.append(moved)

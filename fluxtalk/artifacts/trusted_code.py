@@ -33,5 +33,5 @@ def trust(content_hash: str) -> None:
 
 
 def is_trusted(content_hash: str) -> bool:
-    """Whether this user made the checkpoint of this content, or allowed its code."""
+    """Look up whether this user made the checkpoint of this content, or allowed its code."""
     return content_hash in _ALLOWED_HERE or (store() / content_hash).is_file()

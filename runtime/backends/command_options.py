@@ -1,4 +1,4 @@
-"""Options of every command that loads a bundle: ``--backend``, ``--precision`` and ``--threads``."""
+"""Options of the commands that load a bundle, each declared once: backend, precision, threads, host code."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from typing import Any
 
 import click
 
-from fluxtalk.console import sentence_errors
+from fluxtalk.artifacts.engine import FLAVOR_ALIASES
+from fluxtalk.console import AliasChoice, option, sentence_errors
 from fluxtalk.runtime.backends.options import AUTO, BACKENDS, BackendOptions
 from fluxtalk.scoring.parity import PRECISIONS
 
-threads_option = click.option(
+backend_option = option(
+    "--backend",
+    default=AUTO,
+    show_default=True,
+    type=AliasChoice(BACKENDS, FLAVOR_ALIASES),
+    help="Library that runs the graphs.",
+)
+precision_option = option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    help="A precision that the bundle holds.  [default: the one that the backend is best at]",
+)
+threads_option = option(
     "--threads", type=click.IntRange(1), help="Threads of one operator.  [default: the available cores]"
 )
-_OPTIONS = (
-    click.option(
-        "--backend",
-        default=AUTO,
-        show_default=True,
-        type=click.Choice(BACKENDS),
-        help="Library that runs the graphs.",
-    ),
-    click.option(
-        "--precision",
-        type=click.Choice(PRECISIONS),
-        help="A precision that the bundle holds.  [default: the one that the backend is best at]",
-    ),
-    threads_option,
+host_code_option = option(
+    "--allow_host_code", is_flag=True, help="Run version-compatible engines, and the code that they bring."
 )
 
 
@@ -41,6 +42,10 @@ def backend_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, backend_options=BackendOptions(backend, precision, threads), **others)
 
     decorated: Callable[..., Any] = wrapped
-    for decorate in reversed(_OPTIONS):  # help lists the option that was added last first
+    for decorate in (
+        threads_option,
+        precision_option,
+        backend_option,
+    ):  # help lists the option that was added last first
         decorated = decorate(decorated)
     return decorated

@@ -11,8 +11,8 @@ import click
 
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.errors import UsageError
-from fluxtalk.runtime.backends.options import AUTO, BACKENDS, BackendOptions
-from fluxtalk.scoring.parity import PRECISIONS
+from fluxtalk.runtime.backends.command_options import backend_option, host_code_option, precision_option
+from fluxtalk.runtime.backends.options import BackendOptions
 
 API_KEY_VARIABLE = "FLUXTALK_API_KEY"
 _MIB = 1 << 20
@@ -22,19 +22,15 @@ _MIB = 1 << 20
 @click.argument("bundle", type=click.Path(path_type=Path))
 @option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
-@option("--backend", default=AUTO, show_default=True, type=click.Choice(BACKENDS), help="Library that runs the graphs.")
-@option(
-    "--precision",
-    type=click.Choice(PRECISIONS),
-    help="A precision that the bundle holds.  [default: the one that the backend is best at]",
-)
+@backend_option
+@precision_option
 @option(
     "--threads",
     type=click.IntRange(1),
     help="Threads of one operator.  [default: the available cores, over the workers]",
 )
 @option("--dedicated", is_flag=True, help="The cores are the server's alone: threads spin while they wait.")
-@option("--allow_host_code", is_flag=True, help="Run version-compatible engines, and the code that they bring.")
+@host_code_option
 @option(
     "--max_batch_items",
     type=click.IntRange(1),

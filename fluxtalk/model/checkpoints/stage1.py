@@ -41,7 +41,7 @@ class Stage1Modality:
 
     @property
     def runs_code(self) -> bool:
-        """Whether building the encoder imports code that the checkpoint names."""
+        """True if building the encoder imports code that the checkpoint names."""
         return self.spec.source.startswith("module:")
 
     def build(self) -> FrozenEncoder:
@@ -93,7 +93,7 @@ class Stage1:
 
     @property
     def runs_code(self) -> bool:
-        """Whether building an encoder imports code that the checkpoint names."""
+        """True if building an encoder imports code that the checkpoint names."""
         return any(part.runs_code for part in self.modalities.values())
 
     def content_hash(self) -> str:
