@@ -3,45 +3,62 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from PIL import Image
 
+from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.datasets import PairDataset, glyphs, load_dataset
+from fluxtalk.export.graph import trace
+from fluxtalk.export.graph.to_onnx import export_onnx
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.model.checkpoints.run import TrainedRun, open_run
 from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1, save_stage1
+from fluxtalk.model.embedder import Embedder
+from fluxtalk.preprocess import Preprocessor
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.run import fit
 from fluxtalk.train.stage1.pretrain import pretrain_modalities
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    """Tests must not depend on how many cores a machine has."""
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    """Use the same number of threads on every machine: models are so small that a second one only waits."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_configuration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests neither read nor write what the user of this machine trusts."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("FLUXTALK_CONFIG_DIR", str(tmp_path_factory.mktemp("config")))
+def _trace_once() -> Iterator[None]:
+    """Keep the traced graph of each embedder: the same one is exported in many tests, and tracing is most of an export.
+
+    Tests of tracing itself call `fluxtalk.export.graph.to_onnx`, where nothing is kept.
+    """
+    graphs: dict[str, onnx.ModelProto] = {}
+
+    def export_once(
+        embedder: Embedder, preprocess: Preprocessor, sample: Arrays, opset: int, attention: bool
+    ) -> onnx.ModelProto:
+        key = hashlib.sha256(repr((embedder, embedder.head.config, embedder.modality, opset, attention)).encode())
+        key.update(repr([(name, array.shape, array.dtype) for name, array in sample.items()]).encode())
+        for tensor in embedder.state_dict().values():
+            key.update(tensor.numpy().tobytes())
+        if key.hexdigest() not in graphs:
+            graphs[key.hexdigest()] = export_onnx(embedder, preprocess, sample, opset, attention)
+        # A copy, because conversions work in place.
+        model = onnx.ModelProto()
+        model.CopyFrom(graphs[key.hexdigest()])
+        return model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace, "export_onnx", export_once)
         yield
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Of so few numbers, a second thread gets nothing but waiting."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -28,8 +28,6 @@ from fluxtalk.train.loop.optimizer_step import adamw, learning_rate_factor
 from fluxtalk.train.loop.step import NextBatch
 from tests.train.trainers import CONFIG, IDS, make_trainer, registers_of, run_in, same_tensors, score, state_of
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize("stop_after", [1, 4, 6, 17, 18], ids=lambda n: f"step-{n}")
 def test_a_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path, stop_after: int) -> None:

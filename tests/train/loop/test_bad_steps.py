@@ -20,8 +20,6 @@ from fluxtalk.train.engine import Trainer
 from fluxtalk.train.loop.step import NextBatch
 from tests.train.trainers import CONFIG, make_trainer, registers_of, run_in, same_tensors, state_of
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def _spoil(trainer: Trainer, steps: Collection[int]) -> None:
     """Make the loss of some steps (from 0) NaN."""

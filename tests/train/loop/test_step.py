@@ -20,9 +20,6 @@ CONFIG = TrainConfig(
 )  # fmt: skip
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def _gradient(trainer: Trainer, step: int = 0) -> Tensor:
     trainer.step_module.train()
     trainer.gradients(step)

@@ -29,7 +29,6 @@ from fluxtalk.train.records.run_folder import check_run_folder, lock_run_folder
 from tests.train.records.test_crash import command
 
 DIM = 6
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def write_data(folder: Path, seed: int) -> None:
