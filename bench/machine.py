@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def processor() -> str:
-    """Architecture and, where the system tells it, model: ``x86_64 (AMD EPYC 9V74)``."""
+    """Architecture and, if the system tells it, model: ``x86_64 (AMD EPYC 9V74)``."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -63,7 +63,7 @@ def _trace_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where renderings and features of this test session lie."""
+    """Folder of this session's renderings and features."""
     return tmp_path_factory.mktemp("cache")
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.gpu.models import Arrays, Subject
+from bench.gpu.models import Subject
 from bench.gpu.report import Report
+from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.engine import FLAVORS
 from fluxtalk.devices.tensorrt_api import MODULES, load_tensorrt
 from fluxtalk.errors import BackendError, UsageError

@@ -15,8 +15,9 @@ import torch
 
 from bench.gpu.compiler import missing_compiler
 from bench.gpu.engines import backends
-from bench.gpu.models import Arrays, Subject
+from bench.gpu.models import Subject
 from bench.gpu.report import Report
+from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.errors import BackendError
 from fluxtalk.model.embedder import Embedder

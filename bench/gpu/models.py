@@ -9,23 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bench.latency.vit import vit_small
+from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.model.embedder import Embedder
 from fluxtalk.model.encoders import FrozenEncoder
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
 
-Arrays = dict[str, NDArray[Any]]
 VOCABULARY = 30_522
 
 
 @dataclass
 class Subject:
-    """One bundle, and its modules where they are known."""
+    """One bundle, and its modules if they are known."""
 
     name: str
     bundle: Bundle

@@ -22,7 +22,6 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import nn
@@ -31,6 +30,7 @@ from bench.gpu.models import VOCABULARY, TextTransformer
 from bench.latency.vit import vit_small
 from bench.machine import processor
 from bench.quality.report import markdown_table
+from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.files import git_revision, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
@@ -43,8 +43,6 @@ from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from fluxtalk.runtime.backends.openvino_session import OpenVinoSession
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.scoring.parity import embedding_difference
-
-Arrays = dict[str, NDArray[Any]]
 
 TOKENS = 4
 _PRECISIONS = {"fp32": "", "fp16": "", "bf16": "", "int8": "static"}

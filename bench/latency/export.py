@@ -1,7 +1,7 @@
 """Sizes, parity, quality and latency of every precision of an export, and compiled engines.
 
 ``python -m bench.latency.export --run RUN -o RESULTS.json``: exports the run in every precision into a temporary
-folder, as a user would, verifies it, compiles it with TensorRT-RTX where that is installed, and prints the tables of
+folder, as a user would, verifies it, compiles it with TensorRT-RTX if that is installed, and prints the tables of
 docs/export.md.
 """
 

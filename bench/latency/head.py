@@ -20,11 +20,11 @@ import click
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 
 from bench.latency.graphs import cut, multiply_adds, zeros
 from bench.latency.vit import vit_small
 from bench.machine import processor
+from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS, TOKEN_INDEX
 from fluxtalk.artifacts.files import git_revision, write_json
 from fluxtalk.console import debug_option, sentence_errors
@@ -45,8 +45,6 @@ _KS = (1, 4)
 _ENCODED = (1, 8)
 """Batches of pictures that the encoder is timed on."""
 _ROUNDS = 30
-
-Arrays = dict[str, NDArray[Any]]
 
 
 @click.command()

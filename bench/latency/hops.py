@@ -35,7 +35,7 @@ _BODY = json.dumps({"input": "black chess queen"})
 class CallRecorder:
     """Records which functions of a package are entered, by any thread that starts after `install`.
 
-    Comprehensions count where Python runs them as functions (3.11 does); lambdas do not.
+    Comprehensions count if Python runs them as functions (3.11 does); lambdas do not.
     """
 
     def __init__(self, package: str) -> None:

@@ -93,7 +93,7 @@ class ResultStore:
                 ) from None
 
     def get(self, name: str, fingerprint: str) -> dict[str, Any] | None:
-        """A finished run's result; None where it is missing or was made from something else."""
+        """A finished run's result; None if it is missing or was made from something else."""
         run = self._content["runs"].get(name)
         return run["result"] if run is not None and run["fingerprint"] == fingerprint else None
 

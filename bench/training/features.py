@@ -63,7 +63,7 @@ _OPTIONS = {
 def main(output: Path, device: str) -> None:
     """Measure everything in about three minutes on two cores, and write OUTPUT.
 
-    Training is timed with one thread and with all: where other work keeps a core busy, small operations wait for
+    Training is timed with one thread and with all: if other work keeps a core busy, small operations wait for
     their second thread, which slows training from the cache far more than the encoders. The load is recorded.
     """
     machine = f"{processor()}, {available_cores()} cores"

@@ -46,7 +46,7 @@ def test_no_file_is_too_long() -> None:
 
 @pytest.mark.parametrize("document", [d for d in DOCUMENTS if d.name not in HISTORY], ids=lambda d: d.name)
 def test_documents_name_files_that_exist(document: Path) -> None:
-    """In backticks: paths below a top folder, names of Python files, and modules to run."""
+    """Check what is in backticks: paths below a top folder, names of Python files, and modules to run."""
     text = document.read_text()
     files = files_of_the_repository()
     names = {path.name for path in files}

@@ -47,7 +47,7 @@ def probe_data(splits: tuple[Split, Split], sources: tuple[FeatureSource, Featur
     """Training and test images to probe.
 
     Args:
-        images: how many training images to fit, drawn once and the same for all; all of them where there are fewer.
+        images: how many training images to fit, drawn once and the same for all; all of them if there are fewer.
     """
     parts = [split.items[MODALITY] for split in splits]
     drawn = np.random.default_rng(0).permutation(len(parts[0]))[:images]

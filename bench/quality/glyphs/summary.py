@@ -148,7 +148,7 @@ def _goal(what: str, each: Mapping[str, bool]) -> dict[str, Any]:
 
 
 def _model_of_size(summary: Mapping[str, Any], size: int) -> tuple[str, str] | None:
-    """The register model whose items take so many bytes, and its k: the largest where several do."""
+    """The register model whose items take so many bytes, and its k: the largest if several do."""
     for name in (MAIN, _CONCAT):
         fitting = [k for k, taken in summary["bytes"].get(name, {}).items() if taken == size]
         if fitting:

@@ -15,7 +15,7 @@ from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.train.config import NESTED_DRAWS, OBJECTIVES, TrainConfig
 
 MAIN = "recommended"
-"""The recipe that is put to the proof, and whose options every other variant has where it does not say otherwise."""
+"""The recipe that is put to the proof, and whose options every other variant has unless it says otherwise."""
 
 BuildHead = Callable[[HeadConfig, int], TokenHead]
 

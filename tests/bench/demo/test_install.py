@@ -1,4 +1,4 @@
-"""What `make demo` installs, as the Makefile and the extras say it: what the demo imports, and no tools of `dev`."""
+"""Packages that `make demo` installs, by the Makefile and the extras: what the demo imports, and no tools of `dev`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMANDS = (
     "fluxtalk.runtime.index.build",
     "fluxtalk.runtime.index.search",
 )
-"""What the demo starts as commands, behind their lazy imports."""
+"""Modules behind the commands that the demo starts, past their lazy imports."""
 OPTIONAL = {"braceexpand", "openvino", "pyarrow", "webdataset"}
 """Imported inside functions that the demo does not call: other data, another backend."""
 NAMES = {"PIL": "pillow"}
@@ -30,7 +30,7 @@ NAMES = {"PIL": "pillow"}
 
 
 def distributions(*extras: str) -> set[str]:
-    """Everything that a `pip install` of these extras names, itself included."""
+    """Packages that a `pip install` of these extras names, dependencies of the project included."""
     found: set[str] = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
     for extra in extras:
         for requirement in map(Requirement, PROJECT["optional-dependencies"][extra]):

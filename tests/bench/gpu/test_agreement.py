@@ -1,4 +1,4 @@
-"""What `bench.gpu.cli` calls a failure of a resumed run and of a process group."""
+"""Failures that `bench.gpu` reports of a resumed run and of a process group."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_process_group(report: Report, found: dict[str, Any], device: str, exp
 
 
 def test_the_script_asks_the_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What training found is replaced; the rest of the script is as it is."""
+    """Replace what training found; the rest of the script is as it is."""
     monkeypatch.setattr(gpu, "_train", lambda report, training: {"steps": 16})
     monkeypatch.setattr(gpu, "_export", lambda report, training, folder: None)
     resumed, group = dict(RESUMED), GROUP | {"backend": "gloo"}

@@ -1,4 +1,4 @@
-"""Which tests `bench.gpu.cli` runs, and what it makes of their end."""
+"""Tests that `bench.gpu` runs, and its reports of how they ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `make gpu` installs, as the Makefile and the extras say it: one ONNX Runtime, with CUDA, and all flavors."""
+"""Packages that `make gpu` installs, by the Makefile and the extras: one ONNX Runtime, with CUDA, and all flavors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def recipe(target: str) -> str:
 
 
 def installed() -> list[Requirement]:
-    """What is named to pip for .venv-gpu, the project's extras taken apart."""
+    """Requirements named to pip for .venv-gpu, the project's extras taken apart."""
     words = [
         word
         for line in recipe("$(GPU_STAMP)").splitlines()

@@ -1,4 +1,4 @@
-"""What counts as a hop: a distinct function of the package, on whichever thread."""
+"""A hop is a distinct function of the package, on whichever thread."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def quick(output: Path, cache_dir: Path, *more: str) -> Any:
 
 @pytest.fixture(scope="module")
 def results(cache_dir: Path, glyph_data: PairDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `--quick --draw` leaves: results and picture in one folder."""
+    """Results and picture of `--quick --draw`, in one folder."""
     folder = tmp_path_factory.mktemp("quality")
     done = quick(folder / "glyphs.json", cache_dir, "--draw", "--picture", str(folder / "glyphs.png"))
     assert done.exit_code == 0, done.output
