@@ -2,7 +2,7 @@
 #
 #   PYTHON=python3.12           the interpreter that makes .venv and .venv-gpu (3.11 or newer)
 #   TORCH_INDEX=URL             where pip takes torch from, for CPU-only machines:
-#                               make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#                               make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #   STAGE1=train                `make demo` trains its own encoders instead of taking the committed ones
 #   DEMO=DIR                    where the demo writes (runs/demo)
 
@@ -27,7 +27,7 @@ help: ## Say what can be made
 install: $(STAMP) ## Make .venv with everything that the demo, the tests and the linters need
 
 $(DEMO_STAMP): pyproject.toml constraints.txt
-	@echo "installing into .venv (torch is the largest part; CPU only: make install TORCH_INDEX=https://download.pytorch.org/whl/cpu)"
+	@echo "installing into .venv (torch is the largest part; CPU only: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: FluxTalk needs Python 3.11 or newer; $(PYTHON) is older: make install PYTHON=python3.12"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25"
@@ -36,7 +36,7 @@ $(DEMO_STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 $(STAMP): $(DEMO_STAMP)
-	@echo "adding the tests' and the linters' packages to .venv (2 GB; not needed by make demo)"
+	@echo "adding the tests' and the linters' packages to .venv (1.6 GB that make demo does not need)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@# The bindings of TensorRT, without its libraries: tests check our use of them. Two versions, so beside the environment.
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/tensorrt-bindings/10.16 tensorrt_cu12_bindings==10.16.1.11
