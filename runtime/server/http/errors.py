@@ -80,7 +80,7 @@ def error_response(error: ApiError, path: str) -> Response:
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Make a JSON answer; arrays of numpy are written as lists."""
-    # Not msgspec: it knows no numpy, and float32 by way of Python's floats takes twice the bytes.
+    # Not msgspec, which knows no numpy: float32 by way of Python's floats takes 1.8 times the bytes, 3 times as long.
     return Response(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY), status, headers, "application/json")
 
 
