@@ -89,7 +89,7 @@ class GraphWriter:
                 )
                 return score(self._held_out, sessions, self._tokens)
             except DataError as error:
-                self._not_measured = str(error)
+                self._not_measured = str(error).rstrip(".")
                 return None
 
     def write(self, name: str, reference: Scores | None) -> PrecisionEntry:
@@ -125,7 +125,7 @@ class GraphWriter:
             return PrecisionEntry(tolerance, method, serving)
         raise QualityError(
             f"The quality gate does not hold for {' | '.join(refused)}. Leave out --precision {name}, name other "
-            "--eval_data, or accept the loss with --allow-quality-loss."
+            "--eval-data, or accept the loss with --allow-quality-loss."
         )
 
     @contextmanager
