@@ -1,4 +1,4 @@
-"""A bundle on Ray Serve: replicas on one machine or many, called over HTTP or by handle.
+"""Bundles on Ray Serve: replicas on one machine or many, called over HTTP or by handle.
 
 ::
 
@@ -46,14 +46,14 @@ except ImportError:
 # Ray sends a replica 5 requests at a time unless told otherwise, of which no batch can be made.
 _REQUESTS_AT_A_TIME = 512
 _GRACE_S = 35.0
-"""To finish what was accepted: the longest that a request may take, and a little."""
+"""Seconds to finish what was accepted: the longest that a request may take, and a little."""
 
 
 class Replica:
-    """A loaded bundle, as `BundleReplica` deploys it.
+    """Loaded bundle, as `BundleReplica` deploys it.
 
     Args:
-        settings: of the server. Without ``threads``, an operator takes the CPUs that Ray gave to the replica.
+        settings: settings of the server. Without ``threads``, an operator takes the CPUs that Ray gave to the replica.
 
     Raises:
         FluxTalkError: the bundle cannot be loaded or does not pass its verification; Ray reports the deployment as
@@ -72,7 +72,7 @@ class Replica:
         self._service = Service(settings, lambda: None, self._opened)
 
     def __serve_build_asgi_app__(self) -> Any:
-        """The application of `fluxtalk serve`, which is not up before its engine is warm. Called by Ray."""
+        """Make the application of `fluxtalk serve`, which is not up before its bundle is warm. Called by Ray."""
         app = build_app(self._service)
         started = app.router.lifespan_context
 
@@ -91,7 +91,7 @@ class Replica:
     async def embed(
         self, modality: str, items: Sequence[Any], k: int | None = None, output: str = "pooled"
     ) -> NDArray[np.float32]:
-        """The vectors of raw items, for `DeploymentHandle`.
+        """Embed raw items, for `DeploymentHandle`.
 
         Args:
             modality: one of the bundle's.
@@ -119,7 +119,7 @@ class Replica:
             raise _library_error(error) from None
 
     def check_health(self) -> None:
-        """Called by Ray, which replaces a replica whose engine stopped.
+        """Report to Ray, which replaces a replica whose sessions stopped.
 
         Raises:
             BackendError: it did.

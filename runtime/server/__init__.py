@@ -1,6 +1,7 @@
 """The HTTP server over one bundle. Torch-free.
 
-A request's way: `protocol` (headers, in time) -> `guard` (key, metrics, errors) -> `endpoint` (body, in time and size)
--> `dialects` (JSON to a typed request) -> `engine` (admission) -> `preparation` (decoding, in its own threads)
--> `batcher` (one thread per modality) -> `openai_embeddings` (the answer).
+A request's way: `http.protocol` (headers, in time) -> `http.middleware` (metrics, failures, host, key) -> `api.routes`
+-> `answering` (body, in time and size) -> `http.json_body` (JSON to a struct) -> `api.openai_embeddings` (a typed request)
+-> `execution.dispatcher` (admission) -> `execution.decode_pool` (decoding, in threads of its own)
+-> `execution.batcher` (one thread per modality) -> `api.answers`.
 """

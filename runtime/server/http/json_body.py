@@ -56,7 +56,7 @@ def convert(body: dict[str, Any], to: type[B], *, strict: bool = True, at: str =
 
     Args:
         strict: False takes ``"2"`` for an integer, as forms and queries write it.
-        at: where this object is in the body, for errors.
+        at: path of this object in the body, for errors.
 
     Raises:
         ApiError: 400, with the field at fault.

@@ -38,19 +38,7 @@ BYTES = "BYTES"
 MOST_TENSORS = 16
 _MOST_ELEMENTS = 1 << 28
 Datatype = Literal[
-    "BOOL",
-    "UINT8",
-    "INT8",
-    "UINT16",
-    "INT16",
-    "UINT32",
-    "INT32",
-    "UINT64",
-    "INT64",
-    "FP16",
-    "FP32",
-    "FP64",
-    "BYTES",
+    "BOOL", "UINT8", "INT8", "UINT16", "INT16", "UINT32", "INT32", "UINT64", "INT64", "FP16", "FP32", "FP64", "BYTES"
 ]
 Shape = Annotated[list[Annotated[int, Meta(ge=0, le=_MOST_ELEMENTS)]], Meta(min_length=1, max_length=8)]
 

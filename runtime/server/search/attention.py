@@ -60,7 +60,7 @@ def attention_route(service: Service) -> ApiRoute:
 
     def operation(model: ServedModel) -> Operation:
         body, schemas = item_body(AttentionOptions, _images(model))
-        summary = "Where each register looks in an image."
+        summary = "The places of an image at which each register looks."
         return Operation(summary, AttentionAnswer, OF_BODY, body, (TIMEOUT,), schemas=schemas)
 
     return ApiRoute("/v1/attention", attention, operation, "POST")

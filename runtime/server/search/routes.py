@@ -91,7 +91,7 @@ class IndexList(TypedDict):
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """Query, and where and how to look for it."""
+    """Query, with the index and the way to search it."""
 
     item: Item
     index: ServedIndex
