@@ -110,7 +110,7 @@ def test_wrong_golden_vectors_break_parity(bundle: Path) -> None:
 
 
 def test_foreign_folders_are_refused(tmp_path: Path) -> None:
-    one_sentence(run("verify", tmp_path), 1, "no bundle")
+    one_sentence(run("verify", tmp_path), 1, "not a bundle")
     one_sentence(run("onnx", tmp_path, "-o", tmp_path / "b"), 1, "not a training run")
     assert not (tmp_path / "b").exists()
 
