@@ -83,7 +83,7 @@ def onnx(
     # Imported here so that `--help` and `verify` do not wait for torch.
     from fluxtalk.datasets import default_cache_dir, load_dataset
     from fluxtalk.export.write_bundle import write_bundle
-    from fluxtalk.model.checkpoints.run import open_run, trust_code_of_run
+    from fluxtalk.model.checkpoints.trained_run import open_run, trust_code_of_run
 
     options = ExportOptions(
         precisions=precisions,

@@ -23,7 +23,7 @@ from fluxtalk.errors import BundleError
 from fluxtalk.export.graph.trace import TracedModality, trace
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_graphs import GraphWriter, check_longest, graph_name
-from fluxtalk.model.checkpoints.run import TrainedRun
+from fluxtalk.model.checkpoints.trained_run import TrainedRun
 from fluxtalk.tokens import ATTENTION, OUTPUT_KINDS, TokenLayout, check_token_count
 
 GOLDEN = "golden.safetensors"

@@ -23,7 +23,7 @@ from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.precision.convert import convert, methods_of, runs_on_cpu, tolerance_of
 from fluxtalk.export.precision.half import emulate_half
 from fluxtalk.export.precision.quality import HeldOut, Scores, compare_quality, held_out_items, score
-from fluxtalk.model.checkpoints.run import TrainedRun
+from fluxtalk.model.checkpoints.trained_run import TrainedRun
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.verify import ParityReport, replay, replay_longest

@@ -14,6 +14,8 @@ SCHEDULES = ("linear", "uniform", "pow2", "geometric")
 BLOCK_WEIGHTS = ("shared", "per_modality")
 OUTPUT_PROJECTIONS = ("shared", "per_register")
 AGGREGATIONS = ("mean", "concat", "maxsim")
+CONTRASTIVE_LOSSES = ("infonce", "sigmoid")
+COMPLEMENTARY_OBJECTIVES = ("none", "reconstruction", "contrast")
 _MODALITY = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 

@@ -19,9 +19,9 @@ from fluxtalk.datasets import PairDataset, glyphs, load_dataset
 from fluxtalk.export.graph import trace
 from fluxtalk.export.graph.to_onnx import export_onnx
 from fluxtalk.export.write_bundle import write_bundle
-from fluxtalk.model.checkpoints.run import TrainedRun, open_run
 from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1, save_stage1
-from fluxtalk.model.embedder import Embedder
+from fluxtalk.model.checkpoints.trained_run import TrainedRun, open_run
+from fluxtalk.model.eager_embedder import EagerEmbedder
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.run import fit
@@ -43,7 +43,7 @@ def _trace_once() -> Iterator[None]:
     graphs: dict[str, onnx.ModelProto] = {}
 
     def export_once(
-        embedder: Embedder, preprocess: Preprocessor, sample: Arrays, opset: int, attention: bool
+        embedder: EagerEmbedder, preprocess: Preprocessor, sample: Arrays, opset: int, attention: bool
     ) -> onnx.ModelProto:
         key = hashlib.sha256(repr((embedder, embedder.head.config, embedder.modality, opset, attention)).encode())
         key.update(repr([(name, array.shape, array.dtype) for name, array in sample.items()]).encode())

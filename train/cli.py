@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from fluxtalk.console import Function, GroupedCommand, allow_code_option, debug_option, option, sentence_errors
 from fluxtalk.train.config import CHOICES, TrainConfig
-from fluxtalk.train.config_file import merged, read_options
+from fluxtalk.train.config_file import merge_options, read_options
 
 _GROUPS: dict[str, dict[str, str]] = {
     "Data": {
@@ -140,7 +140,7 @@ def main(context: click.Context, /, config_file: Path | None, resume: bool, allo
     from fluxtalk.train.run import fit
 
     typed = {n: v for n, v in options.items() if context.get_parameter_source(n) != ParameterSource.DEFAULT}
-    config = merged(read_options(config_file) if config_file is not None else {}, typed)
+    config = merge_options(read_options(config_file) if config_file is not None else {}, typed)
     if allow_code:
         trust_code(Path(config.stage1_checkpoint))
     sys.exit(fit(config, resume).exit_code)

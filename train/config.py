@@ -7,13 +7,20 @@ from dataclasses import dataclass
 from typing import Any, Self, get_type_hints
 
 from fluxtalk.artifacts.files import Identity
-from fluxtalk.config import AGGREGATIONS, BLOCK_WEIGHTS, OUTPUT_PROJECTIONS, SCHEDULES, StrictConfig, require
+from fluxtalk.config import (
+    AGGREGATIONS,
+    BLOCK_WEIGHTS,
+    COMPLEMENTARY_OBJECTIVES,
+    CONTRASTIVE_LOSSES,
+    OUTPUT_PROJECTIONS,
+    SCHEDULES,
+    StrictConfig,
+    require,
+)
 from fluxtalk.train.option_types import plain, spelled
 
 ENCODE = ("cache", "online")
-PRECISIONS = ("fp32", "bf16", "fp16")
-CONTRASTIVE = ("infonce", "sigmoid")
-OBJECTIVES = ("none", "reconstruction", "contrast")
+TRAINING_PRECISIONS = ("fp32", "bf16", "fp16")
 NESTED_DRAWS = ("independent", "batch", "all")
 FEATURE_DTYPES = ("fp16", "int8")
 DEVICES = ("auto", "cpu", "cuda")
@@ -32,9 +39,9 @@ dropouts that some thousand pairs need (docs/quality.md)."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "encode": ENCODE,
-    "precision": PRECISIONS,
-    "contrastive": CONTRASTIVE,
-    "complementary_objective": OBJECTIVES,
+    "precision": TRAINING_PRECISIONS,
+    "contrastive": CONTRASTIVE_LOSSES,
+    "complementary_objective": COMPLEMENTARY_OBJECTIVES,
     "nested_draw": NESTED_DRAWS,
     "feature_dtype": FEATURE_DTYPES,
     "recipe": tuple(RECIPES),

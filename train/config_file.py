@@ -39,7 +39,7 @@ def read_options(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} cannot be used: {error}") from None
 
 
-def merged(file: Mapping[str, Any], typed: Mapping[str, Any]) -> TrainConfig:
+def merge_options(file: Mapping[str, Any], typed: Mapping[str, Any]) -> TrainConfig:
     """Build a configuration from a file and the options typed beside it.
 
     Later ones win: defaults, the file's recipe, the file, a typed recipe, typed options. A typed recipe replaces what

@@ -178,10 +178,10 @@ class Trainer:
             if validated:
                 self._validate(epoch, terms, outputs)
             elif every and self.state.step % every == 0:
-                self._keep(outputs, self.is_sound())
+                self._keep(outputs, self.is_finite())
             if self._stop_requested():
                 if not validated:
-                    self._keep(outputs, self.is_sound())
+                    self._keep(outputs, self.is_finite())
                 name = signal.Signals(self.stop.number or signal.SIGTERM).name
                 outputs.log.line(f"stopped by {name} after step {self.state.step}; continue with --resume")
                 return False
@@ -198,7 +198,7 @@ class Trainer:
         for step in range(self.state.step, self.steps):
             yield from self._passes(step)
 
-    def is_sound(self) -> bool:
+    def is_finite(self) -> bool:
         """Return whether loss and gradient of the present head are finite, on the batch of the next step, or the last.
 
         A step's own loss and gradient are of the head before its update. All processes must call this.
@@ -226,7 +226,7 @@ class Trainer:
         outputs.bar.set_postfix(loss=values["total"], refresh=False)
 
     def _validate(self, epoch: int, terms: LossTerms, outputs: _Outputs) -> None:
-        sound = self.is_sound()
+        sound = self.is_finite()
         if self.group.rank != 0:
             return
         head = self.evaluated_head()

@@ -7,8 +7,8 @@ from pathlib import Path
 from fluxtalk.artifacts.run import read_description
 from fluxtalk.errors import CheckpointError, UsageError
 from fluxtalk.model.checkpoints.head import HeadCheckpoint
-from fluxtalk.model.checkpoints.run import load_best_head
 from fluxtalk.model.checkpoints.stage1 import Stage1
+from fluxtalk.model.checkpoints.trained_run import load_best_head
 from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.train.option_types import spelled
 
@@ -24,7 +24,7 @@ _SHAPE = (
 )
 
 
-def old_head(run: Path) -> HeadCheckpoint:
+def read_initial_head(run: Path) -> HeadCheckpoint:
     """Read the best head of a run.
 
     Raises:
@@ -34,7 +34,7 @@ def old_head(run: Path) -> HeadCheckpoint:
     return load_best_head(read_description(run).folder)
 
 
-def begin_with(head: TokenHead, stage1: Stage1, run: Path, freeze: bool) -> tuple[str, ...]:
+def initialize_from(head: TokenHead, stage1: Stage1, run: Path, freeze: bool) -> tuple[str, ...]:
     """Load the best head of a run into a new head, which may have further modalities.
 
     With ``freeze``, only parameters that the new modalities use alone are trained. Every embedding of the old
@@ -50,13 +50,13 @@ def begin_with(head: TokenHead, stage1: Stage1, run: Path, freeze: bool) -> tupl
         CheckpointError: the run has no head, or an old modality has another encoder now.
         UsageError: the head has another shape or reads other features, or nothing would be left to train.
     """
-    described = read_description(run)
-    old = load_best_head(described.folder)
+    before = read_description(run)
+    old = load_best_head(before.folder)
     differing = [name for name in _SHAPE if getattr(old.config, name) != getattr(head.config, name)]
     if differing:
         listed = ", ".join(f"{spelled(n)} {getattr(old.config, n)}" for n in differing)
         raise UsageError(f"--init-from {run} holds a head of another shape; give its {listed}.")
-    for modality, expected in described.info.encoder_hashes.items():
+    for modality, expected in before.info.encoder_hashes.items():
         part = stage1.modalities.get(modality)
         if part is None or part.content_hash() != expected:
             raise CheckpointError(

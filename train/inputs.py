@@ -12,8 +12,8 @@ from fluxtalk.artifacts.run import RunDescription, read_description
 from fluxtalk.config import HeadConfig
 from fluxtalk.datasets import PairDataset, default_cache_dir
 from fluxtalk.errors import CheckpointError
-from fluxtalk.model.checkpoints.run import find_data, find_stage1
 from fluxtalk.model.checkpoints.stage1 import Stage1
+from fluxtalk.model.checkpoints.trained_run import find_data, find_stage1
 from fluxtalk.model.head.reduction import FeatureReduction
 from fluxtalk.model.process_group import ProcessGroup
 from fluxtalk.train.config import TrainConfig

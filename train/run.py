@@ -22,7 +22,7 @@ from fluxtalk.model.process_group import ProcessGroup
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import join_process_group
 from fluxtalk.train.engine import Trainer
-from fluxtalk.train.init_from import begin_with, old_head
+from fluxtalk.train.init_from import initialize_from, read_initial_head
 from fluxtalk.train.inputs import Inputs, build_sampler, read_inputs
 from fluxtalk.train.loop.train_state import Callback
 from fluxtalk.train.records.log import RunLog
@@ -63,7 +63,7 @@ def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback]
         main = group.rank == 0
         if resume and main:
             held.enter_context(lock_run_folder(folder))
-        begun = old_head(Path(config.init_from)) if config.init_from is not None else None
+        begun = read_initial_head(Path(config.init_from)) if config.init_from is not None else None
         inputs = read_inputs(config, group, device, begun.reductions if begun is not None else None)
         if resume:
             _require_same_run(folder, config, inputs, group)
@@ -134,7 +134,7 @@ def build_trainer(
     torch.manual_seed(config.seed)
     head = RegisterTokenModule.from_config(inputs.head_config(config), config.seed)
     if config.init_from is not None:
-        begin_with(head, inputs.stage1, Path(config.init_from), config.freeze_registers)
+        initialize_from(head, inputs.stage1, Path(config.init_from), config.freeze_registers)
     head.to(inputs.device)
     return Trainer(
         config,

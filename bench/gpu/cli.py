@@ -196,7 +196,7 @@ def _export(report: Report, training: Any, folder: Path) -> Any:
     from fluxtalk.datasets import default_cache_dir, load_dataset
     from fluxtalk.export.options import ExportOptions
     from fluxtalk.export.write_bundle import write_bundle
-    from fluxtalk.model.checkpoints.run import open_run
+    from fluxtalk.model.checkpoints.trained_run import open_run
 
     _need_type_faces()
     run = open_run(training.folder(training.config).root)

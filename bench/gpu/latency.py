@@ -20,7 +20,7 @@ from bench.gpu.report import Report
 from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.errors import BackendError
-from fluxtalk.model.embedder import Embedder
+from fluxtalk.model.eager_embedder import EagerEmbedder
 from fluxtalk.model.encoders import to_tensors
 from fluxtalk.runtime.backends.choose import choose
 from fluxtalk.runtime.backends.open_sessions import open_session
@@ -143,7 +143,7 @@ def _run_compiled(module: Any, device: str, dtype: torch.dtype | None, arrays: A
     return call
 
 
-def _run_recorded(module: Embedder, dtype: torch.dtype | None, arrays: Arrays, k: int) -> Call:
+def _run_recorded(module: EagerEmbedder, dtype: torch.dtype | None, arrays: Arrays, k: int) -> Call:
     """One CUDA graph of PyTorch for a batch's shape."""
     inputs = to_tensors(arrays, "cuda")
     token_index = torch.arange(k, device="cuda")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bench.latency.vit import vit_small
 from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import Bundle
-from fluxtalk.model.embedder import Embedder
+from fluxtalk.model.eager_embedder import EagerEmbedder
 from fluxtalk.model.encoders import FrozenEncoder
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
@@ -28,7 +28,7 @@ class Subject:
 
     name: str
     bundle: Bundle
-    eager: Mapping[str, Embedder] = field(default_factory=dict)
+    eager: Mapping[str, EagerEmbedder] = field(default_factory=dict)
     """Modality to its eager module, on the CPU in float32."""
     lengths: tuple[int, ...] = (1, 2, 7, 16)
     """Text lengths that parity is tried with; those beyond the longest are left out."""
@@ -111,7 +111,7 @@ def text_small() -> TextTransformer:
         return TextTransformer()
 
 
-def large_embedders() -> dict[str, tuple[Embedder, Preprocessor]]:
+def large_embedders() -> dict[str, tuple[EagerEmbedder, Preprocessor]]:
     """ViT-S/16 and the text encoder under one head of width 512 with 8 heads and 4 tokens."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -128,7 +128,7 @@ def large_embedders() -> dict[str, tuple[Embedder, Preprocessor]]:
         head = RegisterTokenModule({"image": 384, "text": 384}, dim=512, heads=8)
     encoders = {"image": vit_small(), "text": text_small()}
     return {
-        name: (Embedder(FrozenEncoder(encoders[name], part, 384), head, name), part)
+        name: (EagerEmbedder(FrozenEncoder(encoders[name], part, 384), head, name), part)
         for name, part in preprocess.items()
     }
 

@@ -35,7 +35,7 @@ from fluxtalk.artifacts.files import git_revision, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
 from fluxtalk.export.precision.convert import convert
-from fluxtalk.model.embedder import Embedder
+from fluxtalk.model.eager_embedder import EagerEmbedder
 from fluxtalk.model.encoders import FrozenEncoder, SmallImageEncoder, SmallTextEncoder
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import ImagePreprocessor, Preprocessor, TextPreprocessor
@@ -124,7 +124,7 @@ def main(threads: int, seconds: float, output: Path) -> None:
 def opened(subject: Subject, folder: Path, threads: int) -> Iterator[dict[str, Session]]:
     """Every backend's session in every precision that it runs, by ``BACKEND PRECISION``."""
     head = RegisterTokenModule({"m": subject.feature_dim}, dim=subject.head_dim, num_register_tokens=TOKENS)
-    embedder = Embedder(FrozenEncoder(subject.encoder, subject.preprocess, subject.feature_dim), head, "m")
+    embedder = EagerEmbedder(FrozenEncoder(subject.encoder, subject.preprocess, subject.feature_dim), head, "m")
     calibration = [subject.batch(4, length, seed) for seed in range(4) for length in subject.lengths]
     # What `nn.TransformerEncoder` does in one call without gradients cannot be exported.
     torch.backends.mha.set_fastpath_enabled(False)

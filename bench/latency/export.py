@@ -27,7 +27,7 @@ from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.datasets import default_cache_dir, load_dataset
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_bundle import QUALITY, write_bundle
-from fluxtalk.model.checkpoints.run import open_run
+from fluxtalk.model.checkpoints.trained_run import open_run
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.verify import verify_bundle
 

@@ -31,7 +31,7 @@ from fluxtalk.console import debug_option, sentence_errors
 from fluxtalk.export.graph.graph_tools import fold_constants
 from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
 from fluxtalk.export.options import DEFAULT_OPSET
-from fluxtalk.model.embedder import Embedder
+from fluxtalk.model.eager_embedder import EagerEmbedder
 from fluxtalk.model.encoders import FrozenEncoder, GivenFeatures
 from fluxtalk.model.head.registers import RegisterBlock, RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor, ImagePreprocessor
@@ -81,7 +81,7 @@ def exported_head(form: str) -> onnx.ModelProto:
     preprocess = FeaturesPreprocessor(_FEATURES)
     sample: Arrays = {"features": np.zeros((2, 3, _FEATURES), np.float32), "mask": np.ones((2, 3), bool)}
     encoder = FrozenEncoder(GivenFeatures(), preprocess, _FEATURES)
-    return cut(export_onnx(Embedder(encoder, head, "features"), preprocess, sample), [FEATURES], OUTPUTS)
+    return cut(export_onnx(EagerEmbedder(encoder, head, "features"), preprocess, sample), [FEATURES], OUTPUTS)
 
 
 def exported_encoder(batch: int) -> onnx.ModelProto:

@@ -10,7 +10,7 @@ import torch
 from fluxtalk.artifacts.bundle import OUTPUTS, Bundle, Manifest, ModalityEntry, PrecisionEntry
 from fluxtalk.export.graph.to_onnx import export_onnx, graph_files, input_specs
 from fluxtalk.export.options import DEFAULT_OPSET
-from fluxtalk.model.embedder import Embedder as EagerEmbedder
+from fluxtalk.model.eager_embedder import EagerEmbedder
 from fluxtalk.model.encoders import FrozenEncoder, GivenFeatures
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor

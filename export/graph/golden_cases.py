@@ -9,7 +9,7 @@ from fluxtalk.arrays import Array, Arrays
 from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.artifacts.golden import GoldenCase
 from fluxtalk.errors import UsageError, reason
-from fluxtalk.model.embedder import Embedder
+from fluxtalk.model.eager_embedder import EagerEmbedder
 from fluxtalk.model.encoders import to_tensors
 from fluxtalk.tokens import ATTENTION
 
@@ -36,7 +36,7 @@ def with_hard_rows(batch: Arrays) -> dict[str, Array]:
     return {name: np.concatenate([part[name] for part in (batch, start, end, empty)]) for name in batch}
 
 
-def eager_outputs(embedder: Embedder, inputs: Arrays, attention: bool) -> dict[str, Array]:
+def eager_outputs(embedder: EagerEmbedder, inputs: Arrays, attention: bool) -> dict[str, Array]:
     """Embed a batch with eager PyTorch at k = N.
 
     Returns:
@@ -56,7 +56,7 @@ def eager_outputs(embedder: Embedder, inputs: Arrays, attention: bool) -> dict[s
     }
 
 
-def longest_case(embedder: Embedder, max_length: int | None, inputs: Arrays, attention: bool) -> GoldenCase | None:
+def longest_case(embedder: EagerEmbedder, max_length: int | None, inputs: Arrays, attention: bool) -> GoldenCase | None:
     """Make one row of the longest input that preprocessing gives, and embed it with eager PyTorch.
 
     Args:

@@ -24,7 +24,7 @@ from fluxtalk.artifacts.files import write_atomically
 from fluxtalk.errors import UsageError, reason
 from fluxtalk.export.graph.graph_tools import fold_constants
 from fluxtalk.export.options import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET
-from fluxtalk.model.embedder import Embedder
+from fluxtalk.model.eager_embedder import EagerEmbedder
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.tokens import ATTENTION
 
@@ -35,7 +35,7 @@ EXTERNAL_DATA = 1_500_000_000
 class _NamedFeatures(nn.Module):
     """The embedder with the value between encoder and head as one more output, which gives it a name in the graph."""
 
-    def __init__(self, embedder: Embedder, attention: bool) -> None:
+    def __init__(self, embedder: EagerEmbedder, attention: bool) -> None:
         super().__init__()
         self.embedder = embedder
         self.attention = attention
@@ -50,7 +50,7 @@ class _NamedFeatures(nn.Module):
 
 
 def export_onnx(
-    embedder: Embedder,
+    embedder: EagerEmbedder,
     preprocess: Preprocessor,
     sample: Arrays,
     opset: int = DEFAULT_OPSET,
@@ -131,7 +131,7 @@ def graph_files(model: onnx.ModelProto, folder: Path, name: str, limit: int = EX
 
 
 def _arguments(
-    embedder: Embedder, preprocess: Preprocessor, sample: Arrays
+    embedder: EagerEmbedder, preprocess: Preprocessor, sample: Arrays
 ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
     """Example inputs and their dynamic dimensions; at least two rows, because the exporter fixes sizes 0 and 1."""
     batch, length = Dim("batch", min=1), Dim("length", min=1)

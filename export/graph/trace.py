@@ -17,7 +17,7 @@ from fluxtalk.errors import DataError
 from fluxtalk.export.graph.golden_cases import eager_outputs, longest_case, with_hard_rows
 from fluxtalk.export.graph.to_onnx import export_onnx, input_specs
 from fluxtalk.export.options import DEFAULT_OPSET
-from fluxtalk.model.checkpoints.run import TrainedRun
+from fluxtalk.model.checkpoints.trained_run import TrainedRun
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.verify import padding_room
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxtalk.model.checkpoints.run import TrainedRun, open_run
+from fluxtalk.model.checkpoints.trained_run import TrainedRun, open_run
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.run import fit
 

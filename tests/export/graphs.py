@@ -16,7 +16,7 @@ from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX
 from fluxtalk.export.graph.graph_tools import run_model
 from fluxtalk.export.graph.to_onnx import export_onnx
-from fluxtalk.model.embedder import Embedder
+from fluxtalk.model.eager_embedder import EagerEmbedder
 from fluxtalk.model.encoders import FrozenEncoder, GivenFeatures, SmallImageEncoder, SmallTextEncoder
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor, ImagePreprocessor, Preprocessor, TextPreprocessor
@@ -41,7 +41,7 @@ def graph(modality: str) -> onnx.ModelProto:
         "features": GivenFeatures(),
     }
     encoder = FrozenEncoder(encoders[modality], preprocess[modality], DIMS[modality])
-    return export_onnx(Embedder(encoder, head, modality), preprocess[modality], inputs(modality, 2))
+    return export_onnx(EagerEmbedder(encoder, head, modality), preprocess[modality], inputs(modality, 2))
 
 
 def inputs(modality: str, batch: int, length: int = 9, seed: int = 0, scale: float = 1.0) -> Arrays:

@@ -24,7 +24,7 @@ from fluxtalk.errors import ParityError, UsageError
 from fluxtalk.export.cli import main
 from fluxtalk.export.graph.to_onnx import export_onnx
 from fluxtalk.export.write_bundle import write_bundle
-from fluxtalk.model.embedder import Embedder
+from fluxtalk.model.eager_embedder import EagerEmbedder
 from fluxtalk.model.encoders import FrozenEncoder
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor
@@ -147,7 +147,7 @@ class AsksForTheRare(torch.nn.Module):
 def exported(module: torch.nn.Module) -> None:
     preprocess = FeaturesPreprocessor(6)
     encoder = FrozenEncoder(module, preprocess, 6)
-    embedder = Embedder(encoder, RegisterTokenModule({"sound": 6}, dim=16, heads=2), "sound")
+    embedder = EagerEmbedder(encoder, RegisterTokenModule({"sound": 6}, dim=16, heads=2), "sound")
     batch = preprocess.collate([np.ones((3, 6), np.float32), np.ones((2, 6), np.float32)])
     export_onnx(embedder, preprocess, batch)
 

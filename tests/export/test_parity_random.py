@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fluxtalk.arrays import Arrays
 from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
-from fluxtalk.model.embedder import Embedder
+from fluxtalk.model.eager_embedder import EagerEmbedder
 from fluxtalk.model.encoders import EncoderSpec, FrozenEncoder, build_encoder
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor
@@ -29,11 +29,11 @@ def sessions(made: Made) -> dict[str, OnnxRuntimeSession]:
 
 
 @pytest.fixture(scope="module")
-def embedders(made: Made) -> dict[str, Embedder]:
+def embedders(made: Made) -> dict[str, EagerEmbedder]:
     return {m: made.run.embedder(m) for m in ("image", "text")}
 
 
-def assert_parity(embedder: Embedder, session: OnnxRuntimeSession, batch: Arrays, k: int) -> None:
+def assert_parity(embedder: EagerEmbedder, session: OnnxRuntimeSession, batch: Arrays, k: int) -> None:
     tokens, embeddings = embedder.embed_arrays(batch, k)
     found = session.run(batch, k)
     assert np.isfinite(found["tokens"]).all()
@@ -45,7 +45,7 @@ def assert_parity(embedder: Embedder, session: OnnxRuntimeSession, batch: Arrays
 @given(data=st.data(), rows=st.integers(1, 6), length=st.integers(1, 24), k=st.integers(1, 4))
 def test_any_ids_and_mask(
     sessions: dict[str, OnnxRuntimeSession],
-    embedders: dict[str, Embedder],
+    embedders: dict[str, EagerEmbedder],
     data: st.DataObject,
     rows: int,
     length: int,
@@ -64,18 +64,18 @@ def test_any_ids_and_mask(
 @EXAMPLES
 @given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 9), low=st.integers(0, 255), k=st.integers(1, 4))
 def test_any_pixels(
-    sessions: dict[str, OnnxRuntimeSession], embedders: dict[str, Embedder], seed: int, rows: int, low: int, k: int
+    sessions: dict[str, OnnxRuntimeSession], embedders: dict[str, EagerEmbedder], seed: int, rows: int, low: int, k: int
 ) -> None:
     pixels = np.random.default_rng(seed).integers(low, 256, (rows, 32, 32, 1), dtype=np.uint8)
     assert_parity(embedders["image"], sessions["image"], {"pixels": pixels}, k)
 
 
 @pytest.fixture(scope="module")
-def given_features(tmp_path_factory: pytest.TempPathFactory) -> tuple[Embedder, OnnxRuntimeSession]:
+def given_features(tmp_path_factory: pytest.TempPathFactory) -> tuple[EagerEmbedder, OnnxRuntimeSession]:
     preprocess = FeaturesPreprocessor(12)
     spec = EncoderSpec("features:12", {}, 12)
     encoder = FrozenEncoder(build_encoder(spec.source, spec.options), preprocess, spec.dim)
-    embedder = Embedder(encoder, RegisterTokenModule({"sound": 12}, dim=32, heads=4), "sound")
+    embedder = EagerEmbedder(encoder, RegisterTokenModule({"sound": 12}, dim=32, heads=4), "sound")
     sample = preprocess.collate([np.ones((3, 12), np.float32), np.ones((2, 12), np.float32)])
     folder: Path = tmp_path_factory.mktemp("features")
     graph_files(export_onnx(embedder, preprocess, sample), folder, "sound.onnx")
@@ -92,7 +92,7 @@ def given_features(tmp_path_factory: pytest.TempPathFactory) -> tuple[Embedder, 
     k=st.integers(1, 4),
 )
 def test_any_features(
-    given_features: tuple[Embedder, OnnxRuntimeSession],
+    given_features: tuple[EagerEmbedder, OnnxRuntimeSession],
     seed: int,
     rows: int,
     length: int,

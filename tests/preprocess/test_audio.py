@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from fluxtalk.datasets import load_dataset
 from fluxtalk.errors import ArtifactError, BackendError, InputError, UsageError
 from fluxtalk.export.write_bundle import write_bundle
-from fluxtalk.model.checkpoints.run import open_run
 from fluxtalk.model.checkpoints.stage1 import load_stage1, save_stage1
+from fluxtalk.model.checkpoints.trained_run import open_run
 from fluxtalk.preprocess import AudioPreprocessor, from_parts
 from fluxtalk.runtime import load
 from fluxtalk.train.config import TrainConfig

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from fluxtalk.errors import UsageError
 from fluxtalk.train.cli import main
 from fluxtalk.train.config import RECIPES, TrainConfig
-from fluxtalk.train.config_file import merged, read_options
+from fluxtalk.train.config_file import merge_options, read_options
 
 REQUIRED: dict[str, Any] = {"stage1_checkpoint": "stage1.pth", "output_dir": "runs", "log_name": "run"}
 EVERY_TYPE = """
@@ -36,12 +36,12 @@ def written(path: Path, text: str) -> Path:
 
 
 def test_toml_json_and_a_run_say_the_same(tmp_path: Path) -> None:
-    config = merged(read_options(written(tmp_path / "a.toml", EVERY_TYPE)), {})
+    config = merge_options(read_options(written(tmp_path / "a.toml", EVERY_TYPE)), {})
     assert config == TrainConfig(**REQUIRED, epochs=7, learning_rate=1.0, self_attention=True, contrastive="sigmoid")
     run_json = {"format": "fluxtalk.run", "schema_version": 1, "options": config.to_dict(), "facts": {"steps": 3}}
     for content in (config.to_dict(), run_json):
         path = written(tmp_path / "b.json", json.dumps(content))
-        assert merged(read_options(path), {}) == config
+        assert merge_options(read_options(path), {}) == config
 
 
 @pytest.mark.parametrize(
@@ -87,19 +87,19 @@ def test_later_sources_win() -> None:
     """Defaults, the file's recipe, the file, a typed recipe, typed options."""
     recommended, name = RECIPES["recommended"], "complementary_correlation_weight"
     file = {**REQUIRED, "recipe": "recommended", "dropout": 0.25, "epochs": 3}
-    plain = merged(file, {})
+    plain = merge_options(file, {})
     assert (plain.recipe, plain.dropout, plain.epochs) == ("recommended", 0.25, 3)
     assert getattr(plain, name) == recommended[name]
-    typed = merged(file, {"dropout": 0.5, "epochs": 5})
+    typed = merge_options(file, {"dropout": 0.5, "epochs": 5})
     assert (typed.recipe, typed.dropout, typed.epochs) == ("recommended", 0.5, 5)
     whole = TrainConfig(**REQUIRED, dropout=0.25, epochs=3).to_dict()
-    over = merged(whole, {"recipe": "recommended", "token_dropout": 0.0})
+    over = merge_options(whole, {"recipe": "recommended", "token_dropout": 0.0})
     assert {option: getattr(over, option) for option in recommended} == {**recommended, "token_dropout": 0.0}
     assert (over.recipe, over.epochs) == ("recommended", 3)
-    back = merged(plain.to_dict(), {"recipe": "specified"})
+    back = merge_options(plain.to_dict(), {"recipe": "specified"})
     assert back == TrainConfig(**REQUIRED, epochs=3)
     with pytest.raises(UsageError, match="--recipe is one of specified, recommended; got 'other'"):
-        merged({**REQUIRED, "recipe": "other"}, {})
+        merge_options({**REQUIRED, "recipe": "other"}, {})
 
 
 def test_a_runs_own_record_continues_it_or_begins_another(train_config: TrainConfig, tmp_path: Path) -> None:

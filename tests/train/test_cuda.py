@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fluxtalk.datasets import PairDataset
-from fluxtalk.model.checkpoints.run import open_run
+from fluxtalk.model.checkpoints.trained_run import open_run
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.run import fit
 

@@ -16,8 +16,8 @@ from click.testing import CliRunner, Result
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import CheckpointError, DataError, UsageError
 from fluxtalk.export.cli import main as export_main
-from fluxtalk.model.checkpoints.run import TrainedRun, open_run
 from fluxtalk.model.checkpoints.stage1 import load_stage1, save_stage1
+from fluxtalk.model.checkpoints.trained_run import TrainedRun, open_run
 from fluxtalk.model.process_group import SingleProcess
 from fluxtalk.train.cli import main as train_main
 from fluxtalk.train.config import TrainConfig

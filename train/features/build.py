@@ -43,7 +43,7 @@ _PREPARED_TOGETHER = 32
 
 
 @contextmanager
-def building_turn(folder: Path, group: ProcessGroup, say: Say) -> Iterator[bool]:
+def build_lock(folder: Path, group: ProcessGroup, say: Say) -> Iterator[bool]:
     """Yield whether this run is to build the cache, held against other runs meanwhile.
 
     The first process decides for all of ``group``, which must share the folder.

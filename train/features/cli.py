@@ -9,7 +9,8 @@ import click
 from fluxtalk.console import allow_code_option, debug_option, option, sentence_errors
 from fluxtalk.datasets import SPLIT_NAMES, default_cache_dir
 from fluxtalk.errors import ArtifactError
-from fluxtalk.train.features.options import DTYPES, CacheOptions
+from fluxtalk.train.config import DEVICES, FEATURE_DTYPES
+from fluxtalk.train.features.options import CacheOptions
 
 _DEFAULTS = CacheOptions()
 _CACHE_HELP = "Folder for renderings and features.  [default: ~/.cache/fluxtalk]"
@@ -31,7 +32,7 @@ def main() -> None:
     "--feature_dtype",
     default=_DEFAULTS.dtype,
     show_default=True,
-    type=click.Choice(DTYPES),
+    type=click.Choice(FEATURE_DTYPES),
     help="Number format; int8 is half the size, with one scale per feature vector.",
 )
 @option(
@@ -52,7 +53,7 @@ def main() -> None:
     "--device",
     default="auto",
     show_default=True,
-    type=click.Choice(("auto", "cpu", "cuda")),
+    type=click.Choice(DEVICES),
     help="Device to encode on.",
 )
 @allow_code_option

@@ -15,7 +15,7 @@ from fluxtalk.datasets.data_paths import first_existing
 from fluxtalk.datasets.pairs import Items, PairDataset, Split
 from fluxtalk.errors import DataError, InputError, UsageError
 from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1
-from fluxtalk.model.encoders import Features, FrozenEncoder, described, to_tensors
+from fluxtalk.model.encoders import Features, FrozenEncoder, describe_error, to_tensors
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
 from fluxtalk.model.process_group import ProcessGroup
 from fluxtalk.preprocess import Preprocessor
@@ -89,7 +89,7 @@ class Encoding:
         except Exception as error:  # a user's code may raise anything
             raise DataError(
                 f"{self._culprit(prepared, rows)} cannot be encoded: the encoder {self.source} fails: "
-                f"{described(error)}; correct it or leave the item out; --debug shows where."
+                f"{describe_error(error)}; correct it or leave the item out; --debug shows where."
             ) from error
 
     def _culprit(self, prepared: Sequence[NDArray[Any]], rows: Sequence[int]) -> str:

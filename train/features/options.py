@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fluxtalk.config import StrictConfig, require
-
-DTYPES = ("fp16", "int8")
+from fluxtalk.train.config import FEATURE_DTYPES
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,9 @@ class CacheOptions(StrictConfig):
     """Compare every shard with its checksum when a cache is opened, at about 1 GB/s; sizes are always compared."""
 
     def __post_init__(self) -> None:
-        require(self.dtype in DTYPES, f"Cached features are stored as {' or '.join(DTYPES)}; got {self.dtype!r}.")
+        require(
+            self.dtype in FEATURE_DTYPES,
+            f"Cached features are stored as {' or '.join(FEATURE_DTYPES)}; got {self.dtype!r}.",
+        )
         require(self.pca >= 0, f"PCA keeps 1 component of the features or more (0: off); got {self.pca}.")
         require(self.pool >= 1, f"Pooling takes 1 feature vector or more at a time; got {self.pool}.")

@@ -17,7 +17,7 @@ from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.encoders import Features
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
 from fluxtalk.model.process_group import ProcessGroup, SingleProcess
-from fluxtalk.train.features.build import Say, build_cache, building_turn
+from fluxtalk.train.features.build import Say, build_cache, build_lock
 from fluxtalk.train.features.cached import CachedFeatures
 from fluxtalk.train.features.encoding import Encoding
 from fluxtalk.train.features.fit_reduction import fitted_reductions, reduced_dims
@@ -132,7 +132,7 @@ def cached_features(
     options, group = options or CacheOptions(), group or SingleProcess()
     key = cache_key(stage1, dataset, split, modality, options, reduction)
     folder = key.folder(cache_dir)
-    with building_turn(folder, group, say) as missing:
+    with build_lock(folder, group, say) as missing:
         if missing:
             encoding = Encoding.of(stage1, dataset.split(split), modality, device, reduction)
             if group.rank == 0:

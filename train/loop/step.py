@@ -32,7 +32,7 @@ Backward = Callable[[Tensor], None]
 
 
 @dataclass(frozen=True)
-class Read:
+class ForwardPass:
     """Output of one forward pass, for the loss."""
 
     outputs: RegisterOutputs
@@ -46,7 +46,7 @@ class Read:
 
 
 @dataclass(frozen=True)
-class Draws:
+class RandomDraws:
     """The random draws of one step, made for the global batch."""
 
     step: int
@@ -101,19 +101,19 @@ class TrainingStep(nn.Module):
         called: nn.Module = torch.compile(head, dynamic=True) if config.compile else head  # type: ignore[assignment]
         self._call: Callable[..., RegisterOutputs] = called.__call__
 
-    def draws(self, step: int) -> Draws:
+    def draws(self, step: int) -> RandomDraws:
         """Make the draws of a step: the same however many processes share the batch."""
         dropout = self.head.nested_dropout
         modalities = tuple(self.head.config.dims)
         if self.config.nested_draw == "independent":
-            return Draws(step, {m: dropout.sample(self.global_batch, step, m) for m in modalities}, ())
+            return RandomDraws(step, {m: dropout.sample(self.global_batch, step, m) for m in modalities}, ())
         if self.config.nested_draw == "batch":
             length = torch.full((self.global_batch,), dropout.sample_for_batch(step))
-            return Draws(step, dict.fromkeys(modalities, length), ())
+            return RandomDraws(step, dict.fromkeys(modalities, length), ())
         whole = torch.full((self.global_batch,), dropout.num_tokens)
-        return Draws(step, dict.fromkeys(modalities, whole), dropout.sample_several(step))
+        return RandomDraws(step, dict.fromkeys(modalities, whole), dropout.sample_several(step))
 
-    def gradients(self, draws: Draws, passes: int, next_batch: NextBatch, backward: Backward) -> LossTerms:
+    def gradients(self, draws: RandomDraws, passes: int, next_batch: NextBatch, backward: Backward) -> LossTerms:
         """Add the gradient of one step to the parameters, as this process sees it.
 
         Args:
@@ -137,12 +137,12 @@ class TrainingStep(nn.Module):
             torch.autograd.backward([t for t, _ in carried], [g for _, g in carried])
         return terms
 
-    def _loss(self, reads: Sequence[Read], draws: Draws) -> LossTerms:
+    def _loss(self, reads: Sequence[ForwardPass], draws: RandomDraws) -> LossTerms:
         read = reads[0] if len(reads) == 1 else _joined(reads)
         terms: LossTerms = self.loss(read.outputs, read.ids, read.inputs, draws.prefix_counts)
         return terms
 
-    def _read(self, batch: Batch, draws: Draws, index: int) -> Read:
+    def _read(self, batch: Batch, draws: RandomDraws, index: int) -> ForwardPass:
         # The seed of PyTorch's own dropout: a pass that runs a second time draws the same.
         torch.manual_seed(derive_seed(self.config.seed, "dropout", draws.step, self.group.rank, index))
         places = batch.places.cpu()
@@ -155,7 +155,7 @@ class TrainingStep(nn.Module):
                 second = self._view(batch, draws.step, lengths, 1)
                 targets = {m: _mean_feature(batch.features[m], batch.masks[m]) for m in batch.features}
                 inputs = ComplementaryInputs(batch.items, second.tokens, targets)
-        return Read(outputs, batch.ids, inputs)
+        return ForwardPass(outputs, batch.ids, inputs)
 
     def _view(self, batch: Batch, step: int, lengths: Mapping[str, Tensor], view: int) -> RegisterOutputs:
         rate = self.config.view_dropout if view else self.head.config.token_dropout
@@ -167,7 +167,7 @@ class TrainingStep(nn.Module):
         return self._call(batch.features, batch.masks, prefix_lengths=lengths, hidden=hidden, hide_rate=rate)
 
 
-def _detached(read: Read) -> Read:
+def _detached(read: ForwardPass) -> ForwardPass:
     """Copy the numbers into leaves that will receive a gradient."""
     outputs, inputs = read.outputs, read.inputs
     tokens = {m: t.detach().requires_grad_() for m, t in outputs.tokens.items()}
@@ -175,10 +175,10 @@ def _detached(read: Read) -> Read:
     if inputs is not None:
         second = {m: t.detach().requires_grad_() for m, t in inputs.second_view.items()}
         inputs = ComplementaryInputs(inputs.items, second, inputs.targets)
-    return Read(leaves, read.ids, inputs)
+    return ForwardPass(leaves, read.ids, inputs)
 
 
-def _joined(reads: Sequence[Read]) -> Read:
+def _joined(reads: Sequence[ForwardPass]) -> ForwardPass:
     """Concatenate the passes of a step."""
     outputs = [read.outputs for read in reads]
     inputs = [read.inputs for read in reads if read.inputs is not None]
@@ -195,7 +195,7 @@ def _joined(reads: Sequence[Read]) -> Read:
             _concatenated([i.second_view for i in inputs]),
             _concatenated([i.targets for i in inputs]),
         )
-    return Read(joined, torch.cat([read.ids for read in reads]), joined_inputs)
+    return ForwardPass(joined, torch.cat([read.ids for read in reads]), joined_inputs)
 
 
 def _concatenated(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -33,24 +33,24 @@ def main(run: Path, projection: str, stage1_checkpoint: Path | None, cache_dir: 
     """
     from fluxtalk.artifacts.files import write_json
     from fluxtalk.artifacts.run import RunFolder, read_description
-    from fluxtalk.model.checkpoints.run import trust_code_of_run
+    from fluxtalk.model.checkpoints.trained_run import trust_code_of_run
     from fluxtalk.train.distributed import join_process_group
     from fluxtalk.train.inputs import inputs_of_run
     from fluxtalk.train.results.baseline import train_baseline
     from fluxtalk.train.results.score import recall_lines
 
-    described = read_description(run)
+    description = read_description(run)
     if allow_code:
         trust_code_of_run(run, stage1_checkpoint)
     folder = RunFolder(run).baseline(projection)
     if folder.root.exists():
         raise UsageError(f"{folder.root} exists already; remove it to train this baseline again.")
-    with join_process_group(described.options["device"]) as (group, device):
+    with join_process_group(description.options["device"]) as (group, device):
         config, inputs = inputs_of_run(run, stage1_checkpoint, cache_dir, group, device)
         scores = train_baseline(config, inputs, folder, projection)
     output = RunFolder(run).baseline_results(projection)
     write_json(
-        output, {**described.identity.fields(), "baseline": f"mean-pool + {projection}", "split": "test", **scores}
+        output, {**description.identity.fields(), "baseline": f"mean-pool + {projection}", "split": "test", **scores}
     )
     for line in recall_lines(scores["recall"]):
         click.echo(line)

@@ -36,7 +36,7 @@ def main(output: Path | None, as_json: bool, allow_code: bool, **asked: Any) -> 
     """Score a checkpoint of RUN (OUTPUT_DIR/LOG_NAME of fluxtalk-train) by retrieval, for every number of tokens."""
     # Imported here, so that `--help` and bad options do not wait for torch.
     from fluxtalk.artifacts.files import write_json
-    from fluxtalk.model.checkpoints.run import trust_code_of_run
+    from fluxtalk.model.checkpoints.trained_run import trust_code_of_run
     from fluxtalk.train.results.evaluate import Evaluation, evaluate
     from fluxtalk.train.results.score import recall_lines
 

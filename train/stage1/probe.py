@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from fluxtalk.errors import InputError, UsageError
-from fluxtalk.model.encoders import FrozenEncoder, described, to_tensors
+from fluxtalk.model.encoders import FrozenEncoder, describe_error, to_tensors
 from fluxtalk.model.encoders.base import features_and_mask
 from fluxtalk.preprocess import (
     AudioPreprocessor,
@@ -59,7 +59,7 @@ def probe(name: str, source: str, encoder: torch.nn.Module, preprocess: Preproce
                 FrozenEncoder(encoder, preprocess, dim)(*batch)
         except Exception as error:  # a user's code may raise anything
             raise UsageError(
-                f"The encoder of {name} ({source}) fails on {trial.what}: {described(error)}; {trial.advice}."
+                f"The encoder of {name} ({source}) fails on {trial.what}: {describe_error(error)}; {trial.advice}."
             ) from error
     return dim
 

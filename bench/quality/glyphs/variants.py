@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.quality.heads import AttentionPoolHead, MatryoshkaHead, QueryFormerHead
-from fluxtalk.config import HeadConfig
+from fluxtalk.config import COMPLEMENTARY_OBJECTIVES, HeadConfig
 from fluxtalk.errors import UsageError
 from fluxtalk.model.head.baselines import MeanPoolHead
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.model.head.token_head import TokenHead
-from fluxtalk.train.config import NESTED_DRAWS, OBJECTIVES, TrainConfig
+from fluxtalk.train.config import NESTED_DRAWS, TrainConfig
 
 MAIN = "recommended"
 """The recipe that is put to the proof, and whose options every other variant has unless it says otherwise."""
@@ -20,7 +20,7 @@ MAIN = "recommended"
 BuildHead = Callable[[HeadConfig, int], TokenHead]
 
 _ABLATIONS: dict[str, tuple[Any, ...]] = {
-    "complementary_objective": OBJECTIVES,
+    "complementary_objective": COMPLEMENTARY_OBJECTIVES,
     "items_per_id": (1, 2),
     "nested_draw": NESTED_DRAWS,
     "aggregation": ("mean", "concat"),

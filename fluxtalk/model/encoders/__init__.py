@@ -10,7 +10,7 @@ from torch import nn
 
 from fluxtalk.errors import UsageError
 from fluxtalk.model.encoders.base import EncoderSpec, Features, FrozenEncoder, GivenFeatures, to_tensors
-from fluxtalk.model.encoders.failure import described
+from fluxtalk.model.encoders.failure import describe_error
 from fluxtalk.model.encoders.small_image import SmallImageEncoder
 from fluxtalk.model.encoders.small_text import SmallTextEncoder
 
@@ -22,7 +22,7 @@ __all__ = [
     "SmallImageEncoder",
     "SmallTextEncoder",
     "build_encoder",
-    "described",
+    "describe_error",
     "to_tensors",
 ]
 
@@ -60,7 +60,7 @@ def _from_factory(source: str, module: str, name: str, options: Mapping[str, Any
         factory = getattr(importlib.import_module(module), name)
     except Exception as error:
         raise UsageError(
-            f"The encoder {source} cannot be imported ({described(error)}); "
+            f"The encoder {source} cannot be imported ({describe_error(error)}); "
             "install its package or add its folder to PYTHONPATH."
         ) from error
     try:
@@ -70,7 +70,7 @@ def _from_factory(source: str, module: str, name: str, options: Mapping[str, Any
             # Raised by the call itself: the factory did not run.
             raise UsageError(f"The encoder {source} does not take these options: {error}.") from error
         advice = "install what it imports" if isinstance(error, ImportError) else "correct it; --debug shows where"
-        raise UsageError(f"The factory of {source} fails: {described(error)}; {advice}.") from error
+        raise UsageError(f"The factory of {source} fails: {describe_error(error)}; {advice}.") from error
     if not isinstance(encoder, nn.Module):
         raise UsageError(
             f"The factory of {source} must return a torch.nn.Module; it returned {type(encoder).__name__}."

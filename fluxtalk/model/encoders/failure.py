@@ -5,7 +5,7 @@ from __future__ import annotations
 from fluxtalk.errors import FluxTalkError, reason
 
 
-def described(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Describe an exception by type and message, without a full stop; a `FluxTalkError` by its message alone."""
     if isinstance(error, FluxTalkError):
         return str(error).rstrip(".")

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fluxtalk.config import COMPLEMENTARY_OBJECTIVES
 from fluxtalk.errors import UsageError
 from fluxtalk.model.head.pooling import l2_normalize
 from fluxtalk.model.head.token_head import RegisterOutputs
@@ -20,7 +21,6 @@ from fluxtalk.model.losses.contrastive import Candidates, contrast, info_nce
 from fluxtalk.model.losses.similarity import single
 from fluxtalk.model.process_group import ProcessGroup
 
-OBJECTIVES = ("none", "reconstruction", "contrast")
 CONTRAST_SCALE = 10.0
 """Inverse temperature of the contrast within a modality; fixed, because it has no other side to balance."""
 
@@ -174,8 +174,8 @@ def build_objective(
     Raises:
         UsageError: the name is unknown, or the head has no complementary token.
     """
-    if name not in OBJECTIVES:
-        raise UsageError(f"--complementary-objective is one of {', '.join(OBJECTIVES)}; got {name!r}.")
+    if name not in COMPLEMENTARY_OBJECTIVES:
+        raise UsageError(f"--complementary-objective is one of {', '.join(COMPLEMENTARY_OBJECTIVES)}; got {name!r}.")
     if name == "none":
         return None
     if num_complementary < 1:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fluxtalk.config import AGGREGATIONS
+from fluxtalk.config import AGGREGATIONS, CONTRASTIVE_LOSSES
 from fluxtalk.errors import UsageError
 from fluxtalk.model.head.token_head import RegisterOutputs
 from fluxtalk.model.losses.complementary import (
@@ -28,7 +28,6 @@ from fluxtalk.model.losses.contrastive import Candidates, contrast, info_nce, si
 from fluxtalk.model.losses.similarity import Vectors, aggregate
 from fluxtalk.model.process_group import ProcessGroup, SingleProcess
 
-CONTRASTIVE_LOSSES = ("infonce", "sigmoid")
 INITIAL_TEMPERATURE = 0.07
 MAX_LOG_SCALE = math.log(100)
 

@@ -16,7 +16,7 @@ from fluxtalk.errors import UsageError
 from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
 from fluxtalk.export.graph.trace import sample_batch
 from fluxtalk.model.checkpoints.stage1 import Stage1
-from fluxtalk.model.embedder import Embedder
+from fluxtalk.model.eager_embedder import EagerEmbedder
 from fluxtalk.model.encoders import FrozenEncoder
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor
@@ -103,7 +103,7 @@ def test_every_kind_of_head_exports_with_every_k(stage1: Stage1, tmp_path: Path)
     )
     for options in kinds:
         head = RegisterTokenModule(dims, dim=16, heads=2, **options)
-        embedder = Embedder(part.build(), head, "text")
+        embedder = EagerEmbedder(part.build(), head, "text")
         graph_files(export_onnx(embedder, part.preprocess, batch), tmp_path, "text.onnx")
         session = OnnxRuntimeSession(tmp_path / "text.onnx")
         for k in (1, 2, 4):
@@ -124,7 +124,7 @@ class FixesItsBatch(nn.Module):
 def test_an_encoder_that_fixes_a_size_is_refused() -> None:
     preprocess = FeaturesPreprocessor(6)
     encoder = FrozenEncoder(FixesItsBatch(), preprocess, 6)
-    embedder = Embedder(encoder, RegisterTokenModule({"sound": 6}, dim=16, heads=2), "sound")
+    embedder = EagerEmbedder(encoder, RegisterTokenModule({"sound": 6}, dim=16, heads=2), "sound")
     batch = preprocess.collate([np.ones((3, 6), np.float32), np.ones((2, 6), np.float32)])
     with pytest.raises(UsageError, match=r"fixes the batch of features.*x\.shape\[0\]"):
         export_onnx(embedder, preprocess, batch)

@@ -20,7 +20,7 @@ from fluxtalk.export.cli import main
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.precision.quality import Scores, compare_quality, held_out_items, score
 from fluxtalk.export.write_bundle import write_bundle
-from fluxtalk.model.checkpoints.run import TrainedRun
+from fluxtalk.model.checkpoints.trained_run import TrainedRun
 from fluxtalk.runtime import load
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from fluxtalk.runtime.backends.options import BackendOptions

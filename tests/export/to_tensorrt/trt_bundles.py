@@ -29,7 +29,7 @@ from fluxtalk.artifacts.files import hash_file, write_atomically
 from fluxtalk.export.graph.to_onnx import export_onnx, graph_files, input_specs
 from fluxtalk.export.precision.convert import convert
 from fluxtalk.export.write_graphs import graph_name
-from fluxtalk.model.embedder import Embedder
+from fluxtalk.model.eager_embedder import EagerEmbedder
 from fluxtalk.model.encoders import FrozenEncoder, build_encoder
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
 from fluxtalk.model.head.registers import RegisterTokenModule
@@ -174,12 +174,12 @@ def _words() -> TextPreprocessor:
     return TextPreprocessor(tokenizer.to_str(), MAX_LENGTH)
 
 
-def embedder_of(modality: str, kind: Kind, **head: Any) -> Embedder:
+def embedder_of(modality: str, kind: Kind, **head: Any) -> EagerEmbedder:
     """An encoder with a head of its own, of seeded random weights."""
     torch.manual_seed(3)
     encoder = FrozenEncoder(build_encoder(kind.source, kind.options), kind.preprocess, kind.dim)
     module = RegisterTokenModule({modality: kind.dim}, **{"dim": DIM, "heads": 4, **head})
-    return Embedder(encoder, module, modality, FeatureReduction(ReductionConfig(kind.dim, pool=kind.pool)))
+    return EagerEmbedder(encoder, module, modality, FeatureReduction(ReductionConfig(kind.dim, pool=kind.pool)))
 
 
 def graph_of(modality: str, kind: Kind, attention: bool = False, **head: Any) -> onnx.ModelProto:

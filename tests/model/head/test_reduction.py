@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 
 from fluxtalk.errors import DataError, UsageError
 from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
-from fluxtalk.model.embedder import Embedder
+from fluxtalk.model.eager_embedder import EagerEmbedder
 from fluxtalk.model.encoders import Features, FrozenEncoder, GivenFeatures
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig, principal_components
 from fluxtalk.model.head.registers import RegisterTokenModule
@@ -110,12 +110,12 @@ def test_the_hash_knows_configuration_and_numbers() -> None:
     assert reduction(2, 4).content_hash() == hashes[2]
 
 
-def embedder(pool: int, pca: int) -> Embedder:
+def embedder(pool: int, pca: int) -> EagerEmbedder:
     """Given features, a reduction and a head of random weights."""
     torch.manual_seed(0)
     part = reduction(pool, pca)
     head = RegisterTokenModule({"sound": part.dim}, dim=16, heads=2)
-    return Embedder(FrozenEncoder(GivenFeatures(), FeaturesPreprocessor(DIM), DIM), head, "sound", part)
+    return EagerEmbedder(FrozenEncoder(GivenFeatures(), FeaturesPreprocessor(DIM), DIM), head, "sound", part)
 
 
 def test_a_head_of_other_features_is_refused() -> None:
@@ -123,7 +123,7 @@ def test_a_head_of_other_features_is_refused() -> None:
     with pytest.raises(
         UsageError, match=r"have dimension 10, reduced to 4; this head was trained on 10, reduced to 10"
     ):
-        Embedder(whole.encoder, whole.head, "sound", reduction(2, 4))
+        EagerEmbedder(whole.encoder, whole.head, "sound", reduction(2, 4))
 
 
 @pytest.mark.parametrize(("pool", "pca", "sample"), [(2, 4, 5), (3, 0, 2), (1, 4, 2)])

@@ -16,7 +16,7 @@ from fluxtalk.model.checkpoints.stage1 import Stage1, Stage1Modality
 from fluxtalk.model.encoders import EncoderSpec, Features, FrozenEncoder
 from fluxtalk.model.process_group import SingleProcess
 from fluxtalk.preprocess import FeaturesPreprocessor
-from fluxtalk.train.features.build import build_cache, building_turn
+from fluxtalk.train.features.build import build_cache, build_lock
 from fluxtalk.train.features.encoding import Encoding
 from fluxtalk.train.features.options import CacheOptions
 from fluxtalk.train.features.sources import cache_key
@@ -55,7 +55,7 @@ def build(
         )
     key = cache_key(stage1, data, "train", "sound", CacheOptions(dtype))
     say: Callable[[str], None] = (said if said is not None else []).append
-    with building_turn(folder, SingleProcess(), say) as missing:
+    with build_lock(folder, SingleProcess(), say) as missing:
         if missing:
             build_cache(encoding, key, folder, SingleProcess(), say, PER_SHARD)
     return key

@@ -19,7 +19,7 @@ from fluxtalk.artifacts.files import hash_file
 from fluxtalk.errors import ArtifactError, DataError
 from fluxtalk.model.process_group import SingleProcess
 from fluxtalk.train.features import build as feature_build
-from fluxtalk.train.features.build import building_turn
+from fluxtalk.train.features.build import build_lock
 from fluxtalk.train.features.cached import CachedFeatures
 from fluxtalk.train.features.encoding import Encoding
 from tests.artifacts.test_cache import WRITTEN
@@ -138,7 +138,7 @@ def test_a_killed_build_goes_on(tmp_path: Path) -> None:
 def test_two_runs_do_not_build_at_the_same_time(tmp_path: Path) -> None:
     """The second waits for the first, says so, and finds the cache."""
     said: list[str] = []
-    with building_turn(tmp_path, SingleProcess(), said.append) as missing:
+    with build_lock(tmp_path, SingleProcess(), said.append) as missing:
         assert missing
         other = threading.Thread(target=build, args=(tmp_path, ragged()), kwargs={"said": said})
         other.start()

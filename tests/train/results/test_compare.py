@@ -289,7 +289,7 @@ def test_bad_usage_is_one_sentence(tmp_path: Path) -> None:
     a = our_run(tmp_path / "a")
     for arguments, words in (
         ((a, "-o", tmp_path / "plot.jpg"), ".png"),
-        ((a, "--align_by", "dim,"), "--align_by"),
+        ((a, "--align_by", "dim,"), "--align-by"),
         ((a, "--align-by", "dimension"), "dimension"),
         ((a, a), "named twice"),
     ):

@@ -27,7 +27,7 @@ class Embeddings(NamedTuple):
     """Row j - 1 is the pooled embedding of the first j tokens, of length 1."""
 
 
-class Embedder(nn.Module):
+class EagerEmbedder(nn.Module):
     """Preprocessed input to register tokens and pooled embeddings.
 
     Args:

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from fluxtalk.errors import ArtifactError, CheckpointError, TokenCountError, UsageError
-from fluxtalk.model.checkpoints.run import TrainedRun, open_run
 from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1, save_stage1
-from fluxtalk.model.embedder import Embedder
+from fluxtalk.model.checkpoints.trained_run import TrainedRun, open_run
+from fluxtalk.model.eager_embedder import EagerEmbedder
 from fluxtalk.model.encoders import to_tensors
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
 from fluxtalk.model.head.registers import RegisterTokenModule
@@ -32,11 +32,11 @@ def run(train_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> 
     return open_run(Path(config.output_dir) / config.log_name)
 
 
-def _embedder(stage1: Stage1, modality: str) -> Embedder:
+def _embedder(stage1: Stage1, modality: str) -> EagerEmbedder:
     torch.manual_seed(0)
     dims = {name: part.spec.dim for name, part in stage1.modalities.items()}
     head = RegisterTokenModule(dims, dim=32, heads=4, nested_dropout_rate=0.7, dropout=0.5)
-    return Embedder(stage1.modalities[modality].build(), head.train(), modality)
+    return EagerEmbedder(stage1.modalities[modality].build(), head.train(), modality)
 
 
 def test_a_text_embeds_alone_as_in_a_batch(stage1: Stage1) -> None:

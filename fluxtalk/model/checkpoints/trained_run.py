@@ -11,7 +11,7 @@ from fluxtalk.datasets.data_paths import first_existing, with_absolute_path
 from fluxtalk.errors import CheckpointError, DataError, UsageError
 from fluxtalk.model.checkpoints.head import HeadCheckpoint, load_head
 from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1, trust_code
-from fluxtalk.model.embedder import Embedder
+from fluxtalk.model.eager_embedder import EagerEmbedder
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TrainedRun:
         """
         return find_data(self.description) or self.stage1.data or self.description.info.data
 
-    def embedder(self, modality: str, tokens: int | None = None) -> Embedder:
+    def embedder(self, modality: str, tokens: int | None = None) -> EagerEmbedder:
         """Build the encoder, feature reduction and head of a modality.
 
         Args:
@@ -54,7 +54,7 @@ class TrainedRun:
             )
         encoder = self.stage1.modalities[modality].build()
         head = self.head.build() if tokens is None else self.head.build().truncated(tokens)
-        return Embedder(encoder, head, modality, self.head.reductions.get(modality))
+        return EagerEmbedder(encoder, head, modality, self.head.reductions.get(modality))
 
 
 def open_run(root: Path, stage1_checkpoint: Path | None = None) -> TrainedRun:
