@@ -1,7 +1,7 @@
 """The HTTP server over one bundle. Torch-free.
 
 A request's way: `http.protocol` (headers, in time) -> `http.middleware` (metrics, failures, host, key) -> `api.routes`
--> `answering` (body, in time and size) -> `http.json_body` (JSON to a struct) -> `api.openai_embeddings` (a typed request)
--> `execution.dispatcher` (admission) -> `execution.decode_pool` (decoding, in threads of its own)
+-> `answering` (body, in time and size) -> `http.json_body` (JSON to a struct)
+-> `api.openai_embeddings` (a typed request) -> `execution.dispatcher` (admission) -> `execution.decode_pool` (decoding, in threads of its own)
 -> `execution.batcher` (one thread per modality) -> `api.answers`.
 """
