@@ -1,4 +1,7 @@
-"""Serving without torch: a bundle and raw items in, vectors out."""
+"""Serving without PyTorch.
+
+In: a bundle and raw items. Out: vectors, in Python, in files, in indexes and over HTTP.
+"""
 
 from fluxtalk.runtime.backends.options import BACKENDS
 from fluxtalk.runtime.backends.session import FakeSession, Session

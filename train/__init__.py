@@ -1,5 +1,7 @@
 """Training of register tokens (stage 2), and what belongs to it.
 
+In: a stage 1 checkpoint, a data set and options. Out: a run's folder: checkpoints, log, metrics, results.
+
 `fit` is `fluxtalk-train` from Python; it loads torch when it is first used.
 """
 

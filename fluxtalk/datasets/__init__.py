@@ -1,4 +1,7 @@
-"""Data sets of paired items, torch-free: the built-in `glyphs`, tables, shards, folders of precomputed features."""
+"""Data sets of paired items, torch-free: the built-in `glyphs`, tables, shards, folders of precomputed features.
+
+In: a name as ``--data`` takes it. Out: a `PairDataset`: splits of identified items per modality, with a content hash.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Preprocessing, torch-free: the one implementation that training, export and serving share."""
+"""Preprocessing, torch-free: the one implementation that training, export and serving share.
+
+In: a raw text, image, sound or feature array. Out: one array per item, and batches with a mask.
+"""
 
 from __future__ import annotations
 

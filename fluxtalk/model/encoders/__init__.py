@@ -1,4 +1,7 @@
-"""Frozen encoders, one file per source, and the function that builds any of them."""
+"""Frozen encoders, one file per source, and the function that builds any of them.
+
+In: a source and its options. Out: an `nn.Module` that gives features (batch, length, dim) and their mask.
+"""
 
 from __future__ import annotations
 
