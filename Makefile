@@ -14,7 +14,6 @@ BIN := .venv/bin
 DEMO_STAMP := .venv/.demo-installed
 STAMP := .venv/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-SECOND_HALF := tests/export tests/runtime
 GPU_BIN := .venv-gpu/bin
 GPU_STAMP := .venv-gpu/.installed
 
@@ -47,12 +46,14 @@ demo: $(DEMO_STAMP) ## Run the whole path on real input: data, training, export,
 	$(BIN)/python -m bench.demo --output $(DEMO) --stage1 $(STAGE1)
 
 test: install ## Prove it (the slow tests are left out; 10 minutes on 2 cores)
-	@# Two processes side by side, one per core: some libraries of the second change how a process takes signals, which
-	@# tests of the first send. What is marked `alone` measures time or sends load, and runs after them.
-	@$(PYTEST) -m "not slow and not alone" $(SECOND_HALF) > .venv/second-half.log 2>&1 & second=$$!; \
-	trap 'kill $$second; exit 130' INT TERM; failed=0; \
-	$(PYTEST) -m "not slow and not alone" tests $(SECOND_HALF:%=--ignore=%) || failed=1; \
-	wait $$second || failed=1; cat .venv/second-half.log; \
+	@# Two lanes, one per core. Beside the export's tests run all others but the runtime's, and then those, in a process of
+	@# their own: some of its libraries change how a process takes signals, which tests of the others send. What is marked
+	@# `alone` measures time or sends load, and runs after them.
+	@$(PYTEST) -m "not slow and not alone" tests/export > .venv/export-tests.log 2>&1 & export=$$!; \
+	trap 'kill $$export; exit 130' INT TERM; failed=0; \
+	$(PYTEST) -m "not slow and not alone" tests --ignore=tests/export --ignore=tests/runtime || failed=1; \
+	$(PYTEST) -m "not slow and not alone" tests/runtime || failed=1; \
+	wait $$export || failed=1; cat .venv/export-tests.log; \
 	$(PYTEST) -m "alone and not slow" tests || failed=1; \
 	exit $$failed
 

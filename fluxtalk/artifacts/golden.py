@@ -18,7 +18,6 @@ from safetensors.numpy import load_file, save
 
 from fluxtalk.arrays import Array, Arrays
 from fluxtalk.errors import BundleError
-from fluxtalk.tokens import ATTENTION
 
 _LONGEST = "longest"
 
@@ -60,7 +59,7 @@ def read_golden_file(path: Path, inputs: Mapping[str, Sequence[str]], outputs: S
 
     Args:
         inputs: modality to the names of its inputs.
-        outputs: names of the outputs, which every graph has. A file from before attention was checked lacks that one.
+        outputs: names of the outputs, which every graph has.
 
     Raises:
         BundleError: the file cannot be read, or lacks an array.
@@ -71,9 +70,8 @@ def read_golden_file(path: Path, inputs: Mapping[str, Sequence[str]], outputs: S
         raise BundleError(f"The golden vectors {path} cannot be read ({error}); export the bundle again.") from None
 
     def case(prefix: str, names: Sequence[str]) -> GoldenCase:
-        expected = [name for name in outputs if name != ATTENTION or f"{prefix}.{name}" in arrays]
         try:
-            return GoldenCase(*({name: arrays[f"{prefix}.{name}"] for name in group} for group in (names, expected)))
+            return GoldenCase(*({name: arrays[f"{prefix}.{name}"] for name in group} for group in (names, outputs)))
         except KeyError as error:
             raise BundleError(f"The golden vectors {path} lack {error}; export the bundle again.") from None
 
