@@ -66,7 +66,7 @@ def recommend(bundle: Bundle, trials: Sequence[Trial], goal: Goal) -> tuple[Reco
     if goal.recall is not None and not any(one.recall_share is not None for one in found):
         return None, (
             "Nothing is recommended for a recall: the bundle has no recall curve, because it was exported without "
-            "held-out pairs; export the run again with --eval_data."
+            "held-out pairs; export the run again with --eval-data."
         )
     reached = [one for one in found if _reaches(one, goal)]
     if not reached:

@@ -4,7 +4,7 @@
 
     POST /v1/search                        {"text": ... or "image": base64, "index", "n", "k", "how"}; or such a form
     GET  /v1/indexes                       the indexes
-    GET  /v1/indexes/{name}/items/{row}    a small picture of an indexed image, with --serve_items
+    GET  /v1/indexes/{name}/items/{row}    a small picture of an indexed image, with --serve-items
 
 The field that holds the query is called like its modality.
 """

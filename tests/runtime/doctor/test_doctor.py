@@ -228,7 +228,7 @@ def test_a_bundle_without_a_recall_curve(made: Made) -> None:
     bundle = with_curves(made.bundle, fp32={})
     found, why = recommend(bundle, [trial("ort-cpu", "fp32", STEEP)], Goal(0.9))
     assert found is None
-    assert "it was exported without held-out pairs; export the run again with --eval_data" in why
+    assert "it was exported without held-out pairs; export the run again with --eval-data" in why
     found, _ = recommend(bundle, [trial("ort-cpu", "fp32", STEEP)], Goal(None, 2.5))
     assert found is not None
     assert found.recall_share is None
