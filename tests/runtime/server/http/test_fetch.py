@@ -221,9 +221,9 @@ def test_other_answers_are_a_sentence(given: bytes) -> None:
 
 @pytest.mark.parametrize("host", ["https://a.example", "a.example/path", "a.example:443", "", "*"])
 def test_a_host_is_a_name(host: str) -> None:
-    with pytest.raises(UsageError, match="allow_url"):
+    with pytest.raises(UsageError, match="allow-url"):
         Fetcher((host,))
-    with pytest.raises(UsageError, match="allow_url"):
+    with pytest.raises(UsageError, match="allow-url"):
         ServerSettings(Path("bundle"), allow_urls=(host,))
 
 
