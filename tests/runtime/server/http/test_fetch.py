@@ -150,7 +150,7 @@ def test_redirects_are_followed_among_named_hosts() -> None:
         (f"https://{OTHER}/b.png", "not fetched here"),
         (f"http://{HOST}/b.png", "Only https"),
         ("https://169.254.169.254/latest", "not fetched here"),
-        ("file:///etc/passwd", "written https"),
+        ("file:///etc/passwd", "must be https"),
     ],
 )
 def test_a_redirect_is_checked_like_a_url(location: str, words: str) -> None:
