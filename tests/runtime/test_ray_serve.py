@@ -108,7 +108,7 @@ def test_the_routes_of_the_server_are_there(handle: Any, cluster: Cluster, made:
 def test_errors_are_those_of_the_library(handle: Any) -> None:
     with pytest.raises(UsageError, match="4"):
         handle.embed.remote("text", ["a"], k=9).result()
-    with pytest.raises(UsageError, match="modality is one of image, text"):
+    with pytest.raises(UsageError, match="modality must be one of image, text"):
         handle.embed.remote("smell", ["a"]).result()
     with pytest.raises(InputError, match="input 1: "):
         handle.embed.remote("text", ["a", ""]).result()
