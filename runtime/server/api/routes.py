@@ -47,9 +47,14 @@ DIALECTS = (
 """Those beside OpenAI's. The first that matches a body reads it."""
 
 
-def _read_json(
+def read_json_body(
     data: bytes, _content_type: str, query: Iterable[tuple[str, str]], model: ServedModel
 ) -> tuple[EmbedRequest, AnswerForm]:
+    """Read a JSON body in the dialect that it is written in.
+
+    Raises:
+        ApiError: 400 or 404, with the field at fault.
+    """
     forms.refuse_options(query)
     body = decode_json(data)
     for dialect in DIALECTS:
@@ -59,7 +64,7 @@ def _read_json(
 
 
 _BODY_TYPES: dict[str, BodyReader] = {
-    JSON: _read_json,
+    JSON: read_json_body,
     "multipart/form-data": forms.read_form,
     "image/*": forms.read_file,
     "audio/*": forms.read_file,
