@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from fluxtalk.artifacts.bundle import (
+    GOLDEN,
     OUTPUTS,
+    QUALITY,
     Bundle,
     Manifest,
     ModalityEntry,
     PrecisionEntry,
+    graph_name,
     read_bundle,
     write_manifest,
 )
@@ -22,12 +25,9 @@ from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BundleError
 from fluxtalk.export.graph.trace import TracedModality, trace
 from fluxtalk.export.options import ExportOptions
-from fluxtalk.export.write_graphs import GraphWriter, check_longest, graph_name
+from fluxtalk.export.write_graphs import GraphWriter, check_longest
 from fluxtalk.model.checkpoints.trained_run import TrainedRun
 from fluxtalk.tokens import ATTENTION, OUTPUT_KINDS, TokenLayout, check_token_count
-
-GOLDEN = "golden.safetensors"
-QUALITY = "quality.json"
 
 Log = Callable[[str], None]
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from fluxtalk.artifacts.bundle import PrecisionEntry
+from fluxtalk.artifacts.bundle import PrecisionEntry, graph_name
 from fluxtalk.artifacts.golden import GoldenCase
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import DataError, ParityError, QualityError
@@ -31,11 +31,6 @@ from fluxtalk.scoring.parity import EXPORT_TOLERANCE, OutputDifference, Toleranc
 from fluxtalk.scoring.parity_accumulator import AttentionDifference, attention_tolerance
 
 Log = Callable[[str], None]
-
-
-def graph_name(modality: str, precision: str) -> str:
-    """File name of a graph in a bundle."""
-    return f"{modality}.{precision}.onnx"
 
 
 class GraphWriter:

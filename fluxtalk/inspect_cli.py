@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from fluxtalk.artifacts.bundle import MANIFEST
+from fluxtalk.artifacts.index import IndexFiles
 from fluxtalk.artifacts.run import RunFolder, read_run_json
 from fluxtalk.console import debug_option, sentence_errors
 from fluxtalk.errors import ArtifactError
@@ -36,9 +38,9 @@ def inspect(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         for file, read in (
-            (path / "manifest.json", _bundle),
+            (path / MANIFEST, _bundle),
             (RunFolder(path).description, _run),
-            (path / "index.json", _index),
+            (IndexFiles(path).manifest, _index),
         ):
             if file.is_file():
                 return read(path)

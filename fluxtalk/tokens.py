@@ -35,7 +35,7 @@ class TokenLayout:
     num_overlapping_tokens: int
     """Number of tokens, from the first, that are shared between modalities; the rest are complementary."""
     dim: int
-    """Integers of one token."""
+    """Numbers in one token."""
     attention: bool = False
     """True if the head gives its attention too."""
 
@@ -114,7 +114,7 @@ class Selection:
 
     @property
     def values_per_item(self) -> int:
-        """Integers of one item's vectors."""
+        """Numbers in one item's vectors."""
         return int(np.prod(self.shape))
 
     def cut(self, values: Floats) -> Floats:
@@ -159,9 +159,15 @@ def check_token_count(k: SupportsIndex | None, available: int, what: str, name: 
         count = 0
     if not 1 <= count <= available:
         raise TokenCountError(
-            f"{name} must be an integer from 1 to {available}, the register tokens of {what}; got {k!r}."
+            f"{name} must be an integer from 1 to {available}, the register tokens of {what}; got {_shown(k)}."
         )
     return count
+
+
+def _shown(k: object) -> str:
+    """Spell a value for an error, short whatever it is."""
+    huge = isinstance(k, int) and abs(k) >= 1 << 63
+    return "a number of many digits" if huge else repr(k)[:80]
 
 
 def l2_normalize(x: NDArray[np.floating]) -> Floats:
@@ -170,15 +176,6 @@ def l2_normalize(x: NDArray[np.floating]) -> Floats:
     norm = np.sqrt(np.square(x).sum(axis=-1, keepdims=True))
     unit: Floats = (x / np.maximum(norm, 1e-12)).astype(np.float32, copy=False)
     return unit
-
-
-def first_tokens(tokens_BKD: Floats, k: int) -> Floats:
-    """Cut each item to its first ``k`` tokens, (B, k, D).
-
-    Raises:
-        TokenCountError: ``k`` is not in ``1..K``.
-    """
-    return tokens_BKD[:, : check_token_count(k, tokens_BKD.shape[1], "these embeddings")]
 
 
 def pool(tokens_BKD: Floats, num_overlapping: int, k: int | None = None) -> Floats:

@@ -95,14 +95,9 @@ def test_half_precision_is_normalized_in_single() -> None:
     assert algebra.l2_normalize(x).dtype == np.float32
 
 
-def test_first_tokens_are_a_prefix(tokens: NDArray[np.float32]) -> None:
-    assert np.array_equal(algebra.first_tokens(tokens, 2), tokens[:, :2])
-
-
 @pytest.mark.parametrize("k", [0, 5, -1, True, 2.0, "2"])
 def test_k_out_of_range_names_the_range(tokens: NDArray[np.float32], k: int) -> None:
     for call in (
-        lambda: algebra.first_tokens(tokens, k),
         lambda: algebra.pool(tokens, 3, k),
         lambda: algebra.concatenate(tokens, 3, k),
     ):
@@ -111,7 +106,7 @@ def test_k_out_of_range_names_the_range(tokens: NDArray[np.float32], k: int) -> 
 
 
 def test_k_may_be_an_integer_of_numpy(tokens: NDArray[np.float32]) -> None:
-    assert algebra.first_tokens(tokens, np.int64(3)).shape == (ITEMS, 3, DIM)  # type: ignore[arg-type]
+    assert algebra.pool(tokens, 3, np.int64(3)).shape == (ITEMS, DIM)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("output", algebra.OUTPUT_KINDS)

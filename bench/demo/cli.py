@@ -167,7 +167,8 @@ def _train(demo: Demo, options: list[str], inputs: list[Any]) -> None:
 
 def _baseline(demo: Demo, inputs: list[Any]) -> None:
     command = ["fluxtalk", "baseline", str(demo.run)]
-    outputs = [demo.run / "baseline.json", demo.run / "baseline-linear"]
+    folder = RunFolder(demo.run)
+    outputs = [folder.baseline_results(), folder.baseline("linear").root]
     demo.stage("baseline", inputs, outputs, lambda: _command(command))
 
 

@@ -20,13 +20,13 @@ import click
 
 from bench.machine import processor
 from bench.quality.report import markdown_table
-from fluxtalk.artifacts.bundle import Bundle, read_bundle
+from fluxtalk.artifacts.bundle import QUALITY, Bundle, read_bundle
 from fluxtalk.artifacts.engine import read_engines
 from fluxtalk.artifacts.files import git_revision, write_atomically, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.datasets import default_cache_dir, load_dataset
 from fluxtalk.export.options import ExportOptions
-from fluxtalk.export.write_bundle import QUALITY, write_bundle
+from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.model.checkpoints.trained_run import open_run
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.verify import verify_bundle

@@ -133,7 +133,7 @@ def _sizes(value: onnx.ValueInfoProto) -> list[str | int]:
 
 def _type(spec: TensorSpec) -> str:
     """Triton's name of a type: ``TYPE_INT64``, ``TYPE_FP32``."""
-    return f"TYPE_{spec.dtype.upper().replace('FLOAT', 'FP')}"
+    return f"TYPE_{spec.datatype}"
 
 
 def _warmups(

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from fluxtalk.artifacts.files import Identity, hash_file, hash_json, write_json
+from fluxtalk.artifacts.files import hash_file, hash_json, write_json
 from fluxtalk.artifacts.golden import GoldenVectors, read_golden_file
 from fluxtalk.config import StrictConfig, require, require_modality_name
 from fluxtalk.errors import ArtifactError, BundleError, UsageError
@@ -40,6 +40,8 @@ AXES = ("batch", "length", "k")
 """Axes of a graph's inputs whose size may vary."""
 FEATURES = "frozen_features"
 """Name of the value between encoder and head in every graph."""
+GOLDEN = "golden.safetensors"
+QUALITY = "quality.json"
 ENGINES = "engines"
 """Folder of compiled engines, which are not part of the exported files."""
 _OWN_HASH = "manifest_hash"
@@ -65,6 +67,11 @@ class TensorSpec(StrictConfig):
             isinstance(self.shape, list) and all(size in AXES or type(size) is int for size in self.shape),
             f"shape holds {', '.join(AXES)} and integers; got {self.shape!r}",
         )
+
+    @property
+    def datatype(self) -> str:
+        """The type as KServe and Triton name it, such as ``FP32``."""
+        return self.dtype.upper().replace("FLOAT", "FP")
 
 
 @dataclass(frozen=True)
@@ -267,6 +274,10 @@ class Bundle:
         }
         return read_golden_file(self.folder / self.manifest.golden, inputs, self.manifest.outputs)
 
+    def release_golden(self) -> None:
+        """Drop the golden vectors from memory; `golden` reads them again."""
+        self.__dict__.pop("golden", None)
+
     def preprocess(self, modality: str) -> Preprocessor:
         """Build the preprocessing of a modality."""
         entry = self.manifest.modalities[modality]
@@ -277,6 +288,11 @@ class Bundle:
             return from_parts(entry.preprocess, files)
         except ArtifactError as error:
             raise BundleError(f"The bundle {self.folder} cannot be used: {error}") from None
+
+
+def graph_name(modality: str, precision: str) -> str:
+    """File name of a graph in a bundle."""
+    return f"{modality}.{precision}.onnx"
 
 
 def _require_strings(values: object, what: str) -> None:
@@ -331,11 +347,6 @@ def read_bundle(folder: Path, check_hashes: bool = True) -> Bundle:
                 f"{file} was changed since the bundle was written: its hash does not match; export or copy it again."
             )
     return Bundle(folder, manifest)
-
-
-def manifest_identity(manifest: Manifest) -> Identity:
-    """Identity of the head's maker."""
-    return Identity(**manifest.identity)  # type: ignore[arg-type]
 
 
 def _require_local_names(folder: Path, manifest: Manifest) -> None:

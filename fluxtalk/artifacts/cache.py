@@ -117,6 +117,10 @@ def lock_file(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
 
 
+VALUES, LENGTHS, SCALES = "values.npy", "lengths.npy", "scales.npy"
+"""Parts of a shard."""
+
+
 def shard_file(index: int, part: str) -> str:
     """Name one file of a shard: part is `values.npy`, `lengths.npy`, `scales.npy` or `json`."""
     return f"{index:05d}.{part}"

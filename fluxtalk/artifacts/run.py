@@ -31,7 +31,7 @@ FORMAT = "fluxtalk.run"
 SCHEMA_VERSION = 1
 LAST, BEST = "last.safetensors", "best.safetensors"
 _BEFORE_TRAINING = {"METADATA.txt", "checkpoints", "run.json", "run.lock", "tensorboard", "train.log"}
-_STORED_INFO = "facts"
+STORED_INFO = "facts"
 """Key of `RunInfo` in run.json: runs from before the class had its name must open."""
 
 
@@ -168,7 +168,7 @@ class RunDescription:
             "schema_version": SCHEMA_VERSION,
             **self.identity.fields(),
             "options": dict(self.options),
-            _STORED_INFO: self.info.to_dict(),
+            STORED_INFO: self.info.to_dict(),
             "environment": dict(self.environment),
         }
         write_json(self.folder.description, content)
@@ -191,7 +191,7 @@ def read_run_json(root: Path) -> dict[str, Any]:
             f"{root} is not a training run: it has no run.json; give OUTPUT_DIR/LOG_NAME of fluxtalk-train."
         ) from None
     if content.get("format") != FORMAT or not all(
-        isinstance(content.get(name), dict) for name in ("options", _STORED_INFO)
+        isinstance(content.get(name), dict) for name in ("options", STORED_INFO)
     ):
         raise ArtifactError(f"{path} does not describe a FluxTalk run; give OUTPUT_DIR/LOG_NAME of fluxtalk-train.")
     schema = content.get("schema_version", SCHEMA_VERSION)
@@ -212,13 +212,13 @@ def read_description(root: Path) -> RunDescription:
         ArtifactError: the folder is not a run, or run.json is malformed or of another schema.
     """
     content, folder = read_run_json(root), RunFolder(root)
-    found = content[_STORED_INFO]
+    found = content[STORED_INFO]
     known = {field.name: field for field in dataclasses.fields(RunInfo)}
     for name, field in known.items():
         missing = name not in found and field.default is dataclasses.MISSING
         if missing or (name in found and not isinstance(found[name], _TYPES[str(field.type)])):
             raise ArtifactError(
-                f"{folder.description} needs {_STORED_INFO}.{name}, a {_TYPES[str(field.type)].__name__}; "
+                f"{folder.description} needs {STORED_INFO}.{name}, a {_TYPES[str(field.type)].__name__}; "
                 f"got {found.get(name)!r}; restore it or train again."
             )
     identity = {name: content[name] for name in Identity().fields() if name in content}

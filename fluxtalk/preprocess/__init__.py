@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fluxtalk.arrays import Array
 from fluxtalk.errors import ArtifactError
 from fluxtalk.preprocess.audio import AUDIO_SUFFIXES, AudioPreprocessor
 from fluxtalk.preprocess.base import Preprocessor, pad_and_mask
@@ -18,6 +19,7 @@ from fluxtalk.preprocess.text import TextPreprocessor
 
 __all__ = [
     "FILE_SUFFIXES",
+    "Array",
     "AudioPreprocessor",
     "FeaturesPreprocessor",
     "ImagePreprocessor",

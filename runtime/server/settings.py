@@ -43,6 +43,11 @@ class ServerSettings:
     """Hash of the bundle that a worker must find, so that all serve the same; None: any."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.backend, BackendOptions):
+            raise UsageError(
+                "backend must be a BackendOptions, such as BackendOptions('ort-cpu', threads=2); got "
+                f"{type(self.backend).__name__}."
+            )
         for name in ("max_batch_items", "queue", "max_body_bytes", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:

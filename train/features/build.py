@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fluxtalk.artifacts.cache import (
+    LENGTHS,
     MANIFEST,
+    SCALES,
+    VALUES,
     CacheKey,
     CacheManifest,
     CacheShard,
@@ -107,7 +110,7 @@ def write_shard(
     scales: NDArray[np.float32] | None,
 ) -> None:
     """Write a shard's files and last, so that the shard counts only when whole, the record with their checksums."""
-    parts = {"values.npy": values, "lengths.npy": lengths} | ({} if scales is None else {"scales.npy": scales})
+    parts = {VALUES: values, LENGTHS: lengths} | ({} if scales is None else {SCALES: scales})
     hashes = {}
     for part, array in parts.items():
         path = folder / shard_file(index, part)

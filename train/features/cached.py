@@ -11,6 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from fluxtalk.artifacts.cache import (
+    LENGTHS,
+    SCALES,
+    VALUES,
     CacheKey,
     CacheShard,
     damaged,
@@ -122,11 +125,11 @@ class CachedFeatures:
                 raise damaged(folder, name) from None
             arrays[name] = np.asarray(mapped)
         try:
-            values = arrays[shard_file(index, "values.npy")]
-            lengths = np.array(arrays[shard_file(index, "lengths.npy")])
+            values = arrays[shard_file(index, VALUES)]
+            lengths = np.array(arrays[shard_file(index, LENGTHS)])
             whole = values.shape == (shard.vectors, self.dim) and lengths.shape == (shard.items,)
             if self._dtype == torch.int8:
-                self._scales.append(arrays[shard_file(index, "scales.npy")])
+                self._scales.append(arrays[shard_file(index, SCALES)])
                 whole = whole and self._scales[-1].shape == (shard.vectors,)
         except KeyError:
             whole = False

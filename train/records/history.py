@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fluxtalk.artifacts.run import RunFolder, read_run_json
+from fluxtalk.artifacts.run import STORED_INFO, RunFolder, read_run_json
 from fluxtalk.errors import ArtifactError
 from fluxtalk.train.records.record_file import Record, RecordFile, read_records
 
@@ -102,12 +102,12 @@ def _read_folder(root: Path) -> RunHistory:
     file = read_records(folder.metrics) if folder.metrics.is_file() else RecordFile((), torn=False)
     _check_records(folder.metrics, file.records)
     # As it is in the file, not a `RunInfo`: what is not stated becomes a note of the comparison.
-    info, scores = content["facts"], folder.read_results() or {}
+    info, scores = content[STORED_INFO], folder.read_results() or {}
     if scores:
         _check_scores(str(folder.results), scores)
         if "step" in scores:
             _check_step(str(folder.results), scores)
-    _check_run(f"facts in {folder.description}", info)
+    _check_run(f"{STORED_INFO} in {folder.description}", info)
     return RunHistory(
         path=root,
         experiment_id=str(content.get("experiment_id")),

@@ -63,14 +63,17 @@ def read(body: JinaRequest, model: ServedModel) -> tuple[EmbedRequest, AnswerFor
             raise bad_request(f"{name} must be {str(value).lower()} here.", name)
     values = [body.input] if isinstance(body.input, str) else body.input
     model.require_count(len(values))
-    named = None if body.modality is None else model.require_modality(body.modality)
     items = [
-        model.item(named or model.default_modality(), value, f"input[{position}]")
+        model.item(_modality_of_strings(body, model), value, f"input[{position}]")
         if isinstance(value, str)
         else item_of_object(value, model, f"input[{position}]")
         for position, value in enumerate(values)
     ]
     return body.request(items, model), _form(body)
+
+
+def _modality_of_strings(body: JinaRequest, model: ServedModel) -> str:
+    return model.default_modality() if body.modality is None else model.require_modality(body.modality)
 
 
 def _form(body: JinaRequest) -> AnswerForm:

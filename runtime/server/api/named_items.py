@@ -25,7 +25,20 @@ FILE_TEXT: Schema = {
 PlainItem = Annotated[Any, Meta(extra_json_schema=ref("PlainItem"))]
 NamedItem = Annotated[Any, Meta(extra_json_schema=ref("NamedItem"))]
 ContentPart = Annotated[Any, Meta(extra_json_schema=ref("ContentPart"))]
-Content = str | Annotated[list[ContentPart], Meta(min_length=1, max_length=1)]
+Content = (
+    str
+    | Annotated[
+        list[ContentPart],
+        Meta(
+            min_length=1,
+            max_length=1,
+            extra_json_schema={
+                "description": "a list of one part: every item is embedded by itself, so give each part its own "
+                "message, or its own element of input"
+            },
+        ),
+    ]
+)
 """One item of a chat: a text, or a list of one part, for every item is embedded by itself."""
 
 

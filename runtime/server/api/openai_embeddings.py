@@ -44,6 +44,7 @@ def read(body: OpenAIRequest, model: ServedModel) -> tuple[EmbedRequest, AnswerF
     Raises:
         ApiError: 400 or 404, with the field at fault.
     """
+    model.require_model(body.model)
     if body.modality is None:
         modality = model.default_modality()
     else:

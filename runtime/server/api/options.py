@@ -85,6 +85,7 @@ def check_dimensions(asked: int, selection: Selection, field: str = "dimensions"
     size = selection.shape[-1]
     if asked != size:
         raise bad_request(
-            f"{field} is {size} for this output, and cannot be cut; got {asked}: ask for fewer tokens (k) instead.",
+            f"{field} is {size} for this output, and cannot be cut; got {str(asked)[:20]}: ask for fewer tokens (k) "
+            "instead.",
             field,
         )

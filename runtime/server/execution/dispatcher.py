@@ -92,6 +92,7 @@ class Dispatcher:
                 batch = {name: array[chosen] for name, array in inputs.items()}
                 for k in range(1, bundle.manifest.num_register_tokens + 1):
                     self._embedder.session(modality).run(batch, k)
+        bundle.release_golden()
 
     async def embed(self, request: EmbedRequest, deadline: float) -> Answer:
         """Embed the items of a request. If it is canceled, items that have not begun are never run.
@@ -150,7 +151,7 @@ class Dispatcher:
 
     def _known_good(self, modality: str) -> dict[str, NDArray[Any]]:
         inputs = self._embedder.bundle.golden.batch[modality].inputs
-        return {name: array[:1] for name, array in inputs.items()}
+        return {name: array[:1].copy() for name, array in inputs.items()}
 
     def _batch_items(self, settings: ServerSettings) -> int:
         promised = self._embedder.bundle.manifest.precisions[self._embedder.precision].tolerance

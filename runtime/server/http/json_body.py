@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec import inspect
@@ -55,16 +55,30 @@ def convert(body: dict[str, Any], to: type[B], *, strict: bool = True, at: str =
     """Check a decoded body against its struct.
 
     Args:
-        strict: False takes ``"2"`` for an integer, as forms and queries write it.
+        strict: False takes ``"2"`` for an integer, as forms and queries write it; nothing else is converted.
         at: path of this object in the body, for errors.
 
     Raises:
         ApiError: 400, with the field at fault.
     """
     try:
-        return msgspec.convert(body, to, strict=strict)
+        return msgspec.convert(body if strict else _with_integers(body, to), to)
     except msgspec.ValidationError as error:
         raise _refusal(str(error), body, to, at) from None
+
+
+def _with_integers(body: dict[str, Any], to: type[Body]) -> dict[str, Any]:
+    """Convert the decimal digits of integer fields; msgspec's own lax mode takes ``1e2`` and ``null``, too."""
+    integers = {
+        field.encode_name
+        for field in cast(inspect.StructType, inspect.type_info(to)).fields
+        if any(isinstance(member, inspect.IntType) for member in _members(field.type))
+    }
+    return {name: int(value) if name in integers and _is_decimal(value) else value for name, value in body.items()}
+
+
+def _is_decimal(value: object) -> bool:
+    return isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 19
 
 
 def _refusal(message: str, body: dict[str, Any], to: type[Body], at: str) -> ApiError:

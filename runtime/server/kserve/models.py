@@ -8,30 +8,22 @@ how many register tokens: ``arange(k)`` in each row. A parameter ``k`` of the re
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, TypedDict, cast
 
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from fluxtalk.artifacts.bundle import TOKEN_INDEX
-from fluxtalk.preprocess import AudioPreprocessor, FeaturesPreprocessor, ImagePreprocessor, Preprocessor
+from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX
+from fluxtalk.preprocess import AudioPreprocessor, Preprocessor
 from fluxtalk.runtime.server.execution.requests import Item
 from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import bad_request
 from fluxtalk.runtime.server.kserve.tensors import BYTES, Datatype, Tensor
 
 VERSION = "1"
-OUTPUTS = ("tokens", "embeddings")
 RAW_KINDS = ("text", "image", "audio")
 _MASK = "mask"
-_TYPES: dict[str, Datatype] = {
-    "pixels": "UINT8",
-    "input_ids": "INT64",
-    "features": "FP32",
-    "samples": "FP32",
-    _MASK: "BOOL",
-}
 
 
 class TensorMetadata(TypedDict):
@@ -57,17 +49,13 @@ def metadata(modality: str, preprocess: Preprocessor, model: ServedModel) -> Mod
     raw: list[TensorMetadata] = (
         [{"name": preprocess.kind, "datatype": "BYTES", "shape": [-1]}] if preprocess.kind in RAW_KINDS else []
     )
-    prepared: list[TensorMetadata] = [
-        {"name": name, "datatype": _TYPES[name], "shape": [-1, *_row_shape(name, preprocess)]}
-        for name in preprocess.input_names
-    ]
     index: TensorMetadata = {"name": TOKEN_INDEX, "datatype": "INT64", "shape": [-1, -1]}
     dim = model.layout.dim
     return {
         "name": modality,
         "versions": [VERSION],
         "platform": "fluxtalk",
-        "inputs": [*raw, *prepared, index],
+        "inputs": [*raw, *_prepared(modality, model), index],
         "outputs": [{"name": name, "datatype": "FP32", "shape": [-1, -1, dim]} for name in OUTPUTS],
     }
 
@@ -91,14 +79,15 @@ def read_items(tensors: Sequence[Tensor], modality: str, preprocess: Preprocesso
             f"got {', '.join(name[:80] for name in by_name) or 'none'}.",
             "inputs",
         )
+    specs = {spec["name"]: spec for spec in _prepared(modality, model)}
     for tensor in by_name.values():
-        wanted = (-1, *_row_shape(tensor.name, preprocess))
+        datatype, wanted = specs[tensor.name]["datatype"], specs[tensor.name]["shape"]
         fits = len(tensor.shape) == len(wanted) and all(
             size in (-1, given) for size, given in zip(wanted, tensor.shape, strict=True)
         )
-        if tensor.datatype != _TYPES[tensor.name] or not fits:
+        if tensor.datatype != datatype or not fits:
             raise bad_request(
-                f"{tensor.name} must be {_TYPES[tensor.name]} of shape {list(wanted)}, -1 for any; "
+                f"{tensor.name} must be {datatype} of shape {wanted}, -1 for any; "
                 f"got {tensor.datatype} {list(tensor.shape)}.",
                 "inputs",
             )
@@ -145,13 +134,17 @@ def _raw_items(tensor: Tensor, modality: str, model: ServedModel) -> list[Item]:
     ]
 
 
-def _row_shape(name: str, preprocess: Preprocessor) -> list[int]:
-    """Sizes of one item in a prepared tensor; -1 is any length."""
-    if isinstance(preprocess, ImagePreprocessor):
-        return [preprocess.height, preprocess.width, preprocess.channels]
-    if isinstance(preprocess, FeaturesPreprocessor) and name != _MASK:
-        return [-1, preprocess.dim]
-    return [-1]
+def _prepared(modality: str, model: ServedModel) -> list[TensorMetadata]:
+    """Describe the tensors of the graph, ``token_index`` aside."""
+    return [
+        {
+            "name": spec.name,
+            "datatype": cast(Datatype, spec.datatype),
+            "shape": [size if isinstance(size, int) else -1 for size in spec.shape],
+        }
+        for spec in model.manifest.modalities[modality].inputs
+        if spec.name != TOKEN_INDEX
+    ]
 
 
 def _rows(tensor: Tensor, mask: Tensor | None) -> list[NDArray[Any]]:

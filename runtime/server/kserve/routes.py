@@ -20,13 +20,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fluxtalk import tokens as token_algebra
+from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.server.answering import Respond, answer_embedding
 from fluxtalk.runtime.server.execution.requests import Answer, EmbedRequest
 from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request, json_response
 from fluxtalk.runtime.server.http.json_body import Body, convert, decode_json
-from fluxtalk.runtime.server.kserve.models import OUTPUTS, VERSION, ModelMetadata, metadata, read_items, read_k
+from fluxtalk.runtime.server.kserve.models import VERSION, ModelMetadata, metadata, read_items, read_k
 from fluxtalk.runtime.server.kserve.tensors import MOST_TENSORS, InferTensor, pack, read_tensors
 from fluxtalk.runtime.server.operation import (
     ALWAYS,

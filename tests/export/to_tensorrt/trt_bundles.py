@@ -22,13 +22,13 @@ from fluxtalk.artifacts.bundle import (
     Manifest,
     ModalityEntry,
     PrecisionEntry,
+    graph_name,
     read_bundle,
     write_manifest,
 )
 from fluxtalk.artifacts.files import hash_file, write_atomically
 from fluxtalk.export.graph.to_onnx import export_onnx, graph_files, input_specs
 from fluxtalk.export.precision.convert import convert
-from fluxtalk.export.write_graphs import graph_name
 from fluxtalk.model.eager_embedder import EagerEmbedder
 from fluxtalk.model.encoders import FrozenEncoder, build_encoder
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig

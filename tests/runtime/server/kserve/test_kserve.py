@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import time
@@ -17,6 +18,7 @@ from PIL import Image
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
+from fluxtalk.artifacts.bundle import ModalityEntry, TensorSpec
 from fluxtalk.errors import InputError
 from fluxtalk.preprocess import AudioPreprocessor, FeaturesPreprocessor, Preprocessor
 from fluxtalk.runtime import Embedder
@@ -317,7 +319,13 @@ RATE, LENGTH, DIM = 16_000, 100, 3
     ],
 )
 def test_prepared_sounds_and_features(made: Made, name: str, preprocess: Preprocessor, trailing: tuple[int]) -> None:
-    manifest = made.bundle.manifest
+    inputs = [
+        TensorSpec(name, "float32", ["batch", "length", *trailing]),
+        TensorSpec("mask", "bool", ["batch", "length"]),
+        TensorSpec("token_index", "int64", ["k"]),
+    ]
+    other = ModalityEntry({"fp32": "other.fp32.onnx"}, inputs, None, {}, {})
+    manifest = dataclasses.replace(made.bundle.manifest, modalities={"other": other})
     model = ServedModel("m", manifest.bundle_hash, 0, "fp32", {"other": preprocess.kind}, manifest, 10)
     told = {entry["name"]: entry["shape"] for entry in metadata("other", preprocess, model)["inputs"]}
     assert told[name] == [-1, -1, *trailing]
