@@ -118,3 +118,15 @@ def test_a_home_that_cannot_be_written_holds_the_word_for_this_process(
     monkeypatch.setenv("FLUXTALK_CONFIG_DIR", str(tmp_path / "file"))
     trust_code(strangers)
     assert load_stage1(strangers).modalities["image"].untrusted_file is None
+
+
+def test_a_home_that_cannot_be_read_holds_the_word_for_this_process(
+    strangers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_path: Path, **_: object) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert not trusted_code.is_trusted("0" * 64)
+    trusted_code.trust("0" * 64)
+    assert trusted_code.is_trusted("0" * 64)

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
+from fluxtalk.errors import UsageError
 from fluxtalk.runtime.server.cli import serve
 from fluxtalk.runtime.server.service import Service
 from fluxtalk.runtime.server.settings import ServerSettings
@@ -192,3 +193,8 @@ def test_workers_share_the_port_and_their_metrics(made: Made, tmp_path: Path) ->
         with up.client() as client:
             assert values(client)["fluxtalk_requests_total{route=/v1/embeddings,status=200}"] == 20
         assert up.end() == 0
+
+
+def test_settings_take_backend_options_and_say_so() -> None:
+    with pytest.raises(UsageError, match=r"backend must be a BackendOptions, .* got str\."):
+        ServerSettings(Path("bundle"), backend="ort-cpu")  # type: ignore[arg-type]

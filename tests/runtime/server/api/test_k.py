@@ -87,3 +87,36 @@ def test_the_older_name_is_described_as_deprecated(client: httpx.Client) -> None
         assert (k["minimum"], k["maximum"]) == (tokens["minimum"], tokens["maximum"]) == (1, 4)
         assert tokens["deprecated"]
         assert "deprecated" not in k
+
+
+def test_k_of_a_form_or_a_query_is_decimal_digits(client: httpx.Client, embedder: Embedder) -> None:
+    expected = embedder.embed("image", [picture()], 2)[0]
+    headers = {"content-type": "image/png"}
+    for text in ("2", "02"):
+        answer = client.post(f"{EMBEDDINGS}?k={text}", content=picture(), headers=headers)
+        assert np.abs(vector(answer) - expected).max() <= 1e-6
+    for text in ("2.0", "1e0", "null", "two", "9" * 4000):
+        answer = client.post(f"{EMBEDDINGS}?k={text}", content=picture(), headers=headers)
+        assert answer.status_code == 400, text
+        assert answer.json()["error"]["param"] == "k"
+        assert len(answer.text) < 500
+
+
+def test_a_number_of_many_digits_is_not_repeated(client: httpx.Client) -> None:
+    for field in ("k", "dimensions"):
+        body = f'{{"input": "omega", "{field}": {"9" * 4000}}}'
+        answer = client.post(EMBEDDINGS, content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 400
+        assert len(answer.text) < 500
+
+
+def test_another_model_is_refused_before_its_items(client: httpx.Client) -> None:
+    for value in ([], [1.5]):
+        answer = client.post(EMBEDDINGS, json={"input": value, "model": "another"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_a_modality_beside_items_that_name_theirs_is_for_strings_alone(client: httpx.Client) -> None:
+    items = [{"text": "omega"}]
+    assert client.post(EMBEDDINGS, json={"input": items, "modality": "smell"}).status_code == 200
+    assert client.post(EMBEDDINGS, json={"input": [*items, "omega"], "modality": "smell"}).status_code == 400
