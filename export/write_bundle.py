@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from fluxtalk.artifacts.bundle import (
 )
 from fluxtalk.artifacts.files import atomic_folder, hash_file, write_atomically, write_json
 from fluxtalk.artifacts.golden import GoldenVectors, golden_bytes
+from fluxtalk.console import Log
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BundleError
 from fluxtalk.export.graph.trace import TracedModality, trace
@@ -28,8 +29,6 @@ from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_graphs import GraphWriter, check_longest
 from fluxtalk.model.checkpoints.trained_run import TrainedRun
 from fluxtalk.tokens import ATTENTION, OUTPUT_KINDS, TokenLayout, check_token_count
-
-Log = Callable[[str], None]
 
 
 def write_bundle(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import onnx
 
 from fluxtalk.artifacts.bundle import PrecisionEntry, graph_name
 from fluxtalk.artifacts.golden import GoldenCase
+from fluxtalk.console import Log
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import DataError, ParityError, QualityError
 from fluxtalk.export.graph.to_onnx import graph_files
@@ -29,8 +30,6 @@ from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.verify import ParityReport, replay, replay_longest
 from fluxtalk.scoring.parity import EXPORT_TOLERANCE, OutputDifference, Tolerance
 from fluxtalk.scoring.parity_accumulator import AttentionDifference, attention_tolerance
-
-Log = Callable[[str], None]
 
 
 class GraphWriter:

@@ -15,6 +15,8 @@ from fluxtalk.errors import FluxTalkError
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
+Log = Callable[[str], None]
+"""Takes a sentence for the user."""
 
 _EXTRAS = {"torch": "train", "onnx": "export", "onnxscript": "export", "ml_dtypes": "export"}
 """Module that training or export imports, to the extra that installs it."""

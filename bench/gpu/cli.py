@@ -28,7 +28,7 @@ PACKAGES = (
     "torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "cuda-bindings",
     "triton", "pytest",
 )  # fmt: skip
-PRECISIONS = ("fp32", "fp16", "bf16")
+MEASURED_PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -115,7 +115,7 @@ def _measure(report: Report, options: argparse.Namespace, work: Path) -> None:
         from bench.gpu.device_tests import run_tests
 
         report.part("tests", 120, lambda: _keep(report, "tests", run_tests(report)))
-    precisions = PRECISIONS[:2] if options.quick else PRECISIONS
+    precisions = MEASURED_PRECISIONS[:2] if options.quick else MEASURED_PRECISIONS
     large = report.part("large models", 120, lambda: write_large_bundle(work / "large", precisions))
     if large is not None:
         _examine(report, options, large)
@@ -201,7 +201,7 @@ def _export(report: Report, training: Any, folder: Path) -> Any:
     _need_type_faces()
     run = open_run(training.folder(training.config).root)
     data = load_dataset(training.config.data, default_cache_dir(training.config.cache_dir))
-    precisions = PRECISIONS[:2] if training.device == "cpu" else PRECISIONS
+    precisions = MEASURED_PRECISIONS[:2] if training.device == "cpu" else MEASURED_PRECISIONS
     # A short run on few pairs recalls little, in whichever precision.
     options = ExportOptions(precisions, eval_items=200, allow_quality_loss=True)
     bundle = write_bundle(run, data, folder, options, lambda line: report.say(f"   {line}"))

@@ -127,7 +127,7 @@ def _run_eager(module: Any, device: str, dtype: torch.dtype | None, arrays: Arra
 
 
 def _run_compiled(module: Any, device: str, dtype: torch.dtype | None, arrays: Arrays, k: int) -> Call:
-    """The same, compiled by a first call.
+    """Compile the module with torch.compile by a first call, and return the call to time.
 
     Raises:
         BackendError: what compiles it is missing.
@@ -144,7 +144,7 @@ def _run_compiled(module: Any, device: str, dtype: torch.dtype | None, arrays: A
 
 
 def _run_recorded(module: EagerEmbedder, dtype: torch.dtype | None, arrays: Arrays, k: int) -> Call:
-    """One CUDA graph of PyTorch for a batch's shape."""
+    """Record one CUDA graph for a batch's shape, and return its replay."""
     inputs = to_tensors(arrays, "cuda")
     token_index = torch.arange(k, device="cuda")
 

@@ -29,7 +29,7 @@ from torch import nn
 from bench.gpu.models import VOCABULARY, TextTransformer
 from bench.latency.vit import vit_small
 from bench.machine import processor
-from bench.quality.report import markdown_table
+from bench.markdown import markdown_table
 from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.files import git_revision, write_json
 from fluxtalk.console import debug_option, option, sentence_errors

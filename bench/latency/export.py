@@ -19,10 +19,10 @@ from typing import Any
 import click
 
 from bench.machine import processor
-from bench.quality.report import markdown_table
+from bench.markdown import markdown_table, replace_between
 from fluxtalk.artifacts.bundle import QUALITY, Bundle, read_bundle
 from fluxtalk.artifacts.engine import read_engines
-from fluxtalk.artifacts.files import git_revision, write_atomically, write_json
+from fluxtalk.artifacts.files import git_revision, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.datasets import default_cache_dir, load_dataset
 from fluxtalk.export.options import ExportOptions
@@ -90,8 +90,6 @@ def main(run: Path, output: Path | None, compute_capability: str, cache_dir: str
 
 def write_tables(docs: Path, results: dict[str, Any]) -> None:
     """Replace the text between the marks of a Markdown file."""
-    before, _, rest = docs.read_text(encoding="utf-8").partition(_MARK)
-    after = rest.partition(_END)[2]
     where = f"{results['architecture']}, {results['cores']} cores, no GPU, {results['date']}"
     titles = (
         f"Sizes, and milliseconds for one item (ONNX Runtime, {where}; encoders of 1.1 and 0.8 million parameters):",
@@ -100,7 +98,7 @@ def write_tables(docs: Path, results: dict[str, Any]) -> None:
         "TensorRT-RTX, compiled without a GPU for compute capability 8.9:",
     )
     parts = [f"{title}\n\n{table}" for title, table in zip(titles, tables(results), strict=False)]
-    write_atomically(docs, "\n\n".join([before + _MARK, *parts, _END + after]))
+    replace_between(docs, _MARK, _END, parts)
 
 
 def tables(results: dict[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.machine import processor
+from fluxtalk.arrays import Floats, Integers
 from fluxtalk.artifacts.files import git_revision, write_json
 from fluxtalk.artifacts.index import IndexSpec
 from fluxtalk.console import debug_option, option, sentence_errors
@@ -35,9 +36,7 @@ from fluxtalk.tokens import l2_normalize
 _SHOWN = 10
 _CANDIDATES = (20, 100, 500)
 
-Floats = NDArray[np.float32]
 Ids = NDArray[np.str_]
-Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -133,8 +132,8 @@ def _rows(
     queries: Floats,
     gallery: Floats,
     tried: Sequence[int | None],
-    pooled: Numbers,
-    own: Numbers,
+    pooled: Integers,
+    own: Integers,
 ) -> Iterator[dict[str, Any]]:
     """One index, searched with each number of candidates."""
     numbers = [str(row) for row in range(len(gallery))]
@@ -181,13 +180,13 @@ def _blocks(queries: Floats, gallery: Floats) -> Floats:
     return np.concatenate([maxsim(part, gallery) for part in np.array_split(queries, max(1, len(queries) // 16))])
 
 
-def _best(scores: Floats) -> Numbers:
+def _best(scores: Floats) -> Integers:
     """The best few of each row, best first."""
     best = np.argpartition(-scores, _SHOWN, axis=1)[:, :_SHOWN]
     return np.take_along_axis(best, np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1), axis=1)
 
 
-def _shared(found: Numbers, expected: Numbers) -> float:
+def _shared(found: Integers, expected: Integers) -> float:
     """The share of the expected answers that were found."""
     return round(float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found, expected, strict=True)])), 4)
 

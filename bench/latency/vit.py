@@ -22,7 +22,7 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.TransformerEncoder(layer, depth, nn.LayerNorm(dim), enable_nested_tensor=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(batch, 197, dim)."""
+        """Encode images to (batch, 197, dim)."""
         x = self.patches(images).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
         result: Tensor = self.blocks(x + self.position)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fluxtalk.errors import UsageError
 
-Floats = NDArray[np.float64]
+Doubles = NDArray[np.float64]
 
 PENALTIES = tuple(10.0**power for power in range(-5, 3))
 """Ridge penalties to choose from, per item, on inputs of unit variance."""
@@ -25,18 +25,18 @@ _DRAWN_AT_ONCE = 2**22
 class RidgeProbe:
     """A fitted ridge regression: ``y = (x - mean) @ weights + intercept``."""
 
-    mean_D: Floats
-    weights_DT: Floats
-    intercept_T: Floats
-    penalty_T: Floats
+    mean_D: Doubles
+    weights_DT: Doubles
+    intercept_T: Doubles
+    penalty_T: Doubles
     """The penalty per item that was chosen for each target."""
 
-    def predict(self, x_BD: ArrayLike) -> Floats:
-        """(B, T)."""
+    def predict(self, x_BD: ArrayLike) -> Doubles:
+        """Predict targets, (B, T)."""
         x = np.asarray(x_BD, dtype=np.float64)
         if x.ndim != 2 or x.shape[1] != len(self.mean_D):
             raise UsageError(f"This probe reads vectors of shape (items, {len(self.mean_D)}); got {x.shape}.")
-        predicted: Floats = (x - self.mean_D) @ self.weights_DT + self.intercept_T
+        predicted: Doubles = (x - self.mean_D) @ self.weights_DT + self.intercept_T
         return predicted
 
 
@@ -79,9 +79,9 @@ def fit_ridge(x_BD: ArrayLike, y_BT: ArrayLike, penalties: tuple[float, ...] = P
 class ProbeScore(NamedTuple):
     """R^2 of targets read off vectors on held-out items."""
 
-    per_target: Floats
+    per_target: Doubles
     """(T,): R^2 of each target; 0 is as good as the test items' mean, worse is below 0."""
-    per_item: Floats
+    per_item: Doubles
     """(B,): each item's share of the overall R^2, which is their mean."""
 
     @property
@@ -180,7 +180,7 @@ def paired_bootstrap_difference(
     return Difference(float((first - second).mean()), *interval)
 
 
-def _checked(x: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
+def _checked(x: ArrayLike, y: ArrayLike) -> tuple[Doubles, Doubles]:
     inputs, targets = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if inputs.ndim != 2 or targets.ndim != 2 or len(inputs) != len(targets) or len(inputs) < 3:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Shared parts of the quality benchmarks: the machine, tables, and results that survive an interruption."""
+"""Shared parts of the quality benchmarks: the machine, figures over seeds, and results that survive an interruption."""
 
 from __future__ import annotations
 
@@ -56,12 +56,6 @@ def percent(figure: Mapping[str, float]) -> str:
     return f"{100 * figure['mean']:.1f} ± {100 * figure['deviation']:.1f}"
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table in Markdown; the first column is text, the others are aligned to the right."""
-    lines = [list(header), ["---", *["---:"] * (len(header) - 1)], *([str(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
     """Write a results file whole, or not at all."""
     write_json(path, dict(results))
@@ -76,7 +70,7 @@ class ResultStore:
         path: of the file; it need not exist.
 
     Raises:
-        ArtifactError: the file is no results file.
+        ArtifactError: the file is not a results file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -88,7 +82,7 @@ class ResultStore:
                 self._content = {**content, "runs": dict(content["runs"])}
             except (ValueError, TypeError, KeyError):
                 raise ArtifactError(
-                    f"{path} is no results file: JSON with the runs of a benchmark was expected; "
+                    f"{path} is not a results file: JSON with the runs of a benchmark was expected; "
                     "name another with -o, or remove it."
                 ) from None
 
@@ -103,6 +97,6 @@ class ResultStore:
         write_results(self._path, self._content)
 
     def finish(self, names: Iterable[str], summary: Mapping[str, Any]) -> None:
-        """Put a summary on top of the named runs, and let go of all others."""
+        """Put a summary on top of the named runs, and drop all others."""
         self._content = {**summary, "runs": {name: self._content["runs"][name] for name in names}}
         write_results(self._path, self._content)

@@ -97,7 +97,7 @@ async def neighbors_phase(
             differences.append(float(np.abs(vectors_of(reply.body) - expected[number]).max()))
 
     quiet = await closed_loop(client, requests, _BESIDE, seconds)
-    harm, stop = _Harm(harmful), asyncio.Event()
+    harm, stop = _HarmfulClient(harmful), asyncio.Event()
     doing = asyncio.create_task(harm.do(client, stop))
     load = await closed_loop(client, requests, _BESIDE, seconds, check)
     stop.set()
@@ -117,7 +117,7 @@ async def memory_phase(
 ) -> dict[str, Any]:
     """The resident set under 32 clients, harm among them."""
     requests = [request.encoded() for request in workload]
-    harm, stop = _Harm(harmful), asyncio.Event()
+    harm, stop = _HarmfulClient(harmful), asyncio.Event()
     with watching(server) as watch:
         doing = asyncio.create_task(harm.do(client, stop, every_s=1.0))
         load = await closed_loop(client, requests, 32, seconds)
@@ -154,7 +154,7 @@ def vectors_of(body: bytes) -> NDArray[np.float32]:
     return np.concatenate([np.frombuffer(base64.b64decode(entry["embedding"]), dtype="<f4") for entry in data])
 
 
-class _Harm:
+class _HarmfulClient:
     """Sends what is harmful, one after the other, and counts what is answered."""
 
     def __init__(self, harmful: Mapping[str, bytes]) -> None:

@@ -26,25 +26,25 @@ _MIB = 1 << 20
 
 @dataclass
 class ServerProcess:
-    """A server that is ready, or was."""
+    """A running `fluxtalk serve`, which has been ready."""
 
     url: str
     process: subprocess.Popen[str]
     log: Path
 
     def get(self, path: str) -> httpx.Response:
-        """An answer of one of its routes."""
+        """Send GET to a path of the server."""
         return httpx.get(self.url + path, trust_env=False, timeout=_PATIENCE_S)
 
     @property
     def cpu_s(self) -> float:
-        """Processor time that it has used."""
+        """Processor seconds used so far."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
     @property
     def resident_mib(self) -> float:
-        """Its resident set now."""
+        """Resident memory now, in MiB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(status.partition("VmRSS:")[2].split()[0]) * 1024 / _MIB
 
@@ -54,11 +54,11 @@ class ServerProcess:
         return self.process.poll() is None
 
     def terminate(self) -> None:
-        """Send it SIGTERM."""
+        """Send SIGTERM."""
         self.process.terminate()
 
     def wait(self) -> int:
-        """Its exit status, once it ended."""
+        """Wait for the process to end, and return its exit status."""
         return self.process.wait(_PATIENCE_S)
 
 

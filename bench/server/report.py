@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.quality.report import markdown_table
-from fluxtalk.artifacts.files import write_atomically
+from bench.markdown import markdown_table, replace_between
 
 MARK, END = "<!-- measured by bench/server/cli.py -->", "<!-- end -->"
 MIN_GOODPUT = 0.9
@@ -112,8 +111,6 @@ def tables(results: Mapping[str, Any]) -> list[str]:
 
 def write_tables(docs: Path, results: Mapping[str, Any]) -> None:
     """Replace the text between the marks of a Markdown file."""
-    before, _, rest = docs.read_text(encoding="utf-8").partition(MARK)
-    after = rest.partition(END)[2]
     bare = ", ".join(
         f"{name}: {found['session_per_s']:.0f} requests/s by bare sessions, {found['library_per_s']:.0f} by the library"
         for name, found in results["bare"].items()
@@ -125,7 +122,7 @@ def write_tables(docs: Path, results: Mapping[str, Any]) -> None:
         f"server's own work is the larger part of most requests. In one thread without a server, {bare}. The generator "
         f"reaches {results['generator']['per_s']:.0f} requests/s of a server that does nothing."
     )
-    write_atomically(docs, "\n\n".join([before + MARK, where, *tables(results), END + after]))
+    replace_between(docs, MARK, END, [where, *tables(results)])
 
 
 def _shown(value: float | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,12 @@ from fluxtalk.artifacts.engine import (
     write_engine,
 )
 from fluxtalk.artifacts.files import hash_bytes, write_atomically
+from fluxtalk.console import Log
 from fluxtalk.devices.tensorrt_api import TensorRT
 from fluxtalk.errors import ArtifactError, BackendError
 from fluxtalk.export.to_tensorrt.job import BuilderOptions, CompileJob
 from fluxtalk.export.to_tensorrt.network import add_profile, parse_graph, tensor_records
 from fluxtalk.export.to_tensorrt.progress import BuildProgress, progress_monitor
-
-Log = Callable[[str], None]
 
 
 def build_engine(
@@ -104,7 +102,7 @@ def _compile(
     finally:
         config.progress_monitor = None
         state.close()
-    if state.cancelled:
+    if state.canceled:
         raise KeyboardInterrupt
     if plan is None:
         raise BackendError(

@@ -14,7 +14,7 @@ from fluxtalk.devices.gpu import compute_capability
 from fluxtalk.devices.tensorrt_api import NAMES, TensorRT
 from fluxtalk.errors import BackendError, UsageError
 
-PRECISIONS = ("fp32", "fp16", "bf16")
+COMPILED_PRECISIONS = ("fp32", "fp16", "bf16")
 """Precisions that are compiled unless others are named: int8 is made for the CPU."""
 _RUNTIME_QUANTIZED = ("DynamicQuantizeLinear", "MatMulInteger", "ConvInteger")
 
@@ -80,7 +80,7 @@ def compile_job(bundle: Bundle, modality: str, precision: str, profiles: Sequenc
 
 def default_precisions(bundle: Bundle) -> list[str]:
     """Precisions of a bundle that are compiled unless others are named."""
-    return [precision for precision in bundle.manifest.precisions if precision in PRECISIONS]
+    return [precision for precision in bundle.manifest.precisions if precision in COMPILED_PRECISIONS]
 
 
 def builder_options(

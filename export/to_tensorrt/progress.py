@@ -32,7 +32,7 @@ class BuildProgress:
     def __init__(self, title: str) -> None:
         self.share = 0.0
         """Finished share of the build, 0 to 1."""
-        self.cancelled = False
+        self.canceled = False
         """True once Ctrl-C was pressed during the build."""
         self._phases: dict[str, _Phase] = {}
         self._lock = threading.Lock()
@@ -51,7 +51,7 @@ class BuildProgress:
             if name in self._phases:
                 self._phases[name].done = step + 1
             self._show()
-            return not self.cancelled
+            return not self.canceled
 
     def finish(self, name: str) -> None:
         """Note that a phase ends."""
@@ -81,7 +81,7 @@ class BuildProgress:
 def progress_monitor(trt: Any, state: BuildProgress) -> Any:
     """A progress monitor of the module that reports to ``state``.
 
-    Ctrl-C arrives inside these calls. An exception would unwind through the library, so `BuildProgress.cancelled` is
+    Ctrl-C arrives inside these calls. An exception would unwind through the library, so `BuildProgress.canceled` is
     set instead, and the builder is asked to stop.
     """
 
@@ -93,19 +93,19 @@ def progress_monitor(trt: Any, state: BuildProgress) -> Any:
             try:
                 state.start(phase_name, parent_phase, num_steps)
             except KeyboardInterrupt:
-                state.cancelled = True
+                state.canceled = True
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             try:
                 return state.step(phase_name, step)
             except KeyboardInterrupt:
-                state.cancelled = True
+                state.canceled = True
                 return False
 
         def phase_finish(self, phase_name: str) -> None:
             try:
                 state.finish(phase_name)
             except KeyboardInterrupt:
-                state.cancelled = True
+                state.canceled = True
 
     return Monitor()

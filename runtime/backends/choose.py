@@ -113,10 +113,10 @@ def _openvino_is_faster(bundle: Bundle, precision: str, modalities: Sequence[str
     # Weight-only int8 is multiplied in float32, and finding dynamic scales costs OpenVINO more than int8 gains.
     if precision == "int8" and bundle.manifest.precisions[precision].method != "static":
         return False
-    return any(_numbers(bundle, modality, precision) >= _LARGE for modality in modalities)
+    return any(_weight_count(bundle, modality, precision) >= _LARGE for modality in modalities)
 
 
-def _numbers(bundle: Bundle, modality: str, precision: str) -> int:
+def _weight_count(bundle: Bundle, modality: str, precision: str) -> int:
     """Estimate how many weights a graph holds, from the size of its files."""
     graph = bundle.graph(modality, precision)
     files = [graph, graph.with_name(f"{graph.name}.data")]

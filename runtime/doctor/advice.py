@@ -148,7 +148,7 @@ def speed_advice(
         )
     elif "bf16" not in held and "openvino" not in refused:
         advice.append(
-            "Export the run again with --precision bf16: OpenVINO runs it twice as fast as fp32 where the processor "
+            "Export the run again with --precision bf16: OpenVINO runs it twice as fast as fp32 if the processor "
             "multiplies in bfloat16 and the encoder is large."
         )
     if gpu is None:

@@ -1,6 +1,4 @@
-"""A request's way to its answer: the body read, its items embedded, the answer written, and nothing of it for a
-client that is gone.
-"""
+"""Answering a request: read its body, embed its items, write the answer; stop if the client hangs up."""
 
 from __future__ import annotations
 
@@ -104,7 +102,7 @@ def body_reader(request: Request, readers: Mapping[str, T]) -> T:
 
 
 async def in_thread(dispatcher: Dispatcher, work: Callable[..., T], *arguments: Any) -> T:
-    """Do work that would keep the event loop in a thread that decodes."""
+    """Run work that would block the event loop in a decoding thread."""
     return await asyncio.get_running_loop().run_in_executor(dispatcher.decode_pool.threads, work, *arguments)
 
 

@@ -39,7 +39,7 @@ log = logging.getLogger("fluxtalk.server")
 
 
 def routes(service: Service) -> list[Route]:
-    """List every route. One more belongs into its room's list."""
+    """List every route. Add a route to its room's list, not here."""
     indexes = Indexes(service.settings.indexes)
     service.on_loaded.append(indexes.open)
     described = [

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from fluxtalk.runtime.server.execution.served_model import ServedModel
 
 Schema = dict[str, Any]
-Content = Mapping[str, Any]
+MediaTypes = Mapping[str, Any]
 """Media type to its content: a type, several of which one is sent, or a ready schema."""
 Count = Annotated[int, Meta(ge=0)]
 
@@ -25,11 +25,11 @@ TEXT: Schema = {"type": "string"}
 FILE: Schema = {"type": "string", "format": "binary"}
 ANYTHING: Schema = {"type": "object"}
 
-BY_MIDDLEWARE = (401, 421)
+KEY_ERRORS = (401, 421)
 """Errors of every route that needs a key."""
-ALWAYS = (*BY_MIDDLEWARE, 503)
+BUNDLE_ERRORS = (*KEY_ERRORS, 503)
 """Errors of every route that needs a key and a bundle."""
-OF_BODY = (400, *ALWAYS, 408, 413, 415, 422, 429, 500, 504)
+BODY_ERRORS = (400, *BUNDLE_ERRORS, 408, 413, 415, 422, 429, 500, 504)
 """Errors of every route with items in its body."""
 
 TIMEOUT: Schema = {
@@ -68,9 +68,9 @@ class Operation:
 
     summary: str
     answer: Any
-    """Type of a JSON answer, or a `Content`."""
-    errors: tuple[int, ...] = ALWAYS
-    body: Content | None = None
+    """Type of a JSON answer, or `MediaTypes`."""
+    errors: tuple[int, ...] = BUNDLE_ERRORS
+    body: MediaTypes | None = None
     parameters: tuple[Schema, ...] = ()
     error: Literal["Error", "KServeError"] = "Error"
     examples: Mapping[str, Any] = field(default_factory=dict)

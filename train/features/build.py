@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -30,12 +30,10 @@ from fluxtalk.artifacts.cache import (
     write_pairs,
 )
 from fluxtalk.artifacts.files import atomic_file, hash_file
-from fluxtalk.console import progress
+from fluxtalk.console import Log, progress
 from fluxtalk.errors import DataError, UsageError
 from fluxtalk.model.process_group import ProcessGroup
 from fluxtalk.train.features.encoding import Encoding
-
-Say = Callable[[str], None]
 
 _ENCODE_BATCH = 256
 _MOST_ITEMS = 16 * _ENCODE_BATCH
@@ -46,7 +44,7 @@ _PREPARED_TOGETHER = 32
 
 
 @contextmanager
-def build_lock(folder: Path, group: ProcessGroup, say: Say) -> Iterator[bool]:
+def build_lock(folder: Path, group: ProcessGroup, say: Log) -> Iterator[bool]:
     """Yield whether this run is to build the cache, held against other runs meanwhile.
 
     The first process decides for all of ``group``, which must share the folder.
@@ -64,7 +62,7 @@ def build_lock(folder: Path, group: ProcessGroup, say: Say) -> Iterator[bool]:
 
 
 def build_cache(
-    encoding: Encoding, key: CacheKey, folder: Path, group: ProcessGroup, say: Say, items_per_shard: int | None = None
+    encoding: Encoding, key: CacheKey, folder: Path, group: ProcessGroup, say: Log, items_per_shard: int | None = None
 ) -> None:
     """Encode every item once into a cache folder; shards that an earlier build finished are kept.
 
@@ -122,7 +120,7 @@ def write_shard(
 
 
 def quantize(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """(V, D) float32 to int8 codes (V, D) and float32 scales (V,): codes times scale is within half a scale."""
+    """Quantize (V, D) float32 to int8 codes and float32 scales (V,): codes times scale is within half a scale."""
     scales = vectors.abs().amax(dim=1) / 127
     codes = (vectors / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round()
     return codes.to(torch.int8), scales
@@ -154,7 +152,7 @@ def _encode(
 
 
 def _stored(encoding: Encoding, vectors: Tensor, dtype: str) -> tuple[NDArray[Any], NDArray[Any]]:
-    """(V, D) in the type they are stored in, and their (V,) scales, which are 1 with float16."""
+    """Convert (V, D) to the stored type, with scales (V,), which are 1 in float16."""
     if dtype == "int8":
         codes, scales = quantize(vectors)
         problem = None if scales.isfinite().all() else "NaN or infinite"
@@ -223,7 +221,7 @@ def _finish(encoding: Encoding, key: CacheKey, folder: Path, per_shard: int, sha
 
 
 @contextmanager
-def _locked(folder: Path, say: Say) -> Iterator[None]:
+def _locked(folder: Path, say: Log) -> Iterator[None]:
     """Hold the folder against other runs; the operating system releases it when the process ends, however it ends."""
     lock = FileLock(lock_file(folder))
     try:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from fluxtalk.console import Log
 from fluxtalk.datasets import PairDataset
 from fluxtalk.model.process_group import ProcessGroup
-from fluxtalk.train.features.build import Say
 from fluxtalk.train.features.encoding import read_encoders_and_data
 from fluxtalk.train.features.options import CacheOptions
 from fluxtalk.train.features.sources import CachedFeatures, feature_sources, fitted_reductions
@@ -23,7 +23,7 @@ def prebuild(
     options: CacheOptions,
     device: torch.device,
     group: ProcessGroup,
-    say: Say,
+    say: Log,
 ) -> None:
     """Build the caches of every modality of some splits, unless they exist.
 

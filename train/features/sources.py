@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from fluxtalk.artifacts.cache import CacheKey
 from fluxtalk.artifacts.files import hash_json
+from fluxtalk.console import Log
 from fluxtalk.datasets.pairs import PairDataset
 from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.encoders import Features
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
 from fluxtalk.model.process_group import ProcessGroup, SingleProcess
-from fluxtalk.train.features.build import Say, build_cache, build_lock
+from fluxtalk.train.features.build import build_cache, build_lock
 from fluxtalk.train.features.cached import CachedFeatures
 from fluxtalk.train.features.encoding import Encoding
 from fluxtalk.train.features.fit_reduction import fitted_reductions, reduced_dims
@@ -116,7 +117,7 @@ def cached_features(
     options: CacheOptions | None = None,
     reduction: FeatureReduction | None = None,
     group: ProcessGroup | None = None,
-    say: Say = lambda _: None,
+    say: Log = lambda _: None,
 ) -> CachedFeatures:
     """Open the cached features of one split and modality, encoding them first if they are missing.
 
@@ -152,7 +153,7 @@ def feature_sources(
     options: CacheOptions | None = None,
     reductions: Mapping[str, FeatureReduction] | None = None,
     group: ProcessGroup | None = None,
-    say: Say = lambda _: None,
+    say: Log = lambda _: None,
 ) -> dict[str, FeatureSource]:
     """Open the sources of every modality of one split.
 

@@ -203,7 +203,7 @@ def _concatenated(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _mean_feature(features_BLE: Tensor, mask_BL: Tensor) -> Tensor:
-    """(B, E): the mean of each sample's features, each normalized to zero mean and unit variance."""
+    """Average each sample's features, normalized to zero mean and unit variance, (B, E)."""
     mask = mask_BL[..., None].float()
     normalized = F.layer_norm(features_BLE.float(), features_BLE.shape[-1:])
     return (normalized * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)

@@ -33,7 +33,7 @@ class TrainState:
     skipped_steps: int = 0
     """Steps without an update, because the loss or its gradient was NaN or infinite."""
     bad_in_a_row: int = 0
-    """Such steps since the last good one."""
+    """Skipped steps since the last good one."""
 
 
 class Throughput:

@@ -22,6 +22,7 @@ from bench.quality.glyphs import probe as glyphs_probe
 from bench.quality.glyphs.retrieval import Sources, held_out_scores, validation_score
 from bench.quality.glyphs.variants import Variant, variant_named
 from bench.quality.report import write_results
+from fluxtalk.arrays import Floats
 from fluxtalk.artifacts.files import Identity, hash_json
 from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.console import debug_option, option, sentence_errors
@@ -195,7 +196,7 @@ class _Probes:
             found["complementary"] = self._of(glyphs_probe.complementary_vectors(head, self._data))
         return found
 
-    def _of(self, vectors: tuple[glyphs_probe.Vectors, glyphs_probe.Vectors]) -> dict[str, float]:
+    def _of(self, vectors: tuple[Floats, Floats]) -> dict[str, float]:
         return glyphs_probe.accuracy(*vectors, self._data)
 
 

@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from fluxtalk.arrays import Floats
 from fluxtalk.datasets.pairs import Split
 from fluxtalk.errors import DataError
 from fluxtalk.model.head.token_head import TokenHead
@@ -27,8 +28,6 @@ FACTORS = ("family", "weight", "slant")
 MODALITY = "image"
 _BATCH = 512
 _ITERATIONS = 1000
-
-Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def probe_data(splits: tuple[Split, Split], sources: tuple[FeatureSource, Featur
     return ProbeData(*sources, rows[0], rows[1], labels[0], labels[1])
 
 
-def accuracy(train: Vectors, test: Vectors, data: ProbeData) -> dict[str, float]:
+def accuracy(train: Floats, test: Floats, data: ProbeData) -> dict[str, float]:
     """The share of test images whose factor is read right, by factor.
 
     Multinomial logistic regression on standardized numbers, scikit-learn's default regularization.
@@ -89,7 +88,7 @@ def majority(data: ProbeData) -> dict[str, float]:
     return found
 
 
-def shared_vectors(head: TokenHead, data: ProbeData) -> tuple[Vectors, Vectors]:
+def shared_vectors(head: TokenHead, data: ProbeData) -> tuple[Floats, Floats]:
     """Vectors of training and test images as the head compares them with the other modality, at all overlapping tokens.
 
     With late interaction, the tokens side by side.
@@ -100,26 +99,26 @@ def shared_vectors(head: TokenHead, data: ProbeData) -> tuple[Vectors, Vectors]:
     return combine(train, config.num_overlapping_tokens), combine(test, config.num_overlapping_tokens)
 
 
-def complementary_vectors(head: TokenHead, data: ProbeData) -> tuple[Vectors, Vectors]:
+def complementary_vectors(head: TokenHead, data: ProbeData) -> tuple[Floats, Floats]:
     """The complementary tokens, each of length 1 and side by side, of training and test images."""
     first = head.config.num_overlapping_tokens
     train, test = (l2_normalize(tokens[:, first:]) for tokens in _tokens(head, data))
     return train.reshape(len(train), -1), test.reshape(len(test), -1)
 
 
-def raw_vectors(data: ProbeData) -> tuple[Vectors, Vectors]:
+def raw_vectors(data: ProbeData) -> tuple[Floats, Floats]:
     """The frozen features themselves, averaged as the mean-pool heads do: what all heads read."""
     return _mean_feature(data.train, data.train_rows), _mean_feature(data.test, data.test_rows)
 
 
-def _tokens(head: TokenHead, data: ProbeData) -> tuple[Vectors, Vectors]:
+def _tokens(head: TokenHead, data: ProbeData) -> tuple[Floats, Floats]:
     return (
         all_tokens(head, MODALITY, data.train, data.train_rows),
         all_tokens(head, MODALITY, data.test, data.test_rows),
     )
 
 
-def _mean_feature(source: FeatureSource, rows: NDArray[np.int64]) -> Vectors:
+def _mean_feature(source: FeatureSource, rows: NDArray[np.int64]) -> Floats:
     parts = []
     for start in range(0, len(rows), _BATCH):
         features, mask = source.batch(rows[start : start + _BATCH])

@@ -28,23 +28,23 @@ Sources = Mapping[str, FeatureSource]
 
 
 @dataclass(frozen=True)
-class Rerun:
+class RerunPrefixes:
     """Items of a head without a prefix property: at each k it was run anew with its first k queries alone."""
 
     pooled: Sequence[NDArray[np.float32]]
 
     @property
     def num_tokens(self) -> int:
-        """N."""
+        """Largest k."""
         return len(self.pooled)
 
     def prefix(self, k: int) -> NDArray[np.float32]:
-        """(B, D): the normalized mean of the k tokens."""
+        """Normalized mean of the first k tokens, (B, D)."""
         return self.pooled[k - 1]
 
 
 @dataclass(frozen=True)
-class At:
+class SelectedPrefixes:
     """Items at some numbers of tokens only, counted from 1."""
 
     items: Prefixes
@@ -52,11 +52,11 @@ class At:
 
     @property
     def num_tokens(self) -> int:
-        """Number of items."""
+        """Count of token numbers."""
         return len(self.counts)
 
     def prefix(self, k: int) -> NDArray[np.float32]:
-        """Vectors compared at the ``k``-th of them."""
+        """Vectors compared at the ``k``-th number of tokens."""
         return self.items.prefix(self.counts[k - 1])
 
 
@@ -68,7 +68,8 @@ def trained_counts(head: TokenHead) -> list[int]:
 
 def validation_score(head: TokenHead, sources: Sources, split: Split) -> dict[str, Any]:
     """`retrieval` at what the head was trained for; its ``score`` chooses among a run's checkpoints."""
-    items = {m: At(found, trained_counts(head)) for m, found in compared_items(head, sources, split).items()}
+    counts = trained_counts(head)
+    items = {m: SelectedPrefixes(found, counts) for m, found in compared_items(head, sources, split).items()}
     return retrieval(items, split)
 
 
@@ -119,7 +120,7 @@ def _reruns(head: TokenHead) -> bool:
     return isinstance(head, QueryFormerHead)
 
 
-def _rerun(head: TokenHead, modality: str, source: FeatureSource, rows: NDArray[np.int64]) -> Rerun:
+def _rerun(head: TokenHead, modality: str, source: FeatureSource, rows: NDArray[np.int64]) -> RerunPrefixes:
     features, mask = source.batch(rows)
     was_training = head.training
     head.eval()
@@ -129,4 +130,4 @@ def _rerun(head: TokenHead, modality: str, source: FeatureSource, rows: NDArray[
             tokens = head.tokens(modality, features, mask, torch.arange(k, device=head.device))
         pooled.append(pool(tokens.float().cpu().numpy(), k))
     head.train(was_training)
-    return Rerun(pooled)
+    return RerunPrefixes(pooled)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bench.markdown import markdown_table
 from bench.quality.glyphs.probe import FACTORS
 from bench.quality.glyphs.variants import MAIN
-from bench.quality.report import markdown_table, percent
+from bench.quality.report import percent
 
 
 def tables(summary: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Proof on synthetic ground truth: are the tokens ordered, shared and private, where it is known what is?
+"""Proof on synthetic ground truth: whether tokens are ordered, shared and private as the known factors are.
 
 Two experiments, both with the real trainer on features in memory:
 
@@ -20,7 +20,8 @@ from typing import Any
 
 import click
 
-from bench.quality.report import ResultStore, machine_info, markdown_table, mean_and_deviation, one_thread
+from bench.markdown import markdown_table
+from bench.quality.report import ResultStore, machine_info, mean_and_deviation, one_thread
 from bench.quality.synthetic.data import FactorSizes, synthetic_split
 from bench.quality.synthetic.linear_gaussian import LinearPairs, LinearSizes
 from bench.quality.synthetic.measures import ProbedTokens, factor_scores, order_scores

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bench.quality.probes import Doubles
 from fluxtalk.datasets.pairs import Items, Split
 from fluxtalk.model.encoders import Features
 from fluxtalk.model.head.nested_dropout import derive_seed
 
 MODALITIES = ("one", "two")
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class FactorSizes:
         """Shared and private factors of one modality."""
         return self.shared + self.private
 
-    def variances(self) -> Floats:
-        """(C + P,): of the shared factors, then of a modality's private ones."""
-        shared: Floats = self.importance ** np.arange(self.shared, dtype=np.float64)
+    def variances(self) -> Doubles:
+        """Variances of the shared, then the private factors, (C + P,)."""
+        shared: Doubles = self.importance ** np.arange(self.shared, dtype=np.float64)
         return np.concatenate([shared, np.ones(self.private)])
 
 
@@ -60,13 +60,13 @@ class FactorSizes:
 class Factors:
     """True factors of some items."""
 
-    shared: Floats
+    shared: Doubles
     """(B, C)."""
-    private: Mapping[str, Floats]
+    private: Mapping[str, Doubles]
     """Modality to (B, P)."""
 
-    def of(self, modality: str) -> Floats:
-        """(B, C + P): all that the modality can see."""
+    def of(self, modality: str) -> Doubles:
+        """Factors that the modality can see, (B, C + P)."""
         return np.concatenate([self.shared, self.private[modality]], axis=1)
 
 
@@ -75,7 +75,7 @@ class SyntheticSplit:
     """Items of both modalities, row i of each belonging together."""
 
     factors: Factors
-    features: Mapping[str, GivenFeatures]
+    features: Mapping[str, InMemoryFeatures]
 
     def split(self, name: str) -> Split:
         """The same as a split of pairs, for samplers and scores; its raw values are row numbers."""
@@ -84,7 +84,7 @@ class SyntheticSplit:
         return Split(name, tuple(map(str, rows)), items, np.zeros(len(rows), dtype=bool))
 
 
-class GivenFeatures:
+class InMemoryFeatures:
     """A `fluxtalk.train.features.sources.FeatureSource` of features in memory.
 
     Args:
@@ -119,8 +119,8 @@ class RandomEncoder:
         self._bias = generator.standard_normal(sizes.hidden) * 0.5
         self._second = generator.standard_normal((sizes.hidden, sizes.feature_dim)) / sizes.hidden**0.5
 
-    def features(self, factors_BF: Floats, generator: np.random.Generator) -> NDArray[np.float32]:
-        """(B, L, E): what the encoder gives of items; ``generator`` draws visibility and noise."""
+    def features(self, factors_BF: Doubles, generator: np.random.Generator) -> NDArray[np.float32]:
+        """Encode items to features, (B, L, E); ``generator`` draws visibility and noise."""
         shape = (len(factors_BF), self._sizes.length, self._sizes.factors)
         visible = generator.random(shape) < self._sizes.visibility
         seen = visible * (factors_BF[:, None] + self._sizes.noise * generator.standard_normal(shape))
@@ -141,7 +141,7 @@ def synthetic_split(sizes: FactorSizes, seed: int, name: str, items: int) -> Syn
     """Items of one split; the encoders depend on the seed alone, so that all splits share them."""
     factors = draw_factors(sizes, items, np.random.default_rng(derive_seed(seed, "factors", name)))
     features = {
-        m: GivenFeatures(
+        m: InMemoryFeatures(
             RandomEncoder(sizes, derive_seed(seed, "encoder", m)).features(
                 factors.of(m), np.random.default_rng(derive_seed(seed, "features", name, m))
             )

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.quality.synthetic.data import MODALITIES, Floats, GivenFeatures
+from bench.quality.probes import Doubles
+from bench.quality.synthetic.data import MODALITIES, InMemoryFeatures
 from fluxtalk.datasets.pairs import Items, Split
 from fluxtalk.model.head.nested_dropout import derive_seed
 
@@ -38,8 +39,8 @@ class LinearSizes:
 class Canonical:
     """The shared directions of a pair, the most correlated first."""
 
-    correlations_J: Floats
-    directions: Mapping[str, Floats]
+    correlations_J: Doubles
+    directions: Mapping[str, Doubles]
     """Modality to (E, J): ``mean feature @ directions`` has unit variance and correlates with the other's."""
 
 
@@ -94,17 +95,17 @@ class LinearPairs:
 class LinearSplit:
     """Items of both modalities, row i of each belonging together."""
 
-    values: Mapping[str, Floats]
+    values: Mapping[str, Doubles]
     """Modality to (B, L, E)."""
 
     @property
-    def features(self) -> dict[str, GivenFeatures]:
+    def features(self) -> dict[str, InMemoryFeatures]:
         """Features as sources for training."""
-        return {m: GivenFeatures(v.astype(np.float32)) for m, v in self.values.items()}
+        return {m: InMemoryFeatures(v.astype(np.float32)) for m, v in self.values.items()}
 
-    def variates(self, canonical: Canonical, modality: str) -> Floats:
-        """(B, J): the true canonical variates of the items."""
-        variates: Floats = self.values[modality].mean(axis=1) @ canonical.directions[modality]
+    def variates(self, canonical: Canonical, modality: str) -> Doubles:
+        """True canonical variates of the items, (B, J)."""
+        variates: Doubles = self.values[modality].mean(axis=1) @ canonical.directions[modality]
         return variates
 
     def split(self, name: str) -> Split:

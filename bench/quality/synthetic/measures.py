@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.quality.probes import ProbeScore, paired_bootstrap_difference, probe_score
-from bench.quality.synthetic.data import MODALITIES, Factors, Floats, GivenFeatures, SyntheticSplit
+from bench.quality.probes import Doubles, ProbeScore, paired_bootstrap_difference, probe_score
+from bench.quality.synthetic.data import MODALITIES, Factors, InMemoryFeatures, SyntheticSplit
 from bench.quality.synthetic.linear_gaussian import Canonical, LinearSplit
+from fluxtalk.arrays import Floats
 from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.scoring.metrics import first_hit_ranks, recall_at
 from fluxtalk.scoring.retrieval import ItemTokens
 from fluxtalk.tokens import pool
 from fluxtalk.train.results.score import all_tokens
 
-Tokens = NDArray[np.float32]
-Read = Callable[[Tokens], NDArray[Any]]
+Read = Callable[[Floats], NDArray[Any]]
 
 
 class ProbedTokens:
@@ -34,14 +34,14 @@ class ProbedTokens:
     """
 
     def __init__(
-        self, head: TokenHead, train: Mapping[str, GivenFeatures], test: Mapping[str, GivenFeatures], items: int
+        self, head: TokenHead, train: Mapping[str, InMemoryFeatures], test: Mapping[str, InMemoryFeatures], items: int
     ) -> None:
         self.overlapping = head.config.num_overlapping_tokens
         self.aggregation = head.config.aggregation
         self.train = {m: all_tokens(head, m, s, np.arange(min(items, len(s)))) for m, s in train.items()}
         self.test = {m: all_tokens(head, m, s, np.arange(len(s))) for m, s in test.items()}
 
-    def score(self, modality: str, read: Read, train_y: Floats, test_y: Floats) -> ProbeScore:
+    def score(self, modality: str, read: Read, train_y: Doubles, test_y: Doubles) -> ProbeScore:
         """R^2 of a target read from the vectors that ``read`` takes of the tokens."""
         tokens = self.train[modality]
         return probe_score(read(tokens), train_y[: len(tokens)], read(self.test[modality]), test_y)
@@ -70,11 +70,11 @@ def factor_scores(probed: ProbedTokens, train: SyntheticSplit, test: SyntheticSp
     """
     count = probed.overlapping
 
-    def mean(read: Read, truth: Callable[[Factors, str], Floats]) -> float:
+    def mean(read: Read, truth: Callable[[Factors, str], Doubles]) -> float:
         scores = [probed.score(m, read, truth(train.factors, m), truth(test.factors, m)).overall for m in MODALITIES]
         return round(float(np.mean(scores)), 4)
 
-    def complementary(tokens: Tokens) -> Tokens:
+    def complementary(tokens: Floats) -> Floats:
         return tokens[:, count]
 
     pooled = [_pooled(count, k) for k in range(1, count + 1)]
@@ -111,7 +111,7 @@ def order_scores(
     weight = canonical.correlations_J
     targets = {m: (train.variates(canonical, m) * weight, test.variates(canonical, m) * weight) for m in MODALITIES}
 
-    def explained(chosen: tuple[int, ...]) -> tuple[Floats, Floats]:
+    def explained(chosen: tuple[int, ...]) -> tuple[Doubles, Doubles]:
         scores = [probed.score(m, lambda t: t[:, chosen].reshape(len(t), -1), *targets[m]) for m in MODALITIES]
         return np.mean([s.per_item for s in scores], axis=0), np.mean([s.per_target for s in scores], axis=0)
 
@@ -133,7 +133,7 @@ def _by_k(values: Sequence[Any]) -> dict[str, Any]:
     return {str(k): value for k, value in enumerate(values, start=1)}
 
 
-def _paired(before: Floats, after: Floats, seed: int) -> dict[str, float]:
+def _paired(before: Doubles, after: Doubles, seed: int) -> dict[str, float]:
     """Gain in R^2 of ``after`` over ``before``, with its interval."""
     difference = paired_bootstrap_difference(after, before, seed)
     return {name: round(value, 4) for name, value in difference._asdict().items()}
@@ -147,14 +147,14 @@ def _first(k: int) -> Read:
     return lambda tokens: tokens[:, :k].reshape(len(tokens), -1)
 
 
-def _shared(factors: Factors, _modality: str) -> Floats:
+def _shared(factors: Factors, _modality: str) -> Doubles:
     return factors.shared
 
 
-def _private(factors: Factors, modality: str) -> Floats:
+def _private(factors: Factors, modality: str) -> Doubles:
     return factors.private[modality]
 
 
-def _others_private(factors: Factors, modality: str) -> Floats:
+def _others_private(factors: Factors, modality: str) -> Doubles:
     one, two = MODALITIES
     return factors.private[two if modality == one else one]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bench.quality.heads import NarrowTokensHead
-from bench.quality.synthetic.data import GivenFeatures
+from bench.quality.synthetic.data import InMemoryFeatures
 from fluxtalk.artifacts.files import Identity
 from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.config import HeadConfig
@@ -86,7 +86,7 @@ def training_options(variant: Variant, budget: Budget, seed: int, training_items
 
 
 def trained_head(
-    variant: Variant, config: TrainConfig, sources: Mapping[str, GivenFeatures], split: Split
+    variant: Variant, config: TrainConfig, sources: Mapping[str, InMemoryFeatures], split: Split
 ) -> TokenHead:
     """The head after the last step, in evaluation mode; with its random weights if the variant is not trained.
 

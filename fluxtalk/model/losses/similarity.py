@@ -17,7 +17,7 @@ class Vectors(NamedTuple):
     """Vectors that items are compared by: one each, or several."""
 
     unit_BVD: Tensor
-    """Each of length 1."""
+    """Vectors of length 1, (B, V, D)."""
     keep_BV: Tensor
     """bool; at least the first of each item."""
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fluxtalk.runtime.server.api.options import AnswerForm
 from fluxtalk.runtime.server.execution.requests import Answer
-from fluxtalk.runtime.server.execution.served_model import Described, ServedModel
+from fluxtalk.runtime.server.execution.served_model import AnswerDescription, ServedModel
 from fluxtalk.runtime.server.operation import Count
 from fluxtalk.runtime.vectors import quantize
 
@@ -40,7 +40,7 @@ class Usage(TypedDict):
     total_tokens: Count
 
 
-class EmbeddingsAnswer(Described):
+class EmbeddingsAnswer(AnswerDescription):
     """An answer."""
 
     object: Literal["list"]

@@ -24,7 +24,7 @@ from fluxtalk.runtime.server.api.chat import WithContent
 from fluxtalk.runtime.server.api.named_items import FILE_TEXT, item_of_content
 from fluxtalk.runtime.server.api.options import K, Tokens, check_dimensions, select
 from fluxtalk.runtime.server.execution.requests import Answer, EmbedRequest, Item
-from fluxtalk.runtime.server.execution.served_model import Described, ServedModel
+from fluxtalk.runtime.server.execution.served_model import AnswerDescription, ServedModel
 from fluxtalk.runtime.server.http.errors import bad_request
 from fluxtalk.runtime.server.http.json_body import Body
 
@@ -49,7 +49,7 @@ class CohereRequest(Body):
     output: Literal["pooled", "concat"] | None = None
 
 
-class CohereAnswer(Described):
+class CohereAnswer(AnswerDescription):
     """Answer in Cohere's dialect."""
 
     id: str

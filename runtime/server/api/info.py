@@ -13,10 +13,10 @@ from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import error_body, json_response
 from fluxtalk.runtime.server.metrics import CONTENT_TYPE
 from fluxtalk.runtime.server.operation import (
-    ALWAYS,
     ANYTHING,
-    BY_MIDDLEWARE,
+    BUNDLE_ERRORS,
     JSON,
+    KEY_ERRORS,
     TEXT,
     ApiRoute,
     Count,
@@ -77,13 +77,16 @@ def info_routes(service: Service) -> list[ApiRoute]:
 
     def one_model(served: ServedModel) -> Operation:
         return Operation(
-            "One model.", ModelEntry, (*ALWAYS, 404), parameters=(path_parameter("model", one_of([served.name])),)
+            "One model.",
+            ModelEntry,
+            (*BUNDLE_ERRORS, 404),
+            parameters=(path_parameter("model", one_of([served.name])),),
         )
 
     return [
         ApiRoute("/livez", livez, Operation("True as long as the process answers.", anything, ())),
         ApiRoute("/readyz", readyz, Operation("True if requests should be sent here.", anything, (503,))),
-        ApiRoute("/metrics", metrics, Operation("Counters for Prometheus.", {"text/plain": TEXT}, BY_MIDDLEWARE)),
+        ApiRoute("/metrics", metrics, Operation("Counters for Prometheus.", {"text/plain": TEXT}, KEY_ERRORS)),
         ApiRoute("/info", info, Operation("Modalities, tokens, spaces, limits.", anything)),
         ApiRoute("/v1/models", models, Operation("What is served.", ModelList)),
         ApiRoute("/v1/models/{model}", model, one_model),

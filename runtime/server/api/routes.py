@@ -22,10 +22,10 @@ from fluxtalk.runtime.server.execution.requests import EmbedRequest
 from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import json_response
 from fluxtalk.runtime.server.http.json_body import convert, decode_json
-from fluxtalk.runtime.server.operation import FILE, JSON, OF_BODY, TIMEOUT, ApiRoute, Operation, exactly_one
+from fluxtalk.runtime.server.operation import BODY_ERRORS, FILE, JSON, TIMEOUT, ApiRoute, Operation, exactly_one
 from fluxtalk.runtime.server.service import Service
 
-BodyReader = Callable[[bytes, str, Iterable[tuple[str, str]], ServedModel], tuple[EmbedRequest, AnswerForm]]
+ReadEmbeddingBody = Callable[[bytes, str, Iterable[tuple[str, str]], ServedModel], tuple[EmbedRequest, AnswerForm]]
 """Reads a body, given its whole ``Content-Type``, the fields of the query, and the served model. Raises `ApiError`."""
 
 
@@ -44,7 +44,7 @@ DIALECTS = (
     Dialect(chat.ChatRequest, chat.matches, chat.read),
     Dialect(jina.JinaRequest, jina.matches, jina.read),
 )
-"""Those beside OpenAI's. The first that matches a body reads it."""
+"""Dialects beside OpenAI's; the first that matches a body reads it."""
 
 
 def read_json_body(
@@ -63,7 +63,7 @@ def read_json_body(
     return openai_embeddings.read(convert(body, openai_embeddings.OpenAIRequest), model)
 
 
-_BODY_TYPES: dict[str, BodyReader] = {
+_BODY_TYPES: dict[str, ReadEmbeddingBody] = {
     JSON: read_json_body,
     "multipart/form-data": forms.read_form,
     "image/*": forms.read_file,
@@ -111,7 +111,7 @@ def _embeddings_operation(model: ServedModel) -> Operation:
     return Operation(
         "Embed items. The query is read with `image/*` and `audio/*` bodies only.",
         EmbeddingsAnswer,
-        (*OF_BODY, 404),
+        (*BODY_ERRORS, 404),
         {
             JSON: (openai_embeddings.OpenAIRequest, *(dialect.body for dialect in DIALECTS)),
             "multipart/form-data": forms.form_schema(model),
@@ -132,7 +132,7 @@ def _embed_operation(_model: ServedModel) -> Operation:
     return Operation(
         "Embed items, in Cohere's dialect.",
         cohere.CohereAnswer,
-        (*OF_BODY, 404),
+        (*BODY_ERRORS, 404),
         {JSON: cohere.CohereRequest},
         (TIMEOUT,),
         schemas={"CohereRequest": exactly_one(cohere.SOURCES)},

@@ -24,6 +24,7 @@ from fluxtalk.arrays import Array
 from fluxtalk.errors import InputError
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.backends.session import Session
+from fluxtalk.runtime.batching import MAX_PADDING_SHARE
 from fluxtalk.runtime.server.execution.rate import ServiceRate
 from fluxtalk.runtime.server.http.errors import ApiError
 from fluxtalk.runtime.server.metrics import Metrics
@@ -31,8 +32,6 @@ from fluxtalk.tokens import Selection
 
 log = logging.getLogger("fluxtalk.server")
 
-_PADDING = 8
-"""Inverse of the share of a batch that may be padding, as in `fluxtalk.runtime.batching`."""
 _LOOK = 8
 """Items of the queue, in batches, that are searched for items of like length."""
 _UNITS = {"text": 256, "features": 256, "audio": 160_000, "image": 224 * 224}
@@ -270,7 +269,7 @@ class Batcher:
             padded = count * length
             # A short item still costs a row: it weighs at least 1.
             heavy = count * max(1.0, length * entry.weight) > self._max_weight
-            if not batch or not (heavy or padded - (total + entry.length) > padded / _PADDING):
+            if not batch or not (heavy or padded - (total + entry.length) > padded * MAX_PADDING_SHARE):
                 batch.append(entry)
                 longest, total = length, total + entry.length
                 if count >= self._max_weight:

@@ -18,7 +18,7 @@ _TAKEN: dict[str, tuple[tuple[type, ...], str]] = {
 """The Python types of a kind's items, and how an error describes them."""
 
 
-class Described(TypedDict):
+class AnswerDescription(TypedDict):
     """Description of an answer's vectors, in every dialect."""
 
     k: int
@@ -150,7 +150,7 @@ class ServedModel:
         except UsageError as error:
             raise bad_request(str(error), k_name if k is not None and output in OUTPUT_KINDS else "output") from None
 
-    def describe(self, answer: Answer) -> Described:
+    def describe(self, answer: Answer) -> AnswerDescription:
         """Describe an answer's vectors."""
         output = answer.selection.output
         return {

@@ -9,7 +9,7 @@ from starlette.requests import Request
 
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request
 
-_TOGETHER = 8
+_MAX_BODIES = 8
 """Bodies of the largest size that may be in memory at a time."""
 _ON_ITS_WAY_S = 0.2
 """Seconds that a body has at least: if the client sent it at once, the deadline is at fault and not the body."""
@@ -51,7 +51,7 @@ class BodyReader:
                     self._held += len(chunk)
                     if size > self._limit:
                         raise self._too_large()
-                    if self._held > _TOGETHER * self._limit:
+                    if self._held > _MAX_BODIES * self._limit:
                         raise ApiError(429, "Too many bodies at once; try again.", "memory", retry_after_s=1.0)
                     chunks.append(chunk)
             if time.monotonic() > deadline:

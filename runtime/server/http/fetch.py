@@ -25,7 +25,7 @@ MAX_BYTES = 20 << 20
 SECONDS = 10.0
 """Seconds from the first lookup to the last byte, redirects included."""
 MAX_REDIRECTS = 3
-_TOGETHER = 8
+_MAX_FETCHES = 8
 """Files in memory, or on their way, at a time."""
 _PORT = 443
 _KINDS = ("image", "audio")
@@ -67,7 +67,7 @@ class Fetcher:
         self._tls = tls if tls is not None or not hosts else ssl.create_default_context()
         self._seconds = seconds
         self._max_bytes = max_bytes
-        self._slots = asyncio.Semaphore(_TOGETHER)
+        self._slots = asyncio.Semaphore(_MAX_FETCHES)
 
     @contextlib.asynccontextmanager
     async def fetched(self, kind: str, values: Sequence[Any]) -> AsyncIterator[Sequence[Any]]:

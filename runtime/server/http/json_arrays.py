@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 _TYPES: dict[str, set[type]] = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}
 """Kind of a numpy type to the Python types that JSON may hold for it: an integer is a float, too."""
-_TOGETHER = 1 << 14
+_CHUNK_ELEMENTS = 1 << 14
 """Numbers converted in one call, during which no other thread runs."""
 
 
@@ -48,11 +48,11 @@ def array_of_lists(raw: Any, shape: Sequence[int], dtype: np.dtype[Any]) -> NDAr
     if elements is None:
         raise ValueError("another shape")
     array = np.empty(len(elements), dtype)
-    for begin in range(0, len(elements), _TOGETHER):
-        part = elements[begin : begin + _TOGETHER]
+    for begin in range(0, len(elements), _CHUNK_ELEMENTS):
+        part = elements[begin : begin + _CHUNK_ELEMENTS]
         if not _TYPES[dtype.kind].issuperset(map(type, part)):
             raise ValueError("another type")
-        array[begin : begin + _TOGETHER] = _converted(part, dtype)
+        array[begin : begin + _CHUNK_ELEMENTS] = _converted(part, dtype)
     return array.reshape(shape)
 
 

@@ -30,15 +30,15 @@ from fluxtalk.runtime.server.http.json_body import Body, convert, decode_json
 from fluxtalk.runtime.server.kserve.models import VERSION, ModelMetadata, metadata, read_items, read_k
 from fluxtalk.runtime.server.kserve.tensors import MOST_TENSORS, InferTensor, pack, read_tensors
 from fluxtalk.runtime.server.operation import (
-    ALWAYS,
     ANYTHING,
-    BY_MIDDLEWARE,
+    BODY_ERRORS,
+    BUNDLE_ERRORS,
     FILE,
     JSON,
-    OF_BODY,
+    KEY_ERRORS,
     TIMEOUT,
     ApiRoute,
-    Content,
+    MediaTypes,
     Operation,
     Schema,
     one_of,
@@ -132,7 +132,7 @@ def kserve_routes(service: Service) -> list[ApiRoute]:
         return json_response({"ready": True}) if why_not is None else _not_ready(why_not)
 
     return [
-        ApiRoute("/v2", server, _operation("The server's name and extensions.", ServerMetadata, BY_MIDDLEWARE)),
+        ApiRoute("/v2", server, _operation("The server's name and extensions.", ServerMetadata, KEY_ERRORS)),
         ApiRoute("/v2/health/live", live, _operation("True as long as the process answers.", None, ())),
         ApiRoute("/v2/health/ready", ready, _operation("True if requests should be sent here.", None, (400,))),
         *_model_routes(service, "/v2/models/{model}"),
@@ -176,17 +176,19 @@ def _model_routes(service: Service, prefix: str) -> list[ApiRoute]:
 
         return of
 
-    body: Content = {JSON: InferRequest, _BINARY: FILE}
-    answer: Content = {JSON: InferAnswer, _BINARY: FILE}
+    body: MediaTypes = {JSON: InferRequest, _BINARY: FILE}
+    answer: MediaTypes = {JSON: InferAnswer, _BINARY: FILE}
     headers = (TIMEOUT, _HEADER_LENGTH)
     embed = "Embed. Its outputs are FP32 (n, k, dim)."
     return [
-        ApiRoute(prefix, describe_model, described("A model's tensors.", ModelMetadata, (*ALWAYS, 404))),
-        ApiRoute(f"{prefix}/ready", model_ready, described("True if a model answers.", None, (*ALWAYS, 400, 404))),
+        ApiRoute(prefix, describe_model, described("A model's tensors.", ModelMetadata, (*BUNDLE_ERRORS, 404))),
+        ApiRoute(
+            f"{prefix}/ready", model_ready, described("True if a model answers.", None, (*BUNDLE_ERRORS, 400, 404))
+        ),
         ApiRoute(
             f"{prefix}/infer",
             infer,
-            described(embed, answer, (*OF_BODY, 404), body=body, parameters=headers, schemas=_EXAMPLES),
+            described(embed, answer, (*BODY_ERRORS, 404), body=body, parameters=headers, schemas=_EXAMPLES),
             "POST",
         ),
     ]

@@ -20,7 +20,7 @@ from fluxtalk.runtime.server.http.errors import bad_request
 from fluxtalk.runtime.server.http.json_arrays import array_of_lists, flattened
 from fluxtalk.runtime.server.http.json_body import Body
 
-DTYPES: dict[str, str] = {
+NUMPY_TYPES: dict[str, str] = {
     "BOOL": "|b1",
     "UINT8": "|u1",
     "INT8": "|i1",
@@ -124,7 +124,7 @@ def pack(array: NDArray[np.float32]) -> bytes:
 
 
 def _numbers_of_bytes(raw: memoryview, datatype: str, shape: tuple[int, ...], param: str) -> NDArray[Any]:
-    dtype = np.dtype(DTYPES[datatype])
+    dtype = np.dtype(NUMPY_TYPES[datatype])
     wanted = math.prod(shape) * dtype.itemsize
     if len(raw) != wanted:
         raise bad_request(f"{param} of shape {list(shape)} has {wanted:,} bytes of data; got {len(raw):,}.", param)
@@ -137,7 +137,7 @@ def _numbers_of_bytes(raw: memoryview, datatype: str, shape: tuple[int, ...], pa
 
 def _numbers_of_lists(raw: Any, datatype: str, shape: tuple[int, ...], param: str) -> NDArray[Any]:
     try:
-        return array_of_lists(raw, shape, np.dtype(DTYPES[datatype]).newbyteorder("="))
+        return array_of_lists(raw, shape, np.dtype(NUMPY_TYPES[datatype]).newbyteorder("="))
     except ValueError:
         raise bad_request(
             f"{param} has {math.prod(shape):,} numbers of type {datatype} in data, in its shape.", param

@@ -20,7 +20,7 @@ from fluxtalk.runtime.server.answering import answer_body
 from fluxtalk.runtime.server.execution.dispatcher import Dispatcher
 from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import bad_request, json_response
-from fluxtalk.runtime.server.operation import OF_BODY, TIMEOUT, ApiRoute, Count, Operation
+from fluxtalk.runtime.server.operation import BODY_ERRORS, TIMEOUT, ApiRoute, Count, Operation
 from fluxtalk.runtime.server.search.item_body import READERS, ItemOptions, embed_item, item_body, read_item
 from fluxtalk.runtime.server.service import Service
 from fluxtalk.tokens import ATTENTION
@@ -61,7 +61,7 @@ def attention_route(service: Service) -> ApiRoute:
     def operation(model: ServedModel) -> Operation:
         body, schemas = item_body(AttentionOptions, _images(model))
         summary = "The places of an image at which each register looks."
-        return Operation(summary, AttentionAnswer, OF_BODY, body, (TIMEOUT,), schemas=schemas)
+        return Operation(summary, AttentionAnswer, BODY_ERRORS, body, (TIMEOUT,), schemas=schemas)
 
     return ApiRoute("/v1/attention", attention, operation, "POST")
 

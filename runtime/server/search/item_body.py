@@ -14,13 +14,13 @@ from fluxtalk.runtime.server.execution.requests import Answer, EmbedRequest, Ite
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request
 from fluxtalk.runtime.server.http.form_parts import Part, read_parts
 from fluxtalk.runtime.server.http.json_body import Body, convert, decode_json
-from fluxtalk.runtime.server.operation import JSON, Content, Schema, exactly_one
+from fluxtalk.runtime.server.operation import JSON, MediaTypes, Schema, exactly_one
 from fluxtalk.tokens import Selection
 
 Options = TypeVar("Options", bound="ItemOptions")
 _MAX_PARTS = 16
 _ITEM = Annotated[Any, Meta(extra_json_schema={"type": ["string", "array"]})]
-ReadBody = Callable[[bytes, str], tuple[dict[str, Any], bool]]
+ReadItemBody = Callable[[bytes, str], tuple[dict[str, Any], bool]]
 """Reads a body, given its ``Content-Type``: the decoded fields, and whether they are of JSON, and so of JSON's types.
 Raises `ApiError`."""
 
@@ -54,7 +54,7 @@ def read_item(
     return Item(given[0], fields[given[0]]), body
 
 
-def item_body(options: type[ItemOptions], modalities: Iterable[str]) -> tuple[Content, Schema]:
+def item_body(options: type[ItemOptions], modalities: Iterable[str]) -> tuple[MediaTypes, Schema]:
     """Describe such a body for a bundle: its content, and its schema."""
     names = tuple(modalities)
     body = _with_items(options, names)
@@ -114,4 +114,4 @@ def _text(part: Part) -> str:
         raise bad_request(f"The part {part.name[:80]!r} of the form is not UTF-8.", part.name[:80]) from None
 
 
-READERS: Mapping[str, ReadBody] = {JSON: _read_json, "multipart/form-data": _read_form}
+READERS: Mapping[str, ReadItemBody] = {JSON: _read_json, "multipart/form-data": _read_form}

@@ -26,9 +26,9 @@ from fluxtalk.runtime.server.execution.requests import Item
 from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request, json_response
 from fluxtalk.runtime.server.operation import (
-    ALWAYS,
+    BODY_ERRORS,
+    BUNDLE_ERRORS,
     FILE,
-    OF_BODY,
     TEXT,
     TIMEOUT,
     ApiRoute,
@@ -160,13 +160,13 @@ def search_routes(service: Service, indexes: Indexes) -> list[ApiRoute]:
 def _search_operation(model: ServedModel) -> Operation:
     body, schemas = item_body(SearchOptions, model.kinds)
     summary = "The items of an index that are nearest to one item."
-    return Operation(summary, SearchAnswer, (*OF_BODY, 404), body, (TIMEOUT,), schemas=schemas)
+    return Operation(summary, SearchAnswer, (*BODY_ERRORS, 404), body, (TIMEOUT,), schemas=schemas)
 
 
 _ITEM_OPERATION = Operation(
     "A small picture of an indexed image.",
     dict.fromkeys(("image/jpeg", "image/png", "image/webp"), FILE),
-    (*ALWAYS, 403, 404, 422, 500, 504),
+    (*BUNDLE_ERRORS, 403, 404, 422, 500, 504),
     parameters=(
         path_parameter("name", {**TEXT, "minLength": 1}),
         path_parameter("row", {"type": "integer", "minimum": 0, "maximum": (1 << 31) - 1}),

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
+from bench.markdown import markdown_table
 from bench.quality.glyphs import cli as glyphs
 from bench.quality.glyphs import job as glyphs_job
 from bench.quality.glyphs import probe as glyphs_probe
@@ -21,7 +22,7 @@ from bench.quality.glyphs import retrieval as glyphs_retrieval
 from bench.quality.glyphs import summary as glyphs_summary
 from bench.quality.glyphs.variants import MAIN, variant_named, variants
 from bench.quality.heads import QueryFormerHead
-from bench.quality.report import ResultStore, machine_info, markdown_table, mean_and_deviation
+from bench.quality.report import ResultStore, machine_info, mean_and_deviation
 from fluxtalk.config import HeadConfig
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import ArtifactError, DataError, TrainingError, UsageError

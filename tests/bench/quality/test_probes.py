@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from scipy import stats
 from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.metrics import r2_score
 
 from bench.quality.probes import (
     PENALTIES,
+    Doubles,
     bootstrap_interval,
     fit_ridge,
     paired_bootstrap_difference,
@@ -20,11 +20,10 @@ from bench.quality.probes import (
 )
 from fluxtalk.errors import UsageError
 
-Floats = NDArray[np.float64]
 WIDE, TALL = (30, 40), (200, 12)
 
 
-def _data(shape: tuple[int, int], noise: float, seed: int = 0) -> tuple[Floats, Floats]:
+def _data(shape: tuple[int, int], noise: float, seed: int = 0) -> tuple[Doubles, Doubles]:
     """Inputs of very different scales and means, and three linear targets under noise."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(shape) * np.geomspace(0.01, 100, shape[1]) + rng.standard_normal(shape[1])
@@ -159,7 +158,7 @@ def test_pairing_removes_what_items_have_in_common() -> None:
         (lambda x, y: paired_bootstrap_difference(x[:, 0], y[:5, 0], seed=0), r"\(9,\) and \(5,\)"),
     ],
 )
-def test_what_has_no_meaning_is_one_sentence(call: Callable[[Floats, Floats], object], said: str) -> None:
+def test_what_has_no_meaning_is_one_sentence(call: Callable[[Doubles, Doubles], object], said: str) -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(UsageError, match=said):
         call(rng.standard_normal((9, 4)), rng.standard_normal((9, 2)))

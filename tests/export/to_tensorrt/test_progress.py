@@ -70,7 +70,7 @@ def test_phases_inside_of_phases_count_as_parts() -> None:
     state.finish("optimize")
     assert state.step("build", 0)
     assert state.share == pytest.approx(1 / 4)
-    state.cancelled = True
+    state.canceled = True
     assert not state.step("build", 1)
     state.finish("build")
     assert state.share == 1.0

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from fluxtalk.runtime.server.http.json_arrays import array_of_lists, flattened
-from fluxtalk.runtime.server.kserve.tensors import DTYPES
+from fluxtalk.runtime.server.kserve.tensors import NUMPY_TYPES
 
 
-@pytest.mark.parametrize("datatype", DTYPES)
+@pytest.mark.parametrize("datatype", NUMPY_TYPES)
 @pytest.mark.parametrize("shape", [(40_000,), (3, 4), (2, 3, 1, 2), (1,), (0,), (2, 0)])
 def test_what_numpy_makes_of_the_same_lists(datatype: str, shape: tuple[int, ...]) -> None:
-    dtype = np.dtype(DTYPES[datatype]).newbyteorder("=")
+    dtype = np.dtype(NUMPY_TYPES[datatype]).newbyteorder("=")
     array = np.random.default_rng(0).integers(0, 2 if dtype.kind == "b" else 100, shape).astype(dtype)
     for given in (array.tolist(), array.ravel().tolist()):
         made = array_of_lists(given, shape, dtype)
@@ -26,7 +26,7 @@ def test_what_numpy_makes_of_the_same_lists(datatype: str, shape: tuple[int, ...
 
 def test_the_largest_and_smallest_integers() -> None:
     for datatype in ("INT8", "UINT8", "INT64", "UINT64"):
-        dtype = np.dtype(DTYPES[datatype])
+        dtype = np.dtype(NUMPY_TYPES[datatype])
         smallest, largest = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
         assert array_of_lists([smallest, largest], (2,), dtype).tolist() == [smallest, largest]
         for beyond in (smallest - 1, largest + 1):
