@@ -42,7 +42,7 @@ $(STAMP): $(DEMO_STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/tensorrt-bindings/11.4 tensorrt_cu13_bindings==11.4.0.106
 	@touch $@
 
-demo: $(DEMO_STAMP) ## Run the whole path on real input: data, training, export, search (6 minutes on 2 cores)
+demo: $(DEMO_STAMP) ## Run the whole path on real input: data, training, export, search (5 to 10 minutes on 2 cores)
 	$(BIN)/python -m bench.demo --output $(DEMO) --stage1 $(STAGE1)
 
 test: install ## Prove it (the slow tests are left out; 10 minutes on 2 cores)
@@ -93,7 +93,7 @@ bench-quality: install ## The proof of docs/quality.md: synthetic truth and glyp
 	$(BIN)/python -m bench.quality.glyphs --no-ablations --draw
 	$(BIN)/python -m bench.quality.glyphs --steps 300 --seeds 1 -o bench/results/quality/glyphs-ablations.json
 
-docs: install ## Draw the pictures of the docs again
+docs: install ## Draw the picture of the built-in data set again
 	$(BIN)/python -m bench.demo.contact_sheet --output docs/images/glyphs.png
 
 $(GPU_STAMP): pyproject.toml constraints.txt

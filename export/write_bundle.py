@@ -97,7 +97,7 @@ def _manifest(
     tokens: int,
 ) -> Manifest:
     config = run.head.config
-    overlapping = min(tokens, config.num_overlapping_tokens)
+    layout = config.layout.truncated(tokens)
     training: dict[str, Any] = {
         "data": data,
         "aggregation": config.aggregation,
@@ -106,8 +106,8 @@ def _manifest(
     if run.results is not None:
         training["test_recall"] = run.results["recall"]
     return Manifest(
-        num_register_tokens=tokens,
-        num_overlapping_tokens=overlapping,
+        num_register_tokens=layout.num_register_tokens,
+        num_overlapping_tokens=layout.num_overlapping_tokens,
         trained_register_tokens=config.num_register_tokens,
         dim=config.dim,
         opset=options.opset,
@@ -120,7 +120,7 @@ def _manifest(
         head_hash=run.head.space_hash(),
         identity=run.head.identity.fields(),
         training=training,
-        bytes_per_item=_bytes_per_item(TokenLayout(tokens, overlapping, config.dim)),
+        bytes_per_item=_bytes_per_item(layout),
     )
 
 

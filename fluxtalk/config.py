@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from fluxtalk.errors import UsageError
+from fluxtalk.tokens import TokenLayout
 
 SCHEDULES = ("linear", "uniform", "pow2", "geometric")
 BLOCK_WEIGHTS = ("shared", "per_modality")
@@ -93,6 +94,11 @@ class HeadConfig(StrictConfig):
     """Probability that a whole feature vector is hidden, in training."""
     aggregation: str = "mean"
     """Representation compared between modalities: `mean` of the overlapping tokens, their `concat`, or `maxsim`."""
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The register tokens that the head computes."""
+        return TokenLayout(self.num_register_tokens, self.num_overlapping_tokens, self.dim)
 
     def __post_init__(self) -> None:
         require(bool(self.dims), "A head needs at least one modality.")

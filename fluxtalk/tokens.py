@@ -10,7 +10,7 @@ Shapes: B items, K tokens, D dimension.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -70,6 +70,11 @@ class TokenLayout:
                     f"complementary tokens come last, so they need all {total} tokens; leave {k_name} out."
                 )
         return Selection(self, count, output)
+
+    def truncated(self, count: int) -> TokenLayout:
+        """Give the layout of the first ``count`` tokens, or of all if there are no more."""
+        kept = min(count, self.num_register_tokens)
+        return replace(self, num_register_tokens=kept, num_overlapping_tokens=min(kept, self.num_overlapping_tokens))
 
     def selections(self, output: str) -> list[Selection]:
         """List every selection of one kind of output, by rising k; empty if the head does not have it."""

@@ -155,3 +155,9 @@ def test_complementary_tokens_that_do_not_exist_are_refused() -> None:
     assert layout.selections("complementary") == []
     with pytest.raises(UsageError, match="This bundle has no complementary tokens"):
         layout.select(None, "complementary")
+
+
+def test_a_truncated_layout_keeps_the_first_tokens() -> None:
+    layout = algebra.TokenLayout(4, 3, DIM)
+    found = [layout.truncated(count) for count in (1, 3, 4, 9)]
+    assert [(one.num_register_tokens, one.num_overlapping_tokens) for one in found] == [(1, 1), (3, 3), (4, 3), (4, 3)]

@@ -110,7 +110,7 @@ class SearchIndex:
         manifest = embedder.bundle.manifest
         output = self.stored.manifest.output
         self.stored.require_space(manifest.space_id(output), f"the bundle {embedder.bundle.folder}")
-        k = min(self.stored.manifest.k, manifest.num_register_tokens) if k is None else k
+        k = manifest.layout.truncated(self.stored.manifest.k).num_register_tokens if k is None else k
         selection = manifest.layout.select(k, output)
         vectors = embedder.embed(modality, items, selection.k, output)
         if output == TOKENS:

@@ -14,6 +14,7 @@ from msgspec import Meta
 from starlette.routing import Route
 
 from fluxtalk.runtime.server.execution.served_model import ServedModel
+from fluxtalk.tokens import CONCAT
 
 Schema = dict[str, Any]
 MediaTypes = Mapping[str, Any]
@@ -113,7 +114,7 @@ def schemas_of(*types: type) -> dict[str, Schema]:
 def narrow(schemas: Mapping[str, Schema], model: ServedModel) -> None:
     """Add a bundle's limits to the fields of bodies that have them."""
     layout = model.layout
-    sizes = [layout.dim * count for count in range(1, layout.num_overlapping_tokens + 1)]
+    sizes = sorted({selection.values_per_item for selection in layout.selections(CONCAT)})
     k = ("integer", {"minimum": 1, "maximum": layout.num_register_tokens})
     items = ("array", {"minItems": 1, "maxItems": model.max_items})
     limits: dict[str, tuple[str, Schema]] = {

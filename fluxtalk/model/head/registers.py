@@ -161,10 +161,11 @@ class RegisterTokenModule(TokenHead):
             TokenCountError: ``count`` is not in ``1..num_register_tokens``.
         """
         check_token_count(count, self.config.num_register_tokens, "this head")
+        layout = self.config.layout.truncated(count)
         config = replace(
             self.config,
-            num_register_tokens=count,
-            num_overlapping_tokens=min(count, self.config.num_overlapping_tokens),
+            num_register_tokens=layout.num_register_tokens,
+            num_overlapping_tokens=layout.num_overlapping_tokens,
         )
         head = RegisterTokenModule.from_config(config)
         weights = self.state_dict()

@@ -115,7 +115,7 @@ def read_search(fields: dict[str, Any], strict: bool, model: ServedModel, indexe
     if how not in index.ways:
         ways = " or ".join(index.ways)
         raise bad_request(f"The index {index.name} is searched by how = {ways}; got {how[:80]!r}.", "how")
-    k = min(index.default_k, model.layout.num_register_tokens) if asked.k is None else asked.k
+    k = model.layout.truncated(index.default_k).num_register_tokens if asked.k is None else asked.k
     selection = model.select(k, index.output(how))
     index.require_k(k)
     return SearchRequest(item, index, how, selection, asked.n or _DEFAULT_HITS)
