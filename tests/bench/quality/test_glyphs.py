@@ -128,7 +128,7 @@ def test_store_keeps_each_run_and_notices_other_options(tmp_path: Path) -> None:
 def test_store_refuses_another_file(tmp_path: Path, content: str) -> None:
     path = tmp_path / "results.json"
     path.write_text(content)
-    with pytest.raises(ArtifactError, match="no results file"):
+    with pytest.raises(ArtifactError, match="is not a results file"):
         ResultStore(path)
 
 
