@@ -45,15 +45,18 @@ $(STAMP): $(DEMO_STAMP)
 demo: $(DEMO_STAMP) ## Run the whole path on real input: data, training, export, search (5 to 10 minutes on 2 cores)
 	$(BIN)/python -m bench.demo --output $(DEMO) --stage1 $(STAGE1)
 
-test: install ## Prove it (the slow tests are left out; 10 minutes on 2 cores)
-	@# Two lanes, one per core. Beside the export's tests run all others but the runtime's, and then those, in a process of
-	@# their own: some of its libraries change how a process takes signals, which tests of the others send. What is marked
-	@# `alone` measures time or sends load, and runs after them.
-	@$(PYTEST) -m "not slow and not alone" tests/export > .venv/export-tests.log 2>&1 & export=$$!; \
-	trap 'kill $$export; exit 130' INT TERM; failed=0; \
-	$(PYTEST) -m "not slow and not alone" tests --ignore=tests/export --ignore=tests/runtime || failed=1; \
+test: install ## Prove it (the slow tests are left out; 9 minutes on 2 cores)
+	@# Two lanes, one per core, in each two processes one after the other. Training's tests send signals, and some libraries
+	@# of the runtime's and the export's change how a process takes them: so each part has a process of its own. What is
+	@# marked `alone` measures time or sends load, and runs after them.
+	@{ failed=0; \
+	$(PYTEST) -m "not slow and not alone" tests/export || failed=1; \
+	$(PYTEST) -m "not slow and not alone" tests --ignore=tests/export --ignore=tests/runtime --ignore=tests/train || failed=1; \
+	exit $$failed; } > .venv/second-lane.log 2>&1 & second=$$!; \
+	trap 'kill $$second; exit 130' INT TERM; failed=0; \
+	$(PYTEST) -m "not slow and not alone" tests/train || failed=1; \
 	$(PYTEST) -m "not slow and not alone" tests/runtime || failed=1; \
-	wait $$export || failed=1; cat .venv/export-tests.log; \
+	wait $$second || failed=1; cat .venv/second-lane.log; \
 	$(PYTEST) -m "alone and not slow" tests || failed=1; \
 	exit $$failed
 

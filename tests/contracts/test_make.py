@@ -10,9 +10,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = {
-    "others": "--ignore=tests/export --ignore=tests/runtime",
+    "train": "tests/train",
     "runtime": "tests/runtime",
     "export": "tests/export",
+    "others": "--ignore=tests/export --ignore=tests/runtime --ignore=tests/train",
     "alone": "alone and not slow",
 }
 """Each part, and what only its command line holds."""
@@ -30,6 +31,7 @@ def test_make_test_fails_if_a_part_fails(tmp_path: Path, failing: str | None) ->
         "#!/bin/sh\n"
         'case "$*" in\n'
         '  *"--ignore=tests/export"*) part=others ;;\n'
+        '  *"not alone"*tests/train*) part=train ;;\n'
         '  *"not alone"*tests/runtime*) part=runtime ;;\n'
         '  *"not alone"*tests/export*) part=export ;;\n'
         "  *) part=alone ;;\n"
