@@ -49,9 +49,9 @@ test: install ## Prove it (the slow tests are left out; 9 minutes on 2 cores)
 	@# Two lanes, one per core, in each two processes one after the other. Training's tests send signals, and some libraries
 	@# of the runtime's and the export's change how a process takes them: so each part has a process of its own. What is
 	@# marked `alone` measures time or sends load, and runs after them.
-	@{ failed=0; \
-	$(PYTEST) -m "not slow and not alone" tests/export || failed=1; \
-	$(PYTEST) -m "not slow and not alone" tests --ignore=tests/export --ignore=tests/runtime --ignore=tests/train || failed=1; \
+	@{ failed=0; trap 'kill $$part; exit 143' TERM; part() { "$$@" & part=$$!; wait $$part || failed=1; }; \
+	part env $(PYTEST) -m "not slow and not alone" tests/export; \
+	part env $(PYTEST) -m "not slow and not alone" tests --ignore=tests/export --ignore=tests/runtime --ignore=tests/train; \
 	exit $$failed; } > .venv/second-lane.log 2>&1 & second=$$!; \
 	trap 'kill $$second; exit 130' INT TERM; failed=0; \
 	$(PYTEST) -m "not slow and not alone" tests/train || failed=1; \

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,14 +23,19 @@ PARTS = {
 """Each part, and what only its command line holds."""
 
 
+def installed(folder: Path) -> Path:
+    """Copy what `make test` reads to where all is installed, and name a program to stand in for pytest."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    (folder / ".venv").mkdir()
+    for name in (".demo-installed", ".installed"):
+        (folder / ".venv" / name).touch()
+    return folder / "tester"
+
+
 @pytest.mark.parametrize("failing", [None, *PARTS])
 def test_make_test_fails_if_a_part_fails(tmp_path: Path, failing: str | None) -> None:
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / ".venv").mkdir()
-    for name in (".demo-installed", ".installed"):
-        (tmp_path / ".venv" / name).touch()
-    tester = tmp_path / "tester"
+    tester = installed(tmp_path)
     tester.write_text(
         "#!/bin/sh\n"
         'case "$*" in\n'
@@ -46,3 +55,31 @@ def test_make_test_fails_if_a_part_fails(tmp_path: Path, failing: str | None) ->
     assert list(said) == list(PARTS)
     for part, words in PARTS.items():
         assert words in said[part]
+
+
+def test_an_interrupted_make_test_leaves_no_part_running(tmp_path: Path) -> None:
+    tester = installed(tmp_path)
+    tester.write_text(f"#!/bin/sh\necho $$ >> {tmp_path}/started\nexec sleep 60\n")
+    tester.chmod(0o755)
+    running = subprocess.Popen(["make", "test", f"PYTEST={tester}"], cwd=tmp_path, start_new_session=True)
+    started = tmp_path / "started"
+    _wait_for(lambda: started.exists() and len(started.read_text().split()) == 2)
+    os.killpg(running.pid, signal.SIGINT)
+    assert running.wait(20) != 0
+    _wait_for(lambda: not any(_runs(int(pid)) for pid in started.read_text().split()))
+    assert len(started.read_text().split()) == 2
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

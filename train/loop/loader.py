@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -80,10 +80,6 @@ class BatchLoader:
             except queue.Empty:
                 continue
         self._thread.join()
-
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            yield self.next()
 
     def next(self) -> Batch:
         """Return the next batch of the plan.

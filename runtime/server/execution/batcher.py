@@ -144,10 +144,9 @@ class Batcher:
         since = self._running_since
         return 0.0 if since is None else time.monotonic() - since
 
-    @property
-    def estimated_wait_s(self) -> float:
-        """Seconds until an item accepted now would be done, at the rate measured lately."""
-        return (self._outstanding + 1) * self._seconds_each()
+    def estimated_wait_s(self, count: int = 1) -> float:
+        """Estimate the seconds until ``count`` items accepted now would be done, at the rate measured lately."""
+        return (self._outstanding + count) * self._seconds_each()
 
     def admit(self, count: int, deadline: float) -> None:
         """Reserve places for items before anything is spent on them; `release` gives them back.
@@ -158,8 +157,7 @@ class Batcher:
         with self._changed:
             if not self.alive:
                 raise self._dead()
-            each = self._seconds_each()
-            wait = (self._outstanding + count) * each
+            wait = self.estimated_wait_s(count)
             # A request of more than a batch may not take the places of all the small ones.
             room = self._queue if count <= self._max_weight else max(self._queue // 2, self._max_weight)
             if self._outstanding + count > room:
@@ -176,7 +174,7 @@ class Batcher:
                     429,
                     f"The wait would be about {wait:.1f} s, longer than this request may take; try again later.",
                     "too_slow",
-                    retry_after_s=self._outstanding * each,
+                    retry_after_s=self.estimated_wait_s(0),
                 )
             if not self._outstanding:
                 self._rate.begin(time.monotonic())

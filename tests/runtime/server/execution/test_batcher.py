@@ -74,7 +74,7 @@ def ran_for(batcher: Batcher, gate: Gate, seconds: float) -> None:
     time.sleep(seconds)
     gate.open(1)
     future.result(30)
-    while batcher.estimated_wait_s < seconds:  # it is noted behind the result
+    while batcher.estimated_wait_s() < seconds:  # it is noted behind the result
         time.sleep(0.001)
 
 
@@ -336,7 +336,7 @@ def test_the_wait_is_estimated_from_what_was_answered_decoding_and_all(batcher: 
         time.sleep(0.1)  # decoding
         batcher.submit(job(3, 3)).result(30)
         batcher.release(2)
-    assert 0.05 <= batcher.estimated_wait_s < 0.5
+    assert 0.05 <= batcher.estimated_wait_s() < 0.5
 
 
 def test_a_long_request_on_its_way_is_no_reason_to_refuse_a_short_one(batcher: Batcher, gate: Gate) -> None:
