@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +62,12 @@ def test_an_interrupted_make_test_leaves_no_part_running(tmp_path: Path) -> None
     tester = installed(tmp_path)
     tester.write_text(f"#!/bin/sh\necho $$ >> {tmp_path}/started\nexec sleep 60\n")
     tester.chmod(0o755)
-    running = subprocess.Popen(["make", "test", f"PYTEST={tester}"], cwd=tmp_path, start_new_session=True)
+    # A shell starts its background jobs with SIGINT ignored, and `make test` runs this file in one.
+    interruptible = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp('make', sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", interruptible, "make", "test", f"PYTEST={tester}"]
+    running = subprocess.Popen(command, cwd=tmp_path, start_new_session=True)
     started = tmp_path / "started"
     _wait_for(lambda: started.exists() and len(started.read_text().split()) == 2)
     os.killpg(running.pid, signal.SIGINT)
