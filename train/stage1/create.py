@@ -14,6 +14,7 @@ from fluxtalk.errors import UsageError
 from fluxtalk.model.checkpoints.stage1 import Stage1, Stage1Modality
 from fluxtalk.model.encoders import EncoderSpec, build_encoder
 from fluxtalk.preprocess import FeaturesPreprocessor, Preprocessor, TextPreprocessor, from_parts
+from fluxtalk.preprocess.text import OPTIONS
 from fluxtalk.train.stage1.probe import probe
 from fluxtalk.train.stage1.sources.names import SourceName, is_library_source, parse_source
 from fluxtalk.train.stage1.sources.open_source import open_source
@@ -131,12 +132,15 @@ def _preprocess(folder: Path, name: str, source: str, config: Mapping[str, Any] 
         )
     if config.get("kind") != "text":
         return from_parts(config, {})
-    if set(config) != {"kind", "tokenizer", "max_length"}:
+    needed = {"kind", "tokenizer", "max_length"}
+    if not needed <= set(config) <= {*needed, *OPTIONS} or not isinstance(config["tokenizer"], str):
         raise UsageError(
-            f"The text preprocessing of {name} has the keys kind, tokenizer (a tokenizer.json) and max_length."
+            f"The text preprocessing of {name} has the keys kind, tokenizer (a tokenizer.json) and max_length; it may "
+            f"have {', '.join(OPTIONS)}."
         )
+    options = {option: config[option] for option in OPTIONS if option in config}
     try:
-        return TextPreprocessor((folder / config["tokenizer"]).read_text(), config["max_length"])
+        return TextPreprocessor((folder / config["tokenizer"]).read_text(), config["max_length"], **options)
     except FileNotFoundError:
         raise UsageError(
             f"The tokenizer {folder / config['tokenizer']} of {name} does not exist; check the path."
