@@ -16,6 +16,7 @@ from fluxtalk.preprocess.features import FeaturesPreprocessor
 from fluxtalk.preprocess.image import ImagePreprocessor
 from fluxtalk.preprocess.image_files import IMAGE_SUFFIXES
 from fluxtalk.preprocess.prompts import Prompting
+from fluxtalk.preprocess.spectrogram import Spectrogram
 from fluxtalk.preprocess.text import TextPreprocessor
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "ImagePreprocessor",
     "Preprocessor",
     "Prompting",
+    "Spectrogram",
     "TextPreprocessor",
     "from_parts",
     "pad_and_mask",
