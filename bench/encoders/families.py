@@ -25,15 +25,17 @@ class Family:
     """``image``, ``text`` or ``audio``."""
     save: Callable[[Path], str]
     """Saves a model of it, and what feeds it, into a folder, and returns the source that names it."""
+    model_class: str | None = None
+    """Class of transformers that loads it."""
 
 
 def families() -> list[Family]:
     """List every family that the proof runs over."""
     return [
-        *(Family(name, "image", _hf_image(name, *row)) for name, row in _HF_IMAGES.items()),
+        *(Family(name, "image", _hf_image(*row), row[0]) for name, row in _HF_IMAGES.items()),
         *(Family(name, "image", _timm(model, **arguments)) for name, (model, arguments) in _TIMM.items()),
-        *(Family(name, "text", _hf_text(name, *row)) for name, row in _HF_TEXTS.items()),
-        *(Family(name, "audio", _hf_audio(*row)) for name, row in _HF_AUDIO.items()),
+        *(Family(name, "text", _hf_text(name, *row), row[0]) for name, row in _HF_TEXTS.items()),
+        *(Family(name, "audio", _hf_audio(*row), row[0]) for name, row in _HF_AUDIO.items()),
         Family("open_clip ViT, image", "image", _open_clip),
         Family("open_clip ViT, text", "text", _open_clip),
     ]
@@ -174,9 +176,7 @@ _HF_AUDIO: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
 }
 
 
-def _hf_image(
-    name: str, model: str, config: dict[str, Any], processor: str, settings: dict[str, Any]
-) -> Callable[[Path], str]:
+def _hf_image(model: str, config: dict[str, Any], processor: str, settings: dict[str, Any]) -> Callable[[Path], str]:
     def save(folder: Path) -> str:
         _save_model(model, config, folder)
         getattr(importlib.import_module("transformers"), processor)(**settings).save_pretrained(folder)

@@ -155,7 +155,7 @@ def _preprocess(
         if kind == "text":
             tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         elif kind == "image":
-            processor = transformers.AutoImageProcessor.from_pretrained(name)
+            processor = transformers.AutoImageProcessor.from_pretrained(name, backend="pil")
         else:
             processor = transformers.AutoFeatureExtractor.from_pretrained(name)
     except Exception as error:
@@ -175,10 +175,7 @@ def _preprocess(
     if kind == "audio":
         audio = importlib.import_module("fluxtalk.train.stage1.sources.hf_audio")
         return audio.audio_preprocessor_of(processor.to_dict())  # type: ignore[no-any-return]
-    background = source.options.get("background")
-    preprocess = image_preprocessor_of(
-        processor.to_dict(), **({} if background is None else {"background": background})
-    )
+    preprocess = image_preprocessor_of(processor.to_dict(), **source.background)
     fit_positions(model, preprocess.height, preprocess.width)
     return preprocess
 

@@ -108,7 +108,7 @@ def image_preprocessor_of(
     if name not in DEFAULTS:
         raise UsageError(
             f"The image processor {name} cannot be followed exactly: "
-            f"{_NOT_HERE.get(name, f'known are {', '.join(DEFAULTS)}')}."
+            f"{_NOT_HERE.get(name, 'known are ' + ', '.join(DEFAULTS))}."
         )
     settings = {**DEFAULTS[name], **config}
     _refuse_unknown(name, settings)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from PIL import ImageColor
+
 from fluxtalk.errors import UsageError
 
 LIBRARIES = ("hf", "timm", "open_clip", "st")
@@ -66,6 +68,26 @@ class SourceName:
         name = str(folder / self.name) if (folder / self.name).is_dir() else self.name
         file = self.file if self.file is None or not (folder / self.file).is_file() else folder / self.file
         return dataclasses.replace(self, name=name, file=file)
+
+    @property
+    def background(self) -> dict[str, tuple[int, int, int] | None]:
+        """Color under transparent pixels as a keyword argument, empty if none is named.
+
+        Raises:
+            UsageError: it is not a color's name, a code such as #ffffff, or none.
+        """
+        name = self.options.get("background")
+        if name is None:
+            return {}
+        if name == "none":
+            return {"background": None}
+        try:
+            red, green, blue = ImageColor.getrgb(name)[:3]
+        except ValueError:
+            raise UsageError(
+                f"The background of {self.text} is a color, such as white or #ffffff, or none; got {name!r}."
+            ) from None
+        return {"background": (red, green, blue)}
 
     def chosen(self) -> dict[str, Any]:
         """Options that say which of the encoder's outputs are its features."""

@@ -52,10 +52,7 @@ def open_open_clip(source: SourceName, kind: str) -> OpenedEncoder:
     if kind == "text":
         preprocess: Any = text_preprocessor_of(tokenizer)
     else:
-        background = source.options.get("background")
-        preprocess = image_preprocessor_of(
-            model.visual.preprocess_cfg, **({} if background is None else {"background": background})
-        )
+        preprocess = image_preprocessor_of(model.visual.preprocess_cfg, **source.background)
     return OpenedEncoder(
         source=source.stored,
         options=options,

@@ -35,7 +35,7 @@ def open_timm(source: SourceName, kind: str) -> OpenedEncoder:
     if folder is not None:
         config = _folder_config(source, folder)
         name, pretrained = config["architecture"], config.get("pretrained_cfg")
-        arguments = config.get("model_args", {})
+        arguments = {key: value for key, value in config.get("model_args", {}).items() if key != "num_classes"}
     elif not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5])
         raise UsageError(f"timm {timm.__version__} knows no model {name}{f'; it knows {close}, ...' * bool(close)}.")
@@ -65,13 +65,12 @@ def open_timm(source: SourceName, kind: str) -> OpenedEncoder:
     weights = take_weights(encoder)
     asked = {} if size is None else {"input_size": (3, size, size)}
     data = timm.data.resolve_data_config(asked, pretrained_cfg=pretrained or model.pretrained_cfg, model=model)
-    background = source.options.get("background")
     return OpenedEncoder(
         source=source.stored,
         options=options,
         encoder=encoder,
         weights=weights,
-        preprocess=image_preprocessor_of(data, **({} if background is None else {"background": background})),
+        preprocess=image_preprocessor_of(data, **source.background),
         about={"library": f"timm {timm.__version__}", "license": (pretrained or model.pretrained_cfg).get("license")},
     )
 
