@@ -121,7 +121,7 @@ class TextPreprocessor:
         if not is_visible(item):
             why = "; this one holds nothing but invisible characters: leave" if item.strip() else "; leave"
             raise InputError(f"A text must not be empty or blank{why} the item out or give it words.")
-        ids = self._encode(self._prompt + item)
+        ids = self._encode(self.prompt + item)
         # As many ids as nothing gives: look closer.
         if len(ids) <= self._ids_of_nothing and not self._has_token(item):
             raise InputError(f"The text {item[:40]!r} has no token that the tokenizer knows; give it words.")
@@ -206,7 +206,8 @@ class TextPreprocessor:
             )
 
     def _use(self, prompt: str) -> None:
-        self._prompt = prompt
+        self.prompt = prompt
+        """Words that are put before each text."""
         self._ids_of_nothing = len(self._encode(prompt)) if prompt else self.tokenizer.num_special_tokens_to_add(False)
 
     def _encode(self, text: str) -> list[int]:
