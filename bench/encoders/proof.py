@@ -74,7 +74,8 @@ def prove(family: Family, folder: Path, compile_engine: bool) -> Proof:
         proof = dataclasses.replace(proof, features=features, preprocessing=preprocessing)
         data = write_items(family.kind, folder)
         proof = dataclasses.replace(proof, trained=fit(_config(folder, data)).finished)
-        bundle = write_bundle(open_run(folder / "runs" / "run"), load_dataset(data), folder / "bundle", _OPTIONS)
+        dataset = load_dataset(data, folder / "cache", stage1.kinds)
+        bundle = write_bundle(open_run(folder / "runs" / "run"), dataset, folder / "bundle", _OPTIONS)
         entry = bundle.manifest.precisions["fp32"]
         proof = dataclasses.replace(proof, promise=entry.tolerance.max_abs)
     except FluxTalkError as error:

@@ -76,10 +76,7 @@ def _load(transformers: Any, source: SourceName, name: str, kind: str, allow_cod
     """Load the part of a model that takes a kind of input, and tell whether its code came with it."""
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=allow_code)
-        loader = transformers.AutoModel
-        text_only = transformers.MODEL_FOR_TEXT_ENCODING_MAPPING
-        if kind == "text" and getattr(config, "is_encoder_decoder", False) and type(config) in text_only:
-            loader = text_only[type(config)]
+        loader = _loader(transformers, config, kind)
         model, info = loader.from_pretrained(
             name,
             config=config,
@@ -110,6 +107,17 @@ def _load(transformers: Any, source: SourceName, name: str, kind: str, allow_cod
         )
     _require_all(source, tower, prefix, info)
     return tower, type(model).__module__.startswith("transformers_modules")
+
+
+def _loader(transformers: Any, config: Any, kind: str) -> Any:
+    """Choose the class that loads a model without the heads of its tasks, and without a decoder."""
+    if kind == "text" and type(config) in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING:
+        return transformers.MODEL_FOR_TEXT_ENCODING_MAPPING[type(config)]
+    named = (getattr(config, "architectures", None) or [""])[0]
+    if type(config) not in transformers.MODEL_MAPPING and hasattr(transformers, named):
+        # A tower that was saved alone, such as SiglipTextModel, of which the automatic classes do not know.
+        return getattr(transformers, named)
+    return transformers.AutoModel
 
 
 def _tower(model: Any, kind: str) -> tuple[Any, str]:
@@ -185,7 +193,7 @@ def fit_positions(model: Any, height: int, width: int) -> None:
 
     DINOv2 is kept for pictures of 518 pixels and fed with 224; its own code then resizes in every call.
     """
-    embeddings = getattr(model, "embeddings", None)
+    embeddings: Any = getattr(model, "embeddings", None)
     positions = getattr(embeddings, "position_embeddings", None)
     resize = getattr(embeddings, "interpolate_pos_encoding", None)
     patch = getattr(model.config, "patch_size", None)
