@@ -57,7 +57,7 @@ def resized_center(
     top, left = (centered_offset(resized[i], size[i], rounding) for i in (0, 1))
     if resized[0] * resized[1] > MAX_PIXELS:
         # A strip of 1 x 50,000 pixels would fill the memory: only the part that is kept is computed, in which
-        # a pixel may be one level off.
+        # a pixel may be a level or two off, because Pillow keeps a box in single precision.
         rows, columns = (max(top, 0), min(top + size[0], resized[0])), (max(left, 0), min(left + size[1], resized[1]))
         down, across = image.height / resized[0], image.width / resized[1]
         box = (columns[0] * across, rows[0] * down, columns[1] * across, rows[1] * down)

@@ -70,7 +70,8 @@ def create(specification: Path, output: Path) -> None:
      "modalities": {
        "image": {"encoder": "module:my_package.encoders:vit",
                  "options": {"pretrained": true},
-                 "preprocess": {"kind": "image", "height": 224, "width": 224}},
+                 "preprocess": {"kind": "image", "height": 224, "width": 224,
+                                "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}},
        "text": {"encoder": "features:384"}}}
     """
     from fluxtalk.model.checkpoints.stage1 import save_stage1
