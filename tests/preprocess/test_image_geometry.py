@@ -81,7 +81,7 @@ def test_only_what_is_kept_of_a_huge_intermediate_is_computed(
     array = np.asarray(Image.fromarray(picture(9, 9)).resize(size[::-1], Image.Resampling.BICUBIC))
     preprocess = ImagePreprocessor(30, 34, resize="shortest", resize_to=(32, 32), filter=filter_)
     whole = preprocess.prepare(array).astype(int)
-    monkeypatch.setattr(geometry, "MAX_PIXELS", 1)
+    monkeypatch.setattr(geometry, "MAX_RESIZED_PIXELS", 1)
     assert np.abs(preprocess.prepare(array) - whole).max() <= (0 if filter_ == "nearest" else 2)
 
 
