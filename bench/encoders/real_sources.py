@@ -79,14 +79,14 @@ def _counts(name: str) -> bool:
 
 
 def _dinov2(folder: Path) -> str:
+    from safetensors.torch import save_file
+
     transformers = importlib.import_module("transformers")
     target = folder / "dinov2-small"
     if not (target / "model.safetensors").exists():
         config = transformers.Dinov2Config(
             hidden_size=384, num_attention_heads=6, num_hidden_layers=12, image_size=518, patch_size=14
         )
-        model = transformers.Dinov2Model(config)
-        model.load_state_dict(_dinov2_weights(), strict=True)
         processor = transformers.BitImageProcessor(
             size={"shortest_edge": 256},
             crop_size={"height": DINOV2_SIDE, "width": DINOV2_SIDE},
@@ -95,12 +95,14 @@ def _dinov2(folder: Path) -> str:
             resample=3,
         )
         processor.save_pretrained(target)
-        model.save_pretrained(target)
+        config.save_pretrained(target)
+        # Under the names that checkpoints of DINOv2 have; transformers renames them as it loads.
+        save_file(_dinov2_weights(), target / "model.safetensors", {"format": "pt"})
     return f"hf:{target}"
 
 
 def _dinov2_weights() -> dict[str, Tensor]:
-    """Weights by the names of transformers' `Dinov2Model`, read from the graph that a package carries."""
+    """Weights by the names of DINOv2's checkpoints, read from the graph that a package carries."""
     import onnx
     from onnx import numpy_helper
 
