@@ -104,6 +104,12 @@ class Spectrogram(StrictConfig):
             return 1
         return self._half + 1 if self.centered else self.window_length
 
+    @property
+    def silence(self) -> float:
+        """Value of every bin of a frame that hears nothing, if ``dynamic_range`` does not raise it."""
+        factor, divisor = _BASES[self.logarithm]
+        return (math.log(self.floor) * factor / divisor - self.mean) / self.std
+
     def frames(self, samples: int) -> int:
         """Count the frames of a sound of so many samples, all of them real."""
         return (samples + 2 * self._half - self.window_length) // self.hop_length + 1 - self.drop_last_frame
