@@ -1,7 +1,7 @@
 """Speech encoders over samples (wav2vec 2.0, HuBERT, WavLM of transformers), so that padding changes nothing.
 
-The library's own forward masks features by an assignment through boolean indices, which does not export for every
-batch, and models with ``feat_extract_norm`` ``group`` normalize over time with the padding in it: a second of silence
+The library's own forward masks features by an assignment through boolean indices: NonZero and ScatterND in a graph,
+whose sizes depend on values, which TensorRT refuses. And models with ``feat_extract_norm`` ``group`` normalize over time with the padding in it: a second of silence
 behind a sound changes its features as much as another sound would. Here the same modules run with a mask in every
 place that mixes moments; a sound alone gives the library's features, and padding leaves them as they are.
 
