@@ -64,8 +64,8 @@ class Spectrogram(StrictConfig):
     preemphasis: float = 0.0
     """p in ``x[i] - p * x[i - 1]`` inside each frame, of which the first sample is its own predecessor."""
     fill: Fill = "none"
-    """Way in which a sound shorter than the encoder's length is brought to it: not, by ``zeros``, by ``repeat``\\ ing it
-    (the last time cut), or by ``repeat-whole``: as often as it fits, then zeros."""
+    """Way in which a sound shorter than the encoder's length is brought to it: not at all, by ``zeros``, by ``repeat``
+    (the last time cut), or by ``repeat-whole`` (as often as it fits, then zeros)."""
     drop_last_frame: bool = False
     dynamic_range: float | None = None
     """Raise what is further than this below the largest value, in units of the logarithm."""

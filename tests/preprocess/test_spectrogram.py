@@ -1,4 +1,4 @@
-"""Spectrograms: equality with the feature extractors of transformers, settings that are refused, the preprocessor's use."""
+"""Spectrograms: equal to those of transformers' feature extractors, settings that are refused, batches and masks."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ def ast() -> Made:
 
 def clap(truncation: str, padding: str) -> Made:
     def features(extractor: Any, samples: Array) -> Array:
-        found = extractor(
-            samples, truncation=truncation, padding=padding, sampling_rate=48_000, return_tensors="np"
-        )["input_features"][0]
+        found = extractor(samples, truncation=truncation, padding=padding, sampling_rate=48_000, return_tensors="np")[
+            "input_features"
+        ][0]
         assert all((channel == found[0]).all() for channel in found), "crops of a sound that is not longer are equal"
         return np.asarray(found[0])
 
@@ -108,9 +108,7 @@ SHORT, LONG = (0.03, 0.7, 1.9995, 3.99, 4.0), (4.005, 5.0)
         pytest.param(partial(clap, "fusion", "repeatpad"), SHORT, id="clap-fused"),
     ],
 )
-def test_spectrograms_equal_the_feature_extractors(
-    made: Callable[[], Made], seconds: tuple[float, ...]
-) -> None:
+def test_spectrograms_equal_the_feature_extractors(made: Callable[[], Made], seconds: tuple[float, ...]) -> None:
     extractor, library = made()
     preprocess = audio_preprocessor_of(extractor.to_dict())
     rate = preprocess.sample_rate

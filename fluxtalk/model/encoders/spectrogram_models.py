@@ -149,9 +149,7 @@ class ClapFeatures(nn.Module):
         return features, torch.ones_like(features[..., 0], dtype=torch.bool)
 
 
-def _extended(
-    spectrogram: Tensor, mask: Tensor, frames: int, silence: Tensor | float
-) -> tuple[Tensor, Tensor]:
+def _extended(spectrogram: Tensor, mask: Tensor, frames: int, silence: Tensor | float) -> tuple[Tensor, Tensor]:
     """Bring (B, T, M) and (B, T) to N frames, silent where the mask is false."""
     spectrogram = F.pad(spectrogram, (0, 0, 0, frames))[:, :frames]
     mask = torch.cat([mask, torch.zeros_like(mask[:, :1]).expand(-1, frames)], dim=1)[:, :frames]

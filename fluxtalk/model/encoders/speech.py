@@ -1,9 +1,10 @@
 """Speech encoders over samples (wav2vec 2.0, HuBERT, WavLM of transformers), so that padding changes nothing.
 
 The library's own forward masks features by an assignment through boolean indices: NonZero and ScatterND in a graph,
-whose sizes depend on values, which TensorRT refuses. And models with ``feat_extract_norm`` ``group`` normalize over time with the padding in it: a second of silence
-behind a sound changes its features as much as another sound would. Here the same modules run with a mask in every
-place that mixes moments; a sound alone gives the library's features, and padding leaves them as they are.
+whose sizes depend on values, which TensorRT refuses. And models with ``feat_extract_norm`` ``group`` normalize over
+time with the padding in it: a second of silence behind a sound changes its features as much as another sound would.
+Here the same modules run with a mask in every place that mixes moments; a sound alone gives the library's features,
+and padding leaves them as they are.
 
 Shapes: B sounds, S samples, C channels, T frames of a convolution, L features, D dimension.
 """
@@ -79,9 +80,7 @@ class SpeechEncoder(nn.Module):
         samples = F.pad(samples.masked_fill(~mask, 0.0), (0, room))
         mask = torch.cat([mask, torch.zeros_like(mask[:, :1]).expand(-1, room)], dim=1)
         started = mask[:, :1]
-        return samples, torch.cat(
-            [mask[:, : self._receptive_field] | started, mask[:, self._receptive_field :]], dim=1
-        )
+        return samples, torch.cat([mask[:, : self._receptive_field] | started, mask[:, self._receptive_field :]], dim=1)
 
     def _convolved(self, samples: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Run the convolutions: (B, S) to (B, C, T), and a mask (B, T) of frames that read real samples alone."""
