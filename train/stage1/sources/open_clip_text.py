@@ -106,7 +106,8 @@ def _simple(tokenizer: Any) -> tuple[Tokenizer, int]:
     )
     ids = list(tokenizer.all_special_ids)
     special = [tokenizer.decoder[token] for token in ids]
-    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    if "<" in tokenizer.clean_fn("<"):  # else no text holds one: its brackets are removed first
+        backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
     backend.post_processor = processors.TemplateProcessing(
         single=f"{special[0]} $A {special[1]}",
         special_tokens=list(zip(special[:2], ids[:2], strict=True)),

@@ -121,7 +121,7 @@ def test_token_ids_take_no_prompt(client: httpx.Client, prompted: Embedder) -> N
         ({"prompt_name": "ask"}, "prompt_name", "The prompts are query, passage, other; got 'ask'"),
         ({"prompt_name": "other", "input_type": "query"}, "input_type", "so does prompt_name"),
         ({"input_type": "query", "task": "retrieval.query"}, "task", "task says what input_type says"),
-        ({"input_type": "ask"}, "input_type", "must be query or document"),
+        ({"input_type": "ask"}, "input_type", "must be document or query"),
     ],
 )
 def test_what_is_no_prompt_is_refused(client: httpx.Client, body: Any, param: str, words: str) -> None:
