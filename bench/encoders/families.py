@@ -84,7 +84,7 @@ _HF_IMAGES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
             "width_coefficient": 0.3,
             "depth_coefficient": 0.3,
             "image_size": _SIDE,
-            "hidden_dim": 64,
+            "hidden_dim": 384,
         },
         "EfficientNetImageProcessor",
         _SQUARE,
@@ -171,7 +171,7 @@ _HF_AUDIO: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
             "spec_size": 128,
         },
         "ClapFeatureExtractor",
-        {"truncation": "rand_trunc", "padding": "repeatpad", "max_length_s": 1},
+        {"truncation": "rand_trunc", "padding": "repeatpad", "max_length_s": 2},
     ),
 }
 
@@ -208,7 +208,8 @@ def _hf_audio(model: str, config: dict[str, Any], extractor: str, settings: dict
     def save(folder: Path) -> str:
         _save_model(model, config, folder)
         getattr(importlib.import_module("transformers"), extractor)(**settings).save_pretrained(folder)
-        return f"hf:{folder}"
+        # Its files do not say how much of a sound wav2vec 2.0 reads.
+        return f"hf:{folder}{'?max-length=24000' * extractor.startswith('Wav2Vec2')}"
 
     return save
 

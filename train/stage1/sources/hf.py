@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from fluxtalk.errors import CheckpointError, UsageError, reason
 from fluxtalk.model.encoders.hf_models import count_class_tokens, wrap_hf
 from fluxtalk.model.encoders.libraries import import_library
 from fluxtalk.preprocess import Preprocessor
+from fluxtalk.train.stage1.sources.hf_audio import audio_preprocessor_of
 from fluxtalk.train.stage1.sources.hf_images import image_preprocessor_of
 from fluxtalk.train.stage1.sources.hf_text import text_preprocessor_of
 from fluxtalk.train.stage1.sources.names import SourceName
@@ -61,7 +61,7 @@ def open_hf(
         options["padding_is_read"] = _reads_padding(model, source)
     # After the preprocessing, which may have fitted position embeddings to its size.
     options["config"] = _plain(model.config.to_dict())
-    encoder = wrap_hf(model, options)
+    encoder = wrap_hf(model, options, preprocess)
     return OpenedEncoder(
         source=source.stored,
         options=options,
@@ -181,8 +181,7 @@ def _preprocess(
             default_prompt_name=default_prompt,
         )
     if kind == "audio":
-        audio = importlib.import_module("fluxtalk.train.stage1.sources.hf_audio")
-        return audio.audio_preprocessor_of(processor.to_dict())  # type: ignore[no-any-return]
+        return audio_preprocessor_of(processor.to_dict(), source.options.get("max_length"))
     preprocess = image_preprocessor_of(processor.to_dict(), **source.background)
     fit_positions(model, preprocess.height, preprocess.width)
     return preprocess

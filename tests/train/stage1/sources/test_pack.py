@@ -29,8 +29,8 @@ from fluxtalk.train.stage1.pack import pack_encoders
 Saved = Callable[[str], tuple[Family, str]]
 FEATURES = 1e-5
 """Largest difference from the library's features, relative to the largest of them."""
-PREPARED = 1e-6
-"""Largest difference of normalized pixels: one multiplication and one addition instead of three operations."""
+PREPARED = 1e-3
+"""Largest difference of what goes into the model, in levels of 255: normalized by one operation fewer than theirs."""
 
 
 def packed(kind: str, source: str, folder: Path) -> Stage1Modality:
