@@ -12,16 +12,16 @@ from typing import Any
 
 import click
 
-from bench.icons.drawings import Drawing, LeftOut, read_drawings
+from bench.icons.drawings import LeftOut, read_drawings
 from bench.icons.packages import RECORD, fetch_all, npm_is_there
 from bench.icons.pictures import RENDERING, picture_path, rasterizer_is_there, render_all
 from bench.icons.sets import EMOJI_SETS, EMOJI_TAGS, NPM_SETS, PYPI_SETS, DrawingSet, Package
 from bench.icons.tables import TABLE, make_rows, write_table
-from bench.icons.things import SPLITS, Picture, Thing, make_things, split_things
+from bench.icons.things import SPLITS, Picture, Thing, make_things, split_things, unite_copies
 from fluxtalk.artifacts.files import hash_file, hash_json, write_json
 from fluxtalk.errors import DataError
 
-RECIPE = 1
+RECIPE = 2
 """Number of this way of reading names, grouping and splitting; another number builds again."""
 DATASET = "dataset.json"
 
@@ -53,19 +53,21 @@ def choose_sets(source: str) -> tuple[tuple[DrawingSet, ...], dict[str, str]]:
     chosen: list[DrawingSet] = []
     if not npm:
         why = "npm is not installed" if source == "auto" else f"--source {source}"
-        left_out.update({f"{s.name} ({s.package.name}, npm)": why for s in NPM_SETS})
+        left_out.update({_label(s): why for s in NPM_SETS})
     else:
         chosen += NPM_SETS if svg else EMOJI_SETS
     if not npm or not svg:
         chosen += [s for s in PYPI_SETS if svg or s.package.name == "qtawesome"]
     else:
-        left_out.update({f"{s.name} ({s.package.name}, pypi)": "only where npm or resvg-py is missing" for s in PYPI_SETS})
+        left_out.update({_label(s): "only where npm or resvg-py is missing" for s in PYPI_SETS})
     if not svg:
         sets = [*(NPM_SETS[len(EMOJI_SETS) :] if npm else ()), PYPI_SETS[0]]
-        left_out.update(
-            {f"{s.name} ({s.package.name}, {s.package.registry})": "resvg-py, which draws SVG, is missing" for s in sets}
-        )
+        left_out.update({_label(s): "resvg-py, which draws SVG, is missing" for s in sets})
     return tuple(chosen), left_out
+
+
+def _label(s: DrawingSet) -> str:
+    return f"{s.name} ({s.package.name}, {s.package.registry})"
 
 
 def build(root: Path, plan: Plan) -> dict[str, Any]:
@@ -95,18 +97,20 @@ def build(root: Path, plan: Plan) -> dict[str, Any]:
     fetched = time.monotonic()
     hashes, failures = render_all(drawings, root, plan.size)
     drawn = time.monotonic()
-    pictures = [Picture(d, picture_path(d), h) for d, h in zip(drawings, hashes, strict=True) if h]
+    pictures = unite_copies([Picture(d, picture_path(d), h) for d, h in zip(drawings, hashes, strict=True) if h])
+    contents = sorted({picture.path: picture.content for picture in pictures}.items())
+    left_out["copies of a picture in the same style, whose names the first has too"] = len(pictures) - len(contents)
     things = make_things(pictures)
     splits = _split(things, plan)
     tables = write_tables(root, splits, plan.subsets)
     record = {
         "fingerprint": fingerprint,
         "plan": asdict(plan),
-        "sets": [_set_record(s, folders[s.package.folder], drawings, hashes) for s in sets],
+        "sets": [_set_record(s, folders[s.package.folder], pictures) for s in sets],
         "counts": _counts(things, splits, tables),
         "left_out": {"sets": sets_left_out, "drawings": dict(left_out), "pictures": failures},
         "tables": {name: hash_file(root / name) for name in tables},
-        "content_hash": hash_json([[(p.path, p.content) for p in pictures], [hash_file(root / t) for t in tables]]),
+        "content_hash": hash_json([contents, [hash_file(root / name) for name in tables]]),
         "seconds": {
             "fetching": round(fetched - started, 1),
             "drawing": round(drawn - fetched, 1),
@@ -163,9 +167,9 @@ def write_tables(root: Path, splits: dict[str, list[Thing]], subsets: Sequence[i
     return {name: len(part) for name, part in tables.items()}
 
 
-def _set_record(s: DrawingSet, folder: Path, drawings: Sequence[Drawing], hashes: Sequence[str]) -> dict[str, Any]:
+def _set_record(s: DrawingSet, folder: Path, pictures: Sequence[Picture]) -> dict[str, Any]:
     fetched = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    styles = Counter(d.style for d, h in zip(drawings, hashes, strict=True) if h and d.set == s)
+    styles = Counter({p.path: p.drawing.style for p in pictures if p.drawing.set == s}.values())
     return {
         "set": s.name,
         "package": s.package.name,
@@ -180,14 +184,14 @@ def _set_record(s: DrawingSet, folder: Path, drawings: Sequence[Drawing], hashes
 
 
 def _counts(things: Sequence[Thing], splits: dict[str, list[Thing]], tables: dict[str, int]) -> dict[str, Any]:
-    largest = sorted(things, key=lambda thing: -len(thing.pictures))[:5]
+    largest = sorted(things, key=lambda thing: -len(thing.paths))[:5]
     several = sum(len({p.drawing.style for p in thing.pictures}) > 1 for thing in things)
     return {
         "things": len(things),
-        "pictures": sum(len(thing.pictures) for thing in things),
+        "pictures": sum(len(thing.paths) for thing in things),
         "things_in_several_styles": several,
         "things_by_split": {name: len(part) for name, part in splits.items()},
-        "pictures_by_split": {name: sum(len(t.pictures) for t in part) for name, part in splits.items()},
+        "pictures_by_split": {name: sum(len(t.paths) for t in part) for name, part in splits.items()},
         "rows_by_table": tables,
-        "largest_things": {thing.id: len(thing.pictures) for thing in largest},
+        "largest_things": {thing.id: len(thing.paths) for thing in largest},
     }

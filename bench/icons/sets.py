@@ -65,7 +65,9 @@ NPM_SETS = (
     *EMOJI_SETS,
     DrawingSet("mdi", _MDI, "Apache-2.0", True, "Material Design Icons, Pictogrammers"),
     DrawingSet("tabler", _TABLER, "MIT", True, "Tabler Icons, Pawel Kuna"),
-    DrawingSet("lucide", _LUCIDE, "ISC", True, "Lucide, Lucide Icons and contributors; parts Feather (MIT), Cole Bemis"),
+    DrawingSet(
+        "lucide", _LUCIDE, "ISC", True, "Lucide, Lucide Icons and contributors; parts Feather (MIT), Cole Bemis"
+    ),
 )
 PYPI_SETS = (
     DrawingSet("fontawesome", _FONT_AWESOME, "CC-BY-4.0", True, "Font Awesome Free, Fonticons, Inc."),

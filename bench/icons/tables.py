@@ -77,7 +77,9 @@ def read_members(root: Path) -> list[Member]:
     if not path.is_file():
         raise DataError(f"{path} does not exist; build the data set first: python -m bench.icons build -o {root}.")
     with path.open(encoding="utf-8", newline="") as file:
-        rows = {row["image"]: row for row in csv.DictReader(file)}
+        rows: dict[str, Row] = {}
+        for row in csv.DictReader(file):
+            rows.setdefault(row["image"], row)
     return [
         Member(row["id"], row["split"], image, row["name"], row["style"], row["shown"] == "yes")
         for image, row in rows.items()

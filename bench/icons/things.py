@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.icons.drawings import Drawing
 from bench.icons.names import name_key
@@ -29,6 +29,11 @@ class Thing:
     id: str
     name: str
     pictures: tuple[Picture, ...]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of its pictures, each once."""
+        return tuple(dict.fromkeys(picture.path for picture in self.pictures))
 
 
 SPLITS = ("train", "validation", "test")
@@ -62,6 +67,12 @@ def group(members: Sequence[Sequence[Hashable]]) -> list[list[int]]:
     return list(groups.values())
 
 
+def unite_copies(pictures: Sequence[Picture]) -> list[Picture]:
+    """Give drawings of one style whose files are equal the path of the first: one picture with several names."""
+    first: dict[tuple[str, str], str] = {}
+    return [replace(p, path=first.setdefault((p.drawing.style, p.content), p.path)) for p in pictures]
+
+
 def make_things(pictures: Sequence[Picture]) -> list[Thing]:
     """Group pictures into things, in the order of the pictures.
 
@@ -91,9 +102,7 @@ def order(things: Sequence[Thing], seed: int) -> list[Thing]:
     return sorted(things, key=lambda thing: hashlib.sha256(f"{seed}:{thing.id}".encode()).digest())
 
 
-def split_things(
-    things: Sequence[Thing], test: int, validation: int, seed: int
-) -> dict[str, list[Thing]]:
+def split_things(things: Sequence[Thing], test: int, validation: int, seed: int) -> dict[str, list[Thing]]:
     """Divide things: the first of the shuffled order to test, the next to validation, the others to train."""
     shuffled = order(things, seed)
     return {
