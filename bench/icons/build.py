@@ -16,7 +16,7 @@ from bench.icons.drawings import LeftOut, read_drawings
 from bench.icons.packages import RECORD, fetch_all, npm_is_there
 from bench.icons.pictures import RENDERING, picture_path, rasterizer_is_there, render_all
 from bench.icons.sets import EMOJI_SETS, EMOJI_TAGS, NPM_SETS, PYPI_SETS, DrawingSet, Package
-from bench.icons.tables import TABLE, make_rows, write_table
+from bench.icons.tables import TABLE, make_rows, read_members, write_table
 from bench.icons.things import SPLITS, Picture, Thing, make_things, split_things, unite_copies
 from fluxtalk.artifacts.files import hash_file, hash_json, write_json
 from fluxtalk.errors import DataError
@@ -105,7 +105,7 @@ def build(root: Path, plan: Plan) -> dict[str, Any]:
     tables = write_tables(root, splits, plan.subsets)
     record = {
         "fingerprint": fingerprint,
-        "plan": asdict(plan),
+        "plan": {**asdict(plan), "subsets": list(plan.subsets)},
         "sets": [_set_record(s, folders[s.package.folder], pictures) for s in sets],
         "counts": _counts(things, splits, tables),
         "left_out": {"sets": sets_left_out, "drawings": dict(left_out), "pictures": failures},
@@ -127,7 +127,7 @@ def _packages(sets: Sequence[DrawingSet]) -> list[Package]:
 
 
 def _up_to_date(root: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The record of a finished build of the same plan, whose tables are unchanged."""
+    """The record of a finished build of the same plan, whose tables are unchanged and pictures there."""
     path = root / DATASET
     if not path.is_file():
         return None
@@ -135,7 +135,7 @@ def _up_to_date(root: Path, fingerprint: str) -> dict[str, Any] | None:
     if record.get("fingerprint") != fingerprint:
         return None
     same = all((root / name).is_file() and hash_file(root / name) == sha for name, sha in record["tables"].items())
-    if not same:
+    if not same or not all((root / member.image).is_file() for member in read_members(root)):
         return None
     click.echo(f"{root} is up to date.")
     return record

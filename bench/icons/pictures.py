@@ -63,8 +63,12 @@ def _svg(text: str, size: int) -> Image.Image:
         raise BackendError("Drawing SVG files needs resvg-py; pip install 'fluxtalk[icons]'.") from None
     found = re.search(r'viewBox="[-\d.]+[ ,]+[-\d.]+[ ,]+([\d.]+)[ ,]+([\d.]+)"', text)
     width, height = (float(found[1]), float(found[2])) if found else (1.0, 1.0)
-    sides = {"width": size} if width >= height else {"height": size}
-    data = resvg_py.svg_to_bytes(svg_string=text, skip_system_fonts=True, **sides)
+    data = resvg_py.svg_to_bytes(
+        svg_string=text,
+        skip_system_fonts=True,
+        width=size if width >= height else None,
+        height=None if width >= height else size,
+    )
     return Image.open(io.BytesIO(bytes(data))).convert("RGBA")
 
 

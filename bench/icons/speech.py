@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.icons.tables import Member, Row, read_members, write_table
-from fluxtalk.artifacts.files import write_atomically
 from fluxtalk.console import progress
 from fluxtalk.errors import BackendError
 
@@ -129,6 +128,10 @@ def write_speech(root: Path, plan: SpeechPlan) -> tuple[Path, list[Row]]:
     for row in progress([row for row in rows if row["audio"]], "speaking", unit="name"):
         path = root / row["audio"]
         if not path.is_file():
-            write_atomically(path, speak(members[row["id"]].name, row["voice"]))
+            # Whole or not at all, but not synced: thousands of small files can be spoken again.
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")
+            part.write_bytes(speak(members[row["id"]].name, row["voice"]))
+            part.replace(path)
     write_table(root / TABLE, rows, COLUMNS)
     return root / TABLE, rows
