@@ -29,10 +29,10 @@ _EMOJI = frozenset(s.name for s in EMOJI_SETS)
 
 @dataclass(frozen=True)
 class AlbumPlan:
-    """How many albums, of what."""
+    """Numbers of albums, and the pictures to take."""
 
     unseen: str = "combinations"
-    """What validation and test have that training has not: ``combinations`` or ``things``."""
+    """Novelty of validation and test: ``combinations`` or ``things``."""
     train: int = 6000
     validation: int = 400
     """At most, and at most one album for three things that can be drawn; so is `test`."""

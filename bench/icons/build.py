@@ -28,7 +28,7 @@ DATASET = "dataset.json"
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be built."""
+    """Settings of a build."""
 
     source: str = "auto"
     """``npm``, ``pypi``, or ``auto``: npm if it is installed."""

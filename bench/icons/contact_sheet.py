@@ -10,22 +10,21 @@ from PIL import Image, ImageDraw, ImageFont
 from bench.icons.tables import Member, read_members
 from fluxtalk.errors import DataError
 
-_LABEL, _GAP, _CAPTION = 96, 6, 15
+_LABEL, _GAP, _CAPTION = 124, 6, 15
 
 
 def choose(members: Sequence[Member], columns: int) -> tuple[list[str], dict[str, dict[str, Member]]]:
     """Choose things that the most styles draw, of pictures that may be shown.
 
     Returns:
-        The styles, in the order of the table; and for each thing its picture by style.
+        The styles of these pictures, by name; and for each thing its picture by style.
     """
     things: dict[str, dict[str, Member]] = {}
     for member in members:
         if member.shown:
             things.setdefault(member.thing, {}).setdefault(member.style, member)
     ranked = sorted(things, key=lambda thing: (-len(things[thing]), thing))[:columns]
-    styles = dict.fromkeys(member.style for member in members if member.shown)
-    return sorted(styles), {thing: things[thing] for thing in ranked}
+    return sorted({style for thing in ranked for style in things[thing]}), {thing: things[thing] for thing in ranked}
 
 
 def draw_sheet(root: Path, output: Path, columns: int, side: int) -> int:

@@ -28,7 +28,7 @@ _MODALITIES = ("image", "text", "audio")
 
 @dataclass(frozen=True)
 class SpeechPlan:
-    """How many things, how often spoken, and how much is missing."""
+    """Numbers of things and voices, and the share that is missing."""
 
     train: int = 2000
     """Things of each split, at most."""
