@@ -1,0 +1,5 @@
+"""`python -m bench.icons`."""
+
+from bench.icons.cli import main
+
+main()
