@@ -60,7 +60,7 @@ def of_sentencepiece(folder: Path, file: str, training: dict[str, Any], **config
 
 
 T5 = {"vocab_size": 150, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
-SENTENCEPIECE = {
+SENTENCEPIECE: dict[str, tuple[str, dict[str, Any]]] = {
     "T5Tokenizer": ("spiece.model", T5),
     "XLMRobertaTokenizer": ("sentencepiece.bpe.model", {"vocab_size": 150}),
     "AlbertTokenizer": (
