@@ -165,6 +165,13 @@ def test_lower_casing_outside_the_tokenizer_is_put_into_it() -> None:
     assert text_preprocessor_of(bert, max_length=8, lowercase=True).prepare("BLACK").tolist() == [2, 5, 3]
 
 
+def test_special_tokens_in_a_text_are_read_as_the_library_does(mini: Any) -> None:
+    assert equal(text_preprocessor_of(mini), mini, "a [SEP] b")
+    splitting = transformers.AutoTokenizer.from_pretrained(MINI_LM, split_special_tokens=True)
+    with pytest.raises(UsageError, match=r"cannot be represented exactly: of the text 'a \["):
+        text_preprocessor_of(splitting)
+
+
 def test_a_tokenizer_with_more_than_its_json_says_is_refused(mini: Any) -> None:
     class Reversing(type(mini)):  # type: ignore[misc]
         def __call__(self, text: Any, *args: Any, **options: Any) -> Any:
