@@ -129,8 +129,8 @@ def narrow(schemas: Mapping[str, Schema], model: ServedModel) -> None:
     for schema in schemas.values():
         if schema.get("additionalProperties") is not False:
             continue  # not a body
-        if not prompts:
-            schema["properties"].pop("prompt_name", None)
+        if not prompts and "prompt_name" in schema["properties"]:
+            schema["properties"]["prompt_name"] = {"anyOf": [{"type": "null"}], "description": "there are no prompts"}
         for name, described in schema["properties"].items():
             wanted, more = limits.get(name, ("", {}))
             for branch in described.get("anyOf", [described]):

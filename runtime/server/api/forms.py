@@ -84,9 +84,12 @@ def option_schemas(model: ServedModel) -> dict[str, Schema]:
     """Describe each option for a bundle."""
     schemas = schemas_of(FormOptions)
     narrow(schemas, model)
-    properties = schemas["FormOptions"]["properties"].items()
-    # None cannot be written in a form.
-    return {name: next(one for one in schema["anyOf"] if one.get("type") != "null") for name, schema in properties}
+    found = {}
+    for name, schema in schemas["FormOptions"]["properties"].items():
+        # None cannot be written in a form.
+        written = [one for one in schema["anyOf"] if one.get("type") != "null"]
+        found.update({name: written[0]} if written else {})
+    return found
 
 
 def form_schema(model: ServedModel) -> Schema:

@@ -61,12 +61,18 @@ LONGEST_PROBE = 4096
 """Tokens that no probe reaches: one for each byte would be fewer."""
 
 
-def prove_equal(preprocess: TextPreprocessor, library_ids: Callable[[str], Sequence[int]], name: str) -> None:
+def prove_equal(
+    preprocess: TextPreprocessor,
+    library_ids: Callable[[str], Sequence[int]],
+    name: str,
+    more: Sequence[str] = (),
+) -> None:
     """Compare the ids of `PROBES`, and of each after each prompt, with those of the library.
 
     Args:
         library_ids: the library's own ids of a text, with special tokens, truncation and any fixed-length padding.
         name: name of the tokenizer, for the error.
+        more: texts to compare beside `PROBES`.
 
     Raises:
         UsageError: a text has other ids; it is the first.
@@ -74,7 +80,7 @@ def prove_equal(preprocess: TextPreprocessor, library_ids: Callable[[str], Seque
     nothing = list(library_ids(""))
     for choice in (preprocess, *map(preprocess.prompted, preprocess.prompts)):
         prompt = choice.prompt
-        for probe in PROBES:
+        for probe in (*PROBES, *more):
             expected = list(library_ids(prompt + probe))
             try:
                 found = choice.prepare(probe).tolist()

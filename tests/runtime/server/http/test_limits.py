@@ -263,13 +263,13 @@ def test_a_long_text_is_cut_before_it_is_tokenized(made: Made, monkeypatch: pyte
     text = "black chess queen " * 50_000
     expected = preprocess.prepare(text)
     seen: list[int] = []
-    prepare = preprocess.prepare
+    token_ids = preprocess.token_ids
 
-    def watched(item: str) -> np.ndarray:
+    def watched(item: str) -> list[int]:
         seen.append(len(item))
-        return prepare(item)
+        return token_ids(item)
 
-    monkeypatch.setattr(preprocess, "prepare", watched)
+    monkeypatch.setattr(preprocess, "token_ids", watched)
     assert np.array_equal(decode_text(preprocess, text), expected)
     assert max(seen) <= 64 * preprocess.max_length
 

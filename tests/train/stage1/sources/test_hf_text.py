@@ -60,7 +60,7 @@ def of_sentencepiece(folder: Path, file: str, training: dict[str, Any], **config
 
 
 T5 = {"vocab_size": 150, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
-SENTENCEPIECE = {
+SENTENCEPIECE: dict[str, tuple[str, dict[str, Any]]] = {
     "T5Tokenizer": ("spiece.model", T5),
     "XLMRobertaTokenizer": ("sentencepiece.bpe.model", {"vocab_size": 150}),
     "AlbertTokenizer": (
@@ -163,6 +163,13 @@ def test_lower_casing_outside_the_tokenizer_is_put_into_it() -> None:
     bert = transformers.BertTokenizer(vocab=words, do_lower_case=False)
     assert text_preprocessor_of(bert, max_length=8).prepare("BLACK").tolist() == [2, 1, 3]
     assert text_preprocessor_of(bert, max_length=8, lowercase=True).prepare("BLACK").tolist() == [2, 5, 3]
+
+
+def test_special_tokens_in_a_text_are_read_as_the_library_does(mini: Any) -> None:
+    assert equal(text_preprocessor_of(mini), mini, "a [SEP] b")
+    splitting = transformers.AutoTokenizer.from_pretrained(MINI_LM, split_special_tokens=True)
+    with pytest.raises(UsageError, match=r"cannot be represented exactly: of the text 'a \["):
+        text_preprocessor_of(splitting)
 
 
 def test_a_tokenizer_with_more_than_its_json_says_is_refused(mini: Any) -> None:
