@@ -73,11 +73,11 @@ class EncodeBatch:
         return live.peak // _TRIED
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts, while entered, the bytes of all tensors that operators made and that are still in use."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         """Most bytes at any time."""
         self._live = 0

@@ -25,12 +25,15 @@ def prebuild(
     device: torch.device,
     group: ProcessGroup,
     say: Log,
-) -> None:
+) -> dict[str, dict[str, CachedFeatures]]:
     """Build the caches of every modality of some splits, unless they exist, once they are known to fit on the disk.
 
     Args:
         data: data set; None takes the one that stage 1 names.
         splits: by default every split that has items.
+
+    Returns:
+        Split to modality to its cache.
 
     Raises:
         CheckpointError: stage 1 cannot be used.
@@ -45,12 +48,15 @@ def prebuild(
     if group.rank == 0:
         sizes = cache_sizes(stage1, dataset, chosen, cache_dir, options, reductions, device)
         require_space(sizes, cache_dir, options)
+    caches: dict[str, dict[str, CachedFeatures]] = {split: {} for split in chosen}
     for split in chosen:
         sources = feature_sources(stage1, dataset, split, "cache", cache_dir, device, options, reductions, group, say)
         for modality, source in sources.items():
             assert isinstance(source, CachedFeatures)  # what `encode="cache"` gives
             manifest = source.manifest
             say(f"{split} {modality}: {manifest.items:,} items, {manifest.vectors:,} vectors of {manifest.dim}")
+            caches[split][modality] = source
+    return caches
 
 
 def _splits_with_items(dataset: PairDataset) -> list[str]:

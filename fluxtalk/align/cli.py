@@ -1,0 +1,193 @@
+"""`fluxtalk align`: data and encoders in, a verified bundle with its model card out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fluxtalk.console import GroupedCommand, allow_code_option, debug_option, option, sentence_errors
+from fluxtalk.errors import UsageError
+from fluxtalk.scoring.parity import PRECISIONS
+from fluxtalk.train.config import DEVICES, FEATURE_DTYPES, RECIPES
+from fluxtalk.train.features.options import CacheOptions
+
+_STORED = CacheOptions()
+STAGE_NAMES = ("pack", "features", "train", "evaluate", "export", "verify", "card")
+"""Names of `fluxtalk.align.plan.STAGES`, here so that help does not wait for torch."""
+
+_encoders, _training, _stored, _running = (
+    partial(option, group=title) for title in ("Encoders", "Training", "Features", "Runtime")
+)
+
+
+@click.command(name="align", cls=GroupedCommand, context_settings={"max_content_width": 110})
+@click.argument("data")
+@_encoders(
+    "--encoder",
+    "encoders",
+    multiple=True,
+    metavar="MODALITY=SOURCE",
+    help="Encoder of a modality, as `fluxtalk stage1` names it; once for each modality.",
+)
+@_encoders(
+    "--stage1-checkpoint",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Encoders that `fluxtalk stage1` has packed, instead of --encoder.",
+)
+@_encoders(
+    "--prompt", "prompts", multiple=True, metavar="MODALITY.ROLE=TEXT", help='Prompt, as in text.query="query: ".'
+)
+@partial(allow_code_option, group="Encoders")
+@_training("--recipe", default="recommended", show_default=True, type=click.Choice(tuple(RECIPES)), help="Options.")
+@_training("--epochs", type=int, help="Passes over the training ids.  [default: by the data's size]")
+@_training("--steps", type=int, help="Steps, rounded up to whole epochs, instead of --epochs.")
+@_training("--batch-size", type=int, help="Pairs of a step.  [default: by the data's size]")
+@_training("--seed", default=0, show_default=True, help="Random seed.")
+@_stored(
+    "--feature-dtype",
+    default=_STORED.dtype,
+    show_default=True,
+    type=click.Choice(FEATURE_DTYPES),
+    help="Number format of cached features; int8 is half the size.",
+)
+@_stored(
+    "--feature-pca",
+    default=_STORED.pca,
+    show_default=True,
+    type=int,
+    help="Principal components that features are reduced to; 0 is off.",
+)
+@_stored(
+    "--feature-pool",
+    default=_STORED.pool,
+    show_default=True,
+    type=int,
+    help="Consecutive feature vectors averaged into one; 1 is off.",
+)
+@_stored("--cache-dir", metavar="DIR", help="Folder for renderings and features.  [default: ~/.cache/fluxtalk]")
+@_running(
+    "-o",
+    "--output",
+    required=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of everything that is made; new, empty, or of an earlier `fluxtalk align`.",
+)
+@_running(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice(PRECISIONS),
+    default=("fp32",),
+    show_default=True,
+    help="Precision of the bundle's graphs; repeatable.",
+)
+@_running(
+    "--device", default="auto", show_default=True, type=click.Choice(DEVICES), help="Device to encode and train on."
+)
+@_running(
+    "--until", default=STAGE_NAMES[-1], show_default=True, type=click.Choice(STAGE_NAMES), help="Last stage to run."
+)
+@debug_option
+@sentence_errors
+def main(
+    encoders: Sequence[str],
+    prompts: Sequence[str],
+    until: str,
+    feature_dtype: str,
+    feature_pca: int,
+    feature_pool: int,
+    **asked: Any,
+) -> None:
+    """Align the encoders of two modalities or more on DATA, from pairs to a bundle that is ready to serve.
+
+    fluxtalk align pairs.csv --encoder image=SOURCE --encoder text=SOURCE -o mine
+
+    The same command again does only what is missing or out of date, and goes on where it was interrupted.
+    """
+    from fluxtalk.align.request import AlignRequest
+
+    request = AlignRequest(
+        encoders=_by_name("--encoder", encoders),
+        prompts=_by_name("--prompt", prompts),
+        features=CacheOptions(feature_dtype, feature_pca, feature_pool),
+        **asked,
+    )
+    _align(request, until)
+
+
+def _align(request: Any, until: str) -> None:
+    # Imported here, so that `--help` and bad options do not wait for torch.
+    from fluxtalk.align.plan import StageFailed, align
+    from fluxtalk.align.work import Work
+
+    work = Work(request, click.echo)
+    try:
+        result = align(work, until)
+    except StageFailed as failed:
+        _leave(failed, request.command())
+    for line in _summary(work, until, result.refused):
+        click.echo(line)
+    sys.exit(result.exit_code)
+
+
+def _leave(failed: Any, command: str) -> None:
+    """End with what to do next; the error itself, if there is one, is told by `sentence_errors`.
+
+    Raises:
+        BaseException: the cause of the failure, unless it was an interruption.
+    """
+    cause = failed.__cause__
+    interrupted = isinstance(cause, KeyboardInterrupt | SystemExit)
+    what = "was interrupted" if interrupted else "did not end"
+    click.echo(f"{failed.stage} {what}; what is done is kept, and this goes on from there: {command}", err=True)
+    if isinstance(cause, SystemExit):
+        sys.exit(cause.code)
+    if interrupted:
+        sys.exit(130)
+    raise cause
+
+
+def _summary(work: Any, until: str, refused: Sequence[str]) -> list[str]:
+    """Tell the recall table, and the commands that index, search and serve."""
+    from fluxtalk.align.card import commands
+    from fluxtalk.artifacts.bundle import read_bundle
+
+    lines = []
+    if until in STAGE_NAMES[STAGE_NAMES.index("evaluate") :]:
+        lines += ["", *_recall(work.folder.evaluation)]
+    if until in STAGE_NAMES[STAGE_NAMES.index("export") :]:
+        manifest = read_bundle(work.folder.bundle, check_hashes=False).manifest
+        lines += ["", *commands(work.folder.bundle, work.request.data, manifest)]
+    if until == STAGE_NAMES[-1]:
+        lines.append(f"{work.folder.card} tells what it is")
+    if refused:
+        lines.append(f"refused by the quality gate, and not in the bundle: {', '.join(refused)}")
+    return lines
+
+
+def _recall(evaluation: Path) -> list[str]:
+    import json
+
+    from fluxtalk.align.card import recall_tables
+
+    return [line for line in recall_tables(json.loads(evaluation.read_text(encoding="utf-8"))) if line]
+
+
+def _by_name(spelled: str, values: Sequence[str]) -> dict[str, str]:
+    """Take NAME=VALUE apart; a value may hold further equals signs."""
+    found: dict[str, str] = {}
+    for value in values:
+        name, equals, content = value.partition("=")
+        if not (name and equals and content):
+            raise UsageError(f"{spelled} is NAME=VALUE, as in image=SOURCE; got {value!r}.")
+        if name in found:
+            raise UsageError(f"{spelled} names {name} twice; name it once.")
+        found[name] = content
+    return found
