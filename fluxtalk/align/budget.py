@@ -25,7 +25,7 @@ MOST_EPOCHS = 150
 PAIRS_THAT_NEED_DROPOUT = 100_000
 """Ids below which the recipe's dropouts stay: with some thousand pairs they gave 6 points of recall at 10."""
 RATE, RATE_BATCH, HIGHEST_RATE = 1e-3, 256, 2e-3
-"""Learning rate at a batch; it grows with the root of the batch, to the rate of the demo at 1,024 pairs."""
+"""Learning rate up to a batch; it then grows with the root of the batch, to the rate of the demo at 1,024 pairs."""
 VALIDATIONS = 15
 STEPS_BETWEEN_CHECKPOINTS = 100
 """Work that a kill may cost, besides validations."""
@@ -116,7 +116,7 @@ def choose_budget(
     reasons.append(f"{chosen * per_epoch:,} steps in {chosen} epochs, {why}")
     dropouts, why = _dropouts(training_ids)
     reasons.append(why)
-    rate = min(HIGHEST_RATE, RATE * math.sqrt(batch / RATE_BATCH))
+    rate = min(HIGHEST_RATE, RATE * math.sqrt(max(1.0, batch / RATE_BATCH)))
     return Budget(
         batch_size=pass_size,
         accum_steps=passes,

@@ -16,7 +16,7 @@ from fluxtalk.artifacts.files import hash_file, write_atomically
 from fluxtalk.artifacts.run import read_description
 from fluxtalk.datasets.data_name import parse_data_name
 
-_SHOWN = ("1", "5", "10")
+CUTOFFS = ("1", "5", "10")
 """Cut-offs of recall in the tables."""
 
 
@@ -98,27 +98,30 @@ def _data(work: Work, evaluation: Mapping[str, Any]) -> Iterator[str]:
     yield ""
 
 
-def recall_tables(evaluation: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a Markdown table for each split: recall in percent by direction and k, the baselines and chance below."""
-    for split, scores in reversed(list(evaluation["splits"].items())):
-        yield f"Recall on the {split} split ({scores['ids']:,} ids), percent:"
-        yield ""
-        yield f"| direction | | {' | '.join(f'R@{cutoff}' for cutoff in _SHOWN)} |"
-        yield "|---|---|" + "---:|" * len(_SHOWN)
-        for direction, by_k in scores["recall"].items():
-            shown = direction.replace("->", " to ")
-            rows = [(f"k = {k}", by_cutoff) for k, by_cutoff in by_k.items()]
-            rows += [(name, recall[direction]["1"]) for name, recall in scores["baselines"].items()]
-            rows.append(("chance", scores["chance"][direction]))
-            for name, by_cutoff in rows:
-                cells = [f"{100 * by_cutoff[cutoff]:.1f}" if cutoff in by_cutoff else "" for cutoff in _SHOWN]
-                yield f"| {shown} | {name} | {' | '.join(cells)} |"
-        yield ""
+def recall_rows(scores: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield direction, name and recall in percent at 1, 5 and 10: by k, then the baselines and chance.
+
+    Args:
+        scores: one split of evaluation.json.
+    """
+    for direction, by_k in scores["recall"].items():
+        rows = [(f"k = {k}", by_cutoff) for k, by_cutoff in by_k.items() if int(k) <= scores["overlapping_tokens"]]
+        rows += [(name, recall[direction]["1"]) for name, recall in scores["baselines"].items()]
+        for name, by_cutoff in [*rows, ("chance", scores["chance"][direction])]:
+            cells = [f"{100 * by_cutoff[cutoff]:.1f}" if cutoff in by_cutoff else "" for cutoff in CUTOFFS]
+            yield direction.replace("->", " to "), name, cells
 
 
 def _recall(evaluation: Mapping[str, Any]) -> Iterator[str]:
     yield from ["## Recall", ""]
-    yield from recall_tables(evaluation)
+    for split in reversed(evaluation["splits"]):
+        scores = evaluation["splits"][split]
+        yield f"On the {split} split ({scores['ids']:,} ids), percent; k is the number of tokens:"
+        yield ""
+        yield f"| direction | | {' | '.join(f'R@{cutoff}' for cutoff in CUTOFFS)} |"
+        yield "|---|---|" + "---:|" * len(CUTOFFS)
+        yield from (f"| {direction} | {name} | {' | '.join(cells)} |" for direction, name, cells in recall_rows(scores))
+        yield ""
     yield "Baselines see the same features, batches, loss and schedule. The head was chosen by the validation split."
     yield ""
 
@@ -160,7 +163,7 @@ def _training(work: Work) -> Iterator[str]:
 
 def _use(work: Work, manifest: Manifest) -> Iterator[str]:
     yield from ["## Use", "", "```sh", "pip install 'fluxtalk[cpu,serve,search]'    # no PyTorch"]
-    yield from commands(Path("bundle"), work.request.data.rpartition("/")[2], manifest)
+    yield from commands(Path("bundle"), work.dataset.public_name, manifest)
     yield from ["```", "", "```python", "import fluxtalk", "", 'embedder = fluxtalk.load("bundle")']
     modality = next(iter(manifest.modalities))
     yield f'vectors = embedder.embed("{modality}", items, k={manifest.num_overlapping_tokens})'

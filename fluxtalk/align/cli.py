@@ -175,9 +175,15 @@ def _summary(work: Any, until: str, refused: Sequence[str]) -> list[str]:
 def _recall(evaluation: Path) -> list[str]:
     import json
 
-    from fluxtalk.align.card import recall_tables
+    from fluxtalk.align.card import CUTOFFS, recall_rows
 
-    return [line for line in recall_tables(json.loads(evaluation.read_text(encoding="utf-8"))) if line]
+    splits = json.loads(evaluation.read_text(encoding="utf-8"))["splits"]
+    split, scores = list(splits.items())[-1]
+    lines = [f"recall on the {split} split ({scores['ids']:,} ids), percent; k is the number of tokens:"]
+    lines.append(f"  {'':<38}" + "".join(f"{f'R@{cutoff}':>8}" for cutoff in CUTOFFS))
+    for direction, name, cells in recall_rows(scores):
+        lines.append(f"  {direction:<18}{name:<20}" + "".join(f"{cell:>8}" for cell in cells))
+    return lines
 
 
 def _by_name(spelled: str, values: Sequence[str]) -> dict[str, str]:

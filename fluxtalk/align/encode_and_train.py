@@ -159,12 +159,18 @@ def measure(work: Work) -> dict[str, Any]:
     """Score the best head on validation and test, and train and score the baselines; finished ones are kept."""
     folder = work.folder.run
     has_test = bool(work.dataset.splits["test"].ids) if "test" in work.dataset.splits else False
+    overlapping = read_description(folder.root).options["num_overlapping_tokens"]
     splits = ("validation", "test") if has_test else ("validation",)
     record: dict[str, Any] = {"kind": "align-evaluation", "data": work.dataset.public_name, "splits": {}}
     for split in splits:
         scores = evaluate(Evaluation(folder.root, split=split, **_present(work)), work.say)
-        record["splits"][split] = {"recall": scores["recall"], "chance": scores["chance"], "baselines": {}}
-        record["splits"][split]["ids"] = len(work.dataset.split(split).ids)
+        record["splits"][split] = {
+            "ids": len(work.dataset.split(split).ids),
+            "overlapping_tokens": overlapping,
+            "recall": scores["recall"],
+            "chance": scores["chance"],
+            "baselines": {},
+        }
     for projection in PROJECTIONS if has_test else ():
         output = folder.baseline_results(projection)
         if not output.is_file():
