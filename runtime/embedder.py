@@ -13,7 +13,8 @@ import numpy as np
 from fluxtalk.arrays import Array, Floats
 from fluxtalk.artifacts.bundle import Bundle, read_bundle
 from fluxtalk.errors import UsageError
-from fluxtalk.preprocess import Preprocessor
+from fluxtalk.preprocess import Preprocessor, Prompting
+from fluxtalk.preprocess.prompts import DOCUMENT, QUERY
 from fluxtalk.runtime.arguments import check_integer, check_items
 from fluxtalk.runtime.backends.open_sessions import open_sessions
 from fluxtalk.runtime.backends.options import BackendOptions
@@ -75,6 +76,8 @@ class Embedder:
         batch_size: int = 32,
         first: int | None = None,
         dtype: str = "float32",
+        role: str | None = None,
+        prompt_name: str | None = None,
     ) -> Vectors:
         """Embed raw items.
 
@@ -89,22 +92,31 @@ class Embedder:
             first: position of ``items[0]`` in a longer list that the caller embeds in parts; errors count from it.
             dtype: ``float32``, ``float16``, ``int8`` or ``binary``: the format to convert the float32 vectors to
                 (`fluxtalk.runtime.vectors`). Binary is uint8, with an eighth of the last dimension.
+            role: ``query`` or ``document``: put the bundle's prompt for such texts before each, if it has one. None
+                takes the default prompt, if there is one. A role changes nothing for other modalities.
+            prompt_name: name of the prompt to put before each text, in place of a role.
 
         Returns:
             vectors in the order of ``items``.
 
         Raises:
             TokenCountError: ``k`` is not in ``1..num_tokens``.
-            UsageError: the modality, output or dtype is unknown; ``items`` is not a sequence; ``batch_size`` is not an
-                integer from 1; or ``complementary`` is asked for with fewer than all tokens, or of a bundle that has
-                none.
+            UsageError: the modality, output, dtype, role or prompt is unknown; ``items`` is not a sequence;
+                ``batch_size`` is not an integer from 1; or ``complementary`` is asked for with fewer than all tokens,
+                or of a bundle that has none.
             InputError: an item cannot be preprocessed; its position is named.
         """
         self._check(modality, items, batch_size)
+        preprocess = Prompting(role, prompt_name).apply(self._preprocess[modality])
         selection = self.bundle.manifest.layout.select(k, output)
         parts = [
             quantize(
-                self._window(modality, items[start : start + _WINDOW], _position(first, start), selection, batch_size),
+                self._window(
+                    modality,
+                    _prepared(modality, preprocess, items[start : start + _WINDOW], _position(first, start)),
+                    selection,
+                    batch_size,
+                ),
                 dtype,
             )
             for start in range(0, len(items), _WINDOW)
@@ -112,6 +124,22 @@ class Embedder:
         if len(parts) == 1:
             return parts[0]
         return np.concatenate(parts) if parts else quantize(selection.empty(), dtype)
+
+    def encode_query(self, items: Sequence[Any], modality: str | None = None, **options: Any) -> Vectors:
+        """Embed queries: `embed` with the role ``query``.
+
+        Args:
+            modality: modality of the items; None is the only one of texts.
+            options: arguments of `embed`.
+
+        Raises:
+            FluxTalkError: as for `embed`; UsageError if the modality has to be named.
+        """
+        return self.embed(self._text_modality(modality), items, role=QUERY, **options)
+
+    def encode_document(self, items: Sequence[Any], modality: str | None = None, **options: Any) -> Vectors:
+        """Embed what queries are to find: `embed` with the role ``document``; else as `encode_query`."""
+        return self.embed(self._text_modality(modality), items, role=DOCUMENT, **options)
 
     def attention(self, modality: str, items: Sequence[Any], k: int | None = None) -> list[Floats]:
         """Compute the attention of each register over an item's frozen features: last block, mean over the heads.
@@ -159,16 +187,7 @@ class Embedder:
         Raises:
             InputError: an item cannot be preprocessed.
         """
-        prepare = self._preprocess[modality].prepare
-        prepared = []
-        for position, item in enumerate(items, start=first or 0):
-            try:
-                prepared.append(prepare(item))
-            except Exception as error:
-                if (len(items) > 1 or first is not None) and error.args:
-                    error.args = (f"{modality} item {position}: {error.args[0]}",)
-                raise
-        return prepared
+        return _prepared(modality, self._preprocess[modality], items, first)
 
     def describe(self) -> str:
         """Name the bundle, its head, its sessions and the reason for them, for people."""
@@ -201,14 +220,19 @@ class Embedder:
         check_items(items)
         check_integer("batch_size", batch_size, 1)
 
-    def _window(
-        self, modality: str, items: Sequence[Any], first: int | None, selection: Selection, batch_size: int
-    ) -> Floats:
-        prepared = self.prepare(modality, items, first)
+    def _text_modality(self, modality: str | None) -> str:
+        if modality is not None:
+            return modality
+        texts = [name for name, preprocess in self._preprocess.items() if preprocess.kind == "text"]
+        if len(texts) != 1:
+            raise UsageError(f"Name the modality, one of {', '.join(self._sessions)}: {len(texts)} are of texts.")
+        return texts[0]
+
+    def _window(self, modality: str, prepared: Sequence[Array], selection: Selection, batch_size: int) -> Floats:
         if len(prepared) == 1:
             return self._run(modality, prepared, selection)
         length = self._preprocess[modality].length
-        result = np.empty((len(items), *selection.shape), dtype=np.float32)
+        result = np.empty((len(prepared), *selection.shape), dtype=np.float32)
         for rows in batches_by_length([length(array) for array in prepared], batch_size):
             result[rows] = self._run(modality, [prepared[row] for row in rows], selection)
         return result
@@ -217,6 +241,19 @@ class Embedder:
         """Run one batch, computing no more tokens and outputs than the selection needs."""
         inputs, wanted = self._preprocess[modality].collate(prepared), selection.graph_output
         return selection.cut(self._sessions[modality].run(inputs, selection.k, (wanted,))[wanted])
+
+
+def _prepared(modality: str, preprocess: Preprocessor, items: Sequence[Any], first: int | None) -> list[Array]:
+    prepare = preprocess.prepare
+    prepared = []
+    for position, item in enumerate(items, start=first or 0):
+        try:
+            prepared.append(prepare(item))
+        except Exception as error:
+            if (len(items) > 1 or first is not None) and error.args:
+                error.args = (f"{modality} item {position}: {error.args[0]}",)
+            raise
+    return prepared
 
 
 def _position(first: int | None, start: int) -> int | None:

@@ -89,7 +89,13 @@ class Replica:
         return app
 
     async def embed(
-        self, modality: str, items: Sequence[Any], k: int | None = None, output: str = "pooled"
+        self,
+        modality: str,
+        items: Sequence[Any],
+        k: int | None = None,
+        output: str = "pooled",
+        role: str | None = None,
+        prompt_name: str | None = None,
     ) -> NDArray[np.float32]:
         """Embed raw items, for `DeploymentHandle`.
 
@@ -98,7 +104,7 @@ class Replica:
             items: strings or lists of token ids; bytes of image or sound files, or arrays; feature arrays. A path is
                 never opened.
             k: register tokens, from the first; None takes all.
-            output: as for `Embedder.embed`.
+            output, role, prompt_name: as for `Embedder.embed`.
 
         Returns:
             float32, in the order of ``items``, shaped as `Embedder.embed` has it.
@@ -113,7 +119,8 @@ class Replica:
             model = dispatcher.model
             name = model.require_modality(modality)
             model.require_count(len(items))
-            request = EmbedRequest([Item(name, value) for value in items], model.select(k, output))
+            given = [Item(name, value) for value in items]
+            request = EmbedRequest(given, model.select(k, output), model.prompting(given, role, prompt_name))
             return (await dispatcher.embed(request, time.monotonic() + self._settings.timeout_s)).vectors
         except ApiError as error:
             raise _library_error(error) from None

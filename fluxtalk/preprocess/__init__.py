@@ -15,6 +15,8 @@ from fluxtalk.preprocess.base import Preprocessor, pad_and_mask
 from fluxtalk.preprocess.features import FeaturesPreprocessor
 from fluxtalk.preprocess.image import ImagePreprocessor
 from fluxtalk.preprocess.image_files import IMAGE_SUFFIXES
+from fluxtalk.preprocess.prompts import Prompting
+from fluxtalk.preprocess.spectrogram import Spectrogram
 from fluxtalk.preprocess.text import TextPreprocessor
 
 __all__ = [
@@ -24,6 +26,8 @@ __all__ = [
     "FeaturesPreprocessor",
     "ImagePreprocessor",
     "Preprocessor",
+    "Prompting",
+    "Spectrogram",
     "TextPreprocessor",
     "from_parts",
     "pad_and_mask",

@@ -20,6 +20,8 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".ti
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 50_000
 """Pixels on a side."""
+_COMPOSITED_PIXELS = 2**22
+"""Pixels that are composited at a time."""
 
 
 def read_image(item: Any) -> Image.Image:
@@ -77,6 +79,42 @@ def eight_bits(image: Image.Image) -> Image.Image:
     """An image of 16 bits per channel as one of 8, which Pillow's own conversion would clip at 255; others as is."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image
+
+
+def on_background(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
+    """Composite an image that has any transparency onto a color; others as is.
+
+    Returns:
+        mode RGB, with the rounding of Pillow's ``alpha_composite``, if there was transparency.
+
+    Raises:
+        InputError: what the file says of its transparency makes no sense.
+    """
+    if not image.has_transparency_data or image.mode in ("I", "F"):  # 32 bits per channel are refused later
+        return image
+    with _input_errors("given"):  # a broken file may name a transparent color that its mode cannot have
+        image = _with_eight_bit_key(image)
+        opaque = Image.new("RGB", image.size)
+        rows = max(1, _COMPOSITED_PIXELS // image.width)  # by strips: whole, it would take four times the memory
+        for top in range(0, image.height, rows):
+            strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+            strip = (strip.convert("LA") if strip.mode == "La" else strip).convert("RGBA")
+            canvas = Image.new("RGBA", strip.size, (*color, 255))
+            opaque.paste(Image.alpha_composite(canvas, strip).convert("RGB"), (0, top))
+        return opaque
+
+
+def _with_eight_bit_key(image: Image.Image) -> Image.Image:
+    """An image whose transparent color, if it was given in 16 bits, is one of 8 bits or an alpha channel."""
+    key = image.info.get("transparency")
+    if image.mode.startswith("I;16"):
+        alpha = Image.fromarray(np.where(np.asarray(image) == key, 0, 255).astype(np.uint8))
+        image = eight_bits(image)
+        image.putalpha(alpha)
+    elif image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
+        image = image.copy()
+        image.info["transparency"] = tuple(value >> 8 for value in key)  # Pillow reduced the pixels in this way
     return image
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import json
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -13,24 +15,53 @@ from fluxtalk.arrays import Array
 from fluxtalk.artifacts.files import hash_bytes
 from fluxtalk.errors import ArtifactError, InputError
 from fluxtalk.preprocess.base import pad_and_mask, require_keys
+from fluxtalk.preprocess.visible_text import is_visible
 
 TOKENIZER_FILE = "tokenizer.json"
+SIDES = ("right", "left")
+_MAX_LENGTH = 1 << 24
+"""Longest ``max_length``: beyond what any encoder reads, and below what a tokenizer's integers hold."""
 
 
 class TextPreprocessor:
     """Strings to token ids, int64 (length,).
 
     Args:
-        tokenizer_json: the content of a ``tokenizer.json``. Its own padding and truncation are ignored.
+        tokenizer_json: the content of a ``tokenizer.json``. Its own padding and length are ignored.
         max_length: ids kept, special tokens included; what is longer is truncated by the tokenizer.
+        truncation_side: ``right`` drops the end of a long text, ``left`` its beginning; None is what the
+            ``tokenizer.json`` says, and ``right`` if it says nothing.
+        pad_id: id with which every text is filled up to ``max_length``, for encoders that were trained so and read no
+            mask (SigLIP): the padding then counts as a part of the text. None pads a batch to its longest text.
+        pad_side: side of that padding.
+        lowercase: lower-case texts as Python does, before the tokenizer's own steps.
+        prompts: name to the words that are put before a text.
+        default_prompt_name: prompt of texts of which nothing is said, in training too; None is none.
+
+    Raises:
+        ArtifactError: the tokenizer cannot be read, or a setting is not one of these.
     """
 
     kind = "text"
     input_names = ("input_ids", "mask")
 
-    def __init__(self, tokenizer_json: str, max_length: int) -> None:
-        if max_length < 1:
-            raise ArtifactError(f"Text preprocessing needs a max_length of at least 1; got {max_length}.")
+    def __init__(
+        self,
+        tokenizer_json: str,
+        max_length: int,
+        *,
+        truncation_side: str | None = None,
+        pad_id: int | None = None,
+        pad_side: str = "right",
+        lowercase: bool = False,
+        prompts: Mapping[str, str] | None = None,
+        default_prompt_name: str | None = None,
+    ) -> None:
+        if type(max_length) is not int or not 1 <= max_length <= _MAX_LENGTH:
+            raise ArtifactError(
+                f"Text preprocessing needs a max_length, an integer of at least 1 and at most {_MAX_LENGTH:,}; "
+                f"got {json.dumps(max_length, default=repr)}."
+            )
         self._json = tokenizer_json
         self.max_length = max_length
         try:
@@ -39,27 +70,70 @@ class TextPreprocessor:
             raise ArtifactError(
                 f"The tokenizer.json cannot be read ({error}); save it again with the tokenizers library."
             ) from None
+        self.truncation_side = _truncation_side(self.tokenizer) if truncation_side is None else truncation_side
+        self.pad_id, self.pad_side, self.lowercase = pad_id, pad_side, lowercase
+        self.prompts: Mapping[str, str] = {} if prompts is None else prompts
+        self.default_prompt_name = default_prompt_name
+        self._check()
+        self.prompts = dict(self.prompts)
         self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(max_length)
+        added = self.tokenizer.num_special_tokens_to_add(False)
+        if max_length <= added:
+            raise ArtifactError(
+                f"max_length counts the {added} special tokens that the tokenizer adds to every text, so it must be "
+                f"larger than {added}; got {max_length}."
+            )
+        self.tokenizer.enable_truncation(max_length, direction=self.truncation_side)
+        for name, prompt in self.prompts.items():
+            if self.truncation_side == "right" and len(self._encode(prompt)) >= max_length:
+                raise ArtifactError(
+                    f"The prompt {name} alone has max_length = {max_length} tokens, so no text would be read after it; "
+                    "shorten it, or give a larger max_length."
+                )
+        self._use("" if default_prompt_name is None else self.prompts[default_prompt_name])
 
-    def prepare(self, item: Any) -> Array:
-        """Tokenize one string.
+    def prompted(self, name: str) -> Self:
+        """Make the preprocessing that puts the prompt of that name before each text; it shares the tokenizer.
 
         Raises:
-            InputError: it is not a string, is empty or blank, or has no known token.
+            KeyError: there is no such prompt.
+        """
+        prompted = copy.copy(self)
+        prompted._use(self.prompts[name])
+        return prompted
+
+    def prepare(self, item: Any) -> Array:
+        """Tokenize one string, after its prompt.
+
+        Raises:
+            InputError: it is not a string; is empty, blank or invisible; or has no known token.
+        """
+        return self.from_ids(self.token_ids(item))
+
+    def token_ids(self, item: Any) -> list[int]:
+        """Tokenize one string, after its prompt: at most ``max_length`` ids, without padding.
+
+        Raises:
+            InputError: as for `prepare`.
         """
         if not isinstance(item, str):
             raise InputError(f"A text is a string; got {type(item).__name__}.")
-        if not item.strip():
-            raise InputError("A text must not be empty or blank; leave the item out or give it words.")
-        try:
-            ids = self.tokenizer.encode(item).ids
-        except TypeError:
-            # Lone surrogates cannot become UTF-8, which is what the tokenizer works on.
-            raise InputError("A text must be valid Unicode; this one holds lone surrogates.") from None
-        if not ids:
+        if not is_visible(item):
+            why = "; this one holds nothing but invisible characters: leave" if item.strip() else "; leave"
+            raise InputError(f"A text must not be empty or blank{why} the item out or give it words.")
+        ids = self._encode(self.prompt + item)
+        # As many ids as nothing gives: look closer.
+        if len(ids) <= self._ids_of_nothing and not self._has_token(item):
             raise InputError(f"The text {item[:40]!r} has no token that the tokenizer knows; give it words.")
-        return np.array(ids, dtype=np.int64)
+        return ids
+
+    def from_ids(self, ids: Sequence[int]) -> Array:
+        """Take token ids, special tokens included and at most ``max_length``, as `prepare` gives them."""
+        if self.pad_id is None:
+            return np.array(ids, dtype=np.int64)
+        padded = np.full(self.max_length, self.pad_id, dtype=np.int64)
+        padded[slice(len(ids)) if self.pad_side == "right" else slice(self.max_length - len(ids), None)] = ids
+        return padded
 
     def collate(self, prepared: Sequence[Array]) -> dict[str, Array]:
         """Pad to ``input_ids`` int64 (batch, length) and ``mask`` bool (batch, length)."""
@@ -76,8 +150,18 @@ class TextPreprocessor:
         return int(self.tokenizer.get_vocab_size())
 
     def to_parts(self) -> tuple[dict[str, Any], dict[str, str]]:
-        """Settings, and the tokenizer's file."""
-        config = {"kind": self.kind, "max_length": self.max_length, "tokenizer_sha256": hash_bytes(self._json.encode())}
+        """Settings, and the tokenizer's file. A setting that is at its default is left out."""
+        config = {
+            "kind": self.kind,
+            "max_length": self.max_length,
+            "tokenizer_sha256": hash_bytes(self._json.encode()),
+            **({"truncation_side": self.truncation_side} if self.truncation_side != "right" else {}),
+            **({"pad_id": self.pad_id} if self.pad_id is not None else {}),
+            **({"pad_side": self.pad_side} if self.pad_side != "right" else {}),
+            **({"lowercase": True} if self.lowercase else {}),
+            **({"prompts": dict(self.prompts)} if self.prompts else {}),
+            **({"default_prompt_name": self.default_prompt_name} if self.default_prompt_name is not None else {}),
+        }
         return config, {TOKENIZER_FILE: self._json}
 
     @classmethod
@@ -87,7 +171,7 @@ class TextPreprocessor:
         Raises:
             ArtifactError: the tokenizer is missing or was changed.
         """
-        require_keys(config, {"max_length", "tokenizer_sha256"}, "text")
+        require_keys(config, {"max_length", "tokenizer_sha256", *OPTIONS}, "text")
         content = files.get(TOKENIZER_FILE)
         if content is None:
             raise ArtifactError(
@@ -97,4 +181,59 @@ class TextPreprocessor:
             raise ArtifactError(
                 f"{TOKENIZER_FILE} was changed since it was written: its hash does not match; make the artifact again."
             )
-        return cls(content, config["max_length"])
+        options = {name: config[name] for name in OPTIONS if name in config}
+        # Not the tokenizer's own side: what was written before it was read truncated on the right.
+        return cls(content, config["max_length"], **{"truncation_side": "right", **options})
+
+    def _check(self) -> None:
+        """Refuse options of other types, and names that nothing has."""
+        for name, value in (("truncation_side", self.truncation_side), ("pad_side", self.pad_side)):
+            if value not in SIDES:
+                raise ArtifactError(f"{name} is {' or '.join(SIDES)}; got {value!r}.")
+        if self.pad_id is not None and (type(self.pad_id) is not int or not 0 <= self.pad_id < 1 << 31):
+            raise ArtifactError(f"pad_id is a token id, an integer from 0; got {self.pad_id!r}.")
+        if type(self.lowercase) is not bool:
+            raise ArtifactError(f"lowercase is true or false; got {self.lowercase!r}.")
+        prompts = self.prompts
+        if not isinstance(prompts, Mapping) or not all(
+            isinstance(name, str) and name and isinstance(words, str) for name, words in prompts.items()
+        ):
+            raise ArtifactError(f"prompts are names to texts; got {prompts!r}.")
+        if self.default_prompt_name is not None and self.default_prompt_name not in prompts:
+            raise ArtifactError(
+                f"default_prompt_name is one of the prompts ({', '.join(prompts) or 'there are none'}); "
+                f"got {self.default_prompt_name!r}."
+            )
+
+    def _use(self, prompt: str) -> None:
+        self.prompt = prompt
+        """Words that are put before each text."""
+        self._ids_of_nothing = len(self._encode(prompt)) if prompt else self.tokenizer.num_special_tokens_to_add(False)
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            ids: list[int] = self.tokenizer.encode(text.lower() if self.lowercase else text).ids
+        except TypeError:
+            # Lone surrogates cannot become UTF-8, which is what the tokenizer works on.
+            raise InputError("A text must be valid Unicode; this one holds lone surrogates.") from None
+        except Exception as error:  # the library raises bare Exception, of a word-level model without unknown token
+            raise InputError(
+                f"The tokenizer cannot read the text {text[:40]!r} ({error}); give the tokenizer an unk_token, or the "
+                "text words that it knows."
+            ) from None
+        return ids
+
+    def _has_token(self, item: str) -> bool:
+        """True if a text without its prompt has a token that is not one of those added to every text."""
+        encoding = self.tokenizer.encode(item.lower() if self.lowercase else item)
+        return not all(encoding.special_tokens_mask)
+
+
+OPTIONS = ("truncation_side", "pad_id", "pad_side", "lowercase", "prompts", "default_prompt_name")
+"""Settings of `TextPreprocessor` that may be left out."""
+
+
+def _truncation_side(tokenizer: Tokenizer) -> str:
+    """Find the side that a tokenizer.json says."""
+    truncation = tokenizer.truncation
+    return "right" if truncation is None else str(truncation["direction"]).lower()

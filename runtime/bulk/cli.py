@@ -10,6 +10,7 @@ import click
 
 from fluxtalk.console import Function, debug_option, option, sentence_errors
 from fluxtalk.errors import UsageError
+from fluxtalk.preprocess.prompts import ROLES
 from fluxtalk.runtime.backends.command_options import backend_options
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.bulk.inputs import open_input
@@ -79,6 +80,11 @@ dtype_option = option(
 @k_option("Register tokens to compute.  [default: all]")
 @kind_option(OUTPUT_KINDS, "Kind of vectors to write.")
 @dtype_option
+@option(
+    "--role",
+    type=click.Choice(tuple(ROLES)),
+    help="Role of texts, which chooses one of the bundle's prompts.  [default: its default prompt, if there is one]",
+)
 @serving_options
 @debug_option
 @sentence_errors
@@ -94,6 +100,7 @@ def embed(
     k: int | None,
     kind: str,
     dtype: str,
+    role: str | None,
     batch_size: int,
     backend_options: BackendOptions,
 ) -> None:
@@ -112,7 +119,7 @@ def embed(
         )
     with open_embedder(bundle, backend_options) as embedder:
         opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column, skip_empty)
-        options = EmbedOptions(modality, k, kind, dtype, batch_size)
+        options = EmbedOptions(modality, k, kind, dtype, batch_size, role)
         written = embed_to_file(embedder, opened, output, options, opened.count())
     resumed = f", {written.resumed} items of an earlier call" if written.resumed else ""
     click.echo(f"{output}: {' x '.join(map(str, written.shape))} {dtype}{resumed}")

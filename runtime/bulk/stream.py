@@ -30,6 +30,7 @@ class EmbedOptions:
     output: str = "pooled"
     dtype: str = "float32"
     batch_size: int = 32
+    role: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def embed_to_file(
         "k": selection.k,
         "output": options.output,
         "dtype": options.dtype,
+        **({"role": options.role} if options.role is not None else {}),
     }
     parts = PartFiles(output, job)
     done = resumed = count = 0
@@ -131,6 +133,7 @@ def _embed(embedder: Embedder, chunk: list[Item], options: EmbedOptions, done: i
         options.batch_size,
         first=done or None,
         dtype=options.dtype,
+        role=options.role,
     )
 
 

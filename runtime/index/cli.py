@@ -8,6 +8,7 @@ import click
 
 from fluxtalk.artifacts.index import IndexSpec
 from fluxtalk.console import debug_option, option, sentence_errors
+from fluxtalk.preprocess.prompts import DOCUMENT
 from fluxtalk.runtime.backends.command_options import backend_options
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.bulk.cli import (
@@ -61,13 +62,17 @@ def build(
 ) -> None:
     """Embed ITEMS (texts, or paths of files or folders) of MODALITY with BUNDLE into an index.
 
+    Texts get the bundle's prompt for documents, if it has one; `search` gives its query the one for queries.
+
     fluxtalk index build BUNDLE image photos/ -o photos.index
     """
     with open_embedder(bundle, backend_options) as embedder:
         opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column, skip_empty)
         names = [item.id for item in opened]
         spec = IndexSpec.of(embedder.bundle, modality, kind, k, dtype)
-        chunks = embed_chunks(embedder, opened, EmbedOptions(modality, k, kind, batch_size=batch_size), len(names))
+        chunks = embed_chunks(
+            embedder, opened, EmbedOptions(modality, k, kind, batch_size=batch_size, role=DOCUMENT), len(names)
+        )
         if kind == TOKENS:
             shared = embedder.bundle.manifest.layout.select(k, kind).shared
             chunks = (chunk[:, :shared] for chunk in chunks)
@@ -106,6 +111,8 @@ def search(
     backend_options: BackendOptions,
 ) -> None:
     """Find the items most similar to QUERY, a text or a path, of MODALITY.
+
+    A text gets the bundle's prompt for queries, if it has one.
 
     fluxtalk index search photos.index text "a dog on a beach"
     """

@@ -10,6 +10,7 @@ from typing import Any
 from fluxtalk.arrays import Array, Floats
 from fluxtalk.artifacts.index import read_index
 from fluxtalk.errors import UsageError
+from fluxtalk.preprocess.prompts import QUERY
 from fluxtalk.runtime.embedder import Embedder
 from fluxtalk.runtime.index.nearest_neighbors import NearestNeighbors
 from fluxtalk.runtime.index.rerank import Reranker
@@ -98,7 +99,7 @@ class SearchIndex:
         k: int | None = None,
         candidates: int | None = None,
     ) -> list[list[Hit]]:
-        """Embed raw items as the index needs them, and search for each; see `search` and `Embedder.embed`.
+        """Embed raw items as queries, as the index needs them, and search for each; see `search` and `Embedder.embed`.
 
         Args:
             k: register tokens of the queries; None is the index's, the only one that an index of ``concat`` takes.
@@ -112,7 +113,7 @@ class SearchIndex:
         self.stored.require_space(manifest.space_id(output), f"the bundle {embedder.bundle.folder}")
         k = manifest.layout.truncated(self.stored.manifest.k).num_register_tokens if k is None else k
         selection = manifest.layout.select(k, output)
-        vectors = embedder.embed(modality, items, selection.k, output)
+        vectors = embedder.embed(modality, items, selection.k, output, role=QUERY)
         if output == TOKENS:
             vectors = vectors[:, : selection.shared]
         return self.search(vectors, count, candidates)

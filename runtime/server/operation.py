@@ -115,6 +115,7 @@ def narrow(schemas: Mapping[str, Schema], model: ServedModel) -> None:
     """Add a bundle's limits to the fields of bodies that have them."""
     layout = model.layout
     sizes = sorted({selection.values_per_item for selection in layout.selections(CONCAT)})
+    prompts = list(dict.fromkeys(name for modality in model.kinds for name in model.prompts(modality)))
     k = ("integer", {"minimum": 1, "maximum": layout.num_register_tokens})
     items = ("array", {"minItems": 1, "maxItems": model.max_items})
     limits: dict[str, tuple[str, Schema]] = {
@@ -122,11 +123,14 @@ def narrow(schemas: Mapping[str, Schema], model: ServedModel) -> None:
         **dict.fromkeys(("input", "messages", "texts", "images", "inputs"), items),
         **dict.fromkeys(("dimensions", "output_dimension"), ("integer", {"enum": sizes})),
         "model": ("string", {"enum": [model.name]}),
+        "prompt_name": ("string", {"enum": prompts}),
         "modality": ("string", {"enum": model.names()}),
     }
     for schema in schemas.values():
         if schema.get("additionalProperties") is not False:
             continue  # not a body
+        if not prompts:
+            schema["properties"].pop("prompt_name", None)
         for name, described in schema["properties"].items():
             wanted, more = limits.get(name, ("", {}))
             for branch in described.get("anyOf", [described]):

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from fluxtalk.artifacts.files import Identity, git_revision
 from fluxtalk.datasets.data_paths import with_absolute_path
-from fluxtalk.errors import CheckpointError, UsageError, reason
+from fluxtalk.errors import UsageError
 from fluxtalk.model.checkpoints.stage1 import Stage1, Stage1Modality
 from fluxtalk.model.encoders import EncoderSpec, build_encoder
 from fluxtalk.preprocess import FeaturesPreprocessor, Preprocessor, TextPreprocessor, from_parts
+from fluxtalk.preprocess.text import OPTIONS
 from fluxtalk.train.stage1.probe import probe
+from fluxtalk.train.stage1.sources.names import SourceName, is_library_source, parse_source
+from fluxtalk.train.stage1.sources.open_source import open_source
+from fluxtalk.train.stage1.sources.weights import fit_weights, read_weights
 
-_KEYS = {"encoder", "options", "weights", "preprocess"}
+_KEYS = {"encoder", "options", "weights", "preprocess", "prompts", "default_prompt"}
 
 
-def stage1_from_specification(path: Path) -> Stage1:
+def stage1_from_specification(path: Path, allow_code: bool = False) -> Stage1:
     """Build every encoder that a JSON specification names, and try each on the extremes of its inputs.
 
-    Paths in the specification, its data set's included, are relative to it.
+    Paths in the specification, its data set's included, are relative to it; a module beside it can be imported.
+
+    Args:
+        allow_code: run code that a model of a hub brings with it.
 
     Raises:
         UsageError: the specification is malformed, or an encoder fails on its inputs.
@@ -43,35 +47,78 @@ def stage1_from_specification(path: Path) -> Stage1:
     data = content.get("data")
     if data is not None and (not isinstance(data, str) or not data):
         raise UsageError(f"The data of the specification {path} is a string, as --data takes it; got {data!r}.")
+    parts: dict[str, Stage1Modality] = {}
+    about: dict[str, Any] = {}
+    for name, part in modalities.items():
+        parts[name], about[name] = _modality(path.parent, name, part, allow_code)
     return Stage1(
-        modalities={name: _modality(path.parent, name, part) for name, part in modalities.items()},
+        modalities=parts,
         data=None if data is None else with_absolute_path(data, path.parent),
-        figures={"specification": content},
+        figures={"specification": content, "encoders": about},
         identity=Identity(git_revision=git_revision()),
     )
 
 
-def _modality(folder: Path, name: str, part: Mapping[str, Any]) -> Stage1Modality:
+def pretrained_modality(
+    name: str,
+    source: SourceName,
+    allow_code: bool = False,
+    prompts: Mapping[str, str] | None = None,
+    default_prompt: str | None = None,
+) -> tuple[Stage1Modality, dict[str, Any]]:
+    """Open a pretrained encoder of another library for a modality, and try it on the extremes of its inputs.
+
+    Returns:
+        The modality, and a record of the encoder for people.
+
+    Raises:
+        UsageError: it cannot be opened, or fails on its inputs.
+        CheckpointError: its weights do not fit.
+    """
+    opened = open_source(name, source, allow_code, prompts, default_prompt)
+    dim = probe(name, source.text, opened.encoder, opened.preprocess)
+    spec = EncoderSpec(opened.source, dict(opened.options), dim)
+    return Stage1Modality(spec, opened.weights, opened.preprocess), dict(opened.about)
+
+
+def _modality(
+    folder: Path, name: str, part: Mapping[str, Any], allow_code: bool
+) -> tuple[Stage1Modality, dict[str, Any]]:
     shape = {key: type(value) for key, value in part.items()} if isinstance(part, dict) else {}
     if set(shape) - _KEYS or shape.get("encoder") is not str or shape.get("options", dict) is not dict:
         got = ", ".join(shape) or repr(part)
         raise UsageError(
             f"The modality {name} has the keys encoder (a string) and, optionally, options (an object), weights, "
-            f"preprocess; got {got}."
+            f"preprocess, prompts, default_prompt; got {got}."
         )
     source, options = part["encoder"], part.get("options", {})
-    encoder = build_encoder(source, options)
+    if is_library_source(source):
+        if "weights" in part or "preprocess" in part:
+            raise UsageError(
+                f"The modality {name} takes weights and preprocessing from {source}; leave out weights and preprocess."
+            )
+        opened = parse_source(source, options).within(folder)
+        return pretrained_modality(name, opened, allow_code, part.get("prompts"), part.get("default_prompt"))
+    code_folder = _code_folder(folder, source)
+    encoder = build_encoder(source, options, code_folder)
     preprocess = _preprocess(folder, name, source, part.get("preprocess"))
     if "weights" in part:
-        try:
-            encoder.load_state_dict(_read_weights(folder / part["weights"]))
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"The weights {part['weights']} do not fit {source}: {' '.join(str(error).split())[:200]}."
-            ) from None
+        fit_weights(
+            encoder, read_weights(folder / part["weights"]), f"The weights {part['weights']} do not fit {source}"
+        )
     weights = {key: value.detach().clone() for key, value in encoder.state_dict().items()}
     dim = probe(name, source, encoder, preprocess)
-    return Stage1Modality(EncoderSpec(source, options, dim), weights, preprocess)
+    return Stage1Modality(EncoderSpec(source, options, dim, code_folder), weights, preprocess), {}
+
+
+def _code_folder(folder: Path, source: str) -> str | None:
+    """The specification's folder, if a module that the source names lies in it and cannot be imported otherwise."""
+    kind, _, rest = source.partition(":")
+    top = rest.partition(":")[0].partition(".")[0]
+    if kind != "module" or not top or importlib.util.find_spec(top) is not None:
+        return None
+    beside = (folder / f"{top}.py").is_file() or (folder / top / "__init__.py").is_file()
+    return str(folder.resolve()) if beside else None
 
 
 def _preprocess(folder: Path, name: str, source: str, config: Mapping[str, Any] | None) -> Preprocessor:
@@ -85,37 +132,16 @@ def _preprocess(folder: Path, name: str, source: str, config: Mapping[str, Any] 
         )
     if config.get("kind") != "text":
         return from_parts(config, {})
-    if set(config) != {"kind", "tokenizer", "max_length"}:
+    needed = {"kind", "tokenizer", "max_length"}
+    if not needed <= set(config) <= {*needed, *OPTIONS} or not isinstance(config["tokenizer"], str):
         raise UsageError(
-            f"The text preprocessing of {name} has the keys kind, tokenizer (a tokenizer.json) and max_length."
+            f"The text preprocessing of {name} has the keys kind, tokenizer (a tokenizer.json) and max_length; it may "
+            f"have {', '.join(OPTIONS)}."
         )
+    options = {option: config[option] for option in OPTIONS if option in config}
     try:
-        return TextPreprocessor((folder / config["tokenizer"]).read_text(), config["max_length"])
+        return TextPreprocessor((folder / config["tokenizer"]).read_text(), config["max_length"], **options)
     except FileNotFoundError:
         raise UsageError(
             f"The tokenizer {folder / config['tokenizer']} of {name} does not exist; check the path."
         ) from None
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            tensors: dict[str, Tensor] = load_file(path)
-            return tensors
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"The weights {path} do not exist; check the path.") from None
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"The weights {path} hold more than tensors and plain types, or are not a PyTorch file; "
-            "save a state_dict of tensors."
-        ) from None
-    except Exception as error:  # pickle, zip and safetensors each raise their own
-        raise CheckpointError(
-            f"The weights {path} cannot be read ({reason(error)}); give a .safetensors or a state_dict of tensors."
-        ) from None
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise CheckpointError(f"The weights {path} must be a state_dict: names to tensors.")
-    return weights

@@ -42,7 +42,7 @@ class Stage1Modality:
     @property
     def runs_code(self) -> bool:
         """True if building the encoder imports code that the checkpoint names."""
-        return self.spec.source.startswith("module:")
+        return self.spec.source.startswith("module:") or bool(self.spec.options.get("remote_code"))
 
     def build(self) -> FrozenEncoder:
         """Build the encoder with its weights, frozen.
@@ -56,7 +56,7 @@ class Stage1Modality:
                 f"{self.untrusted_file} was not made by you on this machine, and its encoder {self.spec.source} would "
                 "run code here: add --allow-code, once, if you trust whoever made it."
             )
-        encoder = build_encoder(self.spec.source, self.spec.options)
+        encoder = build_encoder(self.spec.source, self.spec.options, self.spec.folder)
         try:
             encoder.load_state_dict(dict(self.weights))
         except RuntimeError as error:

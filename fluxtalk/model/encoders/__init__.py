@@ -5,8 +5,10 @@ In: a source and its options. Out: an `nn.Module` that gives features (batch, le
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -14,8 +16,11 @@ from torch import nn
 from fluxtalk.errors import UsageError
 from fluxtalk.model.encoders.base import EncoderSpec, Features, FrozenEncoder, GivenFeatures, to_tensors
 from fluxtalk.model.encoders.failure import describe_error
+from fluxtalk.model.encoders.hf_models import build_hf
+from fluxtalk.model.encoders.open_clip_models import build_open_clip
 from fluxtalk.model.encoders.small_image import SmallImageEncoder
 from fluxtalk.model.encoders.small_text import SmallTextEncoder
+from fluxtalk.model.encoders.timm_models import build_timm
 
 __all__ = [
     "EncoderSpec",
@@ -29,25 +34,34 @@ __all__ = [
     "to_tensors",
 ]
 
-SOURCES = "small-image, small-text, features:DIM or module:PACKAGE.MODULE:FACTORY"
+SOURCES = (
+    "hf:NAME, timm:NAME, open_clip:NAME, st:NAME, module:PACKAGE.MODULE:FACTORY, features:DIM, small-image, small-text"
+)
+_LIBRARIES = {"hf": build_hf, "st": build_hf, "timm": build_timm, "open_clip": build_open_clip}
 
 
-def build_encoder(source: str, options: Mapping[str, Any]) -> nn.Module:
+def build_encoder(source: str, options: Mapping[str, Any], folder: str | None = None) -> nn.Module:
     """Build the encoder of a source, with weights as its constructor or factory leaves them.
 
     Args:
-        source: ``small-image``, ``small-text``, ``features:DIM`` or ``module:PACKAGE.MODULE:FACTORY``. The last
+        source: ``hf:NAME``, ``timm:NAME``, ``open_clip:NAME`` or ``st:NAME``, built by that library from the options
+            alone; ``small-image``, ``small-text``, ``features:DIM``; or ``module:PACKAGE.MODULE:FACTORY``, which
             imports *installed* code and calls ``FACTORY(**options)``, which returns an `nn.Module`.
+        folder: where the factory's module lies, if it is not installed.
 
     Raises:
         UsageError: the source is unknown, cannot be imported, does not take the options, or its factory fails.
+        CheckpointError: the installed version of its library cannot build it.
     """
     kind, _, rest = source.partition(":")
+    if kind in _LIBRARIES and rest:
+        return _LIBRARIES[kind](source, options)
     if kind == "features" and rest.isdecimal() and int(rest) > 0:
         return GivenFeatures()
     if kind == "module" and rest.count(":") == 1:
         module, _, name = rest.partition(":")
-        return _from_factory(source, module, name, options)
+        with _importable(folder):
+            return _from_factory(source, module, name, options)
     sources: dict[str, type[nn.Module]] = {"small-image": SmallImageEncoder, "small-text": SmallTextEncoder}
     if source not in sources:
         raise UsageError(f"An encoder's source is {SOURCES}; got {source!r}.")
@@ -55,6 +69,19 @@ def build_encoder(source: str, options: Mapping[str, Any]) -> nn.Module:
         return sources[source](**options)
     except TypeError as error:
         raise UsageError(f"The encoder {source} does not take these options: {error}.") from None
+
+
+@contextlib.contextmanager
+def _importable(folder: str | None) -> Iterator[None]:
+    """Put a folder first on the import path for a while."""
+    if folder is None:
+        yield
+        return
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
 
 
 def _from_factory(source: str, module: str, name: str, options: Mapping[str, Any]) -> nn.Module:

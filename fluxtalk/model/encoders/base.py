@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fluxtalk.config import StrictConfig
 from fluxtalk.errors import UsageError
+from fluxtalk.model.encoders.output_choice import as_sequence
 from fluxtalk.preprocess import ImagePreprocessor, Preprocessor
 
 
@@ -27,11 +28,17 @@ class EncoderSpec(StrictConfig):
     """Specification of an encoder: with its weights, enough to build it again."""
 
     source: str
-    """``small-image``, ``small-text``, ``features:DIM`` or ``module:PACKAGE.MODULE:FACTORY``."""
+    """As `fluxtalk.model.encoders.build_encoder` takes it."""
     options: dict[str, Any]
     """Keyword arguments of the encoder's class or factory; plain types only."""
     dim: int
     """Feature dimension."""
+    folder: str | None = None
+    """Folder of the factory's module, if it is not installed."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain types, without a folder that is None: checkpoints from before it have no such key."""
+        return {key: value for key, value in super().to_dict().items() if key != "folder" or value is not None}
 
 
 class FrozenEncoder(nn.Module):
@@ -98,9 +105,15 @@ class FrozenEncoder(nn.Module):
 def features_and_mask(result: Any) -> tuple[Tensor, Tensor | None]:
     """Split an encoder's result into features and, if it returned one, their mask.
 
+    Takes what libraries return, too: the ``last_hidden_state`` of a transformers output, and maps of features
+    (batch, dim, height, width), which become sequences.
+
     Raises:
         UsageError: it returned something else.
     """
+    result = getattr(result, "last_hidden_state", result)
+    if isinstance(result, Tensor):
+        return as_sequence(result), None
     parts = result if isinstance(result, tuple) else (result,)
     if (isinstance(result, tuple) and len(parts) != 2) or not all(isinstance(part, Tensor) for part in parts):
         kinds = ", ".join(type(part).__name__ for part in parts)
@@ -108,7 +121,7 @@ def features_and_mask(result: Any) -> tuple[Tensor, Tensor | None]:
             "An encoder returns a tensor of features, or a tuple of two: features and their mask; "
             f"this one gave {f'a tuple of {len(parts)} ({kinds})' if isinstance(result, tuple) else kinds}."
         )
-    return parts[0], parts[1] if len(parts) == 2 else None
+    return as_sequence(parts[0]), parts[1] if len(parts) == 2 else None
 
 
 class GivenFeatures(nn.Module):

@@ -6,8 +6,9 @@
         | "inputs": [{"content": [{"type": "text", "text": ...}]}],
      "embedding_types": ["float", "int8", "uint8", "binary", "ubinary", "base64"], "truncate": "END"}
 
-and FluxTalk's ``k`` and ``output`` (``pooled`` or ``concat``). ``input_type`` is accepted and changes nothing: queries
-and documents share one space. ``int8`` is ``round(127 x / max|x|)`` of each vector, ``uint8`` the same plus 128.
+and FluxTalk's ``k`` and ``output`` (``pooled`` or ``concat``). Texts of ``search_query`` and ``search_document`` get
+the bundle's prompt for queries or documents, if it has one; the other input types change nothing. ``int8`` is
+``round(127 x / max|x|)`` of each vector, ``uint8`` the same plus 128.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from fluxtalk.preprocess import Prompting
+from fluxtalk.preprocess.prompts import DOCUMENT, QUERY
 from fluxtalk.runtime.server.api.answers import Vector, in_base64, typed_vectors
 from fluxtalk.runtime.server.api.chat import WithContent
 from fluxtalk.runtime.server.api.named_items import FILE_TEXT, item_of_content
@@ -29,6 +32,7 @@ from fluxtalk.runtime.server.http.errors import bad_request
 from fluxtalk.runtime.server.http.json_body import Body
 
 SOURCES = ("texts", "images", "inputs")
+_ROLES = {"search_query": QUERY, "search_document": DOCUMENT}
 CohereType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
 ImageText = Annotated[str, Meta(extra_json_schema=FILE_TEXT)]
 
@@ -70,7 +74,7 @@ def read(body: CohereRequest, model: ServedModel) -> EmbedRequest:
     selection = select(model, body.k, body.tokens, body.output)
     if body.output_dimension is not None:
         check_dimensions(body.output_dimension, selection, "output_dimension")
-    return EmbedRequest(items, selection)
+    return EmbedRequest(items, selection, Prompting(_ROLES.get(body.input_type or "")))
 
 
 def write_answer(answer: Answer, types: list[CohereType] | None, model: ServedModel) -> CohereAnswer:

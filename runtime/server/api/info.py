@@ -103,6 +103,11 @@ def _model(served: ServedModel) -> ModelEntry:
     }
 
 
+def _prompts(model: ServedModel, modality: str) -> dict[str, Any]:
+    settings = model.manifest.modalities[modality].preprocess
+    return {name: settings[name] for name in ("prompts", "default_prompt_name") if name in settings}
+
+
 def _info(service: Service) -> dict[str, Any]:
     dispatcher, settings = service.require_dispatcher(), service.settings
     model = dispatcher.model
@@ -114,7 +119,10 @@ def _info(service: Service) -> dict[str, Any]:
         "num_register_tokens": model.layout.num_register_tokens,
         "num_overlapping_tokens": model.layout.num_overlapping_tokens,
         "dimension": model.layout.dim,
-        "modalities": {m: {"kind": kind, "engine": dispatcher.sessions()[m]} for m, kind in model.kinds.items()},
+        "modalities": {
+            m: {"kind": kind, "engine": dispatcher.sessions()[m], **_prompts(model, m)}
+            for m, kind in model.kinds.items()
+        },
         "outputs": {
             name: {"space_id": model.manifest.space_id(name)} for name in OUTPUT_KINDS if model.layout.selections(name)
         },

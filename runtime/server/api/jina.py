@@ -7,8 +7,9 @@
      "truncate": true, "late_chunking": false}
 
 An item's field is called like its modality, or the kind of it (``text``, ``image``, ``audio``, ``features``). A string
-is an item of the top-level ``modality``. Every field of `openai_embeddings` may stand beside it. Vectors are the same
-for every ``task``: the bundle has one space.
+is an item of the top-level ``modality``. Every field of `openai_embeddings` may stand beside it. Texts
+of a ``task`` ``retrieval.query`` or ``retrieval.passage`` (``code.query``, ...) get the bundle's prompt for queries or
+documents, if it has one; other tasks change nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from fluxtalk.preprocess.prompts import DOCUMENT, QUERY
 from fluxtalk.runtime.server.api.named_items import NamedItem, item_of_object
 from fluxtalk.runtime.server.api.options import AnswerForm, EmbeddingOptions
 from fluxtalk.runtime.server.execution.requests import EmbedRequest
@@ -29,6 +31,8 @@ Never = Annotated[bool, Meta(extra_json_schema={"enum": [False]})]
 _INPUT = Meta(extra_json_schema={"description": 'a list of {"text": ...}, {"image": ...} or strings'})
 _FIXED = {"normalized": True, "truncate": True, "late_chunking": False}
 """Options whose value is fixed here; the other value is refused."""
+_ROLES = {"query": QUERY, "passage": DOCUMENT}
+"""Last part of a task to the role of its texts."""
 _OWN = ("embedding_type", "task", *_FIXED)
 
 
@@ -42,6 +46,19 @@ class JinaRequest(EmbeddingOptions, kw_only=True):
     normalized: Always | None = None
     truncate: Always | None = None
     late_chunking: Never | None = None
+
+    def role(self) -> tuple[str | None, str]:
+        """Read the role of the texts, and the field that says it.
+
+        Raises:
+            ApiError: 400: two fields say it.
+        """
+        role = _ROLES.get((self.task or "").rpartition(".")[2])
+        if role is None:
+            return super().role()
+        if self.input_type is not None:
+            raise bad_request("task says what input_type says; give one of them.", "task")
+        return role, "task"
 
 
 def matches(body: dict[str, Any]) -> bool:

@@ -5,11 +5,15 @@
     {"model": ..., "input": "text" | ["text", ...] | [id, ...] | [[id, ...], ...],
      "encoding_format": "float" | "base64", "dimensions": D, "user": ...,
      "modality": ..., "k": k, "output": "pooled" | "concat" | "tokens" | "complementary",
-     "embedding_types": ["float", "base64", "float16", "int8", "binary", "ubinary"]}
+     "embedding_types": ["float", "base64", "float16", "int8", "binary", "ubinary"],
+     "prompt_name": ..., "input_type": "query" | "document"}
 
 ``encoding_format`` says how numbers travel: as lists, or as base64 of their little-endian bytes. An item with several
 vectors (``tokens``, ``complementary``) carries their ``shape``. With ``embedding_types`` each item has ``embeddings``,
 type to vector, and its ``embedding`` is empty: OpenAI's clients would read any other base64 as float32.
+
+``prompt_name`` names one of the bundle's prompts, ``input_type`` (as Voyage has it) the role of the texts, which
+chooses one; without either, texts get the default prompt, if there is one. Token ids take no prompt.
 
 It is Infinity's way, too: there ``modality`` may name a kind, and ``dimensions: 0`` is the size there is.
 """

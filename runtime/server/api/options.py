@@ -32,6 +32,8 @@ class EmbeddingOptions(Body):
     tokens: Tokens | None = None
     output: Output | None = None
     embedding_types: list[EmbeddingType] | None = None
+    prompt_name: str | None = None
+    input_type: Literal["query", "document"] | None = None
 
     def request(self, items: Sequence[Item], model: ServedModel) -> EmbedRequest:
         """Check these fields, and make the typed request.
@@ -43,7 +45,18 @@ class EmbeddingOptions(Body):
         selection = select(model, self.k, self.tokens, self.output)
         if self.dimensions is not None:
             check_dimensions(self.dimensions, selection)
-        return EmbedRequest(items, selection)
+        role, param = self.role()
+        if role is not None and self.prompt_name is not None:
+            raise bad_request(f"{param} chooses a prompt, and so does prompt_name; give one of them.", param)
+        return EmbedRequest(items, selection, model.prompting(items, role, self.prompt_name))
+
+    def role(self) -> tuple[str | None, str]:
+        """Read the role of the texts, and the field that says it.
+
+        Raises:
+            ApiError: 400: two fields say it.
+        """
+        return self.input_type, "input_type"
 
     def form(self) -> AnswerForm:
         """Read the form of the answer."""

@@ -16,6 +16,7 @@ from fluxtalk.errors import InputError
 from fluxtalk.preprocess import FeaturesPreprocessor, Preprocessor, TextPreprocessor
 from fluxtalk.preprocess.features import read_npy
 from fluxtalk.preprocess.image_files import open_image_bytes
+from fluxtalk.preprocess.visible_text import is_visible
 from fluxtalk.runtime.server.http.json_arrays import array_of_lists
 
 LARGE_PIXELS = 16_000_000
@@ -95,23 +96,36 @@ def decode_text(preprocess: TextPreprocessor, value: Any) -> Array:
     wrong = [token for token in value if type(token) is not int or not 0 <= token < size]
     if wrong:
         raise InputError(f"Token ids must be integers from 0 to {size - 1}; got {str(wrong[0])[:40]}.")
-    return np.array(value, dtype=np.int64)
+    return preprocess.from_ids(value)
 
 
 def _tokenized(preprocess: TextPreprocessor, text: str) -> Array:
     """Tokenize a text, of which no more is read than can matter."""
+    from_end = preprocess.truncation_side == "left"
     for characters in (_CHARACTERS_PER_TOKEN, _MOST_CHARACTERS_PER_TOKEN):
         limit = characters * preprocess.max_length
         if len(text) <= limit:
             break
-        # Cut at a space: a part of a word is other tokens.
-        end = max(text.rfind(space, limit // 2, limit) for space in (" ", "\n"))
-        head = text[: end if end > 0 else limit]
-        if head.strip():
-            array = preprocess.prepare(head)
-            if len(array) == preprocess.max_length or characters == _MOST_CHARACTERS_PER_TOKEN:
-                return array
-    return preprocess.prepare(text[: _MOST_CHARACTERS_PER_TOKEN * preprocess.max_length])
+        part = _tail(text, limit) if from_end else _head(text, limit)
+        if is_visible(part):
+            ids = preprocess.token_ids(part)
+            if len(ids) == preprocess.max_length or characters == _MOST_CHARACTERS_PER_TOKEN:
+                return preprocess.from_ids(ids)
+    most = _MOST_CHARACTERS_PER_TOKEN * preprocess.max_length
+    return preprocess.prepare(text[-most:] if from_end else text[:most])
+
+
+def _head(text: str, limit: int) -> str:
+    """Cut at a space: a part of a word is other tokens."""
+    end = max(text.rfind(space, limit // 2, limit) for space in (" ", "\n"))
+    return text[: end if end > 0 else limit]
+
+
+def _tail(text: str, limit: int) -> str:
+    """Cut at a space, as `_head` does. The space stays: some tokenizers give a word at the beginning other ids."""
+    start = len(text) - limit
+    found = [at for space in (" ", "\n") if (at := text.find(space, start, start + limit // 2)) >= 0]
+    return text[min(found, default=start) :]
 
 
 def _features(preprocess: FeaturesPreprocessor, value: Any) -> Array:

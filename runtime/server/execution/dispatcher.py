@@ -131,6 +131,8 @@ class Dispatcher:
         units = 0
         for modality, of_modality in positions.items():
             preprocess = self._preprocess[modality]
+            if preprocess.kind == "text":
+                preprocess = request.prompting.apply(preprocess)
             values = [request.items[position].value for position in of_modality]
             arrays = await self.decode_pool.prepare(preprocess, values, of_modality)
             units += sum(map(preprocess.length, arrays))

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fluxtalk.preprocess import Prompting
+from fluxtalk.preprocess.prompts import DEFAULT
 from fluxtalk.tokens import Selection
 
 
@@ -32,6 +34,8 @@ class EmbedRequest:
 
     items: Sequence[Item]
     selection: Selection
+    prompting: Prompting = DEFAULT
+    """Prompt of its texts (`ServedModel.prompting`); token ids take none."""
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from fluxtalk.artifacts.bundle import Manifest
 from fluxtalk.errors import TokenCountError, UsageError
+from fluxtalk.preprocess import Prompting
 from fluxtalk.runtime.server.execution.requests import Answer, Item
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request
 from fluxtalk.tokens import OUTPUT_KINDS, POOLED, Selection, TokenLayout
@@ -149,6 +151,34 @@ class ServedModel:
             raise bad_request(str(error), k_name) from None
         except UsageError as error:
             raise bad_request(str(error), k_name if k is not None and output in OUTPUT_KINDS else "output") from None
+
+    def prompts(self, modality: str) -> dict[str, str]:
+        """List a modality's prompts, name to text; most have none."""
+        return dict(self.manifest.modalities[modality].preprocess.get("prompts", {}))
+
+    def prompting(
+        self, items: Sequence[Item], role: str | None = None, name: str | None = None, param: str = "prompt_name"
+    ) -> Prompting:
+        """Check the choice of a prompt against the items' modalities.
+
+        Args:
+            role: ``query``, ``document`` or None.
+            name: name of a prompt.
+            param: the field in which the client sent a choice, for errors.
+
+        Raises:
+            ApiError: 400: there is no such prompt for texts of the request, or two fields choose.
+        """
+        try:
+            prompting = Prompting(role, name)
+            if name is not None:
+                modalities = dict.fromkeys(item.modality for item in items)
+                texts = [modality for modality in modalities if self.kinds[modality] == "text"]
+                for modality in texts or modalities:
+                    prompting.prompt_name(self.prompts(modality))
+        except UsageError as error:
+            raise bad_request(str(error), param) from None
+        return prompting
 
     def describe(self, answer: Answer) -> AnswerDescription:
         """Describe an answer's vectors."""

@@ -9,6 +9,8 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
+from fluxtalk.preprocess import Prompting
+from fluxtalk.preprocess.prompts import DEFAULT
 from fluxtalk.runtime.server.execution.dispatcher import Dispatcher
 from fluxtalk.runtime.server.execution.requests import Answer, EmbedRequest, Item
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request
@@ -61,14 +63,16 @@ def item_body(options: type[ItemOptions], modalities: Iterable[str]) -> tuple[Me
     return {JSON: body, "multipart/form-data": body}, {body.__name__: exactly_one(names)}
 
 
-async def embed_item(dispatcher: Dispatcher, item: Item, selection: Selection, deadline: float) -> Answer:
+async def embed_item(
+    dispatcher: Dispatcher, item: Item, selection: Selection, deadline: float, prompting: Prompting = DEFAULT
+) -> Answer:
     """`Dispatcher.embed` of one item, whose errors name the field of the body.
 
     Raises:
         ApiError: see `Dispatcher.embed`.
     """
     try:
-        return await dispatcher.embed(EmbedRequest([item], selection), deadline)
+        return await dispatcher.embed(EmbedRequest([item], selection, prompting), deadline)
     except ApiError as error:
         if error.param != "input[0]":
             raise

@@ -6,7 +6,7 @@
     GET  /v1/indexes                       the indexes
     GET  /v1/indexes/{name}/items/{row}    a small picture of an indexed image, with --serve-items
 
-The field that holds the query is called like its modality.
+The field that holds the query is called like its modality. A text gets the bundle's prompt for queries, if it has one.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
+from fluxtalk.preprocess import Prompting
+from fluxtalk.preprocess.prompts import QUERY
 from fluxtalk.runtime.server.answering import answer_body, in_thread
 from fluxtalk.runtime.server.execution.requests import Item
 from fluxtalk.runtime.server.execution.served_model import ServedModel
@@ -201,7 +203,7 @@ async def _search(service: Service, asked: SearchRequest, deadline: float) -> Se
     dispatcher = service.require_dispatcher()
     index, k = asked.index, asked.selection.k
     begin = time.perf_counter()
-    answer = await embed_item(dispatcher, asked.item, asked.selection, deadline)
+    answer = await embed_item(dispatcher, asked.item, asked.selection, deadline, Prompting(QUERY))
     embedded = time.perf_counter()
     rows, scores = await in_thread(dispatcher, index.search, answer.vectors[0], asked.how, k, asked.n)
     found = time.perf_counter()

@@ -1,0 +1,161 @@
+"""One encoder through everything: pack, features and preprocessing against its library, training, export, an engine."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+
+from bench.encoders.families import Family
+from bench.encoders.items import RATE, names, picture, sound
+from bench.encoders.references import LibraryEncoder
+from fluxtalk.datasets import load_dataset
+from fluxtalk.errors import FluxTalkError
+from fluxtalk.export.options import ExportOptions
+from fluxtalk.export.write_bundle import write_bundle
+from fluxtalk.model.checkpoints.stage1 import Stage1Modality, load_stage1, save_stage1
+from fluxtalk.model.checkpoints.trained_run import open_run
+from fluxtalk.model.encoders import to_tensors
+from fluxtalk.preprocess import ImagePreprocessor
+from fluxtalk.train.config import TrainConfig
+from fluxtalk.train.run import fit
+from fluxtalk.train.stage1.pack import pack_encoders
+
+ITEMS = 48
+COMPARED = 6
+_OTHER = 8
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What one encoder went through; a stage that was not reached is None."""
+
+    family: str
+    kind: str
+    features: float | None = None
+    """Largest difference of features from the library's own, relative to their largest magnitude."""
+    preprocessing: float | None = None
+    """Largest difference of what goes into the model: levels of 255, token ids, or samples and mel bins."""
+    trained: bool = False
+    """True if a head was trained over it for an epoch."""
+    parity: float | None = None
+    """Largest difference of embeddings of the exported graph from eager PyTorch, over every k."""
+    promise: float | None = None
+    """Largest difference that the bundle promises."""
+    engine: str | None = None
+    """Compiled engine of TensorRT-RTX, or why there is none."""
+    stopped: str | None = None
+    """Sentence by which a stage refused the encoder."""
+    seconds: float = 0.0
+
+
+def prove(family: Family, folder: Path, compile_engine: bool) -> Proof:
+    """Take an encoder as far as it goes.
+
+    Args:
+        folder: empty; gets the encoder, the data, the run and the bundle.
+        compile_engine: compile with TensorRT-RTX too, which takes seconds.
+    """
+    started = time.monotonic()
+    proof = Proof(family.name, family.kind)
+    try:
+        source = family.save(folder / "encoder")
+        stage1 = pack_encoders({family.kind: source, "other": f"features:{_OTHER}"})
+        save_stage1(stage1, folder / "stage1.pth")
+        part = load_stage1(folder / "stage1.pth").modalities[family.kind]
+        features, preprocessing = compare(part, LibraryEncoder(source, family.kind, family.model_class))
+        proof = dataclasses.replace(proof, features=features, preprocessing=preprocessing)
+        data = write_items(family.kind, folder)
+        proof = dataclasses.replace(proof, trained=fit(_config(folder, data)).finished)
+        bundle = write_bundle(open_run(folder / "runs" / "run"), load_dataset(data), folder / "bundle", _OPTIONS)
+        entry = bundle.manifest.precisions["fp32"]
+        proof = dataclasses.replace(proof, promise=entry.tolerance.max_abs)
+    except FluxTalkError as error:
+        proof = dataclasses.replace(proof, stopped=str(error))
+    return dataclasses.replace(proof, seconds=round(time.monotonic() - started, 1))
+
+
+_OPTIONS = ExportOptions(precisions=("fp32",))
+
+
+def compare(part: Stage1Modality, library: LibraryEncoder) -> tuple[float, float]:
+    """Compare features and prepared inputs with a library's own, item by item.
+
+    Returns:
+        Largest difference of features relative to their largest magnitude, and of what goes into the model.
+    """
+    encoder = part.build()
+    features = preprocessing = 0.0
+    for index in range(COMPARED):
+        item = _item(part.preprocess.kind, index)
+        expected = library.reference(item)
+        batch = part.preprocess.collate([part.preprocess.prepare(item)])
+        with torch.no_grad():
+            tensors = to_tensors(batch)
+            found = encoder(*tensors).features_BLD[0].numpy()
+            prepared = _as_prepared(part, encoder, tensors)
+        if found.shape != expected.features.shape:
+            raise AssertionError(f"{found.shape} and {expected.features.shape}")
+        scale = float(np.abs(expected.features).max())
+        features = max(features, float(np.abs(found - expected.features).max()) / scale)
+        if prepared.shape != expected.prepared.shape:
+            raise AssertionError(f"{prepared.shape} and {expected.prepared.shape}")
+        difference = np.abs(prepared.astype(np.float64) - expected.prepared.astype(np.float64)).max()
+        preprocessing = max(preprocessing, float(difference))
+    return features, preprocessing
+
+
+def _as_prepared(part: Stage1Modality, encoder: Any, tensors: Any) -> Any:
+    """Give what goes into the model itself: pixels normalized, ids, samples or mel bins."""
+    if isinstance(part.preprocess, ImagePreprocessor):
+        pixels = tensors[0].float().permute(0, 3, 1, 2)
+        return (pixels * encoder.pixel_scale + encoder.pixel_shift)[0].numpy()
+    return tensors[0][0].numpy()
+
+
+def write_items(kind: str, folder: Path) -> str:
+    """Write a table of items of a kind beside features of another modality, and name it."""
+    random = np.random.default_rng(0)
+    inputs = folder / "items"
+    inputs.mkdir()
+    with (folder / "pairs.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["id", kind, "other"])
+        for index, name in enumerate(names(ITEMS)):
+            value = name
+            if kind == "image":
+                value = f"items/{index}.png"
+                picture(index).save(folder / value)
+            elif kind == "audio":
+                value = f"items/{index}.wav"
+                soundfile.write(folder / value, sound(index), RATE)
+            np.save(inputs / f"{index}.npy", random.standard_normal((3, _OTHER)).astype(np.float32))
+            table.writerow([index, value, f"items/{index}.npy"])
+    return str(folder / "pairs.csv")
+
+
+def _item(kind: str, index: int) -> Any:
+    if kind == "image":
+        return picture(index)
+    return names(30)[3 * index] if kind == "text" else (sound(index), RATE)
+
+
+def _config(folder: Path, data: str) -> TrainConfig:
+    return TrainConfig(
+        stage1_checkpoint=str(folder / "stage1.pth"),
+        output_dir=str(folder / "runs"),
+        cache_dir=str(folder / "cache"),
+        log_name="run",
+        data=data,
+        batch_size=16,
+        epochs=1,
+        dim=16,
+        heads=2,
+    )

@@ -1,0 +1,127 @@
+"""`hf:`: encoders of the transformers library, built from their configuration."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fluxtalk.errors import CheckpointError
+from fluxtalk.model.encoders.libraries import import_library
+from fluxtalk.model.encoders.output_choice import OutputChoice
+
+_MODELS = "transformers.models."
+_CLASS_TOKENS = ("cls_token", "class_token", "class_embedding", "distillation_token", "register_tokens")
+
+
+class HfImageEncoder(nn.Module):
+    """An image model of transformers: pixels (B, C, H, W) to features (B, L, D)."""
+
+    def __init__(self, model: nn.Module, choice: OutputChoice) -> None:
+        super().__init__()
+        self.model = model
+        self.choice = choice
+        self.class_tokens = count_class_tokens(model)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode normalized pixels."""
+        return _chosen(self.model, {"pixel_values": pixels}, self.choice, self.class_tokens)
+
+
+class HfTextEncoder(nn.Module):
+    """A text model of transformers: token ids and mask (B, L) to features (B, L, D).
+
+    Args:
+        padding_is_read: the model reads padding as it reads words, and is called without a mask, as SigLIP's is.
+    """
+
+    def __init__(self, model: nn.Module, choice: OutputChoice, padding_is_read: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.choice = choice
+        self.padding_is_read = padding_is_read
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Encode token ids."""
+        inputs = {"input_ids": input_ids}
+        if not self.padding_is_read:
+            inputs["attention_mask"] = mask.long()
+        return _chosen(self.model, inputs, self.choice, 0)
+
+
+def build_hf(source: str, options: Mapping[str, Any]) -> nn.Module:
+    """Build an encoder of transformers, with weights as its constructor leaves them.
+
+    Args:
+        source: the encoder's source, for errors.
+        options: ``kind`` (image, text, audio), ``model`` (``MODULE:CLASS`` within transformers, or None with
+            ``remote_code``), ``config``, and the fields of `OutputChoice`; for texts ``padding_is_read`` besides.
+
+    Raises:
+        UsageError: transformers is missing.
+        CheckpointError: it does not know the model, or does not take the configuration.
+    """
+    import_library("transformers", source)
+    try:
+        model = _model(options)
+    except (ImportError, AttributeError, TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"The installed transformers cannot build {source} ({error}); install the version that packed it "
+            f"({options.get('config', {}).get('transformers_version', 'unknown')})."
+        ) from error
+    return wrap_hf(model, options)
+
+
+def wrap_hf(model: nn.Module, options: Mapping[str, Any]) -> nn.Module:
+    """Wrap a model of transformers as an encoder; see `build_hf` for the options."""
+    choice = OutputChoice(**{name: options[name] for name in ("layer", "class_tokens", "pooled") if name in options})
+    drop_unused_pooler(model, choice)
+    if options["kind"] == "image":
+        return HfImageEncoder(model, choice)
+    return HfTextEncoder(model, choice, bool(options.get("padding_is_read", False)))
+
+
+def drop_unused_pooler(model: nn.Module, choice: OutputChoice) -> None:
+    """Remove a pooler that nobody reads: checkpoints often lack its weights, and it would cost time."""
+    if choice.pooled == "leave" and isinstance(getattr(model, "pooler", None), nn.Module):
+        model.pooler = None
+
+
+def count_class_tokens(model: nn.Module) -> int:
+    """Count the class, distillation and register tokens that a vision transformer puts before its patches."""
+    count = 0
+    embeddings = getattr(model, "embeddings", None)
+    if isinstance(embeddings, nn.Module):
+        for name, parameter in embeddings.named_parameters(recurse=False):
+            if name in _CLASS_TOKENS:
+                count += parameter.shape[-2] if parameter.ndim > 1 else 1
+    return count
+
+
+def _model(options: Mapping[str, Any]) -> nn.Module:
+    transformers = importlib.import_module("transformers")
+    if options.get("remote_code"):
+        config = transformers.AutoConfig.from_pretrained(options["remote_code"], trust_remote_code=True)
+        model: nn.Module = transformers.AutoModel.from_config(config, trust_remote_code=True)
+        return model
+    module, _, name = options["model"].partition(":")
+    if not module.startswith(_MODELS):
+        raise ValueError(f"{module} is not a part of transformers")
+    model_class = getattr(importlib.import_module(module), name)
+    config = model_class.config_class.from_dict(dict(options["config"]))
+    # In float32 whatever precision the checkpoint is kept in: a precision is chosen at export.
+    built: nn.Module = model_class._from_config(config, dtype=torch.float32)
+    return built
+
+
+def _chosen(model: nn.Module, inputs: Mapping[str, Tensor], choice: OutputChoice, class_tokens: int) -> Tensor:
+    if choice.layer is None:
+        output = model(**inputs, return_dict=True)
+        features = output.last_hidden_state
+    else:
+        output = model(**inputs, return_dict=True, output_hidden_states=True)
+        features = output.hidden_states[choice.layer]
+    return choice.apply(features, class_tokens, getattr(output, "pooler_output", None))
