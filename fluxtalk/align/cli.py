@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from fluxtalk.console import GroupedCommand, allow_code_option, debug_option, option, sentence_errors
-from fluxtalk.errors import UsageError
 from fluxtalk.scoring.parity import PRECISIONS
 from fluxtalk.train.config import DEVICES, FEATURE_DTYPES, RECIPES
 from fluxtalk.train.features.options import CacheOptions
@@ -32,16 +31,28 @@ _encoders, _training, _stored, _running = (
     "encoders",
     multiple=True,
     metavar="MODALITY=SOURCE",
-    help="Encoder of a modality, as `fluxtalk stage1` names it; once for each modality.",
+    help="Pretrained encoder, once for each modality: hf:NAME_OR_DIR, timm:NAME[@FILE], open_clip:ARCH[@FILE], "
+    "st:NAME_OR_DIR or features:DIM, with options as `fluxtalk stage1 pack` takes them.",
 )
 @_encoders(
     "--stage1-checkpoint",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Encoders that `fluxtalk stage1` has packed, instead of --encoder.",
+    help="Encoders that `fluxtalk stage1 pack` has packed, instead of --encoder.",
 )
 @_encoders(
-    "--prompt", "prompts", multiple=True, metavar="MODALITY.ROLE=TEXT", help='Prompt, as in text.query="query: ".'
+    "--prompt",
+    "prompts",
+    multiple=True,
+    metavar="MODALITY.NAME=TEXT",
+    help='Text put before a text for a role, repeatable: text.query="query: ".  [default: the model\'s own]',
+)
+@_encoders(
+    "--default-prompt",
+    "default_prompts",
+    multiple=True,
+    metavar="MODALITY=NAME",
+    help="Prompt that is used where no role is named, in training too.  [default: the model's own, or none]",
 )
 @partial(allow_code_option, group="Encoders")
 @_training("--recipe", default="recommended", show_default=True, type=click.Choice(tuple(RECIPES)), help="Options.")
@@ -99,6 +110,7 @@ _encoders, _training, _stored, _running = (
 def main(
     encoders: Sequence[str],
     prompts: Sequence[str],
+    default_prompts: Sequence[str],
     until: str,
     feature_dtype: str,
     feature_pca: int,
@@ -107,15 +119,18 @@ def main(
 ) -> None:
     """Align the encoders of two modalities or more on DATA, from pairs to a bundle that is ready to serve.
 
-    fluxtalk align pairs.csv --encoder image=SOURCE --encoder text=SOURCE -o mine
+    fluxtalk align pairs.csv --encoder image=timm:NAME --encoder text=st:NAME -o mine
 
     The same command again does only what is missing or out of date, and goes on where it was interrupted.
     """
+    # Imported here, so that `--help` and misspelled options do not wait for torch.
     from fluxtalk.align.request import AlignRequest
+    from fluxtalk.train.stage1.pack import parse_encoders, parse_names, parse_prompts
 
     request = AlignRequest(
-        encoders=_by_name("--encoder", encoders),
-        prompts=_by_name("--prompt", prompts),
+        encoders=parse_encoders(encoders),
+        prompts=parse_prompts(prompts),
+        default_prompts=parse_names(default_prompts),
         features=CacheOptions(feature_dtype, feature_pca, feature_pool),
         **asked,
     )
@@ -123,7 +138,6 @@ def main(
 
 
 def _align(request: Any, until: str) -> None:
-    # Imported here, so that `--help` and bad options do not wait for torch.
     from fluxtalk.align.plan import StageFailed, align
     from fluxtalk.align.work import Work
 
@@ -184,16 +198,3 @@ def _recall(evaluation: Path) -> list[str]:
     for direction, name, cells in recall_rows(scores):
         lines.append(f"  {direction:<18}{name:<20}" + "".join(f"{cell:>8}" for cell in cells))
     return lines
-
-
-def _by_name(spelled: str, values: Sequence[str]) -> dict[str, str]:
-    """Take NAME=VALUE apart; a value may hold further equals signs."""
-    found: dict[str, str] = {}
-    for value in values:
-        name, equals, content = value.partition("=")
-        if not (name and equals and content):
-            raise UsageError(f"{spelled} is NAME=VALUE, as in image=SOURCE; got {value!r}.")
-        if name in found:
-            raise UsageError(f"{spelled} names {name} twice; name it once.")
-        found[name] = content
-    return found

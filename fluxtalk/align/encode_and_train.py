@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,8 @@ from fluxtalk.artifacts.cache import MANIFEST, features_folder
 from fluxtalk.artifacts.files import hash_file, write_json
 from fluxtalk.artifacts.run import read_description
 from fluxtalk.devices.memory import available_memory
-from fluxtalk.errors import CheckpointError, UsageError
-from fluxtalk.model.checkpoints.stage1 import Stage1, save_stage1
+from fluxtalk.errors import CheckpointError
+from fluxtalk.model.checkpoints.stage1 import save_stage1
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import join_process_group
 from fluxtalk.train.features.prebuild import prebuild
@@ -27,7 +25,7 @@ from fluxtalk.train.records.record_file import read_records
 from fluxtalk.train.results.baseline import measure_baseline
 from fluxtalk.train.results.evaluate import Evaluation, evaluate
 from fluxtalk.train.run import fit
-from fluxtalk.train.stage1.create import stage1_from_specification
+from fluxtalk.train.stage1.pack import pack_encoders
 
 PROJECTIONS = ("linear", "mlp")
 """Projections of the mean-pool baselines."""
@@ -37,24 +35,13 @@ def pack(work: Work) -> dict[str, Any]:
     """Write the encoders into one checkpoint; one that was named stays where it is."""
     request = work.request
     if request.stage1_checkpoint is None:
-        _pack(request.encoders, request.prompts, work.folder.stage1, request.allow_code)
+        encoders, prompts, defaults = request.encoders, request.prompts, request.default_prompts
+        stage1 = pack_encoders(encoders, request.data, prompts, defaults, request.allow_code)
+        save_stage1(stage1, work.folder.stage1)
         work.forget_stage1()
     for modality, part in work.stage1.modalities.items():
         work.say(f"{modality}: {part.spec.source}, features of dimension {part.spec.dim}")
     return {"stage1": work.stage1_hash}
-
-
-def _pack(encoders: Mapping[str, str], prompts: Mapping[str, str], output: Path, allow_code: bool) -> None:
-    """Pack encoders as `fluxtalk stage1 create` does."""
-    if prompts:
-        raise UsageError("Prompts are not supported by the encoders of this version; leave out --prompt.")
-    del allow_code  # what is packed here is the user's own
-    with tempfile.TemporaryDirectory() as scratch:
-        specification = Path(scratch) / "encoders.json"
-        modalities = {modality: {"encoder": source} for modality, source in encoders.items()}
-        specification.write_text(json.dumps({"modalities": modalities}))
-        stage1: Stage1 = stage1_from_specification(specification)
-    save_stage1(stage1, output)
 
 
 def packed(work: Work) -> bool:

@@ -27,8 +27,10 @@ class AlignRequest:
     encoders: Mapping[str, str] = field(default_factory=dict)
     """Modality to the source of its encoder; empty if ``stage1_checkpoint`` names a checkpoint."""
     stage1_checkpoint: Path | None = None
-    prompts: Mapping[str, str] = field(default_factory=dict)
-    """``MODALITY.ROLE`` to the prompt's text."""
+    prompts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Text modality to its prompts, name to what is put before a text; they win over the model's own."""
+    default_prompts: Mapping[str, str] = field(default_factory=dict)
+    """Text modality to the name of the prompt that is used where none is named."""
     recipe: str = "recommended"
     epochs: int | None = None
     steps: int | None = None
@@ -54,16 +56,12 @@ class AlignRequest:
             len(self.encoders) != 1,
             f"Two modalities or more can be aligned; got --encoder for {', '.join(self.encoders)} alone.",
         )
+        strays = sorted({*self.prompts, *self.default_prompts} - set(self.encoders))
         require(
-            not self.prompts or bool(self.encoders),
-            "--prompt belongs to --encoder: a checkpoint has its own prompts.",
+            not strays,
+            "--prompt and --default-prompt belong to the text of an --encoder, and a checkpoint has its own; "
+            f"got {', '.join(strays)}.",
         )
-        for name in self.prompts:
-            modality, _, role = name.partition(".")
-            require(
-                modality in self.encoders and bool(role),
-                f"--prompt is MODALITY.ROLE=TEXT with a modality of --encoder, as in text.query=...; got {name}.",
-            )
         require(self.epochs is None or self.steps is None, "Give --epochs or --steps; got both.")
         for option in ("epochs", "steps", "batch_size"):
             value = getattr(self, option)
@@ -80,8 +78,10 @@ class AlignRequest:
         parts = ["fluxtalk", "align", self.data]
         for modality, source in self.encoders.items():
             parts += ["--encoder", f"{modality}={source}"]
-        for name, text in self.prompts.items():
-            parts += ["--prompt", f"{name}={text}"]
+        for modality, prompts in self.prompts.items():
+            parts += [part for name, text in prompts.items() for part in ("--prompt", f"{modality}.{name}={text}")]
+        for modality, name in self.default_prompts.items():
+            parts += ["--default-prompt", f"{modality}={name}"]
         defaults = type(self).__dataclass_fields__
         for name in ("stage1_checkpoint", "recipe", "epochs", "steps", "batch_size", "seed", "device", "cache_dir"):
             value = getattr(self, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +15,7 @@ from fluxtalk.datasets import PairDataset, default_cache_dir, load_dataset
 from fluxtalk.datasets.data_paths import first_existing
 from fluxtalk.errors import DataError, UsageError
 from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1, trust_code
+from fluxtalk.train.stage1.sources.names import is_library_source, parse_source
 
 
 @dataclass
@@ -108,7 +108,8 @@ class Work:
         if self.request.stage1_checkpoint is not None:
             return {"checkpoint": self.stage1_hash}
         encoders = {m: [source, local_content(source)] for m, source in self.request.encoders.items()}
-        return {"encoders": encoders, "prompts": dict(self.request.prompts)}
+        prompts = {modality: dict(texts) for modality, texts in self.request.prompts.items()}
+        return {"encoders": encoders, "prompts": prompts, "default_prompts": dict(self.request.default_prompts)}
 
     def features_inputs(self) -> Mapping[str, Any]:
         """Return encoders, data, and how features are stored."""
@@ -145,14 +146,17 @@ class Work:
         }
 
 
-def local_content(source: str) -> str | None:
-    """Hash the files that a source names, as in ``hf:FOLDER`` or ``timm:NAME@FILE``; None if it names none here."""
-    _, _, named = source.partition(":")
-    for candidate in (named, named.rpartition("@")[2]):
-        path = Path(candidate)
-        if candidate and path.is_file():
-            return hash_file(path)
-        if candidate and os.sep in candidate and path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file())
-            return hash_json([[str(file.relative_to(path)), hash_file(file)] for file in files])
-    return None
+def local_content(source: str) -> list[str] | None:
+    """Hash the folder and the file of weights that a source names on this machine; None if it names neither.
+
+    Raises:
+        UsageError: the source is malformed, or names a folder that does not exist.
+    """
+    if not is_library_source(source):
+        return None
+    named = parse_source(source)
+    hashes = [] if named.file is None or not named.file.is_file() else [hash_file(named.file)]
+    if named.folder is not None:
+        files = sorted(file for file in named.folder.rglob("*") if file.is_file())
+        hashes.append(hash_json([[str(file.relative_to(named.folder)), hash_file(file)] for file in files]))
+    return hashes or None

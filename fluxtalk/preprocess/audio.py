@@ -60,7 +60,9 @@ class AudioPreprocessor:
         if self.features is None:
             return
         if self.normalize:
-            raise UsageError("Audio preprocessing normalizes samples or makes a spectrogram; give normalize or features.")
+            raise UsageError(
+                "Audio preprocessing normalizes samples or makes a spectrogram; give normalize or features."
+            )
         self.features.require_rate(self.sample_rate)
         if self.max_length < self.features.shortest or self.features.frames(self.max_length) < 1:
             raise UsageError(

@@ -22,9 +22,9 @@ from fluxtalk.cli import main as fluxtalk_main
 from tests.align.conftest import Aligned, run
 
 OPTIONS = {
-    "--encoder", "--stage1-checkpoint", "--prompt", "--allow-code", "--recipe", "--epochs", "--steps", "--batch-size",
-    "--seed", "--feature-dtype", "--feature-pca", "--feature-pool", "--cache-dir", "-o", "--output", "--precision",
-    "--device", "--until", "--debug", "data",
+    "--encoder", "--stage1-checkpoint", "--prompt", "--default-prompt", "--allow-code", "--recipe", "--epochs",
+    "--steps", "--batch-size", "--seed", "--feature-dtype", "--feature-pca", "--feature-pool", "--cache-dir", "-o",
+    "--output", "--precision", "--device", "--until", "--debug", "data",
 }  # fmt: skip
 
 
@@ -186,8 +186,8 @@ def test_encoders_by_name_are_packed(tmp_path: Path) -> None:
     [
         (["--encoder", "image=small-image"], 2, "Two modalities or more"),
         ([], 2, "got neither"),
-        (["--encoder", "image"], 2, "NAME=VALUE"),
-        (["--encoder", "image=a", "--encoder", "image=b"], 2, "names image twice"),
+        (["--encoder", "image"], 2, "MODALITY=SOURCE"),
+        (["--encoder", "image=a", "--encoder", "image=b"], 2, "names the modality image twice"),
         (["--stage1-checkpoint", "s.pth", "--epochs", "1", "--steps", "1"], 2, "got both"),
         (["--stage1-checkpoint", "s.pth", "--prompt", "text.query=q"], 2, "a checkpoint has its own"),
         (["--stage1-checkpoint", "s.pth", "--precision", "fp16", "--precision", "fp16"], 2, "each once"),
