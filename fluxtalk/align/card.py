@@ -41,7 +41,8 @@ def text(work: Work) -> str:
     evaluation = json.loads(work.folder.evaluation.read_text(encoding="utf-8"))
     verification = json.loads(work.folder.verification.read_text(encoding="utf-8"))
     manifest = read_bundle(work.folder.bundle, check_hashes=False).manifest
-    sources = {name: public_source(part.spec.source) for name, part in work.stage1.modalities.items()}
+    # Names of folders and files without their paths, as the checkpoint keeps them.
+    sources = {name: part.spec.source for name, part in work.stage1.modalities.items()}
     parts = [
         *_header(sources, evaluation["data"]),
         f"# {' and '.join(sources)}: aligned with FluxTalk",
@@ -65,14 +66,6 @@ def text(work: Work) -> str:
         *_use(work, manifest),
     ]
     return "\n".join(parts).rstrip() + "\n"
-
-
-def public_source(source: str) -> str:
-    """Name a source without the folders of this machine."""
-    kind, colon, named = source.partition(":")
-    model, at, file = named.rpartition("@") if "@" in named else (named, "", "")
-    shown = Path(model).name if Path(model).is_absolute() or Path(model).exists() else model
-    return f"{kind}{colon}{shown}{at}{Path(file).name}"
 
 
 def _header(sources: Mapping[str, str], data: str) -> Iterator[str]:

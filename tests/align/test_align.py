@@ -106,6 +106,17 @@ def test_another_precision_redoes_export_verify_and_card_alone(aligned: Aligned,
     assert (copy / "README.edited.md").read_text() == "by hand"
 
 
+def test_a_refused_precision_is_exit_code_3_as_long_as_it_is_asked_for(aligned: Aligned, copy: Path) -> None:
+    record = json.loads((copy / "align.json").read_text())
+    record["stages"]["export"]["outputs"]["refused"] = ["int8"]
+    (copy / "align.json").write_text(json.dumps(record))
+    again = run(*aligned.arguments, "-o", str(copy))
+    assert again.exit_code == 3, again.output
+    assert done(again.stdout) == ["card"]
+    assert "not in the bundle: int8" in again.stdout
+    assert "refused by the quality gate: int8" in (copy / "README.md").read_text()
+
+
 def test_changed_data_redo_what_depends_on_them(aligned: Aligned, copy: Path, tmp_path: Path) -> None:
     table = Path(aligned.arguments[0])
     data = tmp_path / "data"
