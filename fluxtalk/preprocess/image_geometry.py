@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from PIL import Image
 
-from fluxtalk.preprocess.image_files import MAX_PIXELS
-
 ROUNDINGS = ("down", "nearest")
 """``down`` cuts the fraction off (transformers, torchvision); ``nearest`` rounds halves to the even neighbor (timm)."""
+MAX_RESIZED_PIXELS = 2**24
+"""Pixels of a resized image beyond which only the part that is kept is computed: at 256, one of 256 : 1 has as many."""
 
 
 def scaled_size(size: tuple[int, int], target: tuple[int, int], *, cover: bool, rounding: str) -> tuple[int, int]:
@@ -55,15 +55,15 @@ def resized_center(
         fill: color of what is padded, 0 to 255, one value per channel.
     """
     top, left = (centered_offset(resized[i], size[i], rounding) for i in (0, 1))
-    if resized[0] * resized[1] > MAX_PIXELS:
-        # A strip of 1 x 50,000 pixels would fill the memory: only the part that is kept is computed, in which
-        # a pixel may be one level off.
+    if resized[0] * resized[1] > MAX_RESIZED_PIXELS and resized != (image.height, image.width):
+        # A strip of 1 x 50,000 pixels would fill the memory. A pixel may be a level or two off here, because
+        # Pillow keeps a box in single precision.
         rows, columns = (max(top, 0), min(top + size[0], resized[0])), (max(left, 0), min(left + size[1], resized[1]))
         down, across = image.height / resized[0], image.width / resized[1]
         box = (columns[0] * across, rows[0] * down, columns[1] * across, rows[1] * down)
         image = image.resize((columns[1] - columns[0], rows[1] - rows[0]), filter_, box=box)
         top, left = min(top, 0), min(left, 0)
-    else:
+    elif resized != (image.height, image.width):
         image = image.resize((resized[1], resized[0]), filter_)
     if top >= 0 and left >= 0 and top + size[0] <= image.height and left + size[1] <= image.width:
         return image.crop((left, top, left + size[1], top + size[0]))

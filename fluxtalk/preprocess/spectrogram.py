@@ -64,8 +64,8 @@ class Spectrogram(StrictConfig):
     preemphasis: float = 0.0
     """p in ``x[i] - p * x[i - 1]`` inside each frame, of which the first sample is its own predecessor."""
     fill: Fill = "none"
-    """Way in which a sound shorter than the encoder's length is brought to it: not, by ``zeros``, by ``repeat``\\ ing it
-    (the last time cut), or by ``repeat-whole``: as often as it fits, then zeros."""
+    """Way in which a sound shorter than the encoder's length is brought to it: not at all, by ``zeros``, by ``repeat``
+    (the last time cut), or by ``repeat-whole`` (as often as it fits, then zeros)."""
     drop_last_frame: bool = False
     dynamic_range: float | None = None
     """Raise what is further than this below the largest value, in units of the logarithm."""
@@ -103,6 +103,12 @@ class Spectrogram(StrictConfig):
         if self.fill != "none":
             return 1
         return self._half + 1 if self.centered else self.window_length
+
+    @property
+    def silence(self) -> float:
+        """Value of every bin of a frame that hears nothing, if ``dynamic_range`` does not raise it."""
+        factor, divisor = _BASES[self.logarithm]
+        return (math.log(self.floor) * factor / divisor - self.mean) / self.std
 
     def frames(self, samples: int) -> int:
         """Count the frames of a sound of so many samples, all of them real."""

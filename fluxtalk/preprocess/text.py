@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -35,6 +36,7 @@ class TextPreprocessor:
             mask (SigLIP): the padding then counts as a part of the text. None pads a batch to its longest text.
         pad_side: side of that padding.
         lowercase: lower-case texts as Python does, before the tokenizer's own steps.
+        unescape_html: replace ``&amp;`` and its like, twice, before all else, as open_clip does.
         prompts: name to the words that are put before a text.
         default_prompt_name: prompt of texts of which nothing is said, in training too; None is none.
 
@@ -54,6 +56,7 @@ class TextPreprocessor:
         pad_id: int | None = None,
         pad_side: str = "right",
         lowercase: bool = False,
+        unescape_html: bool = False,
         prompts: Mapping[str, str] | None = None,
         default_prompt_name: str | None = None,
     ) -> None:
@@ -71,7 +74,8 @@ class TextPreprocessor:
                 f"The tokenizer.json cannot be read ({error}); save it again with the tokenizers library."
             ) from None
         self.truncation_side = _truncation_side(self.tokenizer) if truncation_side is None else truncation_side
-        self.pad_id, self.pad_side, self.lowercase = pad_id, pad_side, lowercase
+        self.pad_id, self.pad_side = pad_id, pad_side
+        self.lowercase, self.unescape_html = lowercase, unescape_html
         self.prompts: Mapping[str, str] = {} if prompts is None else prompts
         self.default_prompt_name = default_prompt_name
         self._check()
@@ -159,6 +163,7 @@ class TextPreprocessor:
             **({"pad_id": self.pad_id} if self.pad_id is not None else {}),
             **({"pad_side": self.pad_side} if self.pad_side != "right" else {}),
             **({"lowercase": True} if self.lowercase else {}),
+            **({"unescape_html": True} if self.unescape_html else {}),
             **({"prompts": dict(self.prompts)} if self.prompts else {}),
             **({"default_prompt_name": self.default_prompt_name} if self.default_prompt_name is not None else {}),
         }
@@ -192,8 +197,9 @@ class TextPreprocessor:
                 raise ArtifactError(f"{name} is {' or '.join(SIDES)}; got {value!r}.")
         if self.pad_id is not None and (type(self.pad_id) is not int or not 0 <= self.pad_id < 1 << 31):
             raise ArtifactError(f"pad_id is a token id, an integer from 0; got {self.pad_id!r}.")
-        if type(self.lowercase) is not bool:
-            raise ArtifactError(f"lowercase is true or false; got {self.lowercase!r}.")
+        for name, flag in (("lowercase", self.lowercase), ("unescape_html", self.unescape_html)):
+            if type(flag) is not bool:
+                raise ArtifactError(f"{name} is true or false; got {flag!r}.")
         prompts = self.prompts
         if not isinstance(prompts, Mapping) or not all(
             isinstance(name, str) and name and isinstance(words, str) for name, words in prompts.items()
@@ -212,7 +218,7 @@ class TextPreprocessor:
 
     def _encode(self, text: str) -> list[int]:
         try:
-            ids: list[int] = self.tokenizer.encode(text.lower() if self.lowercase else text).ids
+            ids: list[int] = self.tokenizer.encode(self._cleaned(text)).ids
         except TypeError:
             # Lone surrogates cannot become UTF-8, which is what the tokenizer works on.
             raise InputError("A text must be valid Unicode; this one holds lone surrogates.") from None
@@ -223,13 +229,18 @@ class TextPreprocessor:
             ) from None
         return ids
 
+    def _cleaned(self, text: str) -> str:
+        if self.unescape_html and "&" in text:
+            text = html.unescape(html.unescape(text))
+        return text.lower() if self.lowercase else text
+
     def _has_token(self, item: str) -> bool:
         """True if a text without its prompt has a token that is not one of those added to every text."""
-        encoding = self.tokenizer.encode(item.lower() if self.lowercase else item)
+        encoding = self.tokenizer.encode(self._cleaned(item))
         return not all(encoding.special_tokens_mask)
 
 
-OPTIONS = ("truncation_side", "pad_id", "pad_side", "lowercase", "prompts", "default_prompt_name")
+OPTIONS = ("truncation_side", "pad_id", "pad_side", "lowercase", "unescape_html", "prompts", "default_prompt_name")
 """Settings of `TextPreprocessor` that may be left out."""
 
 

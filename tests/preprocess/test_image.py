@@ -70,12 +70,6 @@ def test_grayscale_becomes_three_equal_channels() -> None:
         assert np.array_equal(ImagePreprocessor(8, 8, 1).prepare(item)[:, :, 0], array)
 
 
-def test_alpha_is_dropped() -> None:
-    array = np.concatenate([picture(8, 8), np.full((8, 8, 1), 30, dtype=np.uint8)], axis=2)
-    for item in (array, _encoded(Image.fromarray(array))):
-        assert np.array_equal(ImagePreprocessor(8, 8).prepare(item), array[:, :, :3])
-
-
 @pytest.mark.parametrize("transparency", [None, 3, bytes(range(16))])
 def test_a_palette_is_looked_up(transparency: int | bytes | None) -> None:
     indices = np.random.default_rng(1).integers(0, 16, (8, 8), dtype=np.uint8)
@@ -85,7 +79,8 @@ def test_a_palette_is_looked_up(transparency: int | bytes | None) -> None:
     assert image.mode == "P"
     settings: dict[str, Any] = {} if transparency is None else {"transparency": transparency}
     # A warning of Pillow would fail here, too: warnings are errors.
-    assert np.array_equal(ImagePreprocessor(8, 8).prepare(_encoded(image, **settings)), colors[indices])
+    preprocess = ImagePreprocessor(8, 8, background=None)
+    assert np.array_equal(preprocess.prepare(_encoded(image, **settings)), colors[indices])
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
@@ -224,10 +219,22 @@ def test_a_value_of_another_type_is_refused(item: Any) -> None:
     [
         {"channels": 2},
         {"resize": "stretch"},
-        {"filter": "nearest"},
+        {"filter": "gaussian"},
         {"height": 0},
         {"mean": (0.1, 0.2)},
         {"std": ()},
+        {"std": (0.0,)},
+        {"resize_to": (9, 9)},
+        {"resize": "none", "resize_to": (9, 9)},
+        {"resize": "squash", "resize_to": (9, 0)},
+        {"resize": "squash", "resize_to": (9.0, 9.0)},
+        {"resize": "squash", "resize_to": (9,)},
+        {"size_rounding": "up"},
+        {"offset_rounding": "floor"},
+        {"fill": (0, 0)},
+        {"fill": (256,)},
+        {"background": (0, 0)},
+        {"background": (0.5, 0.5, 0.5)},
     ],
     ids=str,
 )

@@ -51,7 +51,7 @@ def trainer(
         "modalities": {
             "image": {
                 "encoder": "module:user_encoders:make",
-                "preprocess": {"kind": "image", "height": 32, "width": 32, "channels": 1},
+                "preprocess": {"kind": "image", "height": 32, "width": 32, "channels": 1, "mean": 0.5, "std": 0.5},
             }
         },
     }

@@ -21,6 +21,9 @@ from fluxtalk.train.stage1.sources.open_source import open_source
 from fluxtalk.train.stage1.sources.weights import fit_weights, read_weights
 
 _KEYS = {"encoder", "options", "weights", "preprocess", "prompts", "default_prompt"}
+_IMAGE_EXAMPLE = (
+    '{"kind": "image", "height": 224, "width": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}'
+)
 
 
 def stage1_from_specification(path: Path, allow_code: bool = False) -> Stage1:
@@ -127,9 +130,11 @@ def _preprocess(folder: Path, name: str, source: str, config: Mapping[str, Any] 
             raise UsageError(f"The modality {name} reads features as they are; it takes no preprocess.")
         return FeaturesPreprocessor(int(source.removeprefix("features:")))
     if config is None:
-        raise UsageError(
-            f'The modality {name} needs a preprocess, such as {{"kind": "image", "height": 224, "width": 224}}.'
-        )
+        raise UsageError(f"The modality {name} needs a preprocess, such as {_IMAGE_EXAMPLE}.")
+    if not isinstance(config, Mapping):
+        raise UsageError(f"The preprocess of {name} is an object, such as {_IMAGE_EXAMPLE}; got {config!r}.")
+    if config.get("kind") == "image":
+        return _image(name, source, config)
     if config.get("kind") != "text":
         return from_parts(config, {})
     needed = {"kind", "tokenizer", "max_length"}
@@ -145,3 +150,17 @@ def _preprocess(folder: Path, name: str, source: str, config: Mapping[str, Any] 
         raise UsageError(
             f"The tokenizer {folder / config['tokenizer']} of {name} does not exist; check the path."
         ) from None
+
+
+def _image(name: str, source: str, config: Mapping[str, Any]) -> Preprocessor:
+    missing = [key for key in ("mean", "std") if key not in config]
+    if missing and source.startswith("module:"):
+        raise UsageError(
+            f"The image preprocessing of {name} lacks {' and '.join(missing)}, which its encoder was trained with: "
+            "[0.485, 0.456, 0.406] and [0.229, 0.224, 0.225] for most of ImageNet (ResNet, ConvNeXt, DINOv2), "
+            "[0.4815, 0.4578, 0.4082] and [0.2686, 0.2613, 0.2758] for CLIP, 0.5 and 0.5 for SigLIP and many ViTs. "
+            "The model's own files say it: image_mean and image_std in preprocessor_config.json, or mean and std in "
+            "timm's pretrained_cfg."
+        )
+    # New checkpoints have a background unless told otherwise; only a preprocessing that was stored before has none.
+    return from_parts({"background": "white", **config}, {})

@@ -56,7 +56,7 @@ class Stage1Modality:
                 f"{self.untrusted_file} was not made by you on this machine, and its encoder {self.spec.source} would "
                 "run code here: add --allow-code, once, if you trust whoever made it."
             )
-        encoder = build_encoder(self.spec.source, self.spec.options, self.spec.folder)
+        encoder = build_encoder(self.spec.source, self.spec.options, self.spec.folder, self.preprocess)
         try:
             encoder.load_state_dict(dict(self.weights))
         except RuntimeError as error:

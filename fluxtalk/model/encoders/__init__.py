@@ -21,6 +21,7 @@ from fluxtalk.model.encoders.open_clip_models import build_open_clip
 from fluxtalk.model.encoders.small_image import SmallImageEncoder
 from fluxtalk.model.encoders.small_text import SmallTextEncoder
 from fluxtalk.model.encoders.timm_models import build_timm
+from fluxtalk.preprocess import Preprocessor
 
 __all__ = [
     "EncoderSpec",
@@ -37,10 +38,11 @@ __all__ = [
 SOURCES = (
     "hf:NAME, timm:NAME, open_clip:NAME, st:NAME, module:PACKAGE.MODULE:FACTORY, features:DIM, small-image, small-text"
 )
-_LIBRARIES = {"hf": build_hf, "st": build_hf, "timm": build_timm, "open_clip": build_open_clip}
 
 
-def build_encoder(source: str, options: Mapping[str, Any], folder: str | None = None) -> nn.Module:
+def build_encoder(
+    source: str, options: Mapping[str, Any], folder: str | None = None, preprocess: Preprocessor | None = None
+) -> nn.Module:
     """Build the encoder of a source, with weights as its constructor or factory leaves them.
 
     Args:
@@ -48,14 +50,19 @@ def build_encoder(source: str, options: Mapping[str, Any], folder: str | None = 
             alone; ``small-image``, ``small-text``, ``features:DIM``; or ``module:PACKAGE.MODULE:FACTORY``, which
             imports *installed* code and calls ``FACTORY(**options)``, which returns an `nn.Module`.
         folder: where the factory's module lies, if it is not installed.
+        preprocess: its preprocessing, which a library's encoders of sound are built with.
 
     Raises:
         UsageError: the source is unknown, cannot be imported, does not take the options, or its factory fails.
         CheckpointError: the installed version of its library cannot build it.
     """
     kind, _, rest = source.partition(":")
-    if kind in _LIBRARIES and rest:
-        return _LIBRARIES[kind](source, options)
+    if kind in ("hf", "st") and rest:
+        return build_hf(source, options, preprocess)
+    if kind == "timm" and rest:
+        return build_timm(source, options)
+    if kind == "open_clip" and rest:
+        return build_open_clip(source, options)
     if kind == "features" and rest.isdecimal() and int(rest) > 0:
         return GivenFeatures()
     if kind == "module" and rest.count(":") == 1:

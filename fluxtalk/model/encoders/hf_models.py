@@ -9,9 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fluxtalk.errors import CheckpointError
+from fluxtalk.config import require
+from fluxtalk.errors import CheckpointError, UsageError
 from fluxtalk.model.encoders.libraries import import_library
 from fluxtalk.model.encoders.output_choice import OutputChoice
+from fluxtalk.model.encoders.spectrogram_models import spectrogram_encoder
+from fluxtalk.model.encoders.speech import SPEECH_MODELS, SpeechEncoder
+from fluxtalk.preprocess import AudioPreprocessor, Preprocessor
 
 _MODELS = "transformers.models."
 _CLASS_TOKENS = ("cls_token", "class_token", "class_embedding", "distillation_token", "register_tokens")
@@ -52,16 +56,24 @@ class HfTextEncoder(nn.Module):
         return _chosen(self.model, inputs, self.choice, 0)
 
 
-def build_hf(source: str, options: Mapping[str, Any]) -> nn.Module:
+class NoPooler(nn.Module):
+    """A pooler that gives nothing."""
+
+    def forward(self, *inputs: Any, **more: Any) -> None:
+        """Return None, whatever it gets."""
+
+
+def build_hf(source: str, options: Mapping[str, Any], preprocess: Preprocessor | None = None) -> nn.Module:
     """Build an encoder of transformers, with weights as its constructor leaves them.
 
     Args:
         source: the encoder's source, for errors.
         options: ``kind`` (image, text, audio), ``model`` (``MODULE:CLASS`` within transformers, or None with
             ``remote_code``), ``config``, and the fields of `OutputChoice`; for texts ``padding_is_read`` besides.
+        preprocess: its preprocessing, which encoders of sound need.
 
     Raises:
-        UsageError: transformers is missing.
+        UsageError: transformers is missing, or the encoder does not fit its preprocessing.
         CheckpointError: it does not know the model, or does not take the configuration.
     """
     import_library("transformers", source)
@@ -72,22 +84,43 @@ def build_hf(source: str, options: Mapping[str, Any]) -> nn.Module:
             f"The installed transformers cannot build {source} ({error}); install the version that packed it "
             f"({options.get('config', {}).get('transformers_version', 'unknown')})."
         ) from error
-    return wrap_hf(model, options)
+    return wrap_hf(model, options, preprocess)
 
 
-def wrap_hf(model: nn.Module, options: Mapping[str, Any]) -> nn.Module:
-    """Wrap a model of transformers as an encoder; see `build_hf` for the options."""
+def wrap_hf(model: nn.Module, options: Mapping[str, Any], preprocess: Preprocessor | None) -> nn.Module:
+    """Wrap a model of transformers as an encoder; see `build_hf` for the arguments and errors."""
     choice = OutputChoice(**{name: options[name] for name in ("layer", "class_tokens", "pooled") if name in options})
     drop_unused_pooler(model, choice)
     if options["kind"] == "image":
         return HfImageEncoder(model, choice)
+    if options["kind"] == "audio":
+        return _audio_encoder(model, choice, preprocess)
     return HfTextEncoder(model, choice, bool(options.get("padding_is_read", False)))
+
+
+def _audio_encoder(model: Any, choice: OutputChoice, preprocess: Preprocessor | None) -> nn.Module:
+    kind = model.config.model_type
+    require(
+        choice.class_tokens == "keep" and choice.pooled == "leave",
+        "class-tokens and pooled are options of image and text encoders; leave them out for sound.",
+    )
+    if kind in SPEECH_MODELS:
+        layer = choice.layer
+        if layer is not None and layer < 0:
+            layer += model.config.num_hidden_layers + 1
+        return SpeechEncoder(model, layer)
+    require(choice.layer is None, f"A hidden layer cannot be chosen of a {kind} encoder; leave out layer.")
+    if not isinstance(preprocess, AudioPreprocessor):
+        raise UsageError(f"A {kind} encoder is built with the audio preprocessing that it reads; got {preprocess!r}.")
+    return spectrogram_encoder(model, preprocess)
 
 
 def drop_unused_pooler(model: nn.Module, choice: OutputChoice) -> None:
     """Remove a pooler that nobody reads: checkpoints often lack its weights, and it would cost time."""
-    if choice.pooled == "leave" and isinstance(getattr(model, "pooler", None), nn.Module):
-        model.pooler = None
+    pooler = getattr(model, "pooler", None)
+    # Averages, which have no weights, are left where they are: some models call them unasked.
+    if choice.pooled == "leave" and isinstance(pooler, nn.Module) and list(pooler.parameters()):
+        model.pooler = NoPooler()
 
 
 def count_class_tokens(model: nn.Module) -> int:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fluxtalk.arrays import Array
 from fluxtalk.errors import InputError
-from fluxtalk.preprocess import Preprocessor
+from fluxtalk.preprocess import AudioPreprocessor, Preprocessor
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.batching import MAX_PADDING_SHARE
 from fluxtalk.runtime.server.execution.rate import ServiceRate
@@ -120,7 +120,7 @@ class Batcher:
         self._queue_seconds = metrics.queue_seconds.labels(modality)
         self._run_seconds = metrics.stage_seconds.labels("run")
         self._outstanding_gauge = metrics.outstanding.labels(modality)
-        self._unit = _UNITS.get(preprocess.kind, 1)
+        self._unit = _unit(preprocess)
         self._changed = threading.Condition()
         self._heap: list[_Entry] = []
         self._number = 0
@@ -342,6 +342,12 @@ class Batcher:
         self._metrics.padding_ratio.labels(self.modality).observe(1 - sum(e.length for e in batch) / padded)
         for entry in batch:
             self._queue_seconds.observe(begin - entry.queued)
+
+
+def _unit(preprocess: Preprocessor) -> float:
+    """Length of an item of ordinary size; a spectrogram has a position for many samples."""
+    unit = _UNITS.get(preprocess.kind, 1)
+    return unit / preprocess.hop_length if isinstance(preprocess, AudioPreprocessor) else unit
 
 
 def _is_wanted(job: Job) -> bool:

@@ -168,4 +168,6 @@ def _as_item(row: NDArray[Any], preprocess: Preprocessor) -> Any:
     """Make a prepared row a value of `Item`, so that it is checked as every other."""
     if preprocess.kind == "text":
         return row.tolist()
-    return (row, preprocess.sample_rate) if isinstance(preprocess, AudioPreprocessor) else row
+    if isinstance(preprocess, AudioPreprocessor) and preprocess.features is None:
+        return row, preprocess.sample_rate
+    return row

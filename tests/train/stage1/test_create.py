@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from fluxtalk.errors import FluxTalkError, UsageError
 from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1, save_stage1
 from fluxtalk.model.encoders import EncoderSpec, build_encoder
+from fluxtalk.preprocess import ImagePreprocessor
 from fluxtalk.train.stage1.cli import main
 from fluxtalk.train.stage1.create import stage1_from_specification
 from tests.model.checkpoints.unsafe_pickle import UnsafePickle
@@ -60,7 +61,7 @@ def number():
 """
 
 
-IMAGE = {"kind": "image", "height": 8, "width": 12}
+IMAGE = {"kind": "image", "height": 8, "width": 12, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
 @pytest.fixture
@@ -111,6 +112,33 @@ def test_options_reach_the_factory_and_weights_the_encoder(folder: Path) -> None
         assert all((value == 3).all() for value in part.build().encoder.state_dict().values())
 
 
+@pytest.mark.parametrize(
+    ("settings", "background"),
+    [({}, [255, 255, 255]), ({"background": "black"}, [0, 0, 0]), ({"background": [1, 2, 3]}, [1, 2, 3])],
+    ids=str,
+)
+def test_transparency_has_a_white_background_unless_told_otherwise(
+    folder: Path, settings: dict[str, object], background: list[int]
+) -> None:
+    image = {"encoder": "module:stage1_user_code:patches", "preprocess": {**IMAGE, **settings}}
+    save_stage1(stage1_from_specification(_specification(folder, {"image": image})), folder / "stage1.pth")
+    parts, _ = load_stage1(folder / "stage1.pth").modalities["image"].preprocess.to_parts()
+    assert parts["background"] == background
+
+
+def test_transparency_can_still_be_dropped(folder: Path) -> None:
+    image = {"encoder": "module:stage1_user_code:patches", "preprocess": {**IMAGE, "background": None}}
+    made = stage1_from_specification(_specification(folder, {"image": image})).modalities["image"].preprocess
+    assert "background" not in made.to_parts()[0]
+
+
+def test_small_encoders_have_a_mean_of_their_own(folder: Path) -> None:
+    image = {"encoder": "small-image", "preprocess": {"kind": "image", "height": 32, "width": 32, "channels": 1}}
+    made = stage1_from_specification(_specification(folder, {"image": image})).modalities["image"].preprocess
+    assert isinstance(made, ImagePreprocessor)
+    assert made.mean == (0.5,)
+
+
 def test_the_probe_leaves_batch_statistics_alone(folder: Path) -> None:
     """Trying the encoder on one input must not train it."""
     image = {"encoder": "module:stage1_user_code:patches", "preprocess": IMAGE}
@@ -155,6 +183,32 @@ REFUSED = {
     "shape": ({"image": {"encoder": "module:stage1_user_code:flat", "preprocess": IMAGE}}, r"\(batch, length, 288\)"),
     "crash": ({"image": {"encoder": "module:stage1_user_code:crash", "preprocess": IMAGE}}, "fails on one image input"),
     "no-preprocess": ({"image": {"encoder": "module:stage1_user_code:patches"}}, "image needs a preprocess"),
+    "no-mean": (
+        {
+            "image": {
+                "encoder": "module:stage1_user_code:patches",
+                "preprocess": {"kind": "image", "height": 8, "width": 12, "std": 0.5},
+            }
+        },
+        "of image lacks mean, .*CLIP.*preprocessor_config.json.*pretrained_cfg",
+    ),
+    "no-mean-no-std": (
+        {
+            "image": {
+                "encoder": "module:stage1_user_code:patches",
+                "preprocess": {"kind": "image", "height": 8, "width": 12},
+            }
+        },
+        "of image lacks mean and std",
+    ),
+    "text-as-preprocess": (
+        {"image": {"encoder": "module:stage1_user_code:patches", "preprocess": "clip"}},
+        "preprocess of image is an object.*got 'clip'",
+    ),
+    "color": (
+        {"image": {"encoder": "module:stage1_user_code:patches", "preprocess": {**IMAGE, "background": "whit"}}},
+        "background of images is a color.*got 'whit'",
+    ),
     "surplus-preprocess": ({"sound": {"encoder": "features:4", "preprocess": IMAGE}}, "takes no preprocess"),
     "tokenizer": (
         {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from fluxtalk.errors import CheckpointError, UsageError, reason
 from fluxtalk.model.encoders.hf_models import count_class_tokens, wrap_hf
 from fluxtalk.model.encoders.libraries import import_library
 from fluxtalk.preprocess import Preprocessor
+from fluxtalk.train.stage1.sources.hf_audio import audio_preprocessor_of
 from fluxtalk.train.stage1.sources.hf_images import image_preprocessor_of
 from fluxtalk.train.stage1.sources.hf_text import text_preprocessor_of
 from fluxtalk.train.stage1.sources.names import SourceName
@@ -61,7 +61,7 @@ def open_hf(
         options["padding_is_read"] = _reads_padding(model, source)
     # After the preprocessing, which may have fitted position embeddings to its size.
     options["config"] = _plain(model.config.to_dict())
-    encoder = wrap_hf(model, options)
+    encoder = wrap_hf(model, options, preprocess)
     return OpenedEncoder(
         source=source.stored,
         options=options,
@@ -76,10 +76,7 @@ def _load(transformers: Any, source: SourceName, name: str, kind: str, allow_cod
     """Load the part of a model that takes a kind of input, and tell whether its code came with it."""
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=allow_code)
-        loader = transformers.AutoModel
-        text_only = transformers.MODEL_FOR_TEXT_ENCODING_MAPPING
-        if kind == "text" and getattr(config, "is_encoder_decoder", False) and type(config) in text_only:
-            loader = text_only[type(config)]
+        loader = _loader(transformers, config, kind)
         model, info = loader.from_pretrained(
             name,
             config=config,
@@ -110,6 +107,17 @@ def _load(transformers: Any, source: SourceName, name: str, kind: str, allow_cod
         )
     _require_all(source, tower, prefix, info)
     return tower, type(model).__module__.startswith("transformers_modules")
+
+
+def _loader(transformers: Any, config: Any, kind: str) -> Any:
+    """Choose the class that loads a model without the heads of its tasks, and without a decoder."""
+    if kind == "text" and type(config) in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING:
+        return transformers.MODEL_FOR_TEXT_ENCODING_MAPPING[type(config)]
+    named = (getattr(config, "architectures", None) or [""])[0]
+    if type(config) not in transformers.MODEL_MAPPING and hasattr(transformers, named):
+        # A tower that was saved alone, such as SiglipTextModel, of which the automatic classes do not know.
+        return getattr(transformers, named)
+    return transformers.AutoModel
 
 
 def _tower(model: Any, kind: str) -> tuple[Any, str]:
@@ -173,8 +181,7 @@ def _preprocess(
             default_prompt_name=default_prompt,
         )
     if kind == "audio":
-        audio = importlib.import_module("fluxtalk.train.stage1.sources.hf_audio")
-        return audio.audio_preprocessor_of(processor.to_dict())  # type: ignore[no-any-return]
+        return audio_preprocessor_of(processor.to_dict(), source.options.get("max_length"))
     preprocess = image_preprocessor_of(processor.to_dict(), **source.background)
     fit_positions(model, preprocess.height, preprocess.width)
     return preprocess
@@ -185,7 +192,7 @@ def fit_positions(model: Any, height: int, width: int) -> None:
 
     DINOv2 is kept for pictures of 518 pixels and fed with 224; its own code then resizes in every call.
     """
-    embeddings = getattr(model, "embeddings", None)
+    embeddings: Any = getattr(model, "embeddings", None)
     positions = getattr(embeddings, "position_embeddings", None)
     resize = getattr(embeddings, "interpolate_pos_encoding", None)
     patch = getattr(model.config, "patch_size", None)

@@ -35,7 +35,8 @@ def audio_preprocessor_of(config: Mapping[str, Any], max_length: int | None = No
     name = config.get("feature_extractor_type")
     if not isinstance(name, str) or name not in _READERS:
         raise UsageError(
-            f"The feature extractor is one of {', '.join(_READERS)}; got {name!r}. Give the audio preprocessing by hand."
+            f"The feature extractor is one of {', '.join(_READERS)}; got {name!r}. "
+            "Give the audio preprocessing by hand."
         )
     settings = _Settings(name, config)
     settings.refuse_unless("padding_value", 0, 0.0)

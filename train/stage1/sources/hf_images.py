@@ -60,7 +60,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "SiglipImageProcessor": {**_BASE, "default_to_square": False},
     "ViTImageProcessor": {**_BASE, "resample": 2},
 }
-"""Processors that can be said exactly, and what transformers 5.24 takes for settings that a configuration leaves out."""
+"""Processors that can be said exactly, and what transformers 5.24 takes for settings that are left out."""
 
 _NOT_HERE = {
     "Siglip2ImageProcessor": "its NaFlex tower takes a number of patches that changes with the image; "
@@ -106,10 +106,8 @@ def image_preprocessor_of(
     """
     name = _name(config)
     if name not in DEFAULTS:
-        raise UsageError(
-            f"The image processor {name} cannot be followed exactly: "
-            f"{_NOT_HERE.get(name, 'known are ' + ', '.join(DEFAULTS))}."
-        )
+        why = _NOT_HERE.get(name, f"known are {', '.join(DEFAULTS)}")
+        raise UsageError(f"The image processor {name} cannot be followed exactly: {why}.")
     settings = {**DEFAULTS[name], **config}
     _refuse_unknown(name, settings)
     geometry = _geometry(name, settings)

@@ -15,7 +15,7 @@ from fluxtalk.train.stage1.sources.token_proof import LONGEST_PROBE, prove_equal
 
 _NO_LIMIT = 1_000_000
 """From here on, a tokenizer's ``model_max_length`` says that its files say none."""
-_WHITESPACE = "[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"
+WHITESPACE = "[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"
 """Whitespace of Python's ``re``, which is more than that of the tokenizers library."""
 
 
@@ -103,6 +103,11 @@ def _library_ids(tokenizer: Any, preprocess: TextPreprocessor) -> Callable[[str]
     return library_ids
 
 
+def escaped_class(characters: str) -> str:
+    """Write a class of ASCII characters for a regular expression."""
+    return "[" + "".join(f"\\x{ord(one):02x}" for one in characters) + "]"
+
+
 def _telling(prompts: Mapping[str, str] | None) -> dict[str, str]:
     """Drop prompts of which every one is empty: they are sentence-transformers' way to say that there are none."""
     return dict(prompts) if prompts and any(prompts.values()) else {}
@@ -142,9 +147,9 @@ def _siglip(tokenizer: Any) -> Tokenizer:
 
     Lower-casing is left to `TextPreprocessor`, because Python's is that of whole words.
     """
-    from transformers.convert_slow_tokenizer import import_protobuf
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
-    proto = import_protobuf().ModelProto.FromString(tokenizer.sp_model.serialized_model_proto())
+    proto = ModelProto.FromString(tokenizer.sp_model.serialized_model_proto())
     if proto.trainer_spec.model_type != 1:
         raise UsageError("The sentencepiece model of a SigLIP tokenizer is a unigram model; this is another kind.")
     rule = proto.normalizer_spec
@@ -155,8 +160,8 @@ def _siglip(tokenizer: Any) -> Tokenizer:
     backend.normalizer = normalizers.Sequence(
         [
             normalizers.Replace("▁", " "),
-            normalizers.Replace(Regex(f"[{''.join(map(_escaped, string.punctuation))}]"), ""),
-            normalizers.Replace(Regex(_WHITESPACE), " "),
+            normalizers.Replace(Regex(escaped_class(string.punctuation)), ""),
+            normalizers.Replace(Regex(WHITESPACE), " "),
             normalizers.Strip(left=False, right=True),
             normalizers.Prepend("▁"),
             *charsmap,
@@ -171,7 +176,3 @@ def _siglip(tokenizer: Any) -> Tokenizer:
     for token in tokenizer.added_tokens_decoder.values():
         backend.add_special_tokens([token])
     return backend
-
-
-def _escaped(character: str) -> str:
-    return f"\\x{ord(character):02x}"

@@ -43,6 +43,8 @@ def image_preprocessor_of(
         raise _refusal("interpolation", interpolation, f"it is one of {', '.join(_INTERPOLATIONS)}")
     if len(config["input_size"]) != 3:
         raise _refusal("input_size", config["input_size"], "it is channels, height and width")
+    if isinstance(crop_pct, str) or not crop_pct > 0:
+        raise _refusal("crop_pct", crop_pct, "it is a number above 0")
     channels, height, width = config["input_size"]
     resize_to = math.floor(height / crop_pct), math.floor(width / crop_pct)
     mean = tuple(float(value) for value in config["mean"])

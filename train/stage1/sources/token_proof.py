@@ -47,6 +47,7 @@ PROBES: tuple[str, ...] = (
     "https://www.example.com/path?query=a%20b&x=1#frag user@example.org",
     "def f(x: int) -> str:\n    return f'{x!r}'  # comment",
     '{"key": [1, 2.5, null], "nested": {"a": "b"}}',
+    "Tom &amp; Jerry &lt;b&gt; &quot;x&quot; &#39;y&#39; &eacute; &nbsp; AT&T",
     "▁underline ##wordpiece Ġbyte </w> @@",
     "“curly” ‘quotes’ «guillemets» „low“",
     "supercalifragilisticexpialidocious pneumonoultramicroscopicsilicovolcanoconiosis",
