@@ -10,6 +10,7 @@ import importlib
 import click
 
 _COMMANDS = {
+    "align": ("fluxtalk.align.cli:main", "From pairs and encoders to a verified bundle: all stages below, in one."),
     "stage1": ("fluxtalk.train.stage1.cli:main", "Make a checkpoint of frozen encoders."),
     "features": ("fluxtalk.train.features.cli:main", "Encode data once ahead of training, and list what is cached."),
     "train": ("fluxtalk.train.cli:main", "Train register tokens over them (fluxtalk-train)."),

@@ -75,7 +75,7 @@ class GroupedCommand(click.Command):
         """List every group's options, then those without a group."""
         groups: dict[str | None, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
             if record is not None:
                 groups.setdefault(getattr(parameter, "group", None), []).append(record)
         others = groups.pop(None, [])

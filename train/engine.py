@@ -142,7 +142,7 @@ class Trainer:
             validate: scores a head; called in the first process only. The best is the one with the highest ``score``.
 
         Returns:
-            Whether training reached its end; False after SIGTERM or SIGUSR1, with the checkpoint written.
+            Whether training reached its end; False after SIGTERM, SIGUSR1 or Ctrl-C, with the checkpoint written.
 
         Raises:
             TrainingError: the loss or its gradient was NaN or infinite in three steps in a row, or after the last one;

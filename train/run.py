@@ -37,7 +37,7 @@ class FitResult:
 
     folder: RunFolder
     finished: bool
-    """True if training reached its end; False after SIGTERM or SIGUSR1, with the checkpoint written."""
+    """True if training reached its end; False after SIGTERM, SIGUSR1 or Ctrl-C, with the checkpoint written."""
     exit_code: int
     """0, or 128 + the signal's number."""
 

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,16 @@ def test_the_comparison_sees_another_seed(tmp_path: Path) -> None:
     assert not same_tensors(state_of(one), state_of(other))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.fixture
+def _heeding_ctrl_c() -> Iterator[None]:
+    """Python's own handler of SIGINT, which a background shell starts its jobs without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_heeding_ctrl_c")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_finishes_the_step_and_leaves_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
     """A real one; and afterwards the process has its own handlers again."""
     before = signal.getsignal(number)

@@ -33,10 +33,10 @@ from fluxtalk.artifacts.files import atomic_file, hash_file
 from fluxtalk.console import Log, progress
 from fluxtalk.errors import DataError, UsageError
 from fluxtalk.model.process_group import ProcessGroup
+from fluxtalk.train.features.encode_batch import MOST, EncodeBatch
 from fluxtalk.train.features.encoding import Encoding
 
-_ENCODE_BATCH = 256
-_MOST_ITEMS = 16 * _ENCODE_BATCH
+_MOST_ITEMS = 16 * MOST
 """Items per shard. They are sorted by length within it, and a killed build loses no more than its current shard."""
 _SHARD_BYTES = 256 * 2**20
 _PREPARING_THREADS = min(4, os.cpu_count() or 1)
@@ -84,11 +84,12 @@ def build_cache(
         say(f"{folder.name}: {len(mine) - len(todo)} of {len(mine)} shards are there from an interrupted build")
     what = f"encoding {key.split} {key.modality}"
     pool = ThreadPoolExecutor(_PREPARING_THREADS)
+    batch = EncodeBatch(encoding, say)
     try:
         with progress(None, what, total=sum(len(rows[index]) for index in todo), unit="item") as bar:
             prepared = _prepare(pool, encoding, [rows[index] for index in todo])
             for index, arrays in zip(todo, prepared, strict=True):
-                encoded = _encode(encoding, arrays, rows[index], key.dtype, bar)
+                encoded = _encode(encoding, arrays, rows[index], batch.size(arrays, rows[index]), key.dtype, bar)
                 write_shard(folder, index, key, rows[index].start, *encoded)
     finally:
         pool.shutdown(cancel_futures=True)
@@ -127,14 +128,14 @@ def quantize(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _encode(
-    encoding: Encoding, prepared: Sequence[NDArray[Any]], rows: range, dtype: str, bar: Any
+    encoding: Encoding, prepared: Sequence[NDArray[Any]], rows: range, batch: int, dtype: str, bar: Any
 ) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.float32] | None]:
-    """Values, lengths and scales of one shard's items, in their order."""
+    """Values, lengths and scales of one shard's items, in their order, encoded ``batch`` at a time."""
     # Equal lengths together: no time goes into padding.
     order = np.argsort([encoding.preprocess.length(array) for array in prepared], kind="stable")
     vectors: list[NDArray[Any]] = [np.empty(0)] * len(prepared)
     scales: list[NDArray[Any]] = [np.empty(0)] * len(prepared)
-    for chunk in np.array_split(order, -(-len(order) // _ENCODE_BATCH)):
+    for chunk in np.array_split(order, -(-len(order) // batch)):
         features, mask = encoding.encode([prepared[i] for i in chunk], [rows[int(i)] for i in chunk])
         counts = mask.sum(dim=1).cpu().numpy()
         if not counts.all():

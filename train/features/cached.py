@@ -78,6 +78,11 @@ class CachedFeatures:
     def __len__(self) -> int:
         return self.manifest.items
 
+    @property
+    def longest(self) -> int:
+        """Feature vectors of the item that has the most."""
+        return int(self._lengths.max(initial=0))
+
     def batch(self, rows: NDArray[np.int64]) -> Features:
         """See `FeatureSource.batch`."""
         lengths = self._lengths[rows]

@@ -93,13 +93,14 @@ def advice(folder: RunFolder) -> str:
 
 
 class StopSignal:
-    """While entered, remembers SIGTERM and SIGUSR1, as schedulers send them, instead of ending the process.
+    """While entered, remembers SIGTERM and SIGUSR1, as schedulers send them, and Ctrl-C, instead of ending the process.
 
+    A second Ctrl-C ends it at once.
     In a thread other than the main one signals stay what they were, because Python lets only the main one handle them;
     `request` works in every thread. Windows has no SIGUSR1.
     """
 
-    SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+    SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -107,13 +108,21 @@ class StopSignal:
         self._before: dict[int, Any] = {}
 
     def request(self, number: int, _frame: FrameType | None = None) -> None:
-        """Ask for a stop, as the signal would."""
+        """Ask for a stop, as the signal would.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C for the second time.
+        """
+        if number == signal.SIGINT and self.number == signal.SIGINT:
+            raise KeyboardInterrupt
         self.number = number
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is not threading.main_thread():
             return self
         for number in self.SIGNALS:
+            if number == signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # a background job of a script, which Ctrl-C is not meant for
             self._before[number] = signal.signal(number, self.request)
         return self
 

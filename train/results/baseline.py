@@ -4,22 +4,52 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from fluxtalk.artifacts.files import Identity
-from fluxtalk.artifacts.run import RunFolder
+from fluxtalk.artifacts.files import Identity, write_json
+from fluxtalk.artifacts.run import RunFolder, read_description
 from fluxtalk.model.checkpoints.head import load_head
 from fluxtalk.model.head.baselines import MeanPoolHead
 from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.model.process_group import SingleProcess
 from fluxtalk.train.config import TrainConfig
+from fluxtalk.train.distributed import join_process_group
 from fluxtalk.train.engine import Trainer
-from fluxtalk.train.inputs import Inputs, build_sampler
+from fluxtalk.train.inputs import Inputs, build_sampler, inputs_of_run
 from fluxtalk.train.records.log import RunLog
 from fluxtalk.train.records.run_folder import lock_run_folder
 from fluxtalk.train.results.score import score_head
+
+
+def measure_baseline(
+    root: Path, projection: str, stage1_checkpoint: Path | None, cache_dir: str | None, device: str
+) -> dict[str, Any]:
+    """Train a baseline on a finished run's features and write its test scores beside the run's.
+
+    Args:
+        root: OUTPUT_DIR/LOG_NAME of the run.
+        projection: ``linear`` or ``mlp``.
+        stage1_checkpoint: path of stage 1 now, if it was moved.
+        cache_dir: another cache folder than the run's.
+
+    Returns:
+        The record that was written to `RunFolder.baseline_results`.
+
+    Raises:
+        ArtifactError: the folder is not a run, or stage 1 is missing or another.
+        DataError: the data set is missing, cannot be used, or has no test split.
+        SystemExit: as for `train_head`.
+    """
+    run = read_description(root)
+    with join_process_group(device) as (group, torch_device):
+        config, inputs = inputs_of_run(root, stage1_checkpoint, cache_dir, group, torch_device)
+        scores = train_baseline(config, inputs, RunFolder(root).baseline(projection), projection)
+    record = {**run.identity.fields(), "baseline": f"mean-pool + {projection}", "split": "test", **scores}
+    write_json(RunFolder(root).baseline_results(projection), record)
+    return record
 
 
 def train_baseline(config: TrainConfig, inputs: Inputs, folder: RunFolder, projection: str) -> dict[str, Any]:
@@ -48,7 +78,11 @@ def train_baseline(config: TrainConfig, inputs: Inputs, folder: RunFolder, proje
 
 
 def train_head(head: TokenHead, config: TrainConfig, inputs: Inputs, folder: RunFolder) -> dict[str, Any]:
-    """Train a head in this process; leave it with its best weights, and score those on the test split."""
+    """Train a head in this process; leave it with its best weights, and score those on the test split.
+
+    Raises:
+        SystemExit: a signal ended the training; the code is 128 + its number, as of `fluxtalk-train`.
+    """
     group = SingleProcess()
     sampler = build_sampler(config, inputs, group)
     identity = Identity(config.experiment_id, config.implementation)
@@ -57,7 +91,8 @@ def train_head(head: TokenHead, config: TrainConfig, inputs: Inputs, folder: Run
     validation = inputs.dataset.split("validation")
     sources = inputs.sources("validation")
     with lock_run_folder(folder), closing(RunLog(identity, folder)) as log:
-        trainer.run(folder, log, lambda tried: score_head(tried, sources, validation))
+        if not trainer.run(folder, log, lambda tried: score_head(tried, sources, validation)):
+            raise SystemExit(128 + (trainer.stop.number or 15))
     head.load_state_dict(dict(load_head(folder.best).weights))
     test = inputs.dataset.split("test")
     return score_head(head, inputs.sources("test"), test)

@@ -31,12 +31,9 @@ def main(run: Path, projection: str, stage1_checkpoint: Path | None, cache_dir: 
 
     Writes RUN/baseline-PROJECTION/, and its test scores to RUN/baseline.json (baseline-mlp.json for the mlp).
     """
-    from fluxtalk.artifacts.files import write_json
     from fluxtalk.artifacts.run import RunFolder, read_description
     from fluxtalk.model.checkpoints.trained_run import trust_code_of_run
-    from fluxtalk.train.distributed import join_process_group
-    from fluxtalk.train.inputs import inputs_of_run
-    from fluxtalk.train.results.baseline import train_baseline
+    from fluxtalk.train.results.baseline import measure_baseline
     from fluxtalk.train.results.score import recall_lines
 
     description = read_description(run)
@@ -45,13 +42,7 @@ def main(run: Path, projection: str, stage1_checkpoint: Path | None, cache_dir: 
     folder = RunFolder(run).baseline(projection)
     if folder.root.exists():
         raise UsageError(f"{folder.root} exists already; remove it to train this baseline again.")
-    with join_process_group(description.options["device"]) as (group, device):
-        config, inputs = inputs_of_run(run, stage1_checkpoint, cache_dir, group, device)
-        scores = train_baseline(config, inputs, folder, projection)
-    output = RunFolder(run).baseline_results(projection)
-    write_json(
-        output, {**description.identity.fields(), "baseline": f"mean-pool + {projection}", "split": "test", **scores}
-    )
-    for line in recall_lines(scores["recall"]):
+    record = measure_baseline(run, projection, stage1_checkpoint, cache_dir, description.options["device"])
+    for line in recall_lines(record["recall"]):
         click.echo(line)
-    click.echo(f"{output}")
+    click.echo(f"{RunFolder(run).baseline_results(projection)}")
