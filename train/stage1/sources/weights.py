@@ -15,6 +15,8 @@ from fluxtalk.errors import CheckpointError, reason
 _WRAPPERS = ("state_dict_ema", "state_dict", "model_state_dict", "model_ema", "model", "module", "teacher", "student")
 """Keys under which training scripts keep a state_dict."""
 _SHOWN = 3
+_UNUSED = "num_batches_tracked"
+"""Ending of names that old files lack, and that a frozen encoder does not use."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -66,6 +68,9 @@ def fit_weights(
     prefix = find_prefix(expected, weights)
     # What does not start with the prefix belongs to another part of the model that the file was saved from.
     found = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    for name, value in expected.items():
+        if name.endswith(_UNUSED):
+            found.setdefault(name, value)
     missing = [name for name in expected if name not in found]
     excess = [name for name in found if name not in expected and not name.startswith(tuple(ignored))]
     shapes = [
