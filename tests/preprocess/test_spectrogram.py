@@ -19,7 +19,7 @@ from transformers import ASTFeatureExtractor, ClapFeatureExtractor, Wav2Vec2Feat
 
 from fluxtalk.errors import ArtifactError, InputError, UsageError
 from fluxtalk.preprocess import Array, AudioPreprocessor, Spectrogram, from_parts
-from fluxtalk.train.stage1.sources.hf_audio import audio_preprocessor_of
+from fluxtalk.train.stage1.preprocessing.hf_audio import audio_preprocessor_of
 
 TOLERANCE = 1e-4
 

@@ -23,7 +23,7 @@ from fluxtalk.runtime import load
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.run import fit
 from fluxtalk.train.stage1.create import stage1_from_specification
-from fluxtalk.train.stage1.sources.hf_audio import audio_preprocessor_of
+from fluxtalk.train.stage1.preprocessing.hf_audio import audio_preprocessor_of
 from tests.model.encoders.models import transformers
 from tests.model.encoders.test_spectrogram_models import made
 

@@ -13,7 +13,7 @@ from fluxtalk.arrays import Array
 from fluxtalk.errors import UsageError
 from fluxtalk.model.encoders.spectrogram_models import spectrogram_encoder
 from fluxtalk.preprocess import AudioPreprocessor
-from fluxtalk.train.stage1.sources.hf_audio import audio_preprocessor_of
+from fluxtalk.train.stage1.preprocessing.hf_audio import audio_preprocessor_of
 from tests.model.encoders.models import require_parity, rows, transformers
 
 TOLERANCE = 1e-5

@@ -13,9 +13,9 @@ from fluxtalk.errors import CheckpointError, UsageError, reason
 from fluxtalk.model.encoders.hf_models import count_class_tokens, wrap_hf
 from fluxtalk.model.encoders.libraries import import_library
 from fluxtalk.preprocess import Preprocessor
-from fluxtalk.train.stage1.sources.hf_audio import audio_preprocessor_of
-from fluxtalk.train.stage1.sources.hf_images import image_preprocessor_of
-from fluxtalk.train.stage1.sources.hf_text import text_preprocessor_of
+from fluxtalk.train.stage1.preprocessing.hf_audio import audio_preprocessor_of
+from fluxtalk.train.stage1.preprocessing.hf_images import image_preprocessor_of
+from fluxtalk.train.stage1.preprocessing.hf_text import text_preprocessor_of
 from fluxtalk.train.stage1.sources.names import SourceName
 from fluxtalk.train.stage1.sources.opened import OpenedEncoder, take_weights
 
@@ -30,6 +30,7 @@ def open_hf(
     allow_code: bool = False,
     prompts: Mapping[str, str] | None = None,
     default_prompt: str | None = None,
+    lowercase: bool = False,
 ) -> OpenedEncoder:
     """Open an encoder of transformers, with the preprocessing that its own files say.
 
@@ -38,6 +39,7 @@ def open_hf(
         allow_code: run the model's own code, where it brings some.
         prompts: of a text encoder, name to what is put before a text.
         default_prompt: name of the prompt that is used where none is named.
+        lowercase: lower-case texts before the tokenizer.
 
     Raises:
         UsageError: transformers is missing, the model cannot be had or is of another kind, its files do not say how to
@@ -56,7 +58,7 @@ def open_hf(
         options["model"] = f"{type(model).__module__}:{type(model).__name__}"
     model.config.use_cache = False
     with _quiet(transformers):
-        preprocess = _preprocess(transformers, source, name, kind, model, prompts or {}, default_prompt)
+        preprocess = _preprocess(transformers, source, name, kind, model, prompts or {}, default_prompt, lowercase)
     if kind == "text":
         options["padding_is_read"] = _reads_padding(model, source)
     # After the preprocessing, which may have fitted position embeddings to its size.
@@ -158,6 +160,7 @@ def _preprocess(
     model: Any,
     prompts: Mapping[str, str],
     default_prompt: str | None,
+    lowercase: bool,
 ) -> Preprocessor:
     try:
         if kind == "text":
@@ -179,6 +182,7 @@ def _preprocess(
             fixed_length=_reads_padding(model, source),
             prompts=prompts,
             default_prompt_name=default_prompt,
+            lowercase=lowercase,
         )
     if kind == "audio":
         return audio_preprocessor_of(processor.to_dict(), source.options.get("max_length"))

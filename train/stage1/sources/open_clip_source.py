@@ -7,9 +7,9 @@ from typing import Any
 from fluxtalk.errors import CheckpointError, UsageError, reason
 from fluxtalk.model.encoders.libraries import import_library
 from fluxtalk.model.encoders.open_clip_models import wrap_open_clip
+from fluxtalk.train.stage1.preprocessing.open_clip_images import image_preprocessor_of
+from fluxtalk.train.stage1.preprocessing.open_clip_text import text_preprocessor_of
 from fluxtalk.train.stage1.sources.names import SourceName
-from fluxtalk.train.stage1.sources.open_clip_images import image_preprocessor_of
-from fluxtalk.train.stage1.sources.open_clip_text import text_preprocessor_of
 from fluxtalk.train.stage1.sources.opened import OpenedEncoder, take_weights
 
 

@@ -53,17 +53,13 @@ def open_st(
     options.setdefault("max_length", settings.get("max_seq_length"))
     if options["max_length"] is None:
         del options["max_length"]
-    if settings.get("do_lower_case"):
-        raise UsageError(
-            f"{source.text} lower-cases texts before its tokenizer (do_lower_case), which FluxTalk does not; use a "
-            "tokenizer that lower-cases by itself."
-        )
     opened = open_hf(
         dataclasses.replace(source, name=str(inner), options=options),
         kind,
         allow_code,
         prompts or {name: text for name, text in (own.get("prompts") or {}).items() if text},
         default_prompt or own.get("default_prompt_name"),
+        lowercase=bool(settings.get("do_lower_case")),
     )
     return dataclasses.replace(
         opened, source=source.stored, about={**opened.about, "sentence_transformers": own.get("__version__")}

@@ -12,9 +12,9 @@ import torch
 from fluxtalk.errors import UsageError, reason
 from fluxtalk.model.encoders.libraries import import_library
 from fluxtalk.model.encoders.timm_models import build_timm, wrap_timm
+from fluxtalk.train.stage1.preprocessing.timm_images import image_preprocessor_of
 from fluxtalk.train.stage1.sources.names import SourceName
 from fluxtalk.train.stage1.sources.opened import OpenedEncoder, take_weights
-from fluxtalk.train.stage1.sources.timm_images import image_preprocessor_of
 from fluxtalk.train.stage1.sources.weights import find_prefix, fit_weights, read_weights
 
 

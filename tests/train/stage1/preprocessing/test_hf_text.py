@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from bench.encoders.torchvision_operators import declare_torchvision_operators
 from fluxtalk.errors import InputError, UsageError
 from fluxtalk.preprocess import Prompting, TextPreprocessor
-from fluxtalk.train.stage1.sources.hf_text import text_preprocessor_of
-from fluxtalk.train.stage1.sources.token_proof import PROBES
+from fluxtalk.train.stage1.preprocessing.hf_text import text_preprocessor_of
+from fluxtalk.train.stage1.preprocessing.token_proof import PROBES
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sentencepiece = pytest.importorskip("sentencepiece")

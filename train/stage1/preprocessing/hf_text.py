@@ -11,7 +11,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, processors
 
 from fluxtalk.errors import UsageError
 from fluxtalk.preprocess import TextPreprocessor
-from fluxtalk.train.stage1.sources.token_proof import LONGEST_PROBE, prove_equal
+from fluxtalk.train.stage1.preprocessing.token_proof import LONGEST_PROBE, prove_equal
 
 _NO_LIMIT = 1_000_000
 """From here on, a tokenizer's ``model_max_length`` says that its files say none."""

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fluxtalk.errors import UsageError
-from fluxtalk.train.stage1.sources.timm_images import image_preprocessor_of
-from tests.train.stage1.sources.photographs import normalized, photographs
+from fluxtalk.train.stage1.preprocessing.timm_images import image_preprocessor_of
+from tests.train.stage1.preprocessing.photographs import normalized, photographs
 
 timm_data: Any = pytest.importorskip("timm.data")
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from fluxtalk.arrays import Array
 from fluxtalk.errors import UsageError
-from fluxtalk.train.stage1.sources.hf_images import DEFAULTS, image_preprocessor_of
-from tests.train.stage1.sources.photographs import normalized, photographs
+from fluxtalk.train.stage1.preprocessing.hf_images import DEFAULTS, image_preprocessor_of
+from tests.train.stage1.preprocessing.photographs import normalized, photographs
 
 transformers: Any = pytest.importorskip("transformers")
 

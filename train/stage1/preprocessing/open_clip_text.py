@@ -21,8 +21,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from fluxtalk.errors import BackendError, UsageError
 from fluxtalk.preprocess import TextPreprocessor
-from fluxtalk.train.stage1.sources.hf_text import WHITESPACE, escaped_class, plain_json
-from fluxtalk.train.stage1.sources.token_proof import LONGEST_PROBE, prove_equal
+from fluxtalk.train.stage1.preprocessing.hf_text import WHITESPACE, escaped_class, plain_json
+from fluxtalk.train.stage1.preprocessing.token_proof import LONGEST_PROBE, prove_equal
 
 _END_OF_WORD = "</w>"
 _TERMINAL_ESCAPES = "\x1b\\[[\\d;]*[a-zA-Z]"

@@ -11,7 +11,7 @@ from transformers import ClapFeatureExtractor, WhisperFeatureExtractor
 
 from fluxtalk.errors import UsageError
 from fluxtalk.preprocess import AudioPreprocessor
-from fluxtalk.train.stage1.sources.hf_audio import audio_preprocessor_of
+from fluxtalk.train.stage1.preprocessing.hf_audio import audio_preprocessor_of
 
 
 def test_a_saved_extractor_is_read_from_its_file_or_its_processors(tmp_path: Path) -> None:

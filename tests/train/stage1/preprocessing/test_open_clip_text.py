@@ -11,8 +11,8 @@ import pytest
 from bench.encoders.torchvision_operators import declare_torchvision_operators
 from fluxtalk.errors import UsageError
 from fluxtalk.preprocess import TextPreprocessor
-from fluxtalk.train.stage1.sources.open_clip_text import text_preprocessor_of
-from fluxtalk.train.stage1.sources.token_proof import PROBES
+from fluxtalk.train.stage1.preprocessing.open_clip_text import text_preprocessor_of
+from fluxtalk.train.stage1.preprocessing.token_proof import PROBES
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 pytest.importorskip("ftfy")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fluxtalk.errors import UsageError
-from fluxtalk.train.stage1.sources.open_clip_images import image_preprocessor_of
-from tests.train.stage1.sources.photographs import normalized, photographs
+from fluxtalk.train.stage1.preprocessing.open_clip_images import image_preprocessor_of
+from tests.train.stage1.preprocessing.photographs import normalized, photographs
 
 transforms: Any = pytest.importorskip("open_clip.transform")
 
