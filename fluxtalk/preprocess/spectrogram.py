@@ -222,9 +222,8 @@ def _filters(settings: Spectrogram, sample_rate: int) -> _Doubles:
     lowest, highest = _to_mel(np.array([settings.min_frequency, settings.max_frequency]), settings.mel_scale)
     points: _Doubles = np.linspace(lowest, highest, settings.mel_bins + 2, dtype=np.float64)
     hertz = _to_hertz(points, settings.mel_scale)
-    frequencies: _Doubles = np.arange(settings.fft_length // 2 + 1, dtype=np.float64) * (
-        sample_rate / settings.fft_length
-    )
+    bins: _Doubles = np.arange(settings.fft_length // 2 + 1, dtype=np.float64)
+    frequencies = bins * (sample_rate / settings.fft_length)
     if settings.mel_scale == "kaldi":
         frequencies = _to_mel(frequencies, settings.mel_scale)
     else:
