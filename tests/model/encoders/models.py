@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,8 @@ from bench.encoders.torchvision_operators import declare_torchvision_operators
 from fluxtalk.arrays import Array
 from fluxtalk.export.graph import to_onnx
 
-declare_torchvision_operators()
-
-import transformers  # noqa: E402  (its models import torchvision)
+declare_torchvision_operators()  # its models import torchvision
+transformers: Any = importlib.import_module("transformers")
 
 _RELATIVE = 1e-5
 
