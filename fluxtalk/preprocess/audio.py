@@ -48,6 +48,7 @@ class AudioPreprocessor:
     """Spectrogram that the encoder takes; None if it takes samples."""
 
     kind = "audio"
+    fixed_length = False
 
     def __post_init__(self) -> None:
         for name, largest in (("sample_rate", _MAX_RATE), ("max_length", None)):
