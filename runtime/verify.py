@@ -66,10 +66,14 @@ class ParityReport:
             ParityError: it does not.
         """
         if self.broken:
-            raise ParityError(
-                f"Parity does not hold: {self.modality} in {self.precision} with k = {self.k} on {self.session}: "
-                f"{'; '.join(self.broken)}; do not serve this bundle with this backend."
-            )
+            raise ParityError(self.refusal())
+
+    def refusal(self) -> str:
+        """Sentence about the tolerances that are exceeded."""
+        return (
+            f"Parity does not hold: {self.modality} in {self.precision} with k = {self.k} on {self.session}: "
+            f"{'; '.join(self.broken)}; do not serve this bundle with this backend."
+        )
 
 
 @dataclass(frozen=True)

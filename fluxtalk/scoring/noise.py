@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fluxtalk.config import StrictConfig, require
-from fluxtalk.scoring.parity import Tolerance
+from fluxtalk.scoring.parity import TOLERANCES, Tolerance
 
 FACTOR = 4
 """Promise as a multiple of the noise: two float32 implementations are each that far from float64, twice for margin."""
@@ -71,6 +71,11 @@ class Float32Noise(StrictConfig):
     def noise(self) -> float:
         """Noise of an embedding's element; the one that the floor stands for, if it could not be measured."""
         return FLOOR / FACTOR if self.embeddings is None else self.embeddings
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """Tolerance of the float32 graph on the machine that exports it."""
+        return self.tighten(TOLERANCES["fp32"])
 
     def tighten(self, tolerance: Tolerance) -> Tolerance:
         """Replace the bounds of float32 by those promised here, where they are smaller."""

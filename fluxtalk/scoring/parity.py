@@ -6,6 +6,7 @@ Shapes: B items, K tokens, D dimension.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,24 +90,35 @@ _RANGES = {
 what a precision costs is judged by the quality gate, and a promise is there to notice that something else is run."""
 
 
-def promise_of(precision: str, tolerance: Tolerance, found: OutputDifference) -> Tolerance:
+def promise_of(precision: str, tolerance: Tolerance, found: Sequence[OutputDifference]) -> Tolerance:
     """Promise for the golden vectors of a lower precision: twice the error measured at export, within limits.
 
     A cosine's distance from 1 grows with the square of the error, so four times that.
 
     Args:
         tolerance: the precision's of `TOLERANCES`, of which prefixes and rows are kept.
-        found: the largest differences over modalities and k.
+        found: the differences, of every modality and k.
     """
     limits = _RANGES[precision]
-    bounds = {
-        name: min(max(_ERROR * getattr(found, name), getattr(limits, name)[0]), getattr(limits, name)[1])
-        for name in ("max_abs", "mean_abs")
-        if getattr(tolerance, name) is not None
+    tightest = {
+        name: getattr(limits, name)[0] for name in ("max_abs", "mean_abs") if getattr(tolerance, name) is not None
     }
-    cosine = 1 - _ERROR**2 * (1 - found.min_cosine)
-    tightest, loosest = limits.min_cosine
-    return dataclasses.replace(tolerance, **bounds, min_cosine=max(min(cosine, tightest), loosest))
+    promise = dataclasses.replace(tolerance, **tightest, min_cosine=limits.min_cosine[0])
+    for difference in found:
+        promise = loosened(precision, promise, difference)
+    return promise
+
+
+def loosened(precision: str, promise: Tolerance, found: OutputDifference) -> Tolerance:
+    """Loosen a lower precision's promise, if a difference needs it and as far as the precision's limits."""
+    limits = _RANGES[precision]
+    bounds = {
+        name: max(getattr(promise, name), min(_ERROR * getattr(found, name), getattr(limits, name)[1]))
+        for name in ("max_abs", "mean_abs")
+        if getattr(promise, name) is not None
+    }
+    cosine = max(1 - _ERROR**2 * (1 - found.min_cosine), limits.min_cosine[1])
+    return dataclasses.replace(promise, **bounds, min_cosine=min(promise.min_cosine, cosine))
 
 
 @dataclass(frozen=True)
