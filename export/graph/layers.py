@@ -104,8 +104,8 @@ def note_layers(model: onnx.ModelProto) -> dict[str, str]:
             name = path.removeprefix("embedder.")
             if name not in ("", "embedder"):
                 layers[name] = node.output[0]
-    layers = {name: value for name, value in layers.items() if not name.startswith("_")}
-    return layers
+    # The tracer's own modules begin with an underscore.
+    return {name: value for name, value in layers.items() if not name.startswith("_")}
 
 
 def attach(model: onnx.ModelProto, layers: Mapping[str, str]) -> None:

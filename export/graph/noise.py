@@ -34,8 +34,8 @@ def measure_noise(embedder: EagerEmbedder, cases: Sequence[Arrays], threads: Seq
         threads: thread counts of float32; by default 1 and the machine's, or 2.
 
     Returns:
-        The noise and the promise that follows; the smallest promise, with the reason, if a part of the model is computed
-        in another type than it is given, because float64 is then not more exact.
+        The noise and the promise that follows; the smallest promise, with the reason, if a part of the model is
+        computed in another type than it is given, because float64 is then not more exact.
 
     Raises:
         ParityError: the noise is so large that nothing can be promised; it names the module where it arises.
@@ -149,5 +149,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-

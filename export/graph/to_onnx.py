@@ -60,7 +60,8 @@ def export_onnx(
         attention: whether the graph also gives where each register looked.
 
     Returns:
-        A checked ONNX model, without source paths; `layers.detach` tells which values its modules end with. Its value between encoder and head is called `FEATURES`.
+        A checked ONNX model, without source paths; `layers.detach` tells which values its modules end
+        with. Its value between encoder and head is called `FEATURES`.
 
     Raises:
         UsageError: the opset is not supported, the encoder cannot be exported, or it draws random numbers.

@@ -257,8 +257,8 @@ def compare_quality(
     """Compare a precision's scores with those of float32, and hold them against the gate.
 
     A neighbor counts if float32 itself separates first from second: if the first leads by more than twice the largest
-    difference of a score that float32's noise explains. An element of an embedding of D numbers that is off by at most n
-    moves a score with a vector of length 1 by at most n sqrt(D), and both sides are off.
+    difference of a score that float32's noise explains. Elements of an embedding of D numbers that are off by at most n
+    move a score with a vector of length 1 by at most n sqrt(D), and both sides are off.
 
     Args:
         reference: scores of float32.

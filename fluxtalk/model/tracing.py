@@ -24,7 +24,7 @@ from fluxtalk.arrays import Arrays
 from fluxtalk.errors import UsageError, reason
 from fluxtalk.preprocess import Preprocessor
 
-EXPORT_ERRORS: tuple[type[Exception], ...] = (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException)
+EXPORT_ERRORS: tuple[type[BaseException], ...] = (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException)
 """Errors of the exporter that speak of the module, and not of the exporter's use."""
 
 
@@ -89,8 +89,8 @@ def random_operators(program: ExportedProgram) -> list[str]:
 def random_refusal(modality: str, operators: list[str]) -> str:
     """Sentence about an encoder that draws random numbers."""
     return (
-        f"The {modality} encoder draws random numbers ({', '.join(operators[:3])}), so the same item never has the same "
-        "embedding; draw only if self.training, or take the draw out."
+        f"The {modality} encoder draws random numbers ({', '.join(operators[:3])}), so an item never has the same "
+        "embedding twice; draw only if self.training, or take the draw out."
     )
 
 

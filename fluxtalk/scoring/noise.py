@@ -79,7 +79,7 @@ class Float32Noise(StrictConfig):
 
     def tighten(self, tolerance: Tolerance) -> Tolerance:
         """Replace the bounds of float32 by those promised here, where they are smaller."""
-        changes = {name: self.promise for name in ("max_abs", "prefix", "rows")} | {"tokens": self.token_promise}
+        changes = dict.fromkeys(("max_abs", "prefix", "rows"), self.promise) | {"tokens": self.token_promise}
         held = {name: getattr(tolerance, name) for name in changes}
         return dataclasses.replace(
             tolerance, **{n: v if held[n] is None else min(v, held[n]) for n, v in changes.items()}

@@ -56,7 +56,8 @@ TOLERANCES = {
     "bf16": Tolerance(None, None, 0.9995, None, 5e-2, 5e-2, None),
     "int8": Tolerance(None, None, 0.995, None, 1e-5, 1e-5, None),
 }
-"""Precision to its tolerance on any machine, before anything is measured (`promise_of`). ``tf32`` is float32 on a device that was told to round factors to 10 bits.
+"""Precision to its tolerance on any machine, before anything is measured (`promise_of`). ``tf32`` is float32 on a
+device that was told to round factors to 10 bits.
 
 In float32 TensorRT sums in another order; on a CPU each graph has its own, smaller promise
 (`fluxtalk.scoring.noise`). In int8 the head stays float32, so prefixes and rows

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from fluxtalk.errors import UsageError
-from fluxtalk.model.encoders.base import EncoderSpec, Features, FrozenEncoder, GivenFeatures, to_tensors
+from fluxtalk.model.encoders.base import HALF, EncoderSpec, Features, FrozenEncoder, GivenFeatures, to_tensors
 from fluxtalk.model.encoders.failure import describe_error
 from fluxtalk.model.encoders.small_image import SmallImageEncoder
 from fluxtalk.model.encoders.small_text import SmallTextEncoder
@@ -35,6 +35,8 @@ SOURCES = "small-image, small-text, features:DIM or module:PACKAGE.MODULE:FACTOR
 def build_encoder(source: str, options: Mapping[str, Any]) -> nn.Module:
     """Build the encoder of a source, with weights as its constructor or factory leaves them.
 
+    Weights in half precision become float32: what they hold is kept, and all arithmetic is in one type.
+
     Args:
         source: ``small-image``, ``small-text``, ``features:DIM`` or ``module:PACKAGE.MODULE:FACTORY``. The last
             imports *installed* code and calls ``FACTORY(**options)``, which returns an `nn.Module`.
@@ -42,6 +44,13 @@ def build_encoder(source: str, options: Mapping[str, Any]) -> nn.Module:
     Raises:
         UsageError: the source is unknown, cannot be imported, does not take the options, or its factory fails.
     """
+    encoder = _build(source, options)
+    if any(tensor.dtype in HALF for tensor in encoder.state_dict().values()):
+        encoder.float()
+    return encoder
+
+
+def _build(source: str, options: Mapping[str, Any]) -> nn.Module:
     kind, _, rest = source.partition(":")
     if kind == "features" and rest.isdecimal() and int(rest) > 0:
         return GivenFeatures()
