@@ -15,7 +15,6 @@ from fluxtalk.errors import InputError, UsageError, reason
 from fluxtalk.model.encoders import Features, FrozenEncoder, describe_error, to_tensors
 from fluxtalk.model.encoders.base import HALF
 from fluxtalk.model.tracing import (
-    EXPORT_ERRORS,
     example_inputs,
     quiet_exporter,
     random_operators,
@@ -96,7 +95,7 @@ def _require_graph(name: str, encoder: FrozenEncoder, preprocess: Preprocessor, 
                 assert program is not None
                 assert program.exported_program is not None
                 exported, model = program.exported_program, program.model_proto
-    except (EXPORT_ERRORS, RuntimeError, ValueError, AssertionError) as error:
+    except Exception as error:  # torch.export raises its own, the user's and plain ones
         error.add_note(report.getvalue().strip() or "The exporter printed nothing.")
         raise UsageError(refusal(name, error)) from error
     random = random_operators(exported)
