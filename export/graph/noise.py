@@ -79,11 +79,11 @@ def _in_float64(embedder: EagerEmbedder) -> EagerEmbedder:
     return exact
 
 
-class _Narrowing(TorchDispatchMode):
+class _Narrowing(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the modules in which an operator takes float64 and gives a narrower float."""
 
     def __init__(self, embedder: EagerEmbedder) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[str] = []
         self._stack: list[str] = []
         self._hooks: list[Any] = []
@@ -93,11 +93,11 @@ class _Narrowing(TorchDispatchMode):
         for name, module in self._embedder.named_modules():
             self._hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self._stack.append(name)))
             self._hooks.append(module.register_forward_hook(lambda *_: (self._stack.pop(), None)[1]))
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
         for hook in self._hooks:
             hook.remove()
 

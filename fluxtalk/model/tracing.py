@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-import fluxtalk
 from fluxtalk.arrays import Arrays
 from fluxtalk.errors import UsageError, reason
 from fluxtalk.preprocess import Preprocessor
@@ -66,7 +65,8 @@ def refusal(modality: str, error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     # Frames before the encoder's are FluxTalk's, frames inside its tensor operations are PyTorch's.
-    foreign = (*(f"{Path(str(package.__file__)).parent}{os.sep}" for package in (fluxtalk, torch)), "<")
+    packages = (Path(__file__).parents[1], Path(torch.__file__).parent)
+    foreign = (*(f"{folder}{os.sep}" for folder in packages), "<")
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(foreign)]
     where = f" at {frames[-1].filename}, line {frames[-1].lineno}, `{frames[-1].line}`" if frames else ""
     why = " ".join(reason(error).split())[:300]
