@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fluxtalk.errors import InputError, UsageError, reason
 from fluxtalk.model.encoders import Features, FrozenEncoder, describe_error, to_tensors
-from fluxtalk.model.encoders.base import HALF
+from fluxtalk.model.encoders.base import HALF, features_and_mask
 from fluxtalk.model.tracing import (
     example_inputs,
     quiet_exporter,
@@ -166,8 +166,7 @@ def _require_apart(what: str, expected: Tensor, found: Tensor, bound: float, how
 
 
 def _bound(encoder: FrozenEncoder, batch: Any) -> float:
-    result = encoder.run(*to_tensors(batch))
-    features = result[0] if isinstance(result, tuple) else result
+    features, _ = features_and_mask(encoder.run(*to_tensors(batch)))
     return max(_SAME, 4 * torch.finfo(features.dtype).eps) if features.dtype in HALF else _SAME
 
 

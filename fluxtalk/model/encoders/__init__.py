@@ -58,13 +58,13 @@ def build_encoder(
         UsageError: the source is unknown, cannot be imported, does not take the options, or its factory fails.
         CheckpointError: the installed version of its library cannot build it.
     """
-    encoder = _build(source, options)
+    encoder = _build(source, options, folder, preprocess)
     if any(tensor.dtype in HALF for tensor in encoder.state_dict().values()):
         encoder.float()
     return encoder
 
 
-def _build(source: str, options: Mapping[str, Any]) -> nn.Module:
+def _build(source: str, options: Mapping[str, Any], folder: str | None, preprocess: Preprocessor | None) -> nn.Module:
     kind, _, rest = source.partition(":")
     if kind in ("hf", "st") and rest:
         return build_hf(source, options, preprocess)
