@@ -1,4 +1,4 @@
-"""What float32 itself costs on a graph, and the promise that follows from it. Numpy only."""
+"""Noise of float32 on a graph, and the promise that follows from it. Numpy only."""
 
 from __future__ import annotations
 

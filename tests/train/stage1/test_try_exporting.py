@@ -1,4 +1,4 @@
-"""What an export needs is tried when an encoder is wrapped, before anybody trains on it."""
+"""Trial of what an export needs, when an encoder is wrapped and before anybody trains on it."""
 
 from __future__ import annotations
 
