@@ -1,4 +1,4 @@
-"""``python -m bench.encoders.align_icons``: `fluxtalk align` on icons and emoji with real encoders, timed stage by stage.
+"""``python -m bench.encoders.align_icons``: `fluxtalk align` on icons with real encoders, timed stage by stage.
 
 The data come from ``python -m bench.icons build``. The result is the recall table of `fluxtalk align` beside the
 baselines', and the seconds of each stage.
