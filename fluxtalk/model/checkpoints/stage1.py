@@ -142,7 +142,7 @@ def load_stage1(path: Path) -> Stage1:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} is not a FluxTalk stage 1 checkpoint; "
-            "make one with `fluxtalk stage1 pretrain` or `fluxtalk stage1 create`."
+            "make one with `fluxtalk stage1 pretrain` or `fluxtalk stage1 pack`."
         )
     if content.get("schema_version") != SCHEMA_VERSION:
         raise CheckpointError(
@@ -199,7 +199,7 @@ def _read(path: Path) -> Any:
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path} holds more than tensors and plain types, or is not a PyTorch file; "
-            "wrap its state_dict with `fluxtalk stage1 create`."
+            "wrap its state_dict with `fluxtalk stage1 pack`."
         ) from None
     except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(
