@@ -46,7 +46,7 @@ def test_only_cpu_and_gpu_bring_an_onnxruntime() -> None:
 
 
 def test_torch_is_pinned_exactly() -> None:
-    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch")]
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch==")]
     assert pins == ["torch==2.13.0"]
 
 
