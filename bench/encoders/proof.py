@@ -41,7 +41,7 @@ _SAME_LEVEL = 1e-3
 
 @dataclass(frozen=True)
 class Proof:
-    """What one encoder went through; a stage that was not reached is None."""
+    """Record of what one encoder went through; a stage that was not reached is None."""
 
     family: str
     kind: str

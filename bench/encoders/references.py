@@ -1,4 +1,4 @@
-"""What the encoders' own libraries make of an item: prepared input and features, computed without FluxTalk."""
+"""Prepared inputs and features that the encoders' own libraries compute, without FluxTalk."""
 
 from __future__ import annotations
 

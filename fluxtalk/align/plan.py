@@ -27,7 +27,7 @@ class Stage:
     inputs: Callable[[Work], Mapping[str, Any]]
     """Everything that its outputs depend on."""
     there: Callable[[Work], bool]
-    """Whether what it left is still there, unchanged."""
+    """Check that what it left is still there, unchanged."""
     run: Callable[[Work, bool], dict[str, Any]]
     """Does the work and returns what it left; the flag says that it was begun before with the same inputs."""
 

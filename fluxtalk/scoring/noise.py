@@ -25,9 +25,9 @@ class Float32Noise(StrictConfig):
     """
 
     embeddings: float | None = None
-    """Of an embedding's element, the largest over thread counts; None if float64 is not a reference."""
+    """Noise of an embedding's element, the largest over thread counts; None if float64 is not a reference."""
     tokens: float | None = None
-    """Of a token's element, relative to max(1, the largest)."""
+    """Noise of a token's element, relative to max(1, the largest)."""
     threads: dict[str, float] = field(default_factory=dict)
     """Thread count of eager PyTorch to the difference of the embeddings."""
     no_reference: str = ""

@@ -30,7 +30,7 @@ class EncoderSpec(StrictConfig):
     """Specification of an encoder: with its weights, enough to build it again."""
 
     source: str
-    """As `fluxtalk.model.encoders.build_encoder` takes it."""
+    """Name of the source, as `fluxtalk.model.encoders.build_encoder` takes it."""
     options: dict[str, Any]
     """Keyword arguments of the encoder's class or factory; plain types only."""
     dim: int

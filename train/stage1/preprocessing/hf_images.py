@@ -81,7 +81,7 @@ _NO_EFFECT = {
     "_valid_processor_keys",
 }
 _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-"""By Pillow's number."""
+"""Filters by Pillow's number."""
 
 
 class _Geometry(NamedTuple):

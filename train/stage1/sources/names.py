@@ -41,7 +41,7 @@ class SourceName:
     file: Path | None
     """File of weights, instead of those that the library would download."""
     options: Mapping[str, Any]
-    """What to take of the encoder, and how to feed it: see docs/encoders.md."""
+    """Choice of its outputs, and how to feed it: see docs/encoders.md."""
 
     @property
     def folder(self) -> Path | None:

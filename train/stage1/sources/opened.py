@@ -20,7 +20,7 @@ class OpenedEncoder:
     options: Mapping[str, Any]
     """Options of its specification, from which `fluxtalk.model.encoders.build_encoder` builds it."""
     encoder: nn.Module
-    """In float32, with its weights."""
+    """The encoder in float32, with its weights."""
     weights: Mapping[str, Tensor]
     """Weights in the precision in which they were kept."""
     preprocess: Preprocessor
