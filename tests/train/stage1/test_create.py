@@ -165,7 +165,7 @@ def test_a_text_encoder_from_a_factory_takes_ids_and_mask(folder: Path, stage1: 
 REFUSED = {
     "source": ({"image": {"encoder": "resnet", "preprocess": IMAGE}}, "small-image, .*got 'resnet'"),
     "no-dim": ({"sound": {"encoder": "features:x"}}, "features:DIM.*got 'features:x'"),
-    "no-number": ({"sound": {"encoder": "features:0"}}, "features:DIM .*got 'features:0'"),
+    "no-number": ({"sound": {"encoder": "features:0"}}, "features:DIM.*got 'features:0'"),
     "no-string": ({"sound": {"encoder": 4}}, r"encoder \(a string\)"),
     "no-options": ({"sound": {"encoder": "features:4", "options": [1]}}, r"options \(an object\)"),
     "no-factory": ({"image": {"encoder": "module:stage1_user_code", "preprocess": IMAGE}}, "module:PACKAGE"),
