@@ -82,7 +82,7 @@ def prove(family: Family, folder: Path, compile_engine: bool) -> Proof:
         proof = dataclasses.replace(proof, trained=fit(_config(folder, data)).finished)
         dataset = load_dataset(data, folder / "cache", stage1.kinds)
         bundle = write_bundle(open_run(folder / "runs" / "run"), dataset, folder / "bundle", _OPTIONS)
-        promise = bundle.manifest.precisions["fp32"].tolerance.max_abs
+        promise = bundle.manifest.modalities[family.kind].float32.promise
         proof = dataclasses.replace(proof, parity=measure_parity(bundle, family.kind), promise=promise)
         if compile_engine:
             proof = dataclasses.replace(proof, engine=compile_rtx(bundle, family.kind))

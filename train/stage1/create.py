@@ -21,6 +21,8 @@ from fluxtalk.train.stage1.sources.open_source import open_source
 from fluxtalk.train.stage1.sources.weights import fit_weights, read_weights
 
 _KEYS = {"encoder", "options", "weights", "preprocess", "prompts", "default_prompt"}
+_LONGEST_STATED = 1_000_000
+"""Bound of maximum lengths that mean something: tokenizers without one say 10^30."""
 _IMAGE_EXAMPLE = (
     '{"kind": "image", "height": 224, "width": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}'
 )
@@ -137,19 +139,44 @@ def _preprocess(folder: Path, name: str, source: str, config: Mapping[str, Any] 
         return _image(name, source, config)
     if config.get("kind") != "text":
         return from_parts(config, {})
-    needed = {"kind", "tokenizer", "max_length"}
-    if not needed <= set(config) <= {*needed, *OPTIONS} or not isinstance(config["tokenizer"], str):
+    return _text(folder, name, config)
+
+
+def _text(folder: Path, name: str, config: Mapping[str, Any]) -> Preprocessor:
+    known = {"kind", "tokenizer", "max_length", *OPTIONS}
+    if not set(config) <= known or not isinstance(config.get("tokenizer"), str):
         raise UsageError(
-            f"The text preprocessing of {name} has the keys kind, tokenizer (a tokenizer.json) and max_length; it may "
-            f"have {', '.join(OPTIONS)}."
+            f"The text preprocessing of {name} has the keys kind, tokenizer (a tokenizer.json, or its folder) and "
+            f"max_length; it may have {', '.join(OPTIONS)}."
+        )
+    path = folder / config["tokenizer"]
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if "max_length" not in config:
+        raise UsageError(
+            f"The text preprocessing of {name} lacks max_length, the token ids that its encoder reads at most; "
+            f"{_stated_length(file.parent)}."
         )
     options = {option: config[option] for option in OPTIONS if option in config}
     try:
-        return TextPreprocessor((folder / config["tokenizer"]).read_text(), config["max_length"], **options)
+        return TextPreprocessor(file.read_text(encoding="utf-8"), config["max_length"], **options)
     except FileNotFoundError:
-        raise UsageError(
-            f"The tokenizer {folder / config['tokenizer']} of {name} does not exist; check the path."
-        ) from None
+        raise UsageError(f"The tokenizer {file} of {name} does not exist; check the path.") from None
+
+
+def _stated_length(folder: Path) -> str:
+    """Say what the files beside a tokenizer tell of its model's maximum length."""
+    for name, key in (
+        ("sentence_bert_config.json", "max_seq_length"),
+        ("tokenizer_config.json", "model_max_length"),
+        ("config.json", "max_position_embeddings"),
+    ):
+        try:
+            value = json.loads((folder / name).read_text(encoding="utf-8")).get(key)
+        except (OSError, ValueError, AttributeError):
+            continue
+        if type(value) is int and value < _LONGEST_STATED:
+            return f"{folder / name} says {key} {value}"
+    return "its model's own files say it: model_max_length in tokenizer_config.json"
 
 
 def _image(name: str, source: str, config: Mapping[str, Any]) -> Preprocessor:

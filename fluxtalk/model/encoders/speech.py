@@ -57,6 +57,10 @@ class SpeechEncoder(nn.Module):
         self._stable: bool = config.do_stable_layer_norm
         self._biased: bool = config.model_type == "wavlm"
         self._windows: list[tuple[int, int]] = list(zip(config.conv_kernel, config.conv_stride, strict=True))
+        for place, (kernel, _) in enumerate(self._windows):
+            last = torch.zeros(1, 1, kernel)
+            last[..., -1] = 1
+            self.register_buffer(f"_last_{place}", last, persistent=False)
         self._receptive_field = 1
         for kernel, stride in reversed(self._windows):
             self._receptive_field = (self._receptive_field - 1) * stride + kernel
@@ -86,9 +90,11 @@ class SpeechEncoder(nn.Module):
         """Run the convolutions: (B, S) to (B, C, T), and a mask (B, T) of frames that read real samples alone."""
         frames = samples[:, None]
         layers = cast(Any, self.model).feature_extractor.conv_layers
-        for layer, (kernel, stride) in zip(layers, self._windows, strict=True):
-            # Real samples come first, so that a frame is real if the last thing it reads is.
-            mask = mask[:, kernel - 1 :: stride]
+        for place, (layer, (_, stride)) in enumerate(zip(layers, self._windows, strict=True)):
+            # Real samples come first, so that a frame is real if the last thing it reads is. As a convolution, so that
+            # an exporter sees by its form that the mask is as long as the frames.
+            last = cast(Tensor, getattr(self, f"_last_{place}"))
+            mask = F.conv1d(mask[:, None].to(frames.dtype), last.to(frames.dtype), stride=stride)[:, 0] > 0.5
             norm = getattr(layer, "layer_norm", None)
             if isinstance(norm, nn.GroupNorm):
                 frames = layer.activation(_masked_group_norm(layer.conv(frames), mask, norm))

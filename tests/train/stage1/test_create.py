@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from fluxtalk.errors import FluxTalkError, UsageError
 from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1, save_stage1
@@ -278,3 +279,21 @@ def test_specification_files_are_refused_by_name(tmp_path: Path) -> None:
         stage1_from_specification(tmp_path / "list.json")
     with pytest.raises(UsageError, match="has the keys modalities"):
         stage1_from_specification(_specification(tmp_path, {"a": {"encoder": "features:4"}}, modality={}))
+
+
+def test_a_tokenizers_folder_is_taken_and_a_missing_length_is_looked_up(folder: Path, tmp_path: Path) -> None:
+    tokenizer = tmp_path / "words"
+    tokenizer.mkdir()
+    words = Tokenizer(models.WordLevel({"[UNK]": 0, "red": 1, "green": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.save(str(tokenizer / "tokenizer.json"))
+    preprocess: dict[str, object] = {"kind": "text", "tokenizer": "words", "max_length": 7}
+    text = {"encoder": "module:stage1_user_code:Words", "preprocess": preprocess}
+    part = stage1_from_specification(_specification(folder, {"text": text})).modalities["text"]
+    assert part.preprocess.to_parts()[0]["max_length"] == 7
+    del preprocess["max_length"]
+    with pytest.raises(UsageError, match=r"lacks max_length.*tokenizer_config\.json"):
+        stage1_from_specification(_specification(folder, {"text": text}))
+    (tokenizer / "tokenizer_config.json").write_text('{"model_max_length": 77}')
+    with pytest.raises(UsageError, match="says model_max_length 77"):
+        stage1_from_specification(_specification(folder, {"text": text}))
