@@ -15,6 +15,7 @@ from torch import nn
 from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX
 from fluxtalk.export.graph.graph_tools import run_model
+from fluxtalk.export.graph.layers import detach
 from fluxtalk.export.graph.to_onnx import export_onnx
 from fluxtalk.model.eager_embedder import EagerEmbedder
 from fluxtalk.model.encoders import FrozenEncoder, GivenFeatures, SmallImageEncoder, SmallTextEncoder
@@ -41,7 +42,9 @@ def graph(modality: str) -> onnx.ModelProto:
         "features": GivenFeatures(),
     }
     encoder = FrozenEncoder(encoders[modality], preprocess[modality], DIMS[modality])
-    return export_onnx(EagerEmbedder(encoder, head, modality), preprocess[modality], inputs(modality, 2))
+    model = export_onnx(EagerEmbedder(encoder, head, modality), preprocess[modality], inputs(modality, 2))
+    detach(model)
+    return model
 
 
 def inputs(modality: str, batch: int, length: int = 9, seed: int = 0, scale: float = 1.0) -> Arrays:
