@@ -183,6 +183,11 @@ class TrainConfig(StrictConfig):
             "set --view-dropout or --token-dropout above 0.",
         )
         require(
+            self.complementary_objective != "difference" or self.items_per_id > 1,
+            "--complementary-objective difference compares the items of an id in a batch; "
+            f"set --items-per-id to 2 or more, got {self.items_per_id}.",
+        )
+        require(
             bool(self.log_name) and "/" not in self.log_name and self.log_name not in (".", ".."),
             f"--log-name is one folder name; got {self.log_name!r}.",
         )
