@@ -114,8 +114,8 @@ def _announce(log: RunLog, trainer: Trainer, inputs: Inputs) -> None:
     single = [m for m in inputs.stage1.modalities if m not in sampler.several_items]
     if trainer.config.complementary_objective == "difference" and single:
         log.line(
-            f"warning: no training id has two items of {' or '.join(single)}, so nothing private can be asked for there, "
-            "and --complementary-objective difference trains no complementary token of it"
+            f"warning: no training id has two items of {' or '.join(single)}, so nothing private can be asked for "
+            "there, and --complementary-objective difference trains no complementary token of it"
         )
     for note in inputs.dataset.notes:
         log.line(f"warning: {note}")
