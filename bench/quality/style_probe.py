@@ -1,4 +1,4 @@
-"""Whether the complementary token of a picture says how it is drawn: styles of icons and emoji, on real features.
+"""Probe of drawing style: does a picture's complementary token say how it is drawn? Icons and emoji, real features.
 
 Reads a table of `bench.icons`, in which a thing has pictures in several styles (four vendors of emoji, for one), and
 its cached features of the training split. Heads are trained on three quarters of the things, and everything is
@@ -109,7 +109,7 @@ class SomeRows:
 
 @dataclass(frozen=True)
 class StyleData:
-    """What heads are trained on and what is measured on."""
+    """Pairs to train heads on, and held-out pictures to measure."""
 
     split: Split
     """Pairs of the things to train on, renumbered."""

@@ -90,7 +90,7 @@ class ComplementaryObjective(Protocol):
     """A loss that only complementary tokens can lower; overlapping ones take no gradient from it."""
 
     needs_second_view: bool
-    """Whether `ComplementaryInputs.second_view` is read."""
+    """True if it reads `ComplementaryInputs.second_view`."""
 
     def __call__(self, outputs: RegisterOutputs, inputs: ComplementaryInputs, group: ProcessGroup) -> Tensor:
         """Compute a scalar; its mean over processes is the global batch's."""
