@@ -176,7 +176,7 @@ def _averages(source: FeatureSource, rows: Integers, parts: int) -> torch.Tensor
     if parts == 1:
         total = (features * mask[..., None]).sum(dim=1, keepdim=True)
         return total / mask.sum(dim=1).clamp_min(1)[:, None, None]
-    return features.unflatten(1, (parts, -1)).mean(dim=2)
+    return features.reshape(len(features), parts, -1, features.shape[-1]).mean(dim=2)
 
 
 def _principal_components(source: FeatureSource, rows: Integers, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -240,14 +240,16 @@ def measure(vectors: Floats, data: StyleData, base: Floats) -> dict[str, Any]:
         styles, things = data.styles[chosen], data.things[chosen]
         own, other = (style_hits(v[chosen], styles, things) for v in (vectors, base))
         # Pictures of one thing are not independent: the interval is over things.
-        per_thing = [[h[things == thing].mean() for thing in np.unique(things)] for h in (own, other)]
+        names = np.unique(things)
+        own_share, other_share = ([hits[things == thing].mean() for thing in names] for hits in (own, other))
+        above = paired_bootstrap_difference(own_share, other_share, seed=0)
         found[name] = {
             "pictures": len(styles),
-            "things": len(per_thing[0]),
+            "things": len(names),
             "style_by_neighbors": round(float(own.mean()), 4),
             "leak": round(leak(vectors[chosen], things), 4),
             "few_labels": round(few_labels(vectors[chosen], styles), 4),
-            "above_mean_features": [round(x, 4) for x in paired_bootstrap_difference(*per_thing, seed=0)],
+            "above_mean_features": [round(x, 4) for x in above],
         }
     return found
 
