@@ -16,7 +16,7 @@ BLOCK_WEIGHTS = ("shared", "per_modality")
 OUTPUT_PROJECTIONS = ("shared", "per_register")
 AGGREGATIONS = ("mean", "concat", "maxsim")
 CONTRASTIVE_LOSSES = ("infonce", "sigmoid")
-COMPLEMENTARY_OBJECTIVES = ("none", "reconstruction", "contrast")
+COMPLEMENTARY_OBJECTIVES = ("none", "reconstruction", "contrast", "difference")
 _MODALITY = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 

@@ -82,7 +82,8 @@ class TrainConfig(StrictConfig):
     """Objective of the complementary tokens besides L2 + diversity."""
     complementary_objective_weight: float = 1.0
     complementary_correlation_weight: float = 1.0
-    """Weight of the cross-correlation penalty between complementary and shared tokens; more costs recall."""
+    """Weight of the cross-correlation penalty between complementary and shared tokens in `contrast` and
+    `reconstruction`; more costs recall."""
     view_dropout: float = 0.8
     """Probability that a feature vector is hidden in the second view of `complementary_objective` contrast."""
     contrastive: str = "infonce"
@@ -181,6 +182,11 @@ class TrainConfig(StrictConfig):
             self.complementary_objective != "contrast" or self.token_dropout + self.view_dropout > 0,
             "--complementary-objective contrast compares two token-dropout views; "
             "set --view-dropout or --token-dropout above 0.",
+        )
+        require(
+            self.complementary_objective != "difference" or self.items_per_id > 1,
+            "--complementary-objective difference compares the items of an id in a batch; "
+            f"set --items-per-id to 2 or more, got {self.items_per_id}.",
         )
         require(
             bool(self.log_name) and "/" not in self.log_name and self.log_name not in (".", ".."),

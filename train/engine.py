@@ -84,7 +84,7 @@ class Trainer:
         self.group = group
         self.stage1_hash = stage1_hash
         self.identity = identity
-        self.loss = build_loss(config, head, group, sampler.global_batch).to(self.device)
+        self.loss = build_loss(config, head, group, sampler.global_batch, sampler.several_items).to(self.device)
         self.step_module = TrainingStep(head, self.loss, config, group, sampler.global_batch)
         self.steps = config.epochs * sampler.steps_per_epoch
         self.optimizer_step = OptimizerStep(head, self.loss, config, group, self.steps, optimizer)

@@ -111,6 +111,12 @@ def _announce(log: RunLog, trainer: Trainer, inputs: Inputs) -> None:
         f"training {trained:,} parameters on {inputs.dataset.name}: "
         f"{trainer.steps} steps of {sampler.global_batch} pairs, {trainer.group.size} process(es) on {inputs.device}"
     )
+    single = [m for m in inputs.stage1.modalities if m not in sampler.several_items]
+    if trainer.config.complementary_objective == "difference" and single:
+        log.line(
+            f"warning: no training id has two items of {' or '.join(single)}, so nothing private can be asked for "
+            "there, and --complementary-objective difference trains no complementary token of it"
+        )
     for note in inputs.dataset.notes:
         log.line(f"warning: {note}")
     if sampler.global_batch < sampler.asked:

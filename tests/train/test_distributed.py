@@ -48,6 +48,8 @@ CASES: dict[str, dict[str, Any]] = {
     "specified": {},
     "contrast": {"complementary_objective": "contrast", "token_dropout": 0.3, "items_per_id": 2},
     "reconstruction-all-k": {"complementary_objective": "reconstruction", "nested_draw": "all"},
+    # One row of four processes: the other item of its id is in another process.
+    "difference": {"complementary_objective": "difference", "batch_size": 4, "items_per_id": 2, "token_dropout": 0.3},
     "sigmoid-one-k": {"contrastive": "sigmoid", "nested_draw": "batch", "weight_decay": 0.0},
     "maxsim-accumulated": {"aggregation": "maxsim", "batch_size": 8, "accum_steps": 2, "token_dropout": 0.3},
 }

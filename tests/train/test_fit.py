@@ -208,3 +208,39 @@ def test_recipes_are_defaults_that_typed_options_override(train_config: TrainCon
     assert {name: getattr(config, name) for name in recommended} == {**recommended, "dropout": 0.25}
     with pytest.raises(UsageError, match="--recipe is one of specified, recommended"):
         TrainConfig.with_recipe("other", stage1_checkpoint="a", output_dir="b", log_name="c")
+
+
+def test_ids_with_one_item_have_nothing_private_to_be_asked_for(
+    train_config: TrainConfig, table_path: Path, tmp_path: Path
+) -> None:
+    """The table has two images and one text of each id; the second table one of each: said once, and not trained."""
+    config = dataclasses.replace(
+        train_config, output_dir=str(tmp_path), epochs=1, items_per_id=2, complementary_objective="difference"
+    )
+    folder = fit(config).folder
+    said = [line for line in folder.log.read_text().splitlines() if "nothing private" in line]
+    assert len(said) == 1
+    assert "no training id has two items of text, so nothing private can be asked for there" in said[0]
+    state = load_head(folder.last).training_state
+    assert {name for name in state if name.startswith("loss.objective.")} == {
+        "loss.objective.maps.image.weight",
+        "loss.objective.maps.image.bias",
+    }
+    assert not any("maps" in name for name in load_head(folder.best).weights)
+
+    rows = {row["id"]: row for row in csv.DictReader(table_path.read_text().splitlines())}
+    with (tmp_path / "single.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["image", "text", "id", "split"])
+        writer.writeheader()
+        writer.writerows({**row, "image": table_path.parent / row["image"]} for row in rows.values())
+    single = dataclasses.replace(config, data=str(tmp_path / "single.csv"))
+    heads = {}
+    for name in ("difference", "none"):
+        folder = fit(dataclasses.replace(single, log_name=name, complementary_objective=name)).folder
+        assert ("two items of image or text" in folder.log.read_text()) == (name == "difference")
+        heads[name] = load_head(folder.best)
+    for name, tensor in heads["none"].weights.items():
+        assert torch.equal(heads["difference"].weights[name], tensor), name
+
+    with pytest.raises(UsageError, match="compares the items of an id in a batch; set --items-per-id to 2 or more"):
+        dataclasses.replace(config, items_per_id=1)

@@ -85,6 +85,11 @@ class PairSampler:
         self._first = {m: np.searchsorted(items.groups, np.arange(self._ids)) for m, items in split.items.items()}
         self._count = {m: np.bincount(items.groups, minlength=self._ids) for m, items in split.items.items()}
 
+    @property
+    def several_items(self) -> tuple[str, ...]:
+        """Name the modalities of which a batch can hold two or more different items of an id."""
+        return tuple(m for m, count in self._count.items() if min(self._items_per_id, count.max(initial=0)) > 1)
+
     def batch(self, epoch: int, step: int) -> PairRows:
         """Return this process's rows of step ``step`` (from 0) of epoch ``epoch`` (from 0)."""
         ids = self._order(epoch)[step * self._ids_per_batch : (step + 1) * self._ids_per_batch]

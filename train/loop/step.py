@@ -9,7 +9,7 @@ Learning Batch Size under Memory Limited Setup").
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,11 +56,18 @@ class RandomDraws:
     """Lengths that the loss is taken at instead, if there are any."""
 
 
-def build_loss(config: TrainConfig, head: TokenHead, group: ProcessGroup, global_batch: int) -> RegisterTokenLoss:
+def build_loss(
+    config: TrainConfig,
+    head: TokenHead,
+    group: ProcessGroup,
+    global_batch: int,
+    several_items: Collection[str] | None = None,
+) -> RegisterTokenLoss:
     """Build the loss over a head's tokens that the options ask for.
 
     Args:
         global_batch: rows of one step over all processes.
+        several_items: modalities in which ids have several items in a batch; None is all.
     """
     sizes = head.config
     complementary = sizes.num_register_tokens - sizes.num_overlapping_tokens
@@ -76,6 +83,7 @@ def build_loss(config: TrainConfig, head: TokenHead, group: ProcessGroup, global
             sizes.dim,
             complementary,
             config.complementary_correlation_weight,
+            several_items,
         ),
         objective_weight=config.complementary_objective_weight,
     )
@@ -152,9 +160,10 @@ class TrainingStep(nn.Module):
             outputs = self._view(batch, draws.step, lengths, 0)
             inputs = None
             if self.loss.objective is not None:
-                second = self._view(batch, draws.step, lengths, 1)
+                paired = self.loss.objective.needs_second_view
+                second = self._view(batch, draws.step, lengths, 1).tokens if paired else {}
                 targets = {m: _mean_feature(batch.features[m], batch.masks[m]) for m in batch.features}
-                inputs = ComplementaryInputs(batch.items, second.tokens, targets)
+                inputs = ComplementaryInputs(batch.items, second, targets, batch.ids)
         return ForwardPass(outputs, batch.ids, inputs)
 
     def _view(self, batch: Batch, step: int, lengths: Mapping[str, Tensor], view: int) -> RegisterOutputs:
@@ -174,7 +183,7 @@ def _detached(read: ForwardPass) -> ForwardPass:
     leaves = RegisterOutputs(tokens, outputs.keep, outputs.num_overlapping, outputs.present)
     if inputs is not None:
         second = {m: t.detach().requires_grad_() for m, t in inputs.second_view.items()}
-        inputs = ComplementaryInputs(inputs.items, second, inputs.targets)
+        inputs = ComplementaryInputs(inputs.items, second, inputs.targets, inputs.ids)
     return ForwardPass(leaves, read.ids, inputs)
 
 
@@ -194,6 +203,7 @@ def _joined(reads: Sequence[ForwardPass]) -> ForwardPass:
             _concatenated([i.items for i in inputs]),
             _concatenated([i.second_view for i in inputs]),
             _concatenated([i.targets for i in inputs]),
+            torch.cat([i.ids for i in inputs]),
         )
     return ForwardPass(joined, torch.cat([read.ids for read in reads]), joined_inputs)
 

@@ -5,7 +5,7 @@ Shapes: B this process's samples, G samples of all processes, K tokens, C comple
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,13 +78,19 @@ class ComplementaryInputs:
     items: Mapping[str, Tensor]
     """int64 (B,): rows with the same number hold the same raw item, and are never each other's negatives."""
     second_view: Mapping[str, Tensor]
-    """(B, K, D): the tokens of another token-dropout view of the same features."""
+    """(B, K, D): the tokens of another token-dropout view of the same features; empty unless the objective has
+    ``needs_second_view``."""
     targets: Mapping[str, Tensor]
     """(B, E): the mean of the sample's normalized features."""
+    ids: Tensor
+    """int64 (B,): rows with the same number hold the same thing."""
 
 
 class ComplementaryObjective(Protocol):
     """A loss that only complementary tokens can lower; overlapping ones take no gradient from it."""
+
+    needs_second_view: bool
+    """True if it reads `ComplementaryInputs.second_view`."""
 
     def __call__(self, outputs: RegisterOutputs, inputs: ComplementaryInputs, group: ProcessGroup) -> Tensor:
         """Compute a scalar; its mean over processes is the global batch's."""
@@ -103,6 +109,8 @@ class Contrast(nn.Module):
     Args:
         correlation_weight: weight of the cross-correlation penalty.
     """
+
+    needs_second_view = True
 
     def __init__(self, correlation_weight: float = 1.0) -> None:
         super().__init__()
@@ -137,6 +145,8 @@ class Reconstruction(nn.Module):
         correlation_weight: weight of the cross-correlation penalty.
     """
 
+    needs_second_view = False
+
     def __init__(
         self, dims: Mapping[str, int], dim: int, num_complementary: int, correlation_weight: float = 1.0
     ) -> None:
@@ -166,10 +176,84 @@ class Reconstruction(nn.Module):
         return _mean(terms, outputs)
 
 
+class Difference(nn.Module):
+    """Predict how an item differs from the other items of its id, by a linear map of its complementary tokens.
+
+    With r the mean of an item's normalized features less the average of that over the distinct items of its id and
+    modality in the global batch, ``|A c - r|^2 / Var(r)``: 1 if the tokens c say nothing of it, 0 if they say all.
+    What all items of an id share is not in r, and what no other modality can tell is all that is left. Only rows whose
+    id has two or more items in the batch count; serving needs one item alone.
+
+    Args:
+        dims: modality to feature dimension, for the modalities in which ids have several items.
+        dim: head dimension.
+        num_complementary: number of complementary tokens.
+    """
+
+    needs_second_view = False
+
+    def __init__(self, dims: Mapping[str, int], dim: int, num_complementary: int) -> None:
+        super().__init__()
+        self.maps = nn.ModuleDict({name: nn.Linear(dim * num_complementary, e) for name, e in dims.items()})
+
+    def forward(self, outputs: RegisterOutputs, inputs: ComplementaryInputs, group: ProcessGroup) -> Tensor:
+        """See `ComplementaryObjective`; only rows that kept a complementary token count."""
+        terms = []
+        for modality, linear in self.maps.items():
+            first = outputs.num_overlapping
+            keep, present = outputs.keep[modality][:, first:], outputs.has(modality)
+            own = (l2_normalize(outputs.tokens[modality][:, first:]) * keep[..., None]).flatten(1)
+            difference, has_others = differences(
+                inputs.targets[modality].to(own.dtype), inputs.ids, inputs.items[modality], present, group
+            )
+            counted = has_others & keep[:, 0]
+            error = _over_kept((linear(own) - difference).square().sum(dim=1), counted, group)
+            variance = group.all_reduce_sum(_over_kept(difference.square().sum(dim=1), counted, group)) / group.size
+            # Items with the same features, or none, ask for nothing.
+            terms.append(error / variance.clamp_min(1e-6))
+        return _mean(terms, outputs)
+
+
+def differences(
+    values_BE: Tensor, ids_B: Tensor, items_B: Tensor, present_B: Tensor, group: ProcessGroup
+) -> tuple[Tensor, Tensor]:
+    """Subtract from each row the average over the distinct items of its id in the global batch.
+
+    Args:
+        values_BE: what is averaged, the same in all rows of one item; takes no gradient.
+        ids_B: int64; rows of one id are averaged.
+        items_B: int64; rows of the same id and item count once.
+        present_B: bool; other rows hold nothing.
+
+    Returns:
+        (B, E), 0 in rows without another item; and bool (B,): whether the row's id has two or more items in the batch.
+    """
+    all_ids, all_items, all_present = (group.all_gather(x) for x in (ids_B, items_B, present_B))
+    all_values = group.all_gather(values_BE.detach())
+    both = torch.stack([all_ids, all_items], dim=1)
+    _, item_G, rows_of_item = torch.unique(both[all_present], dim=0, return_inverse=True, return_counts=True)
+    # Several rows of one item share its weight of 1.
+    share_G = all_present.to(values_BE.dtype)
+    share_G[all_present] = 1 / rows_of_item[item_G].to(values_BE.dtype)
+    share_BG = (ids_B[:, None] == all_ids) * share_G
+    count_B = share_BG.sum(dim=1)
+    has_others = present_B & (count_B > 1.5)
+    mean_BE = share_BG @ all_values / count_B.clamp_min(1)[:, None]
+    return (values_BE.detach() - mean_BE) * has_others[:, None], has_others
+
+
 def build_objective(
-    name: str, dims: Mapping[str, int], dim: int, num_complementary: int, correlation_weight: float = 1.0
-) -> Contrast | Reconstruction | None:
-    """Build the objective of that name; None for ``none``.
+    name: str,
+    dims: Mapping[str, int],
+    dim: int,
+    num_complementary: int,
+    correlation_weight: float = 1.0,
+    several_items: Collection[str] | None = None,
+) -> Contrast | Reconstruction | Difference | None:
+    """Build the objective of that name; None for ``none``, and for ``difference`` if no id has two items of a modality.
+
+    Args:
+        several_items: modalities in which ids have several items in a batch, for ``difference``; None is all.
 
     Raises:
         UsageError: the name is unknown, or the head has no complementary token.
@@ -185,6 +269,9 @@ def build_objective(
         )
     if name == "contrast":
         return Contrast(correlation_weight)
+    if name == "difference":
+        differing = {m: e for m, e in dims.items() if several_items is None or m in several_items}
+        return Difference(differing, dim, num_complementary) if differing else None
     return Reconstruction(dims, dim, num_complementary, correlation_weight)
 
 

@@ -16,6 +16,7 @@ from fluxtalk.model.losses.complementary import (
     CONTRAST_SCALE,
     ComplementaryInputs,
     Contrast,
+    Difference,
     Reconstruction,
     build_objective,
     cross_correlation_penalty,
@@ -30,7 +31,10 @@ WEIGHT = 0.7
 
 
 def _case(seed: int = 0) -> tuple[RegisterOutputs, ComplementaryInputs]:
-    """Two modalities; some rows dropped the complementary token, one has no image, two hold the same image."""
+    """Two modalities; some rows dropped the complementary token, one has no image, two hold the same image.
+
+    Id 0 has two images in three rows, id 1 one image, ids 2 and 3 two each.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> Tensor:
@@ -43,7 +47,9 @@ def _case(seed: int = 0) -> tuple[RegisterOutputs, ComplementaryInputs]:
     present = {"image": torch.arange(ROWS) != 4, "text": torch.ones(ROWS, dtype=torch.bool)}
     items = {"image": torch.tensor([0, 1, 2, 0, -1, 5, 6, 7, 8]), "text": torch.arange(ROWS)}
     targets = {m: noise(ROWS, 5) for m in tokens}
-    return RegisterOutputs(tokens, keep, FIRST, present), ComplementaryInputs(items, second, targets)
+    targets["image"][3] = targets["image"][0]
+    ids = torch.tensor([0, 0, 1, 0, 1, 2, 3, 3, 2])
+    return RegisterOutputs(tokens, keep, FIRST, present), ComplementaryInputs(items, second, targets, ids)
 
 
 def _known(outputs: RegisterOutputs, modality: str, row: int) -> Tensor:
@@ -120,6 +126,80 @@ def test_reconstruction_equals_plain_loops() -> None:
     actual = objective(outputs, inputs, SingleProcess())
     # The penalties guard against constant dimensions by 1e-6 beside variances of about 1/6.
     torch.testing.assert_close(actual, torch.stack(expected).mean(), rtol=1e-4, atol=0)
+
+
+def _slow_differences(outputs: RegisterOutputs, inputs: ComplementaryInputs, modality: str) -> dict[int, Tensor]:
+    """Row to its difference from the average over its id's distinct items; rows without another item are left out."""
+    found = {}
+    for row in range(ROWS):
+        items = {
+            int(inputs.items[modality][other]): inputs.targets[modality][other]
+            for other in range(ROWS)
+            if inputs.ids[other] == inputs.ids[row] and outputs.has(modality)[other]
+        }
+        if outputs.has(modality)[row] and len(items) > 1:
+            found[row] = inputs.targets[modality][row] - torch.stack(list(items.values())).mean(dim=0)
+    return found
+
+
+def test_difference_equals_plain_loops() -> None:
+    outputs, inputs = _case()
+    objective = Difference({"image": 5, "text": 5}, DIM, 1).double()
+    expected = []
+    for modality, tokens in outputs.tokens.items():
+        differences = _slow_differences(outputs, inputs, modality)
+        kept = [row for row in differences if outputs.keep[modality][row, FIRST]]
+        errors = [
+            (objective.maps[modality](F.normalize(tokens[row, FIRST], dim=0)) - differences[row]).square().sum()
+            for row in kept
+        ]
+        variance = torch.stack([differences[row].square().sum() for row in kept]).mean()
+        expected.append(torch.stack(errors).mean() / variance)
+    assert sorted(_slow_differences(outputs, inputs, "image")) == [0, 1, 3, 5, 6, 7, 8]
+    torch.testing.assert_close(objective(outputs, inputs, SingleProcess()), torch.stack(expected).mean())
+
+
+def test_difference_is_the_share_that_the_tokens_leave_out() -> None:
+    """A map that says nothing costs 1; tokens that hold the differences cost 0; other tokens and ids cost nothing."""
+    outputs, inputs = _case()
+    objective = Difference({"image": 5}, DIM, 1).double()
+    for parameter in objective.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert objective(outputs, inputs, SingleProcess()).item() == pytest.approx(1)
+    differences = _slow_differences(outputs, inputs, "image")
+    torch.manual_seed(0)
+    unit = F.normalize(torch.randn(ROWS, 2, dtype=torch.float64), dim=1)
+    # Differences that two numbers hold, with tokens that are those numbers.
+    plane = torch.randn(2, 5, dtype=torch.float64)
+    pairs = torch.stack([unit[5], -unit[5], unit[6], -unit[6]]) @ plane
+    rows = torch.tensor([5, 8, 6, 7])
+    targets = torch.randn(ROWS, 5, dtype=torch.float64)
+    targets[rows] = pairs + torch.tensor([[10.0], [10.0], [-3.0], [-3.0]])
+    tokens = torch.zeros(ROWS, TOKENS, DIM, dtype=torch.float64)
+    tokens[rows, FIRST, :2] = torch.stack([unit[5], -unit[5], unit[6], -unit[6]])
+    with torch.no_grad():
+        objective.get_parameter("maps.image.weight")[:, :2] = plane.T
+    alone = torch.arange(ROWS)
+    ids = torch.where(torch.isin(alone, rows), inputs.ids, alone + 10)
+    whole = dataclasses.replace(
+        outputs, tokens={"image": tokens}, keep={"image": torch.ones(ROWS, TOKENS, dtype=torch.bool)}, present={}
+    )
+    told = dataclasses.replace(inputs, targets={"image": targets}, ids=ids, items={"image": alone})
+    assert objective(whole, told, SingleProcess()).item() == pytest.approx(0, abs=1e-12)
+    assert len(differences) > len(rows)
+    # Without two items of any id there is nothing to ask for.
+    single = objective(whole, dataclasses.replace(told, ids=alone), SingleProcess())
+    assert single.item() == 0
+    single.backward()
+
+
+def test_difference_has_no_map_for_a_modality_without_several_items() -> None:
+    some = build_objective("difference", {"image": 5, "text": 7}, DIM, 2, several_items=("image",))
+    assert isinstance(some, Difference)
+    assert [(name, p.shape) for name, p in some.named_parameters()] == [
+        ("maps.image.weight", (5, 2 * DIM)), ("maps.image.bias", (5,)),
+    ]  # fmt: skip
+    assert build_objective("difference", {"image": 5, "text": 7}, DIM, 1, several_items=()) is None
 
 
 @pytest.mark.parametrize("name", ["contrast", "reconstruction"])
@@ -208,7 +288,7 @@ def test_the_objective_is_added_with_its_weight_and_none_is_nothing() -> None:
 def test_impossible_objectives_are_refused() -> None:
     with pytest.raises(UsageError, match="needs a complementary token"):
         build_objective("contrast", {"image": 5}, DIM, 0)
-    with pytest.raises(UsageError, match="one of none, reconstruction, contrast; got 'other'"):
+    with pytest.raises(UsageError, match="one of none, reconstruction, contrast, difference; got 'other'"):
         build_objective("other", {"image": 5}, DIM, 1)
     with pytest.raises(UsageError, match="complementary_objective_weight is at least 0"):
         RegisterTokenLoss(objective=Contrast(), objective_weight=-1.0)

@@ -42,6 +42,7 @@ def _gradient(trainer: Trainer, step: int = 0) -> Tensor:
         {"aggregation": "concat", "depth": 2, "self_attention": True},
         {"complementary_objective": "contrast", "num_overlapping_tokens": 2},
         {"complementary_objective": "reconstruction"},
+        {"complementary_objective": "difference", "num_overlapping_tokens": 2},
     ],
     ids=lambda o: "-".join(map(str, o.values())) or "specified",
 )
