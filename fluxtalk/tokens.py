@@ -23,9 +23,7 @@ POOLED, CONCAT, TOKENS, COMPLEMENTARY, ATTENTION = "pooled", "concat", "tokens",
 OUTPUT_KINDS = (POOLED, CONCAT, TOKENS, COMPLEMENTARY)
 """Kinds of embeddings; `TokenLayout.select` defines each."""
 SHARED_KINDS = (POOLED, CONCAT, TOKENS)
-"""Kinds that can be compared between modalities."""
-SEARCHED_KINDS = (*SHARED_KINDS, COMPLEMENTARY)
-"""Kinds that an index can hold; ``complementary`` is searched from the index's own modality alone."""
+"""Kinds that can be compared between modalities, and searched."""
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ _GROUPS: dict[str, dict[str, str]] = {
         "complementary_reg_weight": "Weight of L2 + diversity on the complementary tokens.",
         "complementary_objective": "Further objective of the complementary tokens.",
         "complementary_objective_weight": "Weight of that objective.",
-        "complementary_correlation_weight": "Weight of the cross-correlation penalty of contrast and reconstruction.",
+        "complementary_correlation_weight": "Weight of the cross-correlation penalty in that objective.",
         "view_dropout": "Probability that a feature vector is hidden in the second view of `contrast`.",
     },
     "Optimization": {

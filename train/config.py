@@ -82,8 +82,7 @@ class TrainConfig(StrictConfig):
     """Objective of the complementary tokens besides L2 + diversity."""
     complementary_objective_weight: float = 1.0
     complementary_correlation_weight: float = 1.0
-    """Weight of the cross-correlation penalty between complementary and shared tokens in `contrast` and
-    `reconstruction`; more costs recall."""
+    """Weight of the cross-correlation penalty between complementary and shared tokens; more costs recall."""
     view_dropout: float = 0.8
     """Probability that a feature vector is hidden in the second view of `complementary_objective` contrast."""
     contrastive: str = "infonce"

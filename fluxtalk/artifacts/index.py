@@ -25,7 +25,7 @@ from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.artifacts.files import hash_file, write_json
 from fluxtalk.config import StrictConfig
 from fluxtalk.errors import IndexFileError, UsageError, reason
-from fluxtalk.tokens import POOLED, SEARCHED_KINDS, TOKENS
+from fluxtalk.tokens import POOLED, SHARED_KINDS, TOKENS
 
 FORMAT = "fluxtalk.index"
 SCHEMA_VERSION = 2
@@ -41,16 +41,15 @@ class IndexSpec(StrictConfig):
     """See `Manifest.space_id`."""
     modality: str
     output: str
-    """One of `SEARCHED_KINDS`: one vector for each item (complementary tokens side by side), or, for ``tokens``, its
-    overlapping tokens."""
+    """One of `SHARED_KINDS`: one vector for each item, or, for ``tokens``, its overlapping tokens."""
     k: int
     """Register tokens that were computed."""
     dtype: str = "float32"
     """Number format in which they are stored, one of `fluxtalk.runtime.vectors.DTYPES`."""
 
     def __post_init__(self) -> None:
-        if self.output not in SEARCHED_KINDS:
-            raise UsageError(f"An index holds {', '.join(SEARCHED_KINDS)}; got {self.output!r}.")
+        if self.output not in SHARED_KINDS:
+            raise UsageError(f"An index holds {', '.join(SHARED_KINDS)}; got {self.output!r}.")
         if self.dtype not in BITS_PER_NUMBER:
             raise UsageError(f"dtype is one of {', '.join(BITS_PER_NUMBER)}; got {self.dtype!r}.")
 

@@ -23,7 +23,7 @@ from fluxtalk.runtime.bulk.stream import EmbedOptions, embed_chunks
 from fluxtalk.runtime.embedder import open_embedder
 from fluxtalk.runtime.index.build import build_index
 from fluxtalk.runtime.index.search import SearchIndex
-from fluxtalk.tokens import COMPLEMENTARY, SEARCHED_KINDS, TOKENS, concatenate
+from fluxtalk.tokens import SHARED_KINDS, TOKENS
 
 
 @click.group(name="index")
@@ -39,9 +39,7 @@ def main() -> None:
 @option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The index's folder, new or empty.")
 @k_option("Register tokens to compute.  [default: all]")
 @kind_option(
-    SEARCHED_KINDS,
-    "Kind of vectors to keep. tokens: the first finds candidates, all overlapping ones put them in order. "
-    "complementary: what only MODALITY knows, searched from it alone.",
+    SHARED_KINDS, "Kind of vectors to keep. tokens: the first finds candidates, all overlapping ones put them in order."
 )
 @dtype_option
 @serving_options
@@ -78,8 +76,6 @@ def build(
         if kind == TOKENS:
             shared = embedder.bundle.manifest.layout.select(k, kind).shared
             chunks = (chunk[:, :shared] for chunk in chunks)
-        if kind == COMPLEMENTARY:
-            chunks = (concatenate(chunk, chunk.shape[1]) for chunk in chunks)
         manifest = build_index(output, chunks, names, spec)
     click.echo(
         f"{output}: {manifest.items} {modality} items, {kind}, k = {manifest.k}, dimension {manifest.dim}, "

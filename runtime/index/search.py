@@ -14,7 +14,7 @@ from fluxtalk.preprocess.prompts import QUERY
 from fluxtalk.runtime.embedder import Embedder
 from fluxtalk.runtime.index.nearest_neighbors import NearestNeighbors
 from fluxtalk.runtime.index.rerank import Reranker
-from fluxtalk.tokens import COMPLEMENTARY, TOKENS, concatenate
+from fluxtalk.tokens import TOKENS
 
 
 @dataclass(frozen=True)
@@ -106,22 +106,14 @@ class SearchIndex:
 
         Raises:
             IndexFileError: the bundle is of another space.
-            UsageError, InputError, TokenCountError: as for `Embedder.embed`; or an index of ``complementary`` is
-                searched from another modality than its own.
+            UsageError, InputError, TokenCountError: as for `Embedder.embed`.
         """
         manifest = embedder.bundle.manifest
-        output, own = self.stored.manifest.output, self.stored.manifest.modality
-        if output == COMPLEMENTARY and modality != own:
-            raise UsageError(
-                f"The index {self.stored.folder} holds what only {own} knows, so a query is of that modality; "
-                f"got {modality}."
-            )
+        output = self.stored.manifest.output
         self.stored.require_space(manifest.space_id(output), f"the bundle {embedder.bundle.folder}")
         k = manifest.layout.truncated(self.stored.manifest.k).num_register_tokens if k is None else k
         selection = manifest.layout.select(k, output)
         vectors = embedder.embed(modality, items, selection.k, output, role=QUERY)
         if output == TOKENS:
             vectors = vectors[:, : selection.shared]
-        if output == COMPLEMENTARY:
-            vectors = concatenate(vectors, vectors.shape[1])
         return self.search(vectors, count, candidates)

@@ -10,7 +10,7 @@ from fluxtalk.errors import UsageError
 from fluxtalk.runtime.index.search import SearchIndex
 from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request
-from fluxtalk.tokens import COMPLEMENTARY, CONCAT, POOLED, TOKENS, Selection, concatenate
+from fluxtalk.tokens import CONCAT, POOLED, TOKENS, Selection
 
 RERANK = "rerank"
 """Ways to search. ``pooled`` compares one vector of the query with one of each item, in an index of tokens its first.
@@ -59,20 +59,7 @@ class ServedIndex:
         """Output as which a query has to be embedded."""
         if how == RERANK:
             return TOKENS
-        return self.manifest.output if self.manifest.output in (CONCAT, COMPLEMENTARY) else POOLED
-
-    def require_modality(self, modality: str) -> None:
-        """Refuse a query that an index of complementary tokens cannot be compared with.
-
-        Raises:
-            ApiError: 400.
-        """
-        own = self.manifest.modality
-        if self.manifest.output == COMPLEMENTARY and modality != own:
-            raise bad_request(
-                f"The index {self.name} holds what only {own} knows, so a query is of that modality; got {modality}.",
-                modality,
-            )
+        return CONCAT if self.manifest.output == CONCAT else POOLED
 
     def require_k(self, k: int) -> None:
         """Refuse a k at which the query would not fit.
@@ -99,8 +86,7 @@ class ServedIndex:
         """Find the items most similar to one query.
 
         Args:
-            query: vectors as `output` says: (dim,), or (tokens, dim) with at least the tokens compared, or all
-                complementary ones.
+            query: vectors as `output` says: (dim,), or (tokens, dim) with at least the tokens compared.
             count: number of items at most.
 
         Returns:
@@ -110,8 +96,6 @@ class ServedIndex:
         if how == RERANK and tokens > 1:
             rows, scores = self._rerankers[tokens - 1].search(query[:tokens], count)
         else:
-            if self.manifest.output == COMPLEMENTARY:
-                query = concatenate(query[None], len(query))[0]
             rows, scores = self._neighbors.search(query[0] if how == RERANK else query, count)
         return rows.tolist(), scores
 

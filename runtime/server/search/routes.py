@@ -113,7 +113,6 @@ def read_search(fields: dict[str, Any], strict: bool, model: ServedModel, indexe
     """
     item, asked = read_item(fields, strict, SearchOptions, model.kinds)
     index = indexes.require(asked.index)
-    index.require_modality(item.modality)
     how = index.ways[0] if asked.how is None else asked.how
     if how not in index.ways:
         ways = " or ".join(index.ways)

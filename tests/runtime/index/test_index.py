@@ -22,7 +22,6 @@ from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.runtime import DTYPES, load, maxsim, quantize, similarity
 from fluxtalk.runtime.index.build import build_index
 from fluxtalk.runtime.index.search import SearchIndex
-from fluxtalk.tokens import l2_normalize
 from tests.conftest import Made
 from tests.runtime.test_serving import one_sentence, run
 
@@ -140,7 +139,7 @@ def test_what_does_not_fit_leaves_no_index(tmp_path: Path) -> None:
     for count in (49, 51, 0):
         with pytest.raises(UsageError, match="for each of its"):
             build_index(tmp_path / "index", [vectors] if count else [], NAMES[:count], content())
-    with pytest.raises(UsageError, match="pooled, concat, tokens, complementary"):
+    with pytest.raises(UsageError, match="pooled, concat, tokens"):
         content("complementary")
     with pytest.raises(UsageError, match="dtype"):
         content(dtype="int4")
@@ -202,28 +201,6 @@ def test_an_index_in_fp32_is_searched_in_fp16(
     found = run("index", "search", folder, "text", "omega", "-n", 3, "--bundle", half.folder)
     assert found.exit_code == 0, found.output
     assert len(found.output.splitlines()) == 3
-
-
-def test_complementary_tokens_are_searched_from_their_own_modality(
-    made: Made, table_path: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "index"
-    built = run(
-        "index", "build", made.bundle.folder, "image", table_path.parent, "--kind", "complementary", "-o", folder
-    )
-    assert built.exit_code == 0, built.output
-    index = SearchIndex(folder)
-    pictures = sorted(table_path.parent.glob("test-*.png"))[:3]
-    with load(made.bundle.folder) as embedder:
-        items = embedder.embed("image", [Path(name) for name in index.stored.items], output="complementary")
-        queries = embedder.embed("image", pictures, output="complementary")
-        cosines = l2_normalize(queries[:, 0]) @ l2_normalize(items[:, 0]).T
-        for row, hits in enumerate(index.search_items(embedder, "image", pictures, 5)):
-            assert [hit.similarity for hit in hits] == pytest.approx(np.sort(cosines[row])[::-1][:5], abs=1e-5)
-        with pytest.raises(UsageError, match="holds what only image knows, so a query is of that modality; got text"):
-            index.search_items(embedder, "text", ["omega"])
-        with pytest.raises(UsageError, match="complementary tokens come last"):
-            index.search_items(embedder, "image", pictures, k=1)
 
 
 def test_a_bundle_of_another_space_is_refused(made: Made, tmp_path: Path) -> None:

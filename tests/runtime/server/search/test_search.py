@@ -19,7 +19,6 @@ from fluxtalk.runtime import Embedder, load, maxsim, similarity
 from fluxtalk.runtime.index.build import build_index
 from fluxtalk.runtime.index.search import SearchIndex
 from fluxtalk.runtime.server.search.attention import grid_of
-from fluxtalk.tokens import concatenate
 from tests.conftest import Made
 from tests.runtime.server.conftest import PATIENCE_S, running, start
 
@@ -37,12 +36,9 @@ def indexes(made: Made, pictures: list[Path], texts: list[str], tmp_path_factory
             vectors = embedder.embed("image", [*pictures, pictures[0]], 3, output)
             content = IndexSpec.of(embedder.bundle, "image", output, 3)
             build_index(folder / f"{output}.index", [vectors], names, content)
-        content = IndexSpec.of(embedder.bundle, "image", "complementary")
-        vectors = embedder.embed("image", [*pictures, pictures[0]], output="complementary")
-        build_index(folder / "private.index", [concatenate(vectors, 1)], names, content)
         content = IndexSpec.of(embedder.bundle, "text", "pooled")
         build_index(folder / "words.index", [embedder.embed("text", texts)], texts, content)
-    return [folder / f"{name}.index" for name in ("pooled", "concat", "tokens", "words", "private")]
+    return [folder / f"{name}.index" for name in ("pooled", "concat", "tokens", "words")]
 
 
 def options(indexes: list[Path]) -> list[Any]:
@@ -131,34 +127,16 @@ def test_images_find_themselves_in_every_form(client: httpx.Client, pictures: li
 def test_the_library_and_the_server_agree(
     client: httpx.Client, embedder: Embedder, indexes: list[Path], texts: list[str]
 ) -> None:
-    for folder in indexes[:4]:
+    for folder in indexes:
         answer = search(client, text=texts[5], index=folder.stem, n=6)
         hits = SearchIndex(folder).search_items(embedder, "text", [texts[5]], 6)[0]
         assert [hit["item"] for hit in answer["data"]] == [hit.item for hit in hits]
         assert np.abs(scores(answer) - [hit.similarity for hit in hits]).max() <= 1e-5
 
 
-def test_complementary_tokens_are_searched_by_their_own_modality(
-    client: httpx.Client, embedder: Embedder, indexes: list[Path], pictures: list[Path]
-) -> None:
-    image = base64.b64encode(pictures[4].read_bytes()).decode()
-    answer = search(client, image=image, index="private", n=6)
-    hits = SearchIndex(indexes[4]).search_items(embedder, "image", [pictures[4]], 6)[0]
-    assert [hit["item"] for hit in answer["data"]] == [hit.item for hit in hits]
-    assert np.abs(scores(answer) - [hit.similarity for hit in hits]).max() <= 1e-5
-    assert (answer["how"], answer["k"], answer["tokens_compared"]) == ("pooled", 4, 1)
-    for body, words in (
-        ({"text": "omega"}, "holds what only image knows, so a query is of that modality; got text"),
-        ({"image": image, "k": 2}, "complementary tokens come last, so they need all 4 tokens"),
-    ):
-        refused = client.post("/v1/search", json={**body, "index": "private"})
-        assert refused.status_code == 400
-        assert words in refused.text
-
-
 def test_what_can_be_searched(client: httpx.Client, made: Made) -> None:
     listed = {index["name"]: index for index in client.get("/v1/indexes").json()["data"]}
-    assert list(listed) == ["pooled", "concat", "tokens", "words", "private"]
+    assert list(listed) == ["pooled", "concat", "tokens", "words"]
     assert listed["tokens"]["how"] == ["rerank", "pooled"]
     assert listed["words"] == {
         "name": "words",
