@@ -178,6 +178,7 @@ class GraphWriter:
             return serving, None
         found = score(self._held_out, sessions, self._tokens)
         serving["recall"] = found.recall
+        serving["pair_recall"] = self._held_out.pair_recall(found.tokens).to_dict()
         report = compare_quality(self._held_out, reference, found, name, tolerance, measured_on)
         if name != "fp32":
             self._log(f"  {label}: {report.line()}")

@@ -21,6 +21,7 @@ from fluxtalk.errors import DataError
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.batching import batches_by_length
+from fluxtalk.scoring.pair_recall import PairRecall, measure_pair_recall
 from fluxtalk.scoring.parity import Tolerance, embedding_difference, largest, nearest_agreement
 from fluxtalk.scoring.retrieval import ItemTokens, retrieval
 
@@ -65,6 +66,11 @@ class HeldOut:
     def queries(self, source: str, target: str) -> int:
         """Number of items of ``source`` that have a partner in ``target``."""
         return int(np.isin(self.split.items[source].groups, self.split.items[target].groups).sum())
+
+    def pair_recall(self, tokens: Mapping[str, Floats]) -> PairRecall:
+        """Recall at every k of the query and of the items, of the tokens of all items."""
+        ids = {modality: items.groups for modality, items in self.split.items.items()}
+        return measure_pair_recall(tokens, ids, self.num_overlapping)
 
     def rows_apart(self, modality: str, session: Session, k: int) -> float:
         """Largest difference between an item's embedding alone and in a batch of others."""
