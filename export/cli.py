@@ -76,7 +76,8 @@ def onnx(
     allow_code: bool,
 ) -> None:
     """Export RUN (OUTPUT_DIR/LOG_NAME of fluxtalk-train): one ONNX graph per modality and precision, each
-    measured against eager PyTorch.
+    measured against eager PyTorch. A lower precision that fails its quality gate is left out; the others are
+    written, and the exit code is 3.
 
     fluxtalk-export onnx runs/mine -o bundle --precision fp32 --precision fp16 --precision int8
     """

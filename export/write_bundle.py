@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,16 @@ from fluxtalk.artifacts.files import atomic_folder, hash_file, write_atomically,
 from fluxtalk.artifacts.golden import GoldenVectors, golden_bytes
 from fluxtalk.console import Log
 from fluxtalk.datasets import PairDataset
-from fluxtalk.errors import BundleError
+from fluxtalk.errors import BundleError, IncompleteError, ParityError, QualityError, UsageError
 from fluxtalk.export.graph.trace import TracedModality, trace
 from fluxtalk.export.options import ExportOptions
+from fluxtalk.export.precision.quality import Scores
 from fluxtalk.export.write_graphs import GraphWriter, check_longest
 from fluxtalk.model.checkpoints.trained_run import TrainedRun
 from fluxtalk.tokens import ATTENTION, OUTPUT_KINDS, TokenLayout, check_token_count
+
+_STOP = "."
+_ADVICE = "Leave out that --precision, name other --eval-data, or accept the loss with --allow-quality-loss"
 
 
 def write_bundle(
@@ -53,9 +57,10 @@ def write_bundle(
         BundleError: the folder exists and is not empty.
         DataError: the data set lacks a modality or has too few items.
         ParityError: a graph differs from eager PyTorch.
-        QualityError: a precision does not pass the quality gate, or could not be measured.
+        QualityError: no precision that was asked for passes the quality gate, or could be measured.
         UsageError: an option does not fit the run, or an encoder cannot be exported.
-        None of them leaves anything behind.
+        IncompleteError: a lower precision does not pass, while others do. The bundle is written without it; none of the
+            other errors leaves anything behind.
     """
     options = options or ExportOptions()
     tokens = check_token_count(options.tokens, run.head.config.num_register_tokens, "this run")
@@ -65,17 +70,50 @@ def write_bundle(
             log(f"exporting {modality} ({part.spec.source})")
             calibrate = "int8" in options.precisions
             traced[modality] = trace(run, dataset, modality, tokens, options.opset, options.attention, calibrate)
-        longest = {m: part.longest for m, part in traced.items() if part.longest is not None}
         writer = GraphWriter(folder, Path(scratch), traced, options, tokens, log)
         reference = writer.float32_scores(run, eval_data or dataset)
-        precisions = {name: writer.write(name, reference) for name in options.precisions}
-        precisions = check_longest(folder, longest, precisions, options.allow_quality_loss)
+        precisions = _precisions(writer, folder, traced, reference, options)
+        longest = {m: part.longest for m, part in traced.items() if part.longest is not None}
         golden = GoldenVectors({m: part.golden for m, part in traced.items()}, longest)
         write_atomically(folder / GOLDEN, golden_bytes(golden))
-        write_json(folder / QUALITY, {"data": (eval_data or dataset).public_name, "precisions": writer.reports})
-        entries = {m: _entry(folder, m, part, options.precisions) for m, part in traced.items()}
+        quality = {"data": (eval_data or dataset).public_name, "precisions": writer.reports, "refused": writer.refused}
+        write_json(folder / QUALITY, quality)
+        entries = {m: _entry(folder, m, part, list(precisions)) for m, part in traced.items()}
         write_manifest(folder, _manifest(run, dataset.public_name, folder, entries, precisions, options, tokens))
-    return read_bundle(output)
+    bundle = read_bundle(output)
+    if writer.refused:
+        raise IncompleteError(
+            f"{output} was written with {', '.join(precisions)}, and without "
+            f"{'; '.join(f'{name}: {why.rstrip(_STOP)}' for name, why in writer.refused.items())}. {_ADVICE}."
+        )
+    return bundle
+
+
+def _precisions(
+    writer: GraphWriter,
+    folder: Path,
+    traced: Mapping[str, TracedModality],
+    reference: Scores | None,
+    options: ExportOptions,
+) -> dict[str, PrecisionEntry]:
+    """Write the precisions that pass; the others are refused, and float32 has to hold."""
+    longest = {m: part.longest for m, part in traced.items() if part.longest is not None}
+    promises = {m: part.noise.tolerance for m, part in traced.items()}
+    written: dict[str, PrecisionEntry] = {}
+    for name in options.precisions:
+        try:
+            entry = writer.write(name, reference)
+            written[name] = check_longest(folder, longest, name, entry, promises, options.allow_quality_loss)
+        except (QualityError, ParityError, UsageError) as error:
+            if name == "fp32":
+                raise
+            writer.refuse(name, str(error))
+    if not written:
+        raise QualityError(
+            "The quality gate does not hold for "
+            f"{'; '.join(why.rstrip(_STOP) for why in writer.refused.values())}. {_ADVICE}."
+        )
+    return written
 
 
 def _entry(folder: Path, modality: str, traced: TracedModality, precisions: Sequence[str]) -> ModalityEntry:
@@ -84,7 +122,7 @@ def _entry(folder: Path, modality: str, traced: TracedModality, precisions: Sequ
     for name, content in files.items():
         write_atomically(folder / names[name], content)
     graphs = {precision: graph_name(modality, precision) for precision in precisions}
-    return ModalityEntry(graphs, traced.inputs, traced.max_length, config, names)
+    return ModalityEntry(graphs, traced.inputs, traced.max_length, config, names, traced.noise)
 
 
 def _manifest(

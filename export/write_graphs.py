@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from fluxtalk.artifacts.golden import GoldenCase
 from fluxtalk.console import Log
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import DataError, ParityError, QualityError
+from fluxtalk.export.graph.layers import graph_difference
 from fluxtalk.export.graph.to_onnx import graph_files
 from fluxtalk.export.graph.trace import TracedModality
 from fluxtalk.export.options import ExportOptions
@@ -28,7 +29,7 @@ from fluxtalk.model.checkpoints.trained_run import TrainedRun
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.verify import ParityReport, replay, replay_longest
-from fluxtalk.scoring.parity import EXPORT_TOLERANCE, OutputDifference, Tolerance
+from fluxtalk.scoring.parity import OutputDifference, Tolerance, loosened, promise_of
 from fluxtalk.scoring.parity_accumulator import AttentionDifference, attention_tolerance
 
 
@@ -62,17 +63,19 @@ class GraphWriter:
         self._not_measured = ""
         self.reports: dict[str, Any] = {}
         """Precision to its quality report, as ``quality.json`` holds it."""
+        self.refused: dict[str, str] = {}
+        """Precision to the reason why it is not written."""
 
     def float32_scores(self, run: TrainedRun, eval_data: PairDataset) -> Scores | None:
         """Hold the float32 graphs against eager PyTorch, and score them; None if there are no held-out pairs.
 
         Raises:
-            ParityError: a graph differs from eager PyTorch.
+            ParityError: a graph differs from eager PyTorch by more than it promises; it names the module.
         """
         config = run.head.config
         graphs = {m: part.model for m, part in self._traced.items()}
         with self._sessions(graphs, self._scratch, "proof") as sessions:
-            self._replay("fp32", sessions, EXPORT_TOLERANCE)
+            self._require_float32(sessions)
             try:
                 self._held_out = held_out_items(
                     eval_data,
@@ -94,6 +97,7 @@ class GraphWriter:
 
         Raises:
             QualityError: no method passes, and a loss of quality is not allowed.
+            UsageError: the graph cannot be converted.
         """
         refused: list[str] = []
         tolerance, method, serving = tolerance_of(name, ""), "", dict[str, Any]()
@@ -108,19 +112,29 @@ class GraphWriter:
             with self._sessions(tried, self._scratch, label) as sessions:
                 tolerance = tolerance_of(name, method)
                 problems, tolerance = self._golden_problems(name, sessions, tolerance)
-                serving, report = self._measure(name, label, sessions, reference, tolerance)
+                serving, report = self._measure(name, label, sessions, reference)
             problems += report["broken"] if report is not None else [f"it could not be measured: {self._not_measured}"]
+            if name == "fp32":
+                # Against eager PyTorch it was held already, and it is what the others are compared with.
+                problems = []
             self.reports[name] = {"method": method, "gate": problems, **(report or {})}
-            if not problems or (name == "fp32" and report is None):
+            if not problems:
                 return PrecisionEntry(tolerance, method, serving)
             refused.append(f"{label}: {'; '.join(problems)}")
         if self._options.allow_quality_loss:
             self._log(f"  allowed by --allow-quality-loss: {refused[-1]}")
             return PrecisionEntry(tolerance, method, serving)
-        raise QualityError(
-            f"The quality gate does not hold for {' | '.join(refused)}. Leave out --precision {name}, name other "
-            "--eval-data, or accept the loss with --allow-quality-loss."
-        )
+        raise QualityError(" | ".join(refused))
+
+    def refuse(self, name: str, why: str) -> None:
+        """Note that a precision is not written, and remove what was written of it."""
+        self.refused[name] = why
+        self.reports.pop(name, None)
+        for modality in self._traced:
+            graph = self._folder / graph_name(modality, name)
+            for path in (graph, graph.with_name(f"{graph.name}.data")):
+                path.unlink(missing_ok=True)
+        self._log(f"  {name}: refused: {why}")
 
     @contextmanager
     def _sessions(self, graphs: dict[str, onnx.ModelProto], folder: Path, label: str) -> Iterator[dict[str, Session]]:
@@ -135,27 +149,43 @@ class GraphWriter:
             for session in sessions.values():
                 session.close()
 
-    def _replay(self, name: str, sessions: dict[str, Session], tolerance: Tolerance) -> list[ParityReport]:
-        reports = [
-            report
-            for m, part in self._traced.items()
-            for report in replay(m, name, sessions[m], part.golden, tolerance, part.room)
-        ]
-        if name == "fp32":
+    def _require_float32(self, sessions: dict[str, Session]) -> None:
+        """Hold the float32 graphs to what they promise, where they are exported."""
+        for modality, part in self._traced.items():
+            self._log(f"  {modality}: {part.noise.line()}")
+            reports = self._replay("fp32", sessions, part.noise.tolerance, [modality])
+            found = max(reports, key=lambda report: report.difference.max_abs)
+            self._log(f"  {modality}: float32 graph at most {found.difference.max_abs:.1e} from eager PyTorch")
             for report in reports:
-                report.require()
-            largest = max(report.difference.max_abs for report in reports)
-            self._log(f"  fp32: {len(reports)} k and modalities, at most {largest:.1e} from eager PyTorch")
-        return reports
+                if report.broken:
+                    raise ParityError(f"{report.refusal()} The difference {self._where(modality, sessions[modality])}.")
+
+    def _where(self, modality: str, session: Session) -> str:
+        part = self._traced[modality]
+        found = session.run(part.golden.inputs, self._tokens)["embeddings"]
+        return graph_difference(
+            part.embedder, part.model, part.layers, part.golden.inputs, found, part.golden.expected["embeddings"]
+        )
+
+    def _replay(
+        self, name: str, sessions: dict[str, Session], tolerance: Tolerance, modalities: Sequence[str] = ()
+    ) -> list[ParityReport]:
+        return [
+            report
+            for m in modalities or self._traced
+            for report in replay(m, name, sessions[m], self._traced[m].golden, tolerance, self._traced[m].room)
+        ]
 
     def _golden_problems(
         self, name: str, sessions: dict[str, Session], tolerance: Tolerance
     ) -> tuple[list[str], Tolerance]:
-        """Violations by the golden vectors, and the tolerance: widened to what was measured, if that is allowed."""
+        """Violations by the golden vectors, and the tolerance: what was measured, with a margin."""
         if name == "fp32":
             # `float32_scores` has checked it, by a stricter tolerance.
             return [], tolerance
         reports = self._replay(name, sessions, tolerance)
+        tolerance = promise_of(name, tolerance, [report.difference for report in reports])
+        reports = [dataclasses.replace(report, tolerance=tolerance) for report in reports]
         problems = sorted({f"golden vectors of {r.modality}: {phrase}" for r in reports for phrase in r.broken})
         if problems and self._options.allow_quality_loss:
             for report in reports:
@@ -163,7 +193,7 @@ class GraphWriter:
         return problems, tolerance
 
     def _measure(
-        self, name: str, label: str, sessions: dict[str, Session], reference: Scores | None, tolerance: Tolerance
+        self, name: str, label: str, sessions: dict[str, Session], reference: Scores | None
     ) -> tuple[dict[str, Any], dict[str, Any] | None]:
         serving: dict[str, Any] = {}
         measured_on = "ort-cpu" if runs_on_cpu(name) else f"float32 on ort-cpu, rounded to {name} behind every operator"
@@ -179,7 +209,8 @@ class GraphWriter:
         found = score(self._held_out, sessions, self._tokens)
         serving["recall"] = found.recall
         serving["pair_recall"] = self._held_out.pair_recall(found.tokens).to_dict()
-        report = compare_quality(self._held_out, reference, found, name, tolerance, measured_on)
+        noise = {m: part.noise.noise for m, part in self._traced.items()}
+        report = compare_quality(self._held_out, reference, found, name, noise, measured_on)
         if name != "fp32":
             self._log(f"  {label}: {report.line()}")
         return serving, report.to_dict()
@@ -202,27 +233,40 @@ def widen(tolerance: Tolerance, difference: OutputDifference, attention: Attenti
 
 
 def check_longest(
-    folder: Path, longest: Mapping[str, GoldenCase], precisions: Mapping[str, PrecisionEntry], allow_quality_loss: bool
-) -> dict[str, PrecisionEntry]:
-    """Run the graphs, except those that do not run on the CPU, on their modality's longest input.
+    folder: Path,
+    longest: Mapping[str, GoldenCase],
+    name: str,
+    entry: PrecisionEntry,
+    promises: Mapping[str, Tolerance],
+    allow_quality_loss: bool,
+) -> PrecisionEntry:
+    """Run the graphs of a precision on their modality's longest input, unless they do not run on the CPU.
+
+    Args:
+        entry: the precision, with what it promises.
+        promises: modality to the promise of its float32 graph.
 
     Returns:
-        The precisions; if a loss is allowed, with tolerances that were widened to what was measured.
+        The precision. Its tolerance is measured anew with these inputs, and if a loss is allowed widened to what was
+        measured.
 
     Raises:
         ParityError: a graph does not run the input, or its difference from eager PyTorch exceeds the tolerance.
     """
-    entries = dict(precisions)
-    for name in filter(runs_on_cpu, precisions):
-        for modality, case in longest.items():
-            session = OnnxRuntimeSession(folder / graph_name(modality, name), precision=name)
-            try:
-                for report in replay_longest(modality, name, session, case, entries[name].tolerance):
-                    if report.broken and allow_quality_loss and name != "fp32":
-                        wider = widen(entries[name].tolerance, report.difference, report.attention)
-                        entries[name] = dataclasses.replace(entries[name], tolerance=wider)
-                    # Checked against the tolerance that goes into the bundle.
-                    dataclasses.replace(report, tolerance=entries[name].tolerance).require()
-            finally:
-                session.close()
-    return entries
+    if not runs_on_cpu(name):
+        return entry
+    for modality, case in longest.items():
+        session = OnnxRuntimeSession(folder / graph_name(modality, name), precision=name)
+        try:
+            for report in replay_longest(modality, name, session, case, entry.tolerance):
+                tolerance = promises[modality] if name == "fp32" else entry.tolerance
+                if name != "fp32":
+                    tolerance = loosened(name, tolerance, report.difference)
+                    if allow_quality_loss:
+                        tolerance = widen(tolerance, report.difference, report.attention)
+                    entry = dataclasses.replace(entry, tolerance=tolerance)
+                # Checked against the tolerance that goes into the bundle.
+                dataclasses.replace(report, tolerance=tolerance).require()
+        finally:
+            session.close()
+    return entry

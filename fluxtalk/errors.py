@@ -14,6 +14,7 @@
     ├── BackendError               exit code 1   a library or device is missing, does not fit, or failed
     ├── ParityError                exit code 1   two implementations disagree
     ├── QualityError               exit code 1   a precision costs more than it may
+    │   └── IncompleteError        exit code 3   ... and the bundle was written without it
     └── TrainingError              exit code 1   training cannot go on (NaN loss)
 
 A message is one sentence that says what was expected, what came, and what to do.
@@ -72,6 +73,12 @@ class ParityError(FluxTalkError):
 
 class QualityError(FluxTalkError):
     """A lower precision that loses more quality than is allowed, or whose quality could not be measured."""
+
+
+class IncompleteError(QualityError):
+    """A bundle that was written, without the precisions that did not pass."""
+
+    exit_code = 3
 
 
 class TrainingError(FluxTalkError):

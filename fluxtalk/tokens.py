@@ -177,7 +177,7 @@ class StoredTokens:
     shared: int
     """Overlapping tokens among them."""
     whole: bool = False
-    """True if an item's vector can only be read whole: a pooled one was averaged, bits of a prefix are not told apart."""
+    """True if an item's vector can only be read as it was stored: a mean, or bits that are compared all together."""
 
     def compare(self, query: Selection, item_k: SupportsIndex | None = None, what: str = "this index") -> Comparison:
         """Check the k of both sides of a search.
@@ -203,9 +203,9 @@ class StoredTokens:
             )
         if self.output == CONCAT and tokens != query.shared:
             raise UsageError(
-                f"concat vectors compare at equal dimension: k = {query.k} gives {query.shared} tokens of the query side "
-                f"by side, and item_k = {count} gives {tokens} of each item; give k and item_k one number, from 1 to "
-                f"{self.k}."
+                f"concat vectors compare at equal dimension: k = {query.k} gives {query.shared} tokens of the query "
+                f"side by side, and item_k = {count} gives {tokens} of each item; give k and item_k one number, from 1 "
+                f"to {self.k}."
             )
         return Comparison(query, count, query.shared, tokens)
 

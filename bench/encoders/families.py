@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from bench.encoders.real_sources import real_source
+
 _TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 _SIDE = 32
 _PATCH = {"image_size": _SIDE, "patch_size": 8}
@@ -38,7 +40,15 @@ def families() -> list[Family]:
         *(Family(name, "audio", _hf_audio(*row), row[0]) for name, row in _HF_AUDIO.items()),
         Family("open_clip ViT, image", "image", _open_clip),
         Family("open_clip ViT, text", "text", _open_clip),
+        *(Family(f"{name}, real weights", kind, _real(source)) for name, (kind, source) in _REAL.items()),
     ]
+
+
+_REAL = {
+    "all-MiniLM-L6-v2": ("text", "minilm"),
+    "EfficientNet-Lite0": ("image", "efficientnet-lite0"),
+    "DINOv2-small": ("image", "dinov2-small"),
+}
 
 
 _SQUARE = {"size": {"height": _SIDE, "width": _SIDE}}
@@ -65,6 +75,12 @@ _HF_IMAGES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
         _SQUARE,
     ),
     "SigLIP, image": ("SiglipVisionModel", {**_TINY, **_PATCH}, "SiglipImageProcessor", _SQUARE),
+    "SigLIP2 NaFlex, image": (
+        "Siglip2VisionModel",
+        {**_TINY, "patch_size": 8, "num_patches": 16},
+        "Siglip2ImageProcessor",
+        {"patch_size": 8, "max_num_patches": 16},
+    ),
     "CLIP, image": ("CLIPVisionModel", {**_TINY, **_PATCH}, "CLIPImageProcessor", _CROPPED),
     "ConvNeXt": (
         "ConvNextModel",
@@ -212,6 +228,10 @@ def _hf_audio(model: str, config: dict[str, Any], extractor: str, settings: dict
         return f"hf:{folder}{'?max-length=24000' * extractor.startswith('Wav2Vec2')}"
 
     return save
+
+
+def _real(name: str) -> Callable[[Path], str]:
+    return lambda folder: real_source(name, folder)
 
 
 def _timm(model: str, **arguments: Any) -> Callable[[Path], str]:

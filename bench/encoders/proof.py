@@ -12,18 +12,23 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+from click.testing import CliRunner
 
 from bench.encoders.families import Family
 from bench.encoders.items import RATE, names, picture, sound
 from bench.encoders.references import LibraryEncoder
+from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.datasets import load_dataset
 from fluxtalk.errors import FluxTalkError
 from fluxtalk.export.options import ExportOptions
+from fluxtalk.export.to_tensorrt.cli import trt
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.model.checkpoints.stage1 import Stage1Modality, load_stage1, save_stage1
 from fluxtalk.model.checkpoints.trained_run import open_run
 from fluxtalk.model.encoders import to_tensors
 from fluxtalk.preprocess import AudioPreprocessor, ImagePreprocessor, Preprocessor
+from fluxtalk.runtime.backends.options import BackendOptions
+from fluxtalk.runtime.verify import verify_bundle
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.run import fit
 from fluxtalk.train.stage1.pack import pack_encoders
@@ -77,14 +82,29 @@ def prove(family: Family, folder: Path, compile_engine: bool) -> Proof:
         proof = dataclasses.replace(proof, trained=fit(_config(folder, data)).finished)
         dataset = load_dataset(data, folder / "cache", stage1.kinds)
         bundle = write_bundle(open_run(folder / "runs" / "run"), dataset, folder / "bundle", _OPTIONS)
-        entry = bundle.manifest.precisions["fp32"]
-        proof = dataclasses.replace(proof, promise=entry.tolerance.max_abs)
+        promise = bundle.manifest.precisions["fp32"].tolerance.max_abs
+        proof = dataclasses.replace(proof, parity=measure_parity(bundle, family.kind), promise=promise)
+        if compile_engine:
+            proof = dataclasses.replace(proof, engine=compile_rtx(bundle, family.kind))
     except FluxTalkError as error:
         proof = dataclasses.replace(proof, stopped=str(error))
     return dataclasses.replace(proof, seconds=round(time.monotonic() - started, 1))
 
 
 _OPTIONS = ExportOptions(precisions=("fp32",))
+
+
+def measure_parity(bundle: Bundle, modality: str) -> float:
+    """Measure the largest difference of a bundle's float32 embeddings from eager PyTorch, over every k."""
+    verification = verify_bundle(bundle.folder, BackendOptions("ort-cpu"), ["fp32"])
+    return max(report.difference.max_abs for report in verification.reports if report.modality == modality)
+
+
+def compile_rtx(bundle: Bundle, modality: str) -> str:
+    """Compile a modality with TensorRT-RTX for compute capability 8.9, and say how that went."""
+    arguments = [str(bundle.folder), "--flavor", "tensorrt-rtx", "--compute-capability", "8.9", "--modality", modality]
+    result = CliRunner().invoke(trt, arguments)
+    return "compiled" if result.exit_code == 0 else result.output.strip().splitlines()[-1]
 
 
 def compare(part: Stage1Modality, library: LibraryEncoder) -> tuple[float, float]:

@@ -34,8 +34,11 @@ class LibraryEncoder:
     """
 
     def __init__(self, source: str, kind: str, model_class: str | None) -> None:
-        self.library, _, folder = source.partition("?")[0].partition(":")
-        self.folder, self.kind = Path(folder), kind
+        library, _, name = source.partition("?")[0].partition(":")
+        # The transformer of a sentence-transformers folder is one of transformers.
+        self.library = "hf" if library == "st" else library
+        name, _, file = name.partition("@")
+        self.folder, self.name, self.file, self.kind = Path(name), name, file, kind
         with torch.no_grad():
             getattr(self, f"_load_{self.library}")(model_class)
 
@@ -89,7 +92,10 @@ class LibraryEncoder:
 
     def _load_timm(self, model_class: str | None) -> None:
         timm = importlib.import_module("timm")
-        self._model = timm.create_model(f"local-dir:{self.folder}", pretrained=True).eval()
+        if self.file:
+            self._model = timm.create_model(self.name, checkpoint_path=self.file).eval()
+        else:
+            self._model = timm.create_model(f"local-dir:{self.folder}", pretrained=True).eval()
         config = timm.data.resolve_data_config({}, model=self._model)
         self._processor = timm.data.create_transform(**config, is_training=False)
 

@@ -69,6 +69,8 @@ def main(run: Path, output: Path | None, compute_capability: str, cache_dir: str
             seconds = time.perf_counter() - start
             quality = json.loads((folder / QUALITY).read_text())["precisions"]
             parity = json.loads(verify_bundle(folder, BackendOptions()).json())
+            if "fp32" in precisions:
+                results["float32"] = {m: e.float32.to_dict() for m, e in bundle.manifest.modalities.items()}
             for precision in precisions:
                 label = precision if precision != "int8" else f"int8 {int8}"
                 results["precisions"][label] = {
@@ -93,6 +95,7 @@ def write_tables(docs: Path, results: dict[str, Any]) -> None:
     where = f"{results['architecture']}, {results['cores']} cores, no GPU, {results['date']}"
     titles = (
         f"Sizes, and milliseconds for one item (ONNX Runtime, {where}; encoders of 1.1 and 0.8 million parameters):",
+        "What float32 itself costs, eager against float64 on the golden inputs, and what the float32 graph promises:",
         "What each costs on held-out pairs, the worst direction and k; *rows apart*: an item alone and in a batch:",
         "`verify`, k = 1 and all:",
         "TensorRT-RTX, compiled without a GPU for compute capability 8.9:",
@@ -126,14 +129,28 @@ def tables(results: dict[str, Any]) -> list[str]:
         ],
     )
     quality = markdown_table(
-        ["precision", "min cosine", "max abs", "top-1 agreement", "Recall@10, points", "rows apart", "gate"],
+        [
+            "precision",
+            "median cosine",
+            "smallest",
+            "max abs",
+            "top-1 agreement",
+            "separated",
+            "Recall@10, points",
+            "95 % bound",
+            "rows apart",
+            "gate",
+        ],
         [
             [
                 label,
+                f"{entry['quality']['median_cosine']:.6f}",
                 f"{entry['quality']['min_cosine']:.6f}",
                 f"{entry['quality']['max_abs']:.1e}",
                 f"{100 * entry['quality']['top1']:.1f} %",
+                f"{entry['quality']['separated']} of {entry['quality']['queries']}",
                 f"{0.0 - 100 * entry['quality']['recall_loss']:+.2f}",
+                f"{0.0 - 100 * entry['quality']['recall_bound']:+.2f}",
                 f"{max(entry['quality']['rows'].values()):.0e}",
                 "; ".join(entry["quality"]["gate"]) or "holds",
             ]
@@ -162,7 +179,21 @@ def tables(results: dict[str, Any]) -> list[str]:
         ["engine", "MB", "seconds"],
         [[e["name"], f"{e['bytes'] / 1e6:.1f}", f"{e['seconds']:.1f}"] for e in results.get("engines", [])],
     )
-    return [sizes, quality, parity, *([engines] if "engines" in results else [])]
+    noise = markdown_table(
+        ["graph", "noise of an embedding, by threads", "of tokens", "promise", "of tokens", "float64"],
+        [
+            [
+                modality,
+                ", ".join(f"{count}: {value:.1e}" for count, value in entry["threads"].items()) or "not measured",
+                "" if entry["tokens"] is None else f"{entry['tokens']:.1e}",
+                f"{entry['promise']:.1e}",
+                f"{entry['token_promise']:.1e}",
+                entry["no_reference"] or "is the reference",
+            ]
+            for modality, entry in results["float32"].items()
+        ],
+    )
+    return [sizes, noise, quality, parity, *([engines] if "engines" in results else [])]
 
 
 def _compile(bundle: Bundle, compute_capability: str) -> list[dict[str, Any]]:

@@ -17,19 +17,21 @@ _MAX_ROW_BYTES = 4 << 20
 """Bytes of the longest row that is kept in the bundle: about a minute of sound, any text."""
 
 
-def with_hard_rows(batch: Arrays) -> dict[str, Array]:
+def with_hard_rows(batch: Arrays, fixed_length: bool = False) -> dict[str, Array]:
     """Append hard cases to a batch of real items.
 
     Args:
-        batch: preprocessed, either of images or with a ``mask`` (B, length).
+        batch: preprocessed.
+        fixed_length: every item has the same length, all of which is read (`Preprocessor.fixed_length`).
 
     Returns:
-        The batch with one more row for images, which is black; else with three more: a single feature at the
-        beginning, the same behind padding, and padding only.
+        The batch with one more row for items of a fixed length, all zeros: a black image, a text of the token 0. Else
+        with three more: a single feature at the beginning, the same behind padding, and padding only.
     """
     first = {name: array[:1] for name, array in batch.items()}
-    if "mask" not in batch:
-        return {name: np.concatenate([array, np.zeros_like(array[:1])]) for name, array in batch.items()}
+    if fixed_length:
+        row = {name: np.ones_like(array) if name == "mask" else np.zeros_like(array) for name, array in first.items()}
+        return {name: np.concatenate([array, row[name]]) for name, array in batch.items()}
     start, end, empty = ({name: np.zeros_like(array) for name, array in first.items()} for _ in range(3))
     for name, array in first.items():
         start[name][:, 0] = end[name][:, -1] = True if name == "mask" else array[:, 0]

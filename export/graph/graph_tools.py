@@ -5,6 +5,7 @@ Every function takes a model whose weights are in memory, and all but `replace_n
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,9 +14,12 @@ import onnx.inliner
 
 from fluxtalk.arrays import Array, Arrays
 from fluxtalk.errors import UsageError, reason
+from fluxtalk.model.tracing import named_module
 from fluxtalk.runtime.backends.onnxruntime_session import import_onnxruntime
 
 _RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout")
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_CLASSES = "pkg.torch.onnx.class_hierarchy"
 
 
 def copied(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -84,6 +88,29 @@ def ancestors(model: onnx.ModelProto, value: str) -> list[onnx.NodeProto]:
             wanted.update(inputs_of(node))
             found.append(node)
     return found[::-1]
+
+
+def scopes_of(node: onnx.NodeProto) -> list[tuple[str, str]]:
+    """Modules that a node was traced in, outermost first: path and class; none once the exporter's notes are gone."""
+    noted = {part.key: part.value for part in node.metadata_props}
+    if _SCOPES not in noted or _CLASSES not in noted:
+        return []
+    names, classes = (ast.literal_eval(noted[key]) for key in (_SCOPES, _CLASSES))
+    # The last of both is the operator itself.
+    return list(zip(names, classes, strict=False))[:-1]
+
+
+def random_nodes(model: onnx.ModelProto) -> list[str]:
+    """Name the operators of a graph that draw random numbers, each with the module that it was traced in."""
+    found = []
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        for node in nodes:
+            # `Dropout` drops only if its third input says so, and without one it does not.
+            drops = node.op_type != "Dropout" or (len(node.input) > 2 and bool(node.input[2]))
+            if node.op_type.startswith(_RANDOM) and drops:
+                scopes = [(path.removeprefix("embedder."), kind) for path, kind in scopes_of(node)]
+                found.append(f"{node.op_type} in {named_module(scopes)}")
+    return list(dict.fromkeys(found))
 
 
 def replace_nodes(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> None:

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import os
-import traceback
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-import fluxtalk
 from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS, TOKEN_INDEX, TensorSpec
 from fluxtalk.artifacts.files import write_atomically
-from fluxtalk.errors import UsageError, reason
-from fluxtalk.export.graph.graph_tools import fold_constants
+from fluxtalk.errors import UsageError
+from fluxtalk.export.graph.graph_tools import fold_constants, random_nodes
+from fluxtalk.export.graph.layers import attach, detach, note_layers
 from fluxtalk.export.options import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET
 from fluxtalk.model.eager_embedder import EagerEmbedder
+from fluxtalk.model.tracing import EXPORT_ERRORS, example_inputs, quiet_exporter, random_refusal, refusal
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.tokens import ATTENTION
 
@@ -65,17 +60,18 @@ def export_onnx(
         attention: whether the graph also gives where each register looked.
 
     Returns:
-        A checked ONNX model, without source paths. Its value between encoder and head is called `FEATURES`.
+        A checked ONNX model, without source paths; `layers.detach` tells which values its modules end
+        with. Its value between encoder and head is called `FEATURES`.
 
     Raises:
-        UsageError: the opset is not supported, or the encoder cannot be exported.
+        UsageError: the opset is not supported, the encoder cannot be exported, or it draws random numbers.
     """
     if not MIN_OPSET <= opset <= MAX_OPSET:
         raise UsageError(f"--opset is in {MIN_OPSET}..{MAX_OPSET}; got {opset}.")
     arguments, shapes = _arguments(embedder, preprocess, sample)
     outputs = [*OUTPUTS, *[ATTENTION] * attention, FEATURES]
     try:
-        with _quiet() as report:
+        with quiet_exporter() as report:
             program = torch.onnx.export(
                 _NamedFeatures(embedder, attention).eval(),
                 arguments,
@@ -86,18 +82,24 @@ def export_onnx(
                 dynamic_shapes={"inputs": shapes},
                 verbose=False,
             )
-    except (torch.onnx.OnnxExporterError, torch._dynamo.exc.TorchDynamoException) as error:
+    except EXPORT_ERRORS as error:
         # Tracebacks show notes, and --debug shows the traceback.
         error.add_note(report.getvalue().strip() or "The exporter printed nothing.")
-        raise UsageError(_refusal(embedder.modality, error)) from error
+        raise UsageError(refusal(embedder.modality, error)) from error
     assert program is not None
     model = program.model_proto
+    random = random_nodes(model)
+    if random:
+        raise UsageError(random_refusal(embedder.modality, random))
     _require_dynamic(model, shapes, embedder.modality)
+    layers = note_layers(model)
     _strip_paths(model)
     named = [output for output in model.graph.output if output.name == FEATURES]
     model.graph.output.remove(named[0])
     model.graph.value_info.extend(named)
-    return fold_constants(model)
+    folded = fold_constants(model)
+    attach(folded, layers)
+    return folded
 
 
 def input_specs(model: onnx.ModelProto) -> list[TensorSpec]:
@@ -117,6 +119,7 @@ def graph_files(model: onnx.ModelProto, folder: Path, name: str, limit: int = EX
         UsageError: the graph is not valid ONNX, or uses operators that are not standard.
     """
     path = folder / name
+    detach(model)
     size = sum(tensor.ByteSize() for tensor in model.graph.initializer)
     try:
         if size > limit:
@@ -133,43 +136,13 @@ def graph_files(model: onnx.ModelProto, folder: Path, name: str, limit: int = EX
 def _arguments(
     embedder: EagerEmbedder, preprocess: Preprocessor, sample: Arrays
 ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
-    """Example inputs and their dynamic dimensions; at least two rows, because the exporter fixes sizes 0 and 1."""
-    batch, length = Dim("batch", min=1), Dim("length", min=1)
+    """Example inputs and their dynamic dimensions, the token index last."""
+    arguments, shapes = example_inputs(preprocess, sample, embedder.modality, embedder.reduction.config.pool)
     tokens = embedder.head.config.num_register_tokens
-    arguments: list[Tensor] = []
-    shapes: list[Any] = []
-    for name in preprocess.input_names:
-        array = torch.from_numpy(sample[name])
-        if min(array.shape[: 1 if preprocess.kind == "image" else 2]) < 2:
-            raise UsageError(
-                f"Export needs a sample of at least two {embedder.modality} items, of length 2 or more; "
-                f"got {tuple(array.shape)}."
-            )
-        if preprocess.kind != "image":
-            # Pooling has to see more than one window, because the exporter fixes a size of 1.
-            missing = max(0, embedder.reduction.config.pool + 1 - array.shape[1])
-            array = torch.cat([array, array.new_zeros(array.shape[0], missing, *array.shape[2:])], dim=1)
-        arguments.append(array)
-        shapes.append({0: batch} if preprocess.kind == "image" else {0: batch, 1: length})
     # With one register token k cannot vary, so that the fixed size of 1 is right.
     arguments.append(torch.arange(tokens))
     shapes.append({0: Dim("k", min=1, max=tokens)} if tokens > 1 else None)
     return tuple(arguments), tuple(shapes)
-
-
-def _refusal(modality: str, error: BaseException) -> str:
-    """The exporter's reason, and the encoder's line that caused it if the traceback has one."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    # Frames before the encoder's are FluxTalk's, frames inside its tensor operations are PyTorch's.
-    foreign = (*(f"{Path(str(package.__file__)).parent}{os.sep}" for package in (fluxtalk, torch)), "<")
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(foreign)]
-    where = f" at {frames[-1].filename}, line {frames[-1].lineno}, `{frames[-1].line}`" if frames else ""
-    why = " ".join(reason(error).split())[:300]
-    return (
-        f"The {modality} encoder cannot be exported to ONNX{where} ({why}); write it without control flow that depends "
-        "on values and with standard operators, or run with --debug for the exporter's report."
-    )
 
 
 def _require_dynamic(model: onnx.ModelProto, shapes: Sequence[Any], modality: str) -> None:
@@ -203,21 +176,3 @@ def _strip_paths(model: onnx.ModelProto) -> None:
         for node in function.node:
             node.doc_string = ""
             del node.metadata_props[:]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[io.StringIO]:
-    """Capture what the exporter prints (graphs, progress, warnings of versions), and yield it."""
-    printed = io.StringIO()
-    names = ("torch.onnx", "torch.fx.experimental.symbolic_shapes", "onnxscript")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            warnings.simplefilter("ignore")
-            yield printed
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,15 @@ from fluxtalk.artifacts.golden import GoldenCase
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import DataError
 from fluxtalk.export.graph.golden_cases import eager_outputs, longest_case, with_hard_rows
+from fluxtalk.export.graph.layers import detach
+from fluxtalk.export.graph.noise import measure_noise
 from fluxtalk.export.graph.to_onnx import export_onnx, input_specs
 from fluxtalk.export.options import DEFAULT_OPSET
 from fluxtalk.model.checkpoints.trained_run import TrainedRun
+from fluxtalk.model.eager_embedder import EagerEmbedder
 from fluxtalk.preprocess import AudioPreprocessor, Preprocessor
 from fluxtalk.runtime.verify import padding_room
+from fluxtalk.scoring.noise import Float32Noise
 
 _GOLDEN_ITEMS = 64
 _CALIBRATION_ITEMS = 128
@@ -40,6 +44,12 @@ class TracedModality:
     """One row of the longest input, if there is one and no golden input is as long."""
     calibration: Sequence[Arrays]
     """Batches of training items; none unless they were asked for."""
+    noise: Float32Noise
+    """Noise of float32 on the golden inputs, and the promise of the float32 graph."""
+    embedder: EagerEmbedder
+    """The eager modality, by which a difference is traced to a module."""
+    layers: Mapping[str, str]
+    """Module of the embedder to the value of the graph that it ends with."""
 
     @property
     def inputs(self) -> list[TensorSpec]:
@@ -70,19 +80,28 @@ def trace(
 
     Raises:
         DataError: the data set lacks the modality or has too few items.
-        UsageError: the encoder cannot be exported, or does not run its longest input.
+        ParityError: float32 itself is too far from float64 for any promise.
+        UsageError: the encoder cannot be exported, draws random numbers, or does not run its longest input.
     """
     preprocess = run.stage1.modalities[modality].preprocess
     embedder = run.embedder(modality, tokens)
-    inputs = with_hard_rows(sample_batch(preprocess, spread_items(dataset, modality, "validation", _GOLDEN_ITEMS)))
+    items = spread_items(dataset, modality, "validation", _GOLDEN_ITEMS)
+    inputs = with_hard_rows(sample_batch(preprocess, items), preprocess.fixed_length)
     max_length = _longest(preprocess)
+    longest = longest_case(embedder, max_length, inputs, attention)
+    noise = measure_noise(embedder, [inputs, *([longest.inputs] if longest is not None else [])])
+    model = export_onnx(embedder, preprocess, inputs, opset, attention)
+    layers = detach(model)
     return TracedModality(
-        model=export_onnx(embedder, preprocess, inputs, opset, attention),
+        model=model,
         preprocess=preprocess,
         max_length=max_length,
         golden=GoldenCase(inputs, eager_outputs(embedder, inputs, attention)),
-        longest=longest_case(embedder, max_length, inputs, attention),
+        longest=longest,
         calibration=_calibration(preprocess, dataset, modality) if calibrate else (),
+        noise=noise,
+        embedder=embedder,
+        layers=layers,
     )
 
 

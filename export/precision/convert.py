@@ -57,7 +57,7 @@ def runs_on_cpu(precision: str) -> bool:
 
 
 def tolerance_of(precision: str, method: str) -> Tolerance:
-    """Tolerance of a precision made by a method, against eager float32."""
+    """Tolerance of a precision made by a method, against eager float32, before anything is measured."""
     tolerance = TOLERANCES[precision]
     # A dynamic scale is taken over the whole batch, so that a row depends on the others.
     return dataclasses.replace(tolerance, rows=None) if method == "dynamic" else tolerance

@@ -9,7 +9,7 @@ from typing import Any
 from fluxtalk.align.work import Work
 from fluxtalk.artifacts.bundle import read_bundle
 from fluxtalk.artifacts.files import hash_file, write_atomically
-from fluxtalk.errors import BundleError
+from fluxtalk.errors import BundleError, IncompleteError
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.model.checkpoints.trained_run import open_run
@@ -25,7 +25,11 @@ def export(work: Work) -> dict[str, Any]:
     if fresh.exists():
         shutil.rmtree(fresh)
     run = open_run(work.folder.run.root, work.stage1_path)
-    bundle = write_bundle(run, work.dataset, fresh, ExportOptions(work.request.precisions), work.say)
+    try:
+        bundle = write_bundle(run, work.dataset, fresh, ExportOptions(work.request.precisions), work.say)
+    except IncompleteError as error:
+        work.say(str(error).replace(str(fresh), str(place)))
+        bundle = read_bundle(fresh)
     if place.exists():
         shutil.rmtree(place)
     fresh.replace(place)

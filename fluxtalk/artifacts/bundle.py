@@ -28,6 +28,7 @@ from fluxtalk.artifacts.golden import GoldenVectors, read_golden_file
 from fluxtalk.config import StrictConfig, require, require_modality_name
 from fluxtalk.errors import ArtifactError, BundleError, UsageError
 from fluxtalk.preprocess import Preprocessor, from_parts
+from fluxtalk.scoring.noise import Float32Noise
 from fluxtalk.scoring.pair_recall import PairRecall
 from fluxtalk.scoring.parity import Tolerance
 from fluxtalk.tokens import ATTENTION, OUTPUT_KINDS, TokenLayout
@@ -89,6 +90,8 @@ class ModalityEntry(StrictConfig):
     """Settings of `fluxtalk.preprocess`."""
     preprocess_files: dict[str, str]
     """Name that the preprocessing gives a file, to its file name in the bundle."""
+    float32: Float32Noise = field(default_factory=Float32Noise)
+    """Measured noise of float32 and the promise of the float32 graph; the smallest promise in bundles without it."""
 
     def __post_init__(self) -> None:
         require(isinstance(self.graphs, dict) and bool(self.graphs), "graphs is an object with a graph")
@@ -105,7 +108,10 @@ class ModalityEntry(StrictConfig):
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ModalityEntry:
         """Read back what `to_dict` gave."""
-        return cls.from_dict({**content, "inputs": [TensorSpec.from_dict(spec) for spec in content["inputs"]]})
+        inputs = [TensorSpec.from_dict(spec) for spec in content["inputs"]]
+        # Bundles from before the noise was measured were held to the smallest promise.
+        float32 = Float32Noise.from_dict(content.get("float32", {}))
+        return cls.from_dict({**content, "inputs": inputs, "float32": float32})
 
     @property
     def has_length(self) -> bool:

@@ -48,6 +48,7 @@ class AudioPreprocessor:
     """Spectrogram that the encoder takes; None if it takes samples."""
 
     kind = "audio"
+    fixed_length = False
 
     def __post_init__(self) -> None:
         for name, largest in (("sample_rate", _MAX_RATE), ("max_length", None)):
@@ -222,7 +223,8 @@ class AudioPreprocessor:
 def _normalized(samples: Array) -> Array:
     """Bring samples (length,) to mean 0 and variance 1, of a sound alone: padding never takes part."""
     wide = samples.astype(np.float64)
-    return ((wide - wide.mean()) / np.sqrt(wide.var() + _VARIANCE_FLOOR)).astype(np.float32)
+    normalized: Array = (wide - wide.mean()) / np.sqrt(wide.var() + _VARIANCE_FLOOR)
+    return normalized.astype(np.float32)
 
 
 def _is_cut_off(file: BinaryIO) -> bool:

@@ -26,6 +26,10 @@ class Preprocessor(Protocol):
     def input_names(self) -> tuple[str, ...]:
         """The names of the arrays in a batch, in the order of the graph's inputs."""
 
+    @property
+    def fixed_length(self) -> bool:
+        """True if every prepared item has the same length, all of which the encoder reads: no mask hides a part."""
+
     def prepare(self, item: Any) -> Array:
         """Decode one raw item.
 

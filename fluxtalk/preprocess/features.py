@@ -24,6 +24,7 @@ class FeaturesPreprocessor:
     dim: int
 
     kind = "features"
+    fixed_length = False
     input_names = ("features", "mask")
 
     def prepare(self, item: Any) -> Array:

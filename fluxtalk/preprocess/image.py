@@ -75,6 +75,7 @@ class ImagePreprocessor:
 
     kind = "image"
     input_names = ("pixels",)
+    fixed_length = True
 
     def __post_init__(self) -> None:
         if self.channels not in _MODES:

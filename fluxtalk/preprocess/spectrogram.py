@@ -10,7 +10,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -203,7 +203,7 @@ class Spectrogram(StrictConfig):
         if not self.preemphasis:
             return frames
         before = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
-        return cast(_Doubles, frames - self.preemphasis * before)
+        return frames - self.preemphasis * before
 
 
 @lru_cache(maxsize=8)
@@ -220,9 +220,10 @@ def _filters(settings: Spectrogram, sample_rate: int) -> _Doubles:
     The M + 2 points are evenly spaced in mel.
     """
     lowest, highest = _to_mel(np.array([settings.min_frequency, settings.max_frequency]), settings.mel_scale)
-    points = np.linspace(lowest, highest, settings.mel_bins + 2)
+    points: _Doubles = np.linspace(lowest, highest, settings.mel_bins + 2, dtype=np.float64)
     hertz = _to_hertz(points, settings.mel_scale)
-    frequencies = np.arange(settings.fft_length // 2 + 1) * (sample_rate / settings.fft_length)
+    bins: _Doubles = np.arange(settings.fft_length // 2 + 1, dtype=np.float64)
+    frequencies = bins * (sample_rate / settings.fft_length)
     if settings.mel_scale == "kaldi":
         frequencies = _to_mel(frequencies, settings.mel_scale)
     else:
@@ -247,21 +248,18 @@ def _to_mel(hertz: _Doubles, scale: MelScale) -> _Doubles:
     """Convert Hz to mel."""
     if scale == "slaney":
         above = np.log(np.maximum(hertz, _SLANEY_BREAK) / _SLANEY_BREAK) / _SLANEY_STEP
-        return cast(_Doubles, np.minimum(hertz, _SLANEY_BREAK) / _SLANEY_LINEAR + above)
+        return np.minimum(hertz, _SLANEY_BREAK) / _SLANEY_LINEAR + above
     factor = 2595 / math.log(10) if scale == "htk" else 1127
-    return cast(_Doubles, factor * np.log(1 + hertz / 700))
+    return factor * np.log(1 + hertz / 700)
 
 
 def _to_hertz(mel: _Doubles, scale: MelScale) -> _Doubles:
     """Convert mel to Hz."""
     if scale == "slaney":
         at_break = _SLANEY_BREAK / _SLANEY_LINEAR
-        return cast(
-            _Doubles,
-            np.minimum(mel, at_break) * _SLANEY_LINEAR * np.exp(_SLANEY_STEP * np.maximum(0, mel - at_break)),
-        )
+        return np.minimum(mel, at_break) * _SLANEY_LINEAR * np.exp(_SLANEY_STEP * np.maximum(0, mel - at_break))
     factor = 2595 / math.log(10) if scale == "htk" else 1127
-    return cast(_Doubles, 700 * (np.exp(mel / factor) - 1))
+    return 700 * (np.exp(mel / factor) - 1)
 
 
 def _frozen(array: _Doubles) -> _Doubles:

@@ -96,6 +96,11 @@ class TextPreprocessor:
                 )
         self._use("" if default_prompt_name is None else self.prompts[default_prompt_name])
 
+    @property
+    def fixed_length(self) -> bool:
+        """True if every text is filled up to `max_length`."""
+        return self.pad_id is not None
+
     def prompted(self, name: str) -> Self:
         """Make the preprocessing that puts the prompt of that name before each text; it shares the tokenizer.
 

@@ -146,7 +146,7 @@ class OnnxRuntimeSession:
                 f"{', '.join(self._session.get_providers())}: usually a library of CUDA, cuDNN or TensorRT is missing "
                 "or of another version, which its messages above name; install that, or ask for another backend."
             )
-        self._backend = backend
+        self.backend: str = backend
         self._version = ort.__version__
         self._threads = options.intra_op_num_threads
         self._engine_inputs = engine_inputs if backend == "ort-tensorrt" else None
@@ -172,7 +172,7 @@ class OnnxRuntimeSession:
         return max((p["length"][2] for p in profiles if "length" in p), default=None)
 
     def describe(self) -> str:
-        return f"{self._backend} (ONNX Runtime {self._version}, {self._threads} threads)"
+        return f"{self.backend} (ONNX Runtime {self._version}, {self._threads} threads)"
 
     def close(self) -> None:
         self._session = None

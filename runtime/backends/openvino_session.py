@@ -80,6 +80,8 @@ class OpenVinoSession:
         BackendError: OpenVINO is missing, or refuses the graph.
     """
 
+    backend: str = "openvino"
+
     def __init__(self, graph: Path, threads: int | None = None, precision: str = "fp32") -> None:
         openvino = import_openvino()
         self._threads = threads or available_cores()

@@ -15,6 +15,10 @@ class Session(Protocol):
     """Runs the graph of one modality. Thread-safe."""
 
     @property
+    def backend(self) -> str:
+        """Name of the backend, as it is asked for: ``ort-cpu``, ``tensorrt``, ..."""
+
+    @property
     def max_length(self) -> int | None:
         """Length of the longest input that the graph was compiled for; None if it takes any, or inputs have no length.
 
@@ -56,6 +60,7 @@ class FakeSession:
         on_run: called with the inputs and the k of every run.
     """
 
+    backend: str = "fake"
     max_length: int | None = None
 
     def __init__(

@@ -14,7 +14,7 @@ import numpy as np
 
 from fluxtalk.arrays import Arrays, Floats
 from fluxtalk.artifacts.bundle import OUTPUTS, Bundle
-from fluxtalk.artifacts.engine import EngineRecord, Flavor, find_engine, read_plan
+from fluxtalk.artifacts.engine import FLAVOR_NAMES, EngineRecord, Flavor, find_engine, read_plan
 from fluxtalk.devices.gpu import compute_capability
 from fluxtalk.devices.tensorrt_api import TensorRT, load_tensorrt
 from fluxtalk.errors import BackendError, InputError
@@ -103,6 +103,11 @@ class TensorRTSession:
         if len(parts) == 1:
             return parts[0]
         return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+
+    @property
+    def backend(self) -> str:
+        """``tensorrt`` or ``tensorrt-rtx``."""
+        return FLAVOR_NAMES[self._record.flavor]
 
     @property
     def max_length(self) -> int | None:

@@ -159,9 +159,9 @@ def test_settings_are_kept_and_checked() -> None:
     assert from_parts(json.loads(json.dumps(config)), files) == AudioPreprocessor(16000, 480000)
     with pytest.raises(ArtifactError, match="channels"):
         from_parts({**config, "channels": 2}, {})
-    for settings in ({"sample_rate": 0, "max_length": 9}, {"sample_rate": RATE, "max_length": 0}):
+    for sample_rate, max_length in ((0, 9), (RATE, 0)):
         with pytest.raises(UsageError, match="Audio preprocessing needs"):
-            AudioPreprocessor(**settings)
+            AudioPreprocessor(sample_rate, max_length)
 
 
 class Spectrum(nn.Module):

@@ -50,7 +50,7 @@ def test_from_wav_files_through_whisper_to_served_vectors(tmp_path: Path, cache_
                 time = np.arange(int(_RATE * generator.uniform(0.1, 1.5))) / _RATE
                 tone = 0.5 * np.sin(2 * np.pi * 200 * 1.7**kind * time) + 0.01 * generator.standard_normal(len(time))
                 soundfile.write(tmp_path / f"{stem}.wav", tone, _RATE)
-                np.save(tmp_path / f"{stem}.npy", np.eye(6, dtype=np.float32)[[kind]])
+                np.save(tmp_path / f"{stem}.npy", np.eye(6, dtype=np.float32)[[kind, kind]])
                 writer.writerow([f"{stem}.wav", f"{stem}.npy", stem, split])
     extractor = transformers.WhisperFeatureExtractor(chunk_length=2).to_dict()
     parts, _ = audio_preprocessor_of(extractor).to_parts()

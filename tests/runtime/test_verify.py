@@ -28,6 +28,7 @@ class Faulty:
     def __init__(self, made: Made, modality: str, fault: Callable[[Arrays, Outputs], None]) -> None:
         self._session = OnnxRuntimeSession(made.bundle.graph(modality))
         self._fault = fault
+        self.backend = self._session.backend
         self.max_length: int | None = None
 
     def run(self, inputs: Arrays, k: int, outputs: Sequence[str] = OUTPUTS) -> Outputs:

@@ -25,6 +25,7 @@ from fluxtalk.export.graph.golden_cases import eager_outputs, longest_case
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.export.write_graphs import check_longest
+from fluxtalk.scoring.parity import Tolerance
 from fluxtalk.tokens import ATTENTION
 from tests.conftest import Made
 
@@ -148,6 +149,10 @@ def test_golden_vectors_may_lack_the_longest_input_and_nothing_else(copy: Path) 
             _ = read_bundle(copy).golden
 
 
+def promises(made: Made) -> dict[str, Tolerance]:
+    return {m: entry.float32.tolerance for m, entry in made.bundle.manifest.modalities.items()}
+
+
 def test_a_graph_that_does_not_run_the_longest_input_is_refused(made: Made, copy: Path) -> None:
     """An encoder with fewer positions than its preprocessing's max_length behaves like this graph."""
     path = copy / "text.fp32.onnx"
@@ -179,16 +184,16 @@ def test_a_graph_that_does_not_run_the_longest_input_is_refused(made: Made, copy
     assert "text in fp32 does not run the longest input that its preprocessing gives, of length 32" in done.stderr
     longest = read_bundle(copy).golden.longest["text"]
     with pytest.raises(ParityError, match="does not run the longest input"):
-        check_longest(copy, {"text": longest}, {"fp32": made.bundle.manifest.precisions["fp32"]}, False)
+        check_longest(copy, {"text": longest}, "fp32", made.bundle.manifest.precisions["fp32"], promises(made), False)
 
 
 def test_a_graph_that_differs_at_the_longest_input_alone_is_not_exported(made: Made) -> None:
     longest = made.bundle.golden.longest["text"]
-    entries = made.bundle.manifest.precisions
-    assert check_longest(made.bundle.folder, {"text": longest}, entries, False) == entries
+    entry, folder = made.bundle.manifest.precisions["fp32"], made.bundle.folder
+    assert check_longest(folder, {"text": longest}, "fp32", entry, promises(made), False) == entry
     wrong = {**longest.expected, "embeddings": longest.expected["embeddings"] + np.float32(1e-3)}
     with pytest.raises(ParityError, match="max_abs is 1"):
-        check_longest(made.bundle.folder, {"text": GoldenCase(longest.inputs, wrong)}, entries, True)
+        check_longest(folder, {"text": GoldenCase(longest.inputs, wrong)}, "fp32", entry, promises(made), True)
 
 
 def test_an_encoder_that_does_not_take_its_longest_input_is_not_exported(made: Made) -> None:

@@ -20,6 +20,7 @@ from fluxtalk.preprocess import (
     Preprocessor,
     TextPreprocessor,
 )
+from fluxtalk.train.stage1.try_exporting import try_exporting
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class _Trial:
 
 
 def probe(name: str, source: str, encoder: torch.nn.Module, preprocess: Preprocessor) -> int:
-    """Run inputs through an encoder, to learn its feature dimension and that it takes whatever it will be given.
+    """Run inputs through an encoder, to learn its feature dimension, and that it takes whatever it will be given.
+
+    What an export needs is tried too, so that nobody trains a head for an hour to be refused then (`try_exporting`).
 
     Args:
         name: the modality.
@@ -42,7 +45,7 @@ def probe(name: str, source: str, encoder: torch.nn.Module, preprocess: Preproce
         The dimension of its features.
 
     Raises:
-        UsageError: it fails on an input, or does not return features.
+        UsageError: it fails on an input, does not return features, or could not be exported.
     """
     if isinstance(preprocess, FeaturesPreprocessor):
         return preprocess.dim
@@ -61,6 +64,7 @@ def probe(name: str, source: str, encoder: torch.nn.Module, preprocess: Preproce
             raise UsageError(
                 f"The encoder of {name} ({source}) fails on {trial.what}: {describe_error(error)}; {trial.advice}."
             ) from error
+    try_exporting(name, source, FrozenEncoder(encoder, preprocess, dim), preprocess)
     return dim
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from fluxtalk.errors import UsageError
-from fluxtalk.model.encoders.base import EncoderSpec, Features, FrozenEncoder, GivenFeatures, to_tensors
+from fluxtalk.model.encoders.base import HALF, EncoderSpec, Features, FrozenEncoder, GivenFeatures, to_tensors
 from fluxtalk.model.encoders.failure import describe_error
 from fluxtalk.model.encoders.hf_models import build_hf
 from fluxtalk.model.encoders.open_clip_models import build_open_clip
@@ -45,6 +45,8 @@ def build_encoder(
 ) -> nn.Module:
     """Build the encoder of a source, with weights as its constructor or factory leaves them.
 
+    Weights in half precision become float32: what they hold is kept, and all arithmetic is in one type.
+
     Args:
         source: ``hf:NAME``, ``timm:NAME``, ``open_clip:NAME`` or ``st:NAME``, built by that library from the options
             alone; ``small-image``, ``small-text``, ``features:DIM``; or ``module:PACKAGE.MODULE:FACTORY``, which
@@ -56,6 +58,13 @@ def build_encoder(
         UsageError: the source is unknown, cannot be imported, does not take the options, or its factory fails.
         CheckpointError: the installed version of its library cannot build it.
     """
+    encoder = _build(source, options, folder, preprocess)
+    if any(tensor.dtype in HALF for tensor in encoder.state_dict().values()):
+        encoder.float()
+    return encoder
+
+
+def _build(source: str, options: Mapping[str, Any], folder: str | None, preprocess: Preprocessor | None) -> nn.Module:
     kind, _, rest = source.partition(":")
     if kind in ("hf", "st") and rest:
         return build_hf(source, options, preprocess)

@@ -14,6 +14,8 @@ from fluxtalk.errors import UsageError
 from fluxtalk.model.encoders.output_choice import as_sequence
 from fluxtalk.preprocess import ImagePreprocessor, Preprocessor
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 class Features(NamedTuple):
     """One modality's frozen features."""
@@ -47,7 +49,7 @@ class FrozenEncoder(nn.Module):
     Args:
         encoder: image: takes normalized floats (B, channels, height, width); text: ``(input_ids, mask)``;
             features: ``(features, mask)``; audio: ``(samples, mask)``. Returns features (B, L, D), or those and a bool
-            mask (B, L).
+            mask (B, L). Features in half precision become float32.
         preprocess: its preprocessing, which names the inputs.
         dim: D.
     """
@@ -88,6 +90,9 @@ class FrozenEncoder(nn.Module):
                 f"An encoder returns features of shape (batch, length, {self.dim}); "
                 f"this one gave {tuple(features.shape)}."
             )
+        if features.dtype in HALF:
+            # Whoever computes in half precision inside still gives float32: the head and the cache take no other.
+            features = features.float()
         if mask is None:
             return Features(features, torch.ones(features.shape[:2], dtype=torch.bool, device=features.device))
         # Attention gives padding no weight, but 0 * NaN is NaN: some encoders return it if a whole row is padding.

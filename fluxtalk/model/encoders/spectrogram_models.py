@@ -68,9 +68,10 @@ class WhisperFeatures(nn.Module):
     def __init__(self, model: nn.Module, features: Spectrogram) -> None:
         super().__init__()
         config: Any = model.config
-        self.model: Any = cast(Any, model).encoder if hasattr(model, "encoder") else model
+        encoder = cast(Any, getattr(model, "encoder", model))
+        self.model: Any = encoder
         self.dim = int(config.d_model)
-        self._stride: int = self.model.conv1.stride[0] * self.model.conv2.stride[0]
+        self._stride: int = encoder.conv1.stride[0] * encoder.conv2.stride[0]
         self.frames = int(config.max_source_positions) * self._stride
         """N."""
         self._silence = features.silence
@@ -102,7 +103,7 @@ class ASTFeatures(nn.Module):
         self.frames = int(config.max_length)
         """N."""
         self._stride: int = config.time_stride
-        self._rows, self._columns = self.model.embeddings.get_shape(config)
+        self._rows, self._columns = cast(Any, model).embeddings.get_shape(config)
         # The extractor appends zeros to the logarithms, before it normalizes them.
         self._padding = -features.mean / features.std
 

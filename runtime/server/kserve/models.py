@@ -169,5 +169,6 @@ def _as_item(row: NDArray[Any], preprocess: Preprocessor) -> Any:
     if preprocess.kind == "text":
         return row.tolist()
     if isinstance(preprocess, AudioPreprocessor) and preprocess.features is None:
+        # Normalizing what is normalized changes nothing, but for sounds near silence.
         return row, preprocess.sample_rate
     return row

@@ -15,8 +15,8 @@ from fluxtalk.tokens import POOLED, TOKENS, Comparison, StoredTokens
 
 RERANK = "rerank"
 """Ways to search. ``pooled`` compares one vector of the query with one of each item, in an index of tokens its first.
-``rerank`` takes candidates from that, and orders them by MaxSim over the first k tokens of the query and the first item_k
-of each item."""
+``rerank`` takes candidates from that, and orders them by MaxSim over the first k tokens of the query and the first
+item_k of each item."""
 
 
 class ServedIndex:

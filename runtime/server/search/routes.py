@@ -2,7 +2,7 @@
 
 ::
 
-    POST /v1/search                        {"text": ... or "image": base64, "index", "n", "how", "k", "item_k"}; or a form
+    POST /v1/search                        {"text": ... or "image": base64, "index", "n", "how", "k", "item_k"}
     GET  /v1/indexes                       the indexes
     GET  /v1/indexes/{name}/items/{row}    a small picture of an indexed image, with --serve-items
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,10 @@ from torch.export import Dim
 
 from bench.encoders.torchvision_operators import declare_torchvision_operators
 from fluxtalk.arrays import Array
-from fluxtalk.export.graph import to_onnx
+from fluxtalk.model.tracing import quiet_exporter
 
-declare_torchvision_operators()
-
-import transformers  # noqa: E402  (its models import torchvision)
+declare_torchvision_operators()  # its models import torchvision
+transformers: Any = importlib.import_module("transformers")
 
 _RELATIVE = 1e-5
 
@@ -57,7 +57,7 @@ def require_parity(encoder: nn.Module, sample: tuple[Tensor, Tensor], batches: l
     Features agree within 1e-5 of the largest, masks exactly.
     """
     dynamic = {0: Dim("batch", min=1), 1: Dim("length", min=1)}
-    with to_onnx._quiet():
+    with quiet_exporter():
         program = torch.onnx.export(
             encoder, sample, dynamo=True, opset_version=20, input_names=["values", "mask"],
             dynamic_shapes=(dynamic, dynamic), verbose=False,

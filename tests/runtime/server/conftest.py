@@ -126,6 +126,7 @@ class Faulty:
     sizes: list[int] = field(default_factory=list)
     """Rows of every run."""
     max_length: int | None = None
+    backend: str = "faulty"
 
     def run(
         self, inputs: Mapping[str, NDArray[Any]], k: int, outputs: Sequence[str] = OUTPUTS

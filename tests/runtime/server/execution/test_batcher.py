@@ -28,6 +28,7 @@ FAR = 1e12
 class Gate:
     """A session that waits at each run until it is let through, and keeps what it ran."""
 
+    backend: str = "gate"
     max_length: int | None = None
 
     def __init__(self) -> None:

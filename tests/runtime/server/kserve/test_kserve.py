@@ -20,7 +20,7 @@ from tritonclient.utils import InferenceServerException
 
 from fluxtalk.artifacts.bundle import ModalityEntry, TensorSpec
 from fluxtalk.errors import InputError
-from fluxtalk.preprocess import AudioPreprocessor, FeaturesPreprocessor, Preprocessor
+from fluxtalk.preprocess import AudioPreprocessor, FeaturesPreprocessor, Preprocessor, Spectrogram
 from fluxtalk.runtime import Embedder
 from fluxtalk.runtime.server.execution.decoding import decode
 from fluxtalk.runtime.server.execution.served_model import ServedModel
@@ -315,6 +315,11 @@ RATE, LENGTH, DIM = 16_000, 100, 3
     ("name", "preprocess", "trailing"),
     [
         ("samples", AudioPreprocessor(RATE, LENGTH), ()),
+        (
+            "spectrogram",
+            AudioPreprocessor(RATE, LENGTH, features=Spectrogram(DIM, 8, 4, 8, 0.0, 8e3, "htk", "ln")),
+            (DIM,),
+        ),
         ("features", FeaturesPreprocessor(DIM), (DIM,)),
     ],
 )
