@@ -64,7 +64,8 @@ def test_every_pair_equals_plain_loops(monkeypatch: pytest.MonkeyPatch, most_sco
                     sides = tokens[source][:, :q], tokens[target][:, :i]
                     expected = slow_recall(output, *sides, (ids[source].tolist(), ids[target].tolist()))
                     assert recall == pytest.approx(expected, abs=1e-4)
-    assert 0.3 < found.recall["text->image"]["tokens"][0][0] < found.recall["text->image"]["tokens"][2][2] < 1  # type: ignore[operator]
+    cells = {cell for row in found.recall["text->image"]["tokens"] for cell in row}
+    assert len(cells) > 3  # not all one value, which would prove little
     assert PairRecall.from_dict(found.to_dict()) == found
 
 
