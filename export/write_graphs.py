@@ -208,6 +208,7 @@ class GraphWriter:
             return serving, None
         found = score(self._held_out, sessions, self._tokens)
         serving["recall"] = found.recall
+        serving["pair_recall"] = self._held_out.pair_recall(found.tokens).to_dict()
         noise = {m: part.noise.noise for m, part in self._traced.items()}
         report = compare_quality(self._held_out, reference, found, name, noise, measured_on)
         if name != "fp32":

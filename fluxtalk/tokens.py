@@ -4,6 +4,9 @@
 a `Selection`. Every later stage asks that: which k and graph output a session must compute, how a batch's rows are cut
 to their own k, and which shape comes out. (The same algebra in torch: `fluxtalk.model.head.pooling`.)
 
+A search has a k for each side. `StoredTokens` says what an index holds of each item; `StoredTokens.compare` checks how
+many of those are read against a query's `Selection`, and gives a `Comparison`.
+
 Shapes: B items, K tokens, D dimension.
 """
 
@@ -142,6 +145,69 @@ class Selection:
     def empty(self) -> Floats:
         """Vectors of no items, (0, *shape)."""
         return np.empty((0, *self.shape), np.float32)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Register tokens that a search compares, of the query and of each item; made by `StoredTokens.compare`."""
+
+    query: Selection
+    """Tokens of the query, and the output as which it is embedded."""
+    item_k: int
+    """Register tokens of each item that are read, from the first."""
+    query_tokens: int
+    """Overlapping tokens among the query's."""
+    item_tokens: int
+    """Overlapping tokens among those of the item."""
+
+    def equal(self) -> Comparison:
+        """Cut both sides to the same number of tokens, the smaller of the two."""
+        tokens = min(self.query_tokens, self.item_tokens)
+        return replace(self, query_tokens=tokens, item_tokens=tokens)
+
+
+@dataclass(frozen=True)
+class StoredTokens:
+    """Register tokens that an index holds of each item, of which a search may read the first few."""
+
+    output: str
+    """Kind of vectors, one of `SHARED_KINDS`."""
+    k: int
+    """Register tokens that were computed."""
+    shared: int
+    """Overlapping tokens among them."""
+    whole: bool = False
+    """True if an item's vector can only be read as it was stored: a mean, or bits that are compared all together."""
+
+    def compare(self, query: Selection, item_k: SupportsIndex | None = None, what: str = "this index") -> Comparison:
+        """Check the k of both sides of a search.
+
+        ``tokens`` compare at any two k. A ``pooled`` vector compares with a query of any k, but only as it was stored.
+        ``concat`` vectors compare at equal length: the first tokens of both sides.
+
+        Args:
+            query: tokens of the query, as the same kind of output.
+            item_k: register tokens to read of each item, from the first; None takes all that are stored.
+            what: the index, for errors.
+
+        Raises:
+            TokenCountError: ``item_k`` is not an integer in ``1..k``.
+            UsageError: the two do not compare.
+        """
+        count = check_token_count(item_k, self.k, what, "item_k")
+        tokens = min(count, self.shared)
+        if self.whole and tokens != self.shared:
+            raise UsageError(
+                f"{what[:1].upper()}{what[1:]} holds one vector of each item ({self.output}) that can only be read as "
+                f"it was stored, at k = {self.k}; leave item_k out, or search an index of tokens. Got {count}."
+            )
+        if self.output == CONCAT and tokens != query.shared:
+            raise UsageError(
+                f"concat vectors compare at equal dimension: k = {query.k} gives {query.shared} tokens of the query "
+                f"side by side, and item_k = {count} gives {tokens} of each item; give k and item_k one number, from 1 "
+                f"to {self.k}."
+            )
+        return Comparison(query, count, query.shared, tokens)
 
 
 def check_token_count(k: SupportsIndex | None, available: int, what: str, name: str = "k") -> int:

@@ -157,6 +157,54 @@ def test_complementary_tokens_that_do_not_exist_are_refused() -> None:
         layout.select(None, "complementary")
 
 
+@pytest.mark.parametrize(
+    ("output", "whole", "k", "item_k", "compared"),
+    [
+        ("tokens", False, 1, None, (1, 4, 3)),
+        ("tokens", False, 4, 2, (3, 2, 2)),
+        ("pooled", True, 1, None, (1, 4, 3)),
+        ("pooled", True, 2, 3, (2, 3, 3)),
+        ("concat", False, 2, 2, (2, 2, 2)),
+        ("concat", False, 3, None, (3, 4, 3)),
+    ],
+)
+def test_both_sides_of_a_search_have_a_k(
+    output: str, whole: bool, k: int, item_k: int | None, compared: tuple[int, int, int]
+) -> None:
+    stored = algebra.StoredTokens(output, 4, 3, whole)
+    found = stored.compare(algebra.TokenLayout(4, 3, DIM).select(k, output), item_k)
+    assert (found.query_tokens, found.item_k, found.item_tokens) == compared
+    assert found.equal().query_tokens == found.equal().item_tokens == min(compared[0], compared[2])
+
+
+@pytest.mark.parametrize(
+    ("output", "k", "item_k", "sentence"),
+    [
+        ("tokens", 1, 5, "item_k must be an integer from 1 to 4, the register tokens of this index; got 5."),
+        ("tokens", 1, True, "item_k must be an integer from 1 to 4, the register tokens of this index; got True."),
+        (
+            "pooled",
+            1,
+            2,
+            "This index holds one vector of each item (pooled) that can only be read as it was stored, at k = 4; leave "
+            "item_k out, or search an index of tokens. Got 2.",
+        ),
+        (
+            "concat",
+            1,
+            2,
+            "concat vectors compare at equal dimension: k = 1 gives 1 tokens of the query side by side, and item_k = 2 "
+            "gives 2 of each item; give k and item_k one number, from 1 to 4.",
+        ),
+    ],
+)
+def test_sides_that_do_not_compare_are_one_sentence(output: str, k: int, item_k: int, sentence: str) -> None:
+    query = algebra.TokenLayout(4, 3, DIM).select(k, output)
+    with pytest.raises(UsageError) as refused:
+        algebra.StoredTokens(output, 4, 3, whole=output == "pooled").compare(query, item_k)
+    assert str(refused.value) == sentence
+
+
 def test_a_truncated_layout_keeps_the_first_tokens() -> None:
     layout = algebra.TokenLayout(4, 3, DIM)
     found = [layout.truncated(count) for count in (1, 3, 4, 9)]

@@ -25,6 +25,7 @@ from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.batching import batches_by_length
 from fluxtalk.scoring.metrics import first_hit_ranks
+from fluxtalk.scoring.pair_recall import PairRecall, measure_pair_recall
 from fluxtalk.scoring.parity import TIES, Neighbors, embedding_difference, largest, moved_neighbors
 from fluxtalk.scoring.retrieval import ItemTokens, retrieval
 
@@ -72,6 +73,11 @@ class HeldOut:
         assert tokens is not None
         assert embeddings is not None
         return tokens, embeddings
+
+    def pair_recall(self, tokens: Mapping[str, Floats]) -> PairRecall:
+        """Recall at every k of the query and of the items, of the tokens of all items."""
+        ids = {modality: items.groups for modality, items in self.split.items.items()}
+        return measure_pair_recall(tokens, ids, self.num_overlapping)
 
     def rows_apart(self, modality: str, session: Session, k: int) -> float:
         """Largest difference between an item's embedding alone and in a batch of others."""

@@ -29,6 +29,7 @@ from fluxtalk.config import StrictConfig, require, require_modality_name
 from fluxtalk.errors import ArtifactError, BundleError, UsageError
 from fluxtalk.preprocess import Preprocessor, from_parts
 from fluxtalk.scoring.noise import Float32Noise
+from fluxtalk.scoring.pair_recall import PairRecall
 from fluxtalk.scoring.parity import Tolerance
 from fluxtalk.tokens import ATTENTION, OUTPUT_KINDS, TokenLayout
 
@@ -119,6 +120,17 @@ class ModalityEntry(StrictConfig):
 
 
 @dataclass(frozen=True)
+class ServingCurve:
+    """Gain and cost of each k in one precision, as the export measured them."""
+
+    recall: PairRecall
+    latency_ms: dict[str, dict[int, float]]
+    """Modality to k to milliseconds of one item in the session; empty if the export's machine cannot run the graph."""
+    latency_of: str
+    """What was timed, for people."""
+
+
+@dataclass(frozen=True)
 class PrecisionEntry(StrictConfig):
     """One precision of a bundle."""
 
@@ -127,12 +139,28 @@ class PrecisionEntry(StrictConfig):
     method: str = ""
     """Method that quantized int8; empty for other precisions."""
     serving: dict[str, Any] = field(default_factory=dict)
-    """Measurements at export, on the machine it names: recall, and latency by modality and k."""
+    """Measurements at export, on the machine it names: recall, latency by modality and k, and `serving_curve`'s
+recall."""
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> PrecisionEntry:
         """Read back what `to_dict` gave."""
-        return cls.from_dict({**content, "tolerance": Tolerance.from_dict(content["tolerance"])})
+        entry = cls.from_dict({**content, "tolerance": Tolerance.from_dict(content["tolerance"])})
+        require(entry.serving_curve is None or bool(entry.serving_curve.recall.counts), "a curve has a point")
+        return entry
+
+    @cached_property
+    def serving_curve(self) -> ServingCurve | None:
+        """Typed measurements from which a search chooses its k; None in bundles from before, and without held-out
+        pairs."""
+        if "pair_recall" not in self.serving:
+            return None
+        latency = self.serving.get("latency_ms", {})
+        return ServingCurve(
+            PairRecall.from_dict(self.serving["pair_recall"]),
+            {modality: {int(k): float(ms) for k, ms in by_k.items()} for modality, by_k in latency.items()},
+            self.serving.get("latency_of", ""),
+        )
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,20 @@ def first_hit_ranks(
         part = queries[rows].astype(np.float32, copy=False)
         scores = maxsim(part, gallery) if queries.ndim == 3 else part @ gallery.T
         right = query_ids[rows, None] == gallery_ids[None, :]
-        best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-        # Not `scores >= best`: NaN counts against the model too.
-        ranks[rows] = (~(scores < best) & ~right).sum(axis=1)
+        ranks[rows] = ranks_of(scores, right)
+    return ranks
+
+
+def ranks_of(scores: NDArray[np.floating], right: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Count, for each query, the wrong items that score at least as high as its best right one: int64 (queries,).
+
+    Args:
+        scores: (queries, items).
+        right: (queries, items), True if the item answers the query; one at least in each row.
+    """
+    best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
+    # Not `scores >= best`: NaN counts against the model too.
+    ranks: NDArray[np.int64] = (~(scores < best) & ~right).sum(axis=1)
     return ranks
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from fluxtalk.artifacts.index import IndexSpec
-from fluxtalk.console import debug_option, option, sentence_errors
+from fluxtalk.console import GroupedCommand, debug_option, option, sentence_errors
 from fluxtalk.preprocess.prompts import DOCUMENT
 from fluxtalk.runtime.backends.command_options import backend_options
 from fluxtalk.runtime.backends.options import BackendOptions
@@ -22,6 +22,7 @@ from fluxtalk.runtime.bulk.inputs import open_input
 from fluxtalk.runtime.bulk.stream import EmbedOptions, embed_chunks
 from fluxtalk.runtime.embedder import open_embedder
 from fluxtalk.runtime.index.build import build_index
+from fluxtalk.runtime.index.limits import Limits
 from fluxtalk.runtime.index.search import SearchIndex
 from fluxtalk.tokens import SHARED_KINDS, TOKENS
 
@@ -83,12 +84,29 @@ def build(
     )
 
 
-@main.command()
+_LIMITS = "Choose k from the curve that the export measured"
+
+
+@main.command(cls=GroupedCommand)
 @click.argument("index", type=click.Path(path_type=Path))
 @click.argument("modality")
 @click.argument("query")
 @option("-n", "--count", default=10, show_default=True, type=click.IntRange(1), help="Number of answers.")
 @k_option("Register tokens of the query.  [default: the index's]")
+@option("--item-k", type=int, help="Register tokens to read of each item.  [default: all that are stored]")
+@option(
+    "--min-recall",
+    type=click.FloatRange(0, 1),
+    group=_LIMITS,
+    help="Smallest share of the full recall, such as 0.95: the fewest bytes that keep it.",
+)
+@option("--max-bytes", type=click.IntRange(1), group=_LIMITS, help="Most bytes of an item that are read.")
+@option(
+    "--deadline-ms",
+    type=click.FloatRange(0, min_open=True),
+    group=_LIMITS,
+    help="Most milliseconds of the query in the session, as the export timed it.",
+)
 @option(
     "--candidates",
     type=click.IntRange(1),
@@ -106,18 +124,31 @@ def search(
     query: str,
     count: int,
     k: int | None,
+    item_k: int | None,
+    min_recall: float | None,
+    max_bytes: int | None,
+    deadline_ms: float | None,
     candidates: int | None,
     bundle: Path | None,
     backend_options: BackendOptions,
 ) -> None:
     """Find the items most similar to QUERY, a text or a path, of MODALITY.
 
-    A text gets the bundle's prompt for queries, if it has one.
+    A text gets the bundle's prompt for queries, if it has one. The query and the items may have a k of their own.
 
     fluxtalk index search photos.index text "a dog on a beach"
+
+    fluxtalk index search photos.index text "a dog on a beach" -k 1 --item-k 8
     """
-    opened = SearchIndex(index)
+    opened, limits = SearchIndex(index), Limits(min_recall, max_bytes, deadline_ms)
     with open_embedder(bundle or opened.stored.bundle, backend_options, [modality]) as embedder:
-        found = opened.search_items(embedder, modality, [query], count, k, candidates)
+        if item_k is not None or limits.given:
+            chosen = opened.compare(embedder, modality, k, item_k, limits)
+            click.echo(
+                f"k = {chosen.query.k} for the query, item_k = {chosen.item_k}: "
+                f"{opened.bytes_per_item(chosen)} bytes of each item",
+                err=True,
+            )
+        found = opened.search_items(embedder, modality, [query], count, k, candidates, item_k, limits)
     for hit in found[0]:
         click.echo(f"{hit.similarity:7.4f}  {hit.item}")

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fluxtalk.arrays import Array, Floats
+import numpy as np
+
+from fluxtalk.arrays import Floats, Integers, vector_bytes
 from fluxtalk.artifacts.index import read_index
 from fluxtalk.errors import UsageError
 from fluxtalk.preprocess.prompts import QUERY
 from fluxtalk.runtime.embedder import Embedder
+from fluxtalk.runtime.index.limits import NO_LIMITS, Limits, Options, choose
 from fluxtalk.runtime.index.nearest_neighbors import NearestNeighbors
 from fluxtalk.runtime.index.rerank import Reranker
-from fluxtalk.tokens import TOKENS
+from fluxtalk.tokens import CONCAT, POOLED, TOKENS, Comparison, StoredTokens, TokenLayout
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,93 @@ class SearchIndex:
         self.neighbors = NearestNeighbors.view(self.stored.files.vectors, self.stored.manifest.dtype)
         """The first token, or the only vector, of each item."""
         self._tokens = self.stored.read_tokens() if self.stored.manifest.output == TOKENS else None
-        self._reranker = None if self._tokens is None else Reranker(self.neighbors, self._tokens)
+        self._name = f"the index {folder.name}"
 
     @property
-    def rerankers(self) -> list[Reranker]:
-        """One for each number of tokens that can be compared, from 1; empty if the index has no tokens."""
-        tokens: Array | None = self._tokens
-        return [] if tokens is None else [Reranker(self.neighbors, tokens[:, : t + 1]) for t in range(tokens.shape[1])]
+    def num_tokens(self) -> int:
+        """Overlapping tokens that an index of tokens holds of each item; 0 of one vector an item."""
+        return 0 if self._tokens is None else int(self._tokens.shape[1])
+
+    def stored_tokens(self, layout: TokenLayout) -> StoredTokens:
+        """Describe the tokens that it holds of each item.
+
+        Args:
+            layout: register tokens of a bundle of its space.
+        """
+        manifest = self.stored.manifest
+        shared = {
+            POOLED: min(manifest.k, layout.num_overlapping_tokens),
+            CONCAT: manifest.dim // layout.dim,
+            TOKENS: self.num_tokens,
+        }
+        whole = manifest.output == POOLED or (manifest.output == CONCAT and manifest.dtype == "binary")
+        return StoredTokens(manifest.output, manifest.k, shared[manifest.output], whole)
+
+    def bytes_per_item(self, comparison: Comparison) -> int:
+        """Count the bytes of an item's vectors that such a search reads, as they are stored."""
+        vector = vector_bytes(self.stored.manifest.dim, self.stored.manifest.dtype)
+        if comparison.query.output != TOKENS or comparison.query_tokens == comparison.item_tokens == 1:
+            return vector
+        # The first token finds candidates; the tokens that put them in order are read from where all are stored.
+        return vector * (1 + comparison.item_tokens)
+
+    def nearest(
+        self,
+        query: Floats,
+        comparison: Comparison,
+        count: int,
+        exact: bool | None = None,
+        candidates: int | None = None,
+    ) -> tuple[Integers, Floats]:
+        """Find the items most similar to one query.
+
+        Args:
+            query: vectors as ``comparison.query`` says, of which the compared ones are taken: (dim,), or (tokens, dim).
+            comparison: tokens of both sides; of `pooled` in an index of tokens, the first of each item is compared.
+            count: largest number of items.
+            exact: as for `search`.
+            candidates: as for `search`.
+
+        Returns:
+            their rows and similarities, best first: cosines, or MaxSim scores.
+        """
+        if comparison.query.output == TOKENS:
+            return self._by_tokens(query[: comparison.query_tokens], count, exact, candidates, comparison.item_tokens)
+        return self._by_one_vector(query, count, exact)
+
+    def compare(
+        self,
+        embedder: Embedder,
+        modality: str,
+        k: int | None = None,
+        item_k: int | None = None,
+        limits: Limits = NO_LIMITS,
+    ) -> Comparison:
+        """Decide how many tokens of both sides a search of `search_items` compares.
+
+        Args:
+            embedder: embeds the queries; its bundle carries the curve from which `limits` choose.
+            modality: of the queries.
+            k: register tokens of the queries; None is the index's, or what the limits choose.
+            item_k: register tokens to read of each item, from the first; None is all that are stored, or what the
+                limits choose.
+            limits: bounds on recall, bytes and time.
+
+        Raises:
+            IndexFileError: the bundle is of another space.
+            TokenCountError: k or item_k is out of range.
+            UsageError: the two do not compare, nothing is within the limits, or the bundle has no curve.
+        """
+        manifest = embedder.bundle.manifest
+        stored = self.stored.manifest
+        self.stored.require_space(manifest.space_id(stored.output), f"the bundle {embedder.bundle.folder}")
+        tokens = self.stored_tokens(manifest.layout)
+        if limits.given:
+            options = Options(tokens, manifest.layout, k, item_k, self._name)
+            curve = manifest.precisions[embedder.precision].serving_curve
+            return choose(options, limits, curve, modality, stored.modality, self.bytes_per_item).comparison
+        k = manifest.layout.truncated(stored.k).num_register_tokens if k is None else k
+        return tokens.compare(manifest.layout.select(k, stored.output), item_k, self._name)
 
     def search(
         self,
@@ -55,6 +138,7 @@ class SearchIndex:
         candidates: int | None = None,
         exact: bool | None = None,
         space_id: str | None = None,
+        item_tokens: int | None = None,
     ) -> list[list[Hit]]:
         """Find the items most similar to each query, best first.
 
@@ -66,6 +150,8 @@ class SearchIndex:
                 and at least a hundred.
             exact: compare with every vector, or follow the graph; None compares with every one up to 20,000.
             space_id: space of the queries, as the server's answer says; None if the caller has verified it.
+            item_tokens: overlapping tokens of each item to compare, from the first; None takes all that are stored. In
+                an index of ``tokens`` queries may have another number, in one of ``concat`` they have the same.
 
         Raises:
             UsageError: the shape or a count does not fit.
@@ -73,20 +159,17 @@ class SearchIndex:
         """
         if space_id is not None:
             self.stored.require_space(space_id, "the queries")
-        reranker, dim = self._reranker, self.stored.manifest.dim
-        if queries.ndim != (2 if reranker is None else 3) or queries.shape[-1] != dim or not queries.shape[1]:
-            what = "vectors" if reranker is None else "tokens"
-            raise UsageError(f"This index holds {what} of dimension {dim}; got queries of shape {queries.shape}.")
+        self._require_shape(queries, item_tokens)
         if count < 1 or (candidates is not None and candidates < 1):
             raise UsageError(f"count and candidates are at least 1; got {count} and {candidates}.")
-        if reranker is None and candidates is not None:
+        if self._tokens is None and candidates is not None:
             raise UsageError("candidates are put in order by tokens, and this index has none; leave candidates out.")
         found = []
         for query in queries:
-            if reranker is None:
-                rows, scores = self.neighbors.search(query, count, exact)
+            if self._tokens is None:
+                rows, scores = self._by_one_vector(query, count, exact)
             else:
-                rows, scores = reranker.search(query, count, exact, candidates)
+                rows, scores = self._by_tokens(query, count, exact, candidates, item_tokens)
             found.append([Hit(self.stored.items[r], float(s)) for r, s in zip(rows.tolist(), scores, strict=True)])
         return found
 
@@ -98,22 +181,74 @@ class SearchIndex:
         count: int = 10,
         k: int | None = None,
         candidates: int | None = None,
+        item_k: int | None = None,
+        limits: Limits = NO_LIMITS,
     ) -> list[list[Hit]]:
         """Embed raw items as queries, as the index needs them, and search for each; see `search` and `Embedder.embed`.
 
+        `compare` tells beforehand which k the same arguments take.
+
         Args:
-            k: register tokens of the queries; None is the index's, the only one that an index of ``concat`` takes.
+            k: register tokens of the queries; None is the index's.
+            item_k: register tokens to read of each item, from the first; None is all that are stored. An index of
+                ``concat`` takes the same for both, one of ``pooled`` its own alone.
+            limits: bounds on recall, bytes and time, which choose what is not given of k and item_k.
 
         Raises:
-            IndexFileError: the bundle is of another space.
-            UsageError, InputError, TokenCountError: as for `Embedder.embed`.
+            IndexFileError, TokenCountError, UsageError: as for `compare`.
+            UsageError, InputError: as for `Embedder.embed`.
         """
-        manifest = embedder.bundle.manifest
-        output = self.stored.manifest.output
-        self.stored.require_space(manifest.space_id(output), f"the bundle {embedder.bundle.folder}")
-        k = manifest.layout.truncated(self.stored.manifest.k).num_register_tokens if k is None else k
-        selection = manifest.layout.select(k, output)
-        vectors = embedder.embed(modality, items, selection.k, output, role=QUERY)
-        if output == TOKENS:
-            vectors = vectors[:, : selection.shared]
-        return self.search(vectors, count, candidates)
+        chosen = self.compare(embedder, modality, k, item_k, limits)
+        vectors = embedder.embed(modality, items, chosen.query.k, chosen.query.output, role=QUERY)
+        if chosen.query.output == TOKENS:
+            vectors = vectors[:, : chosen.query_tokens]
+        whole = chosen.query.output == POOLED or (item_k is None and not limits.given)
+        return self.search(vectors, count, candidates, item_tokens=None if whole else chosen.item_tokens)
+
+    def _by_tokens(
+        self, query: Floats, count: int, exact: bool | None, candidates: int | None, item_tokens: int | None
+    ) -> tuple[Integers, Floats]:
+        """Search with tokens (tokens, dim), against the first few of each item."""
+        assert self._tokens is not None
+        if len(query) == item_tokens == 1 and candidates is None:
+            # Finding the candidates is the whole search.
+            return self.neighbors.search(query[0], count, exact)
+        return Reranker(self.neighbors, self._tokens[:, :item_tokens]).search(query, count, exact, candidates)
+
+    def _by_one_vector(self, query: Floats, count: int, exact: bool | None) -> tuple[Integers, Floats]:
+        """Search with a whole vector, or with the first tokens of a ``concat`` one.
+
+        Each token of a stored vector has the same length, so the cosine with a query that is filled up with zeros is
+        that of the first tokens, but for a factor.
+        """
+        dim = self.stored.manifest.dim
+        if len(query) == dim:
+            return self.neighbors.search(query, count, exact)
+        rows, scores = self.neighbors.search(np.pad(query, (0, dim - len(query))), count, exact)
+        return rows, scores * np.float32(np.sqrt(dim / len(query)))
+
+    def _require_shape(self, queries: Floats, item_tokens: int | None) -> None:
+        """Refuse queries that do not fit.
+
+        Raises:
+            UsageError: they have another shape, or the items have not so many tokens.
+        """
+        manifest = self.stored.manifest
+        if manifest.output == POOLED and item_tokens is not None:
+            raise UsageError("item_tokens are tokens of an item, and this index holds a pooled vector; leave them out.")
+        if self._tokens is not None and not (item_tokens is None or 1 <= item_tokens <= self.num_tokens):
+            raise UsageError(f"item_tokens is an integer from 1 to {self.num_tokens}; got {item_tokens}.")
+        dim = queries.shape[-1] if queries.ndim else 0
+        parts = manifest.output == CONCAT and manifest.dtype != "binary" and item_tokens is not None
+        prefix = parts and _is_prefix(dim, item_tokens or 0, manifest.dim)
+        fits = queries.ndim == (2 if self._tokens is None else 3) and bool(queries.shape[1])
+        if not fits or not (dim == manifest.dim or prefix):
+            what = "vectors" if self._tokens is None else "tokens"
+            raise UsageError(
+                f"This index holds {what} of dimension {manifest.dim}; got queries of shape {queries.shape}."
+            )
+
+
+def _is_prefix(dim: int, tokens: int, stored: int) -> bool:
+    """True if vectors of ``dim`` numbers may be the first tokens of stored ones, which have as wide ones."""
+    return 1 <= tokens <= dim < stored and dim % tokens == 0 and stored % (dim // tokens) == 0

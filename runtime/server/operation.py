@@ -119,7 +119,7 @@ def narrow(schemas: Mapping[str, Schema], model: ServedModel) -> None:
     k = ("integer", {"minimum": 1, "maximum": layout.num_register_tokens})
     items = ("array", {"minItems": 1, "maxItems": model.max_items})
     limits: dict[str, tuple[str, Schema]] = {
-        **dict.fromkeys(("k", "tokens"), k),
+        **dict.fromkeys(("k", "tokens", "item_k"), k),
         **dict.fromkeys(("input", "messages", "texts", "images", "inputs"), items),
         **dict.fromkeys(("dimensions", "output_dimension"), ("integer", {"enum": sizes})),
         "model": ("string", {"enum": [model.name]}),

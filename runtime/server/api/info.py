@@ -87,7 +87,7 @@ def info_routes(service: Service) -> list[ApiRoute]:
         ApiRoute("/livez", livez, Operation("True as long as the process answers.", anything, ())),
         ApiRoute("/readyz", readyz, Operation("True if requests should be sent here.", anything, (503,))),
         ApiRoute("/metrics", metrics, Operation("Counters for Prometheus.", {"text/plain": TEXT}, KEY_ERRORS)),
-        ApiRoute("/info", info, Operation("Modalities, tokens, spaces, limits.", anything)),
+        ApiRoute("/info", info, Operation("Modalities, tokens, spaces, recall by k, limits.", anything)),
         ApiRoute("/v1/models", models, Operation("What is served.", ModelList)),
         ApiRoute("/v1/models/{model}", model, one_model),
     ]
@@ -108,6 +108,15 @@ def _prompts(model: ServedModel, modality: str) -> dict[str, Any]:
     return {name: settings[name] for name in ("prompts", "default_prompt_name") if name in settings}
 
 
+def _curve(model: ServedModel) -> dict[str, Any] | None:
+    """Describe the curve from which a search with limits chooses its k; None if the export measured none."""
+    curve = model.manifest.precisions[model.precision].serving_curve
+    if curve is None:
+        return None
+    latency = {m: {str(k): ms for k, ms in by_k.items()} for m, by_k in curve.latency_ms.items()}
+    return {**curve.recall.to_dict(), "latency_ms": latency, "latency_of": curve.latency_of}
+
+
 def _info(service: Service) -> dict[str, Any]:
     dispatcher, settings = service.require_dispatcher(), service.settings
     model = dispatcher.model
@@ -126,6 +135,7 @@ def _info(service: Service) -> dict[str, Any]:
         "outputs": {
             name: {"space_id": model.manifest.space_id(name)} for name in OUTPUT_KINDS if model.layout.selections(name)
         },
+        "curve": _curve(model),
         "embedding_types": list(EMBEDDING_TYPES),
         "limits": {
             "items": model.max_items,

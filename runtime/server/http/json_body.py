@@ -55,30 +55,36 @@ def convert(body: dict[str, Any], to: type[B], *, strict: bool = True, at: str =
     """Check a decoded body against its struct.
 
     Args:
-        strict: False takes ``"2"`` for an integer, as forms and queries write it; nothing else is converted.
+        strict: False takes ``"2"`` for an integer and ``"0.5"`` for a number, as forms and queries write them; nothing
+            else is converted.
         at: path of this object in the body, for errors.
 
     Raises:
         ApiError: 400, with the field at fault.
     """
     try:
-        return msgspec.convert(body if strict else _with_integers(body, to), to)
+        return msgspec.convert(body if strict else _with_numbers(body, to), to)
     except msgspec.ValidationError as error:
         raise _refusal(str(error), body, to, at) from None
 
 
-def _with_integers(body: dict[str, Any], to: type[Body]) -> dict[str, Any]:
-    """Convert the decimal digits of integer fields; msgspec's own lax mode takes ``1e2`` and ``null``, too."""
-    integers = {
-        field.encode_name
-        for field in cast(inspect.StructType, inspect.type_info(to)).fields
-        if any(isinstance(member, inspect.IntType) for member in _members(field.type))
+def _with_numbers(body: dict[str, Any], to: type[Body]) -> dict[str, Any]:
+    """Convert the decimal digits of fields of numbers; msgspec's own lax mode takes ``1e2`` and ``null``, too."""
+    numbers: dict[str, type[int] | type[float]] = {}
+    for field in cast(inspect.StructType, inspect.type_info(to)).fields:
+        for member in _members(field.type):
+            if isinstance(member, inspect.IntType | inspect.FloatType):
+                numbers[field.encode_name] = int if isinstance(member, inspect.IntType) else float
+    return {
+        name: numbers[name](value) if name in numbers and _is_decimal(value, numbers[name]) else value
+        for name, value in body.items()
     }
-    return {name: int(value) if name in integers and _is_decimal(value) else value for name, value in body.items()}
 
 
-def _is_decimal(value: object) -> bool:
-    return isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 19
+def _is_decimal(value: object, number: type[int] | type[float]) -> bool:
+    if not isinstance(value, str) or len(value) >= 19:
+        return False
+    return re.fullmatch(r"[0-9]+" if number is int else r"[0-9]+(\.[0-9]+)?", value) is not None
 
 
 def _refusal(message: str, body: dict[str, Any], to: type[Body], at: str) -> ApiError:
@@ -157,6 +163,10 @@ def _described(of: inspect.Type) -> str:
         return f"a list{size}{item}"
     if isinstance(of, inspect.IntType) and (of.ge is not None or of.le is not None):
         return f"an integer from {of.ge} to {of.le:,}" if of.le is not None else f"an integer of at least {of.ge}"
+    if isinstance(of, inspect.FloatType) and of.ge is not None and of.le is not None:
+        return f"a number from {of.ge:g} to {of.le:g}"
+    if isinstance(of, inspect.FloatType) and of.gt is not None:
+        return f"a number above {of.gt:g}"
     return _NAMES.get(type(of), "another value")
 
 

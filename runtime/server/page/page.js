@@ -20,6 +20,7 @@ const state = {
 
 const index = () => state.indexes.find((one) => one.name === chosen("index"));
 const k = () => Number(at("k").value);
+const itemsWhole = () => index()?.output === "tokens" && chosen("how") === "rerank" && chosen("item-k") === "all";
 const chosen = (name) => document.querySelector(`input[name="${name}"]:checked`)?.value;
 const modalityOf = (kind) => Object.entries(state.info.modalities).find(([, made]) => made.kind === kind)?.[0];
 
@@ -98,6 +99,7 @@ function note(shared) {
     return `${from} complementary: what this modality alone knows. Search compares the first ${shared}.`;
   }
   const first = k() === 1 ? "The first token alone" : `The first ${k()} tokens`;
+  if (itemsWhole()) return `${first} of the query, against all ${Math.min(where.k, shared)} of each item.`;
   if (where?.output === "tokens" && chosen("how") === "rerank") return `${first}, of the query and of each item.`;
   if (where?.output === "tokens") return `${first} of the query in one vector, against each item's first.`;
   return where ? `${first} of the query; the items were embedded with k = ${where.k}.` : `${first} of the query.`;
@@ -132,11 +134,24 @@ function buildHows() {
   const ways = index()?.how ?? [];
   at("hows").hidden = ways.length < 2;
   const values = ways.map((how) => [how, texts[how]]);
-  at("hows").querySelector(".choices").replaceChildren(...choices("how", values, ways[0], ask));
+  const changed = () => {
+    buildItemKs();
+    ask();
+  };
+  at("hows").querySelector(".choices").replaceChildren(...choices("how", values, ways[0], changed));
+  buildItemKs();
   const single = index()?.output === "concat";
   if (single) at("k").value = index().k;
   at("k").disabled = single || state.info.num_register_tokens === 1;
   showK();
+}
+
+// How many tokens of each item are compared: as many as of the query, or all that the index holds.
+function buildItemKs() {
+  const held = index()?.output === "tokens" && chosen("how") === "rerank" ? index().k : 1;
+  at("item-ks").hidden = held === 1;
+  const values = [["same", "as many"], ["all", `all ${Math.min(held, state.info.num_overlapping_tokens)}`]];
+  at("item-ks").querySelector(".choices").replaceChildren(...choices("item-k", values, chosen("item-k") ?? "same", ask));
 }
 
 // -- the query
@@ -233,6 +248,7 @@ async function answerAt(tokens, asking) {
   const { answers, query } = state;
   if (!answers.has(tokens)) {
     const fields = { index: index().name, k: tokens, n: ANSWERS, how: chosen("how") ?? index().how[0] };
+    if (itemsWhole()) fields.item_k = index().k;
     const answer = await server.search(query, fields, asking.signal);
     answers.set(tokens, answer);
     timesOf(query, fields).push(answer.milliseconds);
@@ -240,8 +256,8 @@ async function answerAt(tokens, asking) {
   return answers.get(tokens);
 }
 
-function timesOf(query, { index, how, k }) {
-  const kind = [query.modality, index, how, k].join("/");
+function timesOf(query, { index, how, k, item_k }) {
+  const kind = [query.modality, index, how, k, item_k].join("/");
   if (!state.times.has(kind)) state.times.set(kind, []);
   return state.times.get(kind);
 }
@@ -275,6 +291,7 @@ async function show(asking) {
 function showTable() {
   const fullest = Math.max(...otherKs(), k());
   const fields = { index: index().name, how: chosen("how") ?? index().how[0] };
+  if (itemsWhole()) fields.item_k = index().k;
   const times = (tokens) => timesOf(state.query, { ...fields, k: tokens });
   showCosts(at("costs"), at("same-head"), state.answers, times, k(), fullest);
   at("costs-note").hidden = at("costs").hidden;

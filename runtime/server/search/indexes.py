@@ -1,20 +1,22 @@
-"""Indexes of a server: opened once, checked against its bundle, searched at any k."""
+"""Indexes of a server: opened once, checked against its bundle, searched at any k of the query and of the items."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from fluxtalk.arrays import Floats, vector_bytes
-from fluxtalk.errors import UsageError
+from fluxtalk.arrays import Floats
+from fluxtalk.errors import TokenCountError, UsageError
+from fluxtalk.runtime.index.limits import Choice, Limits, Options, choose
 from fluxtalk.runtime.index.search import SearchIndex
 from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request
-from fluxtalk.tokens import CONCAT, POOLED, TOKENS, Selection
+from fluxtalk.tokens import POOLED, TOKENS, Comparison, StoredTokens
 
 RERANK = "rerank"
 """Ways to search. ``pooled`` compares one vector of the query with one of each item, in an index of tokens its first.
-``rerank`` takes candidates from that, and orders them by MaxSim over the first k tokens of both sides."""
+``rerank`` takes candidates from that, and orders them by MaxSim over the first k tokens of the query and the first
+item_k of each item."""
 
 
 class ServedIndex:
@@ -40,64 +42,74 @@ class ServedIndex:
         self.items = opened.stored.items
         self.item_path = opened.stored.item_path
         """Finds the file of an item by its row."""
-        self._neighbors = opened.neighbors
-        self._layout = model.layout
-        self._rerankers = opened.rerankers
-        """Searches over the first 1, 2, ... tokens of each item."""
+        self._opened = opened
+        self._model = model
 
     @property
     def ways(self) -> tuple[str, ...]:
         """Ways in which it can be searched; the first is the default."""
-        return (RERANK, POOLED) if self._rerankers else (POOLED,)
+        return (RERANK, POOLED) if self.manifest.output == TOKENS else (POOLED,)
 
-    @property
-    def default_k(self) -> int:
-        """Register tokens of a query that names no k."""
-        return self.manifest.k
+    def compare(
+        self, how: str, modality: str, k: int | None, item_k: int | None, limits: Limits
+    ) -> tuple[Comparison, Choice | None]:
+        """Decide how many tokens of both sides a search compares.
 
-    def output(self, how: str) -> str:
-        """Output as which a query has to be embedded."""
-        if how == RERANK:
-            return TOKENS
-        return CONCAT if self.manifest.output == CONCAT else POOLED
+        Args:
+            how: one of `ways`.
+            modality: of the query.
+            k: register tokens of the query; None is the index's, or what the limits choose.
+            item_k: register tokens to read of each item, from the first; None is as many as the query's if tokens are
+                compared, all that are stored else, or what the limits choose.
+            limits: bounds on recall, bytes and time.
 
-    def require_k(self, k: int) -> None:
-        """Refuse a k at which the query would not fit.
+        Returns:
+            the tokens, and what the curve says of them if limits chose.
 
         Raises:
-            ApiError: 400.
+            ApiError: 400, with the field at fault.
         """
-        fits, given = (Selection(self._layout, count, CONCAT).shared for count in (self.manifest.k, k))
-        if self.manifest.output == CONCAT and given != fits:
-            raise bad_request(f"The index {self.name} holds {fits} tokens side by side, so k is {fits}; got {k}.", "k")
+        model, stored, what = self._model, self._stored(how), f"the index {self.name}"
+        if k is None and not limits.given:
+            k = model.layout.truncated(self.manifest.k).num_register_tokens
+        query = None if k is None else model.select(k, stored.output)
+        try:
+            if query is None or limits.given:
+                options = Options(stored, model.layout, k, item_k, what)
+                curve = model.manifest.precisions[model.precision].serving_curve
+                choice = choose(options, limits, curve, modality, self.manifest.modality, self.bytes_per_item)
+                return choice.comparison, choice
+            if item_k is None and how == RERANK:
+                return stored.compare(query, min(query.k, stored.k), what).equal(), None
+            return stored.compare(query, item_k, what), None
+        except TokenCountError as error:
+            raise bad_request(str(error), "item_k") from None
+        except UsageError as error:
+            raise bad_request(str(error), (*limits.given, *["item_k"] * (item_k is not None), "k")[0]) from None
 
-    def tokens_compared(self, how: str, k: int) -> int:
-        """Count the tokens of an item that a search at this k compares; complementary ones never are."""
-        return min(k, len(self._rerankers)) if how == RERANK else 1
-
-    def bytes_per_item(self, how: str, k: int) -> int:
+    def bytes_per_item(self, comparison: Comparison) -> int:
         """Count the bytes of an item's vectors that such a search reads, as they are stored."""
-        vector = vector_bytes(self.manifest.dim, self.manifest.dtype)
-        tokens = self.tokens_compared(how, k)
-        # The first token alone finds candidates; more of them are read from where all tokens are stored.
-        return vector if tokens == 1 else vector * (1 + tokens)
+        return self._opened.bytes_per_item(comparison)
 
-    def search(self, query: Floats, how: str, k: int, count: int) -> tuple[list[int], Floats]:
+    def search(self, query: Floats, comparison: Comparison, count: int) -> tuple[list[int], Floats]:
         """Find the items most similar to one query.
 
         Args:
-            query: vectors as `output` says: (dim,), or (tokens, dim) with at least the tokens compared.
+            query: vectors as ``comparison.query`` says: (dim,), or (tokens, dim).
             count: number of items at most.
 
         Returns:
             their rows and similarities, best first: cosines, or MaxSim scores.
         """
-        tokens = self.tokens_compared(how, k)
-        if how == RERANK and tokens > 1:
-            rows, scores = self._rerankers[tokens - 1].search(query[:tokens], count)
-        else:
-            rows, scores = self._neighbors.search(query[0] if how == RERANK else query, count)
+        rows, scores = self._opened.nearest(query, comparison, count)
         return rows.tolist(), scores
+
+    def _stored(self, how: str) -> StoredTokens:
+        """Describe the tokens of an item that such a search may read."""
+        if how == POOLED and self.manifest.output == TOKENS:
+            # In an index of tokens, one vector is the first.
+            return StoredTokens(POOLED, 1, 1, whole=True)
+        return self._opened.stored_tokens(self._model.layout)
 
 
 def index_name(folder: Path) -> str:

@@ -2,9 +2,11 @@
 
 ::
 
-    POST /v1/search                        {"text": ... or "image": base64, "index", "n", "k", "how"}; or such a form
+    POST /v1/search                        {"text": ... or "image": base64, "index", "n", "how", "k", "item_k"}
     GET  /v1/indexes                       the indexes
     GET  /v1/indexes/{name}/items/{row}    a small picture of an indexed image, with --serve-items
+
+``min_recall``, ``max_bytes`` and ``deadline_ms`` choose k and item_k from the curve that the export measured.
 
 The field that holds the query is called like its modality. A text gets the bundle's prompt for queries, if it has one.
 """
@@ -23,6 +25,7 @@ from starlette.responses import Response
 
 from fluxtalk.preprocess import Prompting
 from fluxtalk.preprocess.prompts import QUERY
+from fluxtalk.runtime.index.limits import Choice, Limits
 from fluxtalk.runtime.server.answering import answer_body, in_thread
 from fluxtalk.runtime.server.execution.requests import Item
 from fluxtalk.runtime.server.execution.served_model import ServedModel
@@ -38,11 +41,11 @@ from fluxtalk.runtime.server.operation import (
     Operation,
     path_parameter,
 )
-from fluxtalk.runtime.server.search.indexes import Indexes, ServedIndex
+from fluxtalk.runtime.server.search.indexes import RERANK, Indexes, ServedIndex
 from fluxtalk.runtime.server.search.item_body import READERS, ItemOptions, embed_item, item_body, read_item
 from fluxtalk.runtime.server.search.thumbnails import thumbnail
 from fluxtalk.runtime.server.service import Service
-from fluxtalk.tokens import Selection
+from fluxtalk.tokens import Comparison
 
 MAX_HITS = 1000
 THUMBNAIL_SIDE = 256
@@ -56,6 +59,10 @@ class SearchOptions(ItemOptions):
     index: str | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_HITS)] | None = None
     how: str | None = None
+    item_k: Annotated[int, Meta(extra_json_schema={"description": "an integer"})] | None = None
+    min_recall: Annotated[float, Meta(ge=0, le=1)] | None = None
+    max_bytes: Annotated[int, Meta(ge=1)] | None = None
+    deadline_ms: Annotated[float, Meta(gt=0)] | None = None
 
 
 class Hit(TypedDict):
@@ -65,6 +72,18 @@ class Hit(TypedDict):
     row: Count
     item: str
     score: float
+
+
+class Chosen(TypedDict):
+    """Measurements of the export, by which limits chose k and item_k."""
+
+    recall: float
+    """Recall on held-out pairs, at ``cutoff``."""
+    cutoff: Count
+    recall_share: float
+    """Share of the recall of all tokens on both sides."""
+    embed_ms: float | None
+    """Milliseconds of the query in the session, on the export's machine."""
 
 
 class SearchAnswer(TypedDict):
@@ -77,6 +96,8 @@ class SearchAnswer(TypedDict):
     model: str
     how: str
     k: Count
+    item_k: Count
+    chosen: Chosen | None
     tokens_compared: Count
     bytes_per_item: Count
     milliseconds: dict[str, float]
@@ -98,7 +119,8 @@ class SearchRequest:
     item: Item
     index: ServedIndex
     how: str
-    selection: Selection
+    comparison: Comparison
+    choice: Choice | None
     n: int
 
 
@@ -117,10 +139,9 @@ def read_search(fields: dict[str, Any], strict: bool, model: ServedModel, indexe
     if how not in index.ways:
         ways = " or ".join(index.ways)
         raise bad_request(f"The index {index.name} is searched by how = {ways}; got {how[:80]!r}.", "how")
-    k = model.layout.truncated(index.default_k).num_register_tokens if asked.k is None else asked.k
-    selection = model.select(k, index.output(how))
-    index.require_k(k)
-    return SearchRequest(item, index, how, selection, asked.n or _DEFAULT_HITS)
+    limits = Limits(asked.min_recall, asked.max_bytes, asked.deadline_ms)
+    comparison, choice = index.compare(how, item.modality, asked.k, asked.item_k, limits)
+    return SearchRequest(item, index, how, comparison, choice, asked.n or _DEFAULT_HITS)
 
 
 def search_routes(service: Service, indexes: Indexes) -> list[ApiRoute]:
@@ -201,11 +222,11 @@ def describe_index(index: ServedIndex, serve_items: bool) -> dict[str, Any]:
 
 async def _search(service: Service, asked: SearchRequest, deadline: float) -> SearchAnswer:
     dispatcher = service.require_dispatcher()
-    index, k = asked.index, asked.selection.k
+    index, comparison = asked.index, asked.comparison
     begin = time.perf_counter()
-    answer = await embed_item(dispatcher, asked.item, asked.selection, deadline, Prompting(QUERY))
+    answer = await embed_item(dispatcher, asked.item, comparison.query, deadline, Prompting(QUERY))
     embedded = time.perf_counter()
-    rows, scores = await in_thread(dispatcher, index.search, answer.vectors[0], asked.how, k, asked.n)
+    rows, scores = await in_thread(dispatcher, index.search, answer.vectors[0], comparison, asked.n)
     found = time.perf_counter()
     return {
         "object": "list",
@@ -217,15 +238,26 @@ async def _search(service: Service, asked: SearchRequest, deadline: float) -> Se
         "modality": index.manifest.modality,
         "model": dispatcher.model.name,
         "how": asked.how,
-        "k": k,
-        "tokens_compared": index.tokens_compared(asked.how, k),
-        "bytes_per_item": index.bytes_per_item(asked.how, k),
+        "k": comparison.query.k,
+        "item_k": comparison.item_k,
+        "chosen": None if asked.choice is None else _chosen(asked.choice),
+        "tokens_compared": comparison.item_tokens if asked.how == RERANK else 1,
+        "bytes_per_item": index.bytes_per_item(comparison),
         "milliseconds": {
             "embed": round(1000 * (embedded - begin), 3),
             "search": round(1000 * (found - embedded), 3),
         },
         "revision": dispatcher.model.revision,
         "space_id": index.manifest.space_id,
+    }
+
+
+def _chosen(choice: Choice) -> Chosen:
+    return {
+        "recall": choice.recall,
+        "cutoff": choice.cutoff,
+        "recall_share": round(choice.recall_share, 4),
+        "embed_ms": choice.embed_ms,
     }
 
 

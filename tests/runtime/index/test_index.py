@@ -21,7 +21,9 @@ from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.runtime import DTYPES, load, maxsim, quantize, similarity
 from fluxtalk.runtime.index.build import build_index
+from fluxtalk.runtime.index.limits import Limits
 from fluxtalk.runtime.index.search import SearchIndex
+from fluxtalk.tokens import TokenLayout, concatenate
 from tests.conftest import Made
 from tests.runtime.test_serving import one_sentence, run
 
@@ -79,6 +81,63 @@ def test_tokens_are_searched_coarse_to_fine(tmp_path: Path, dtype: str) -> None:
         assert [hit.item for hit in hits] == [NAMES[i] for i in expected]
     # A query of fewer tokens than the items have.
     assert len(index.search(queries[:, :1], 2)[0]) == 2
+
+
+def slow_maxsim(query: np.ndarray, item: np.ndarray) -> float:
+    """The definition: the mean, over the query's tokens, of the largest cosine with one of the item's."""
+    cosines = [[q @ i / np.linalg.norm(q) / np.linalg.norm(i) for i in item] for q in query]
+    return float(np.mean([max(row) for row in cosines]))
+
+
+@pytest.mark.parametrize(("query_tokens", "item_tokens"), [(1, 1), (1, 4), (2, 3), (4, 1), (3, 4)])
+def test_queries_and_items_have_each_their_number_of_tokens(
+    tmp_path: Path, query_tokens: int, item_tokens: int
+) -> None:
+    tokens, queries = clustered((60, 4, 24)), clustered((3, 4, 24), seed=1)[:, :query_tokens]
+    build_index(tmp_path / "index", [tokens], NAMES[:60], content("tokens"))
+    found = SearchIndex(tmp_path / "index").search(queries, 5, item_tokens=item_tokens)
+    for query, hits in zip(queries, found, strict=True):
+        scores = np.array([slow_maxsim(query, item[:item_tokens]) for item in tokens])
+        assert [hit.item for hit in hits] == [NAMES[row] for row in np.argsort(-scores)[:5]]
+        np.testing.assert_allclose([hit.similarity for hit in hits], np.sort(scores)[::-1][:5], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_first_tokens_of_concat_vectors_compare(tmp_path: Path, dtype: str, count: int) -> None:
+    tokens, queries = clustered((60, 3, 24)), clustered((3, 3, 24), seed=1)
+    build_index(tmp_path / "index", [concatenate(tokens, 3)], NAMES[:60], content("concat", dtype))
+    index = SearchIndex(tmp_path / "index")
+    scores = concatenate(queries, 3, count) @ concatenate(tokens, 3, count).T
+    tolerance = 2e-2 if dtype == "int8" else 2e-3
+    for row, hits in enumerate(index.search(concatenate(queries, 3, count), 5, item_tokens=count)):
+        for hit in hits:
+            assert abs(scores[row, NAMES.index(hit.item)] - hit.similarity) <= tolerance
+        np.testing.assert_allclose([h.similarity for h in hits], np.sort(scores[row])[::-1][:5], atol=tolerance)
+    with pytest.raises(UsageError, match="dimension 72"):
+        index.search(concatenate(queries, 3, 1))
+
+
+def test_binary_concat_vectors_are_compared_whole(tmp_path: Path) -> None:
+    tokens = clustered((20, 3, 24))
+    build_index(tmp_path / "index", [concatenate(tokens, 3)], NAMES[:20], content("concat", "binary"))
+    index = SearchIndex(tmp_path / "index")
+    assert index.search(concatenate(tokens[:1], 3), 1)[0][0].item == NAMES[0]
+    with pytest.raises(UsageError, match="dimension 72"):
+        index.search(concatenate(tokens[:1], 3, 2), item_tokens=2)
+    layout = TokenLayout(3, 3, 24)
+    with pytest.raises(UsageError, match="can only be read as it was stored, at k = 3"):
+        index.stored_tokens(layout).compare(layout.select(2, "concat"), 2)
+
+
+def test_item_tokens_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    build_index(tmp_path / "one", [clustered((50, 16))], NAMES[:50], content())
+    build_index(tmp_path / "many", [clustered((50, 2, 16))], NAMES[:50], content("tokens"))
+    with pytest.raises(UsageError, match="this index holds a pooled vector"):
+        SearchIndex(tmp_path / "one").search(clustered((1, 16)), item_tokens=1)
+    for wrong in (0, 3):
+        with pytest.raises(UsageError, match=f"from 1 to 2; got {wrong}"):
+            SearchIndex(tmp_path / "many").search(clustered((1, 2, 16)), item_tokens=wrong)
 
 
 def test_many_vectors_are_searched_by_their_graph(tmp_path: Path) -> None:
@@ -267,3 +326,30 @@ def test_the_index_commands(made: Made, tmp_path: Path) -> None:
     assert np.load(many / "tokens.npy").shape == (3, 3, 48)
     found = run("index", "search", many, "text", "omega", "-n", 1, "--candidates", 3, "-k", 2)
     assert found.output.split()[1:] == ["o"], found.output
+
+
+def test_the_command_takes_a_k_for_each_side(made: Made, table_path: Path, tmp_path: Path) -> None:
+    folder, picture = tmp_path / "index", next(table_path.parent.glob("test-*.png"))
+    built = run("index", "build", made.bundle.folder, "text", "alpha", "beta", "--kind", "tokens", "-o", folder)
+    assert built.exit_code == 0, built.output
+    found = run("index", "search", folder, "image", picture, "-k", 1, "--item-k", 2)
+    assert found.exit_code == 0, found.output
+    assert found.stderr == "k = 1 for the query, item_k = 2: 576 bytes of each item\n"
+    assert len(found.stdout.splitlines()) == 2
+    chosen = run("index", "search", folder, "image", picture, "--max-bytes", 200)
+    assert chosen.exit_code == 0, chosen.output
+    assert chosen.stderr == "k = 1 for the query, item_k = 1: 192 bytes of each item\n"
+    with load(made.bundle.folder, threads=1) as embedder:
+        index = SearchIndex(folder)
+        limits = Limits(max_bytes=200)
+        hits = index.search_items(embedder, "image", [picture], limits=limits)[0]
+        assert [f"{hit.similarity:7.4f}  {hit.item}" for hit in hits] == chosen.stdout.splitlines()
+        assert index.compare(embedder, "image", limits=limits).item_k == 1
+        tokens = embedder.embed("image", [picture], 2, "tokens")
+        items = embedder.embed("text", ["alpha", "beta"], 3, "tokens")
+        scores = [slow_maxsim(tokens[0], item) for item in items]
+        hits = index.search_items(embedder, "image", [picture], k=2, item_k=3)[0]
+        assert [hit.similarity for hit in hits] == pytest.approx(sorted(scores, reverse=True), abs=1e-5)
+    one_sentence(run("index", "search", folder, "text", "alpha", "--min-recall", 0.9), 2, "text->text", "item_k")
+    one_sentence(run("index", "search", folder, "image", picture, "--max-bytes", 9), 2, "reads 192 bytes")
+    one_sentence(run("index", "search", folder, "image", picture, "--item-k", 5), 2, "item_k must be", "1 to 4")

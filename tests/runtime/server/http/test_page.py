@@ -139,6 +139,21 @@ def test_across_modalities_and_by_one_vector(tab: Tab, url: str) -> None:
     assert tab.names()[0] == picked
 
 
+@needs_browser
+def test_one_token_against_all_of_each_item(tab: Tab, url: str) -> None:
+    page = tab.page
+    page.locator("#text").fill("latin small letter a")
+    tab.settle(4)
+    page.get_by_label("all 3").check()
+    page.locator("#k").focus()
+    page.keyboard.press("Home")
+    tab.settle(1)
+    assert tab.names() == told(url, text="latin small letter a", index="glyphs", k=1, item_k=3)
+    table = [row.inner_text().split("\t") for row in page.locator("#costs tbody tr").all()]
+    assert [row[2] for row in table] == ["768"] * 4
+    assert page.locator("#k-note").inner_text() == "The first token alone of the query, against all 3 of each item."
+
+
 _DROP = """(target, [bytes, type]) => {
     const data = new DataTransfer();
     data.items.add(new File([new Uint8Array(bytes)], "dropped.png", { type }));

@@ -17,6 +17,7 @@ from PIL import Image
 from fluxtalk.artifacts.index import IndexSpec
 from fluxtalk.runtime import Embedder, load, maxsim, similarity
 from fluxtalk.runtime.index.build import build_index
+from fluxtalk.runtime.index.limits import Limits
 from fluxtalk.runtime.index.search import SearchIndex
 from fluxtalk.runtime.server.search.attention import grid_of
 from tests.conftest import Made
@@ -100,6 +101,56 @@ def test_tokens_of_both_sides_are_cut_to_k(
     assert all(value > 0 for value in answer["milliseconds"].values())
 
 
+@pytest.mark.parametrize(("k", "item_k"), [(1, 3), (2, 1), (3, 2), (4, 3)])
+def test_both_sides_have_a_k(
+    client: httpx.Client, embedder: Embedder, pictures: list[Path], texts: list[str], k: int, item_k: int
+) -> None:
+    answer = search(client, text=texts[0], index="tokens", k=k, item_k=item_k, n=COUNT)
+    query = embedder.embed("text", [texts[0]], k, "tokens")[:, :3]
+    expected = maxsim(query, embedder.embed("image", [*pictures, pictures[0]], item_k, "tokens"))[0]
+    assert np.abs(scores(answer) - expected[rows(answer)]).max() <= 1e-5
+    assert np.abs(scores(answer) - np.sort(expected)[::-1][:COUNT]).max() <= 1e-5
+    assert (answer["k"], answer["item_k"], answer["tokens_compared"]) == (k, item_k, item_k)
+    assert answer["chosen"] is None
+
+
+def test_first_tokens_side_by_side(
+    client: httpx.Client, embedder: Embedder, pictures: list[Path], texts: list[str]
+) -> None:
+    answer = search(client, text=texts[2], index="concat", k=2, item_k=2, n=5)
+    sides = (
+        embedder.embed("text", [texts[2]], 2, "concat"),
+        embedder.embed("image", [*pictures, pictures[0]], 2, "concat"),
+    )
+    expected = similarity(*sides)[0]
+    assert np.abs(scores(answer) - np.sort(expected)[::-1][:5]).max() <= 1e-5
+
+
+def test_limits_choose_k_from_the_curve(
+    client: httpx.Client, embedder: Embedder, indexes: list[Path], texts: list[str]
+) -> None:
+    curve = client.get("/info").json()["curve"]
+    assert curve["counts"] == [1, 2, 3]
+    assert curve["latency_ms"]["text"].keys() == {"1", "2", "3", "4"}
+    table = np.array(curve["recall"]["text->image"]["tokens"])
+    for limits in ({"min_recall": 0.9}, {"max_bytes": 600}, {"max_bytes": 200, "deadline_ms": 1e6}):
+        answer = search(client, text=texts[4], index="tokens", n=6, **limits)
+        k, item_k, told = answer["k"], answer["item_k"], answer["chosen"]
+        assert told["recall"] == table[k - 1, item_k - 1]
+        assert told["cutoff"] == 10
+        assert told["recall_share"] >= limits.get("min_recall", 0)
+        assert answer["bytes_per_item"] <= limits.get("max_bytes", np.inf)
+        # The library makes the same choice.
+        opened = SearchIndex(indexes[2])
+        chosen = opened.compare(embedder, "text", limits=Limits(**limits))
+        assert (chosen.query.k, chosen.item_k) == (k, item_k)
+        hits = opened.search_items(embedder, "text", [texts[4]], 6, limits=Limits(**limits))[0]
+        assert np.abs(scores(answer) - [hit.similarity for hit in hits]).max() <= 1e-5
+    form = client.post("/v1/search", data={"text": "a", "index": "tokens", "min_recall": "0.5", "max_bytes": "10000"})
+    assert form.status_code == 200, form.text
+    assert form.json()["chosen"]["recall_share"] >= 0.5
+
+
 def test_an_index_of_tokens_by_one_vector(
     client: httpx.Client, embedder: Embedder, pictures: list[Path], texts: list[str]
 ) -> None:
@@ -171,6 +222,15 @@ def test_what_can_be_searched(client: httpx.Client, made: Made) -> None:
         ({"text": "a", "index": "pooled", "how": "rerank"}, 400, "how"),
         ({"text": "a", "index": "concat", "k": 2}, 400, "k"),
         ({"text": "a", "index": "pooled", "count": 3}, 400, "count"),
+        ({"text": "a", "index": "tokens", "item_k": 4}, 400, "item_k"),
+        ({"text": "a", "index": "tokens", "item_k": 2, "how": "pooled"}, 400, "item_k"),
+        ({"text": "a", "index": "pooled", "item_k": 2}, 400, "item_k"),
+        ({"text": "a", "index": "concat", "k": 1, "item_k": 2}, 400, "item_k"),
+        ({"text": "a", "index": "tokens", "min_recall": 1.5}, 400, "min_recall"),
+        ({"text": "a", "index": "tokens", "max_bytes": 9}, 400, "max_bytes"),
+        ({"text": "a", "index": "tokens", "deadline_ms": 0}, 400, "deadline_ms"),
+        ({"text": "a", "index": "tokens", "deadline_ms": 1e-9}, 400, "deadline_ms"),
+        ({"text": "a", "index": "words", "min_recall": 0.5}, 400, "min_recall"),
         ({"text": " ", "index": "pooled"}, 422, "text"),
         ({"text": {"a": 1}, "index": "pooled"}, 422, "text"),
         ({"image": "bm8gaW1hZ2U=", "index": "pooled"}, 422, "image"),
