@@ -35,6 +35,18 @@ RECIPES: dict[str, dict[str, Any]] = {
         "feature_dropout": 0.1,
         "token_dropout": 0.1,
     },
+    "trial": {
+        "num_overlapping_tokens": 4,
+        "mean_path": "mlp",
+        "aggregation": "concat",
+        "output_projection": "per_register",
+        "nested_draw": "all",
+        "k_values": "1,2,4",
+        "dropout": 0.1,
+        "heads": 4,
+        "feature_dropout": 0.1,
+        "token_dropout": 0.3,
+    },
 }
 """Named sets of options: `specified` is the defaults; `recommended` gives complementary tokens an objective, with the
 dropouts that some thousand pairs need (docs/quality.md)."""
