@@ -145,9 +145,7 @@ class HeadConfig(StrictConfig):
             self.aggregation in AGGREGATIONS,
             f"aggregation is one of {', '.join(AGGREGATIONS)}; got {self.aggregation!r}.",
         )
-        require(
-            self.mean_path in MEAN_PATHS, f"mean_path is one of {', '.join(MEAN_PATHS)}; got {self.mean_path!r}."
-        )
+        require(self.mean_path in MEAN_PATHS, f"mean_path is one of {', '.join(MEAN_PATHS)}; got {self.mean_path!r}.")
         require(self.token_dim >= 0, f"token_dim is at least 1, or 0 for the head's width; got {self.token_dim}.")
         for name in ("dropout", "feature_dropout", "token_dropout"):
             value = getattr(self, name)

@@ -35,21 +35,22 @@ RECIPES: dict[str, dict[str, Any]] = {
         "feature_dropout": 0.1,
         "token_dropout": 0.1,
     },
-    "trial": {
+    "concat": {
         "num_overlapping_tokens": 4,
         "mean_path": "mlp",
+        "heads": 4,
         "aggregation": "concat",
         "output_projection": "per_register",
         "nested_draw": "all",
         "k_values": "1,2,4",
         "dropout": 0.1,
-        "heads": 4,
         "feature_dropout": 0.1,
         "token_dropout": 0.3,
     },
 }
 """Named sets of options: `specified` is the defaults; `recommended` gives complementary tokens an objective, with the
-dropouts that some thousand pairs need (docs/quality.md)."""
+dropouts that some thousand pairs need (docs/quality.md); `concat` begins at the mean-pool MLP, compares tokens side by side
+and trains no complementary ones. `concat` was measured in parts only (docs/LOG.md)."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "encode": ENCODE,

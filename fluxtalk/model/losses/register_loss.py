@@ -166,9 +166,7 @@ class RegisterTokenLoss(nn.Module):
             total = total + self._contrastive(outputs, keep, ids, scale) * (times / len(prefix_counts))
         return total
 
-    def _contrastive(
-        self, outputs: RegisterOutputs, keep: dict[str, Tensor], ids: Tensor, scale: Tensor
-    ) -> Tensor:
+    def _contrastive(self, outputs: RegisterOutputs, keep: dict[str, Tensor], ids: Tensor, scale: Tensor) -> Tensor:
         vectors = {
             m: aggregate(self.aggregation, t, keep[m], outputs.num_overlapping) for m, t in outputs.tokens.items()
         }

@@ -101,9 +101,11 @@ def test_the_folded_norm_of_training_gives_the_same_tokens_and_gradients(
 def test_a_closed_gate_leaves_the_mean_pool_baseline() -> None:
     """What the head must never be below is part of it: with the gate at 0 it is the linear baseline."""
     head = _head(mean_path="linear")
-    baseline = MeanPoolHead(
-        HeadConfig(DIMS, dim=DIM, heads=2, num_register_tokens=1, num_overlapping_tokens=1)
-    ).double().eval()
+    baseline = (
+        MeanPoolHead(HeadConfig(DIMS, dim=DIM, heads=2, num_register_tokens=1, num_overlapping_tokens=1))
+        .double()
+        .eval()
+    )
     with torch.no_grad():
         for modality in DIMS:
             path = head.mean_path[modality]
