@@ -49,8 +49,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 """Named sets of options: `specified` is the defaults; `recommended` gives complementary tokens an objective, with the
-dropouts that some thousand pairs need (docs/quality.md); `concat` begins at the mean-pool MLP, compares tokens side by side
-and trains no complementary ones. `concat` was measured in parts only (docs/LOG.md)."""
+dropouts that some thousand pairs need (docs/quality.md); `concat` begins at the mean-pool MLP, compares tokens side by
+side and trains no complementary ones (docs/LOG.md)."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "encode": ENCODE,
@@ -108,7 +108,7 @@ class TrainConfig(StrictConfig):
     """Numbers of tokens at which `nested_draw` all takes the loss, such as 1,2,4, each with a temperature of its own;
     empty draws them in every step."""
     maxsim_sharpness: float = 0.0
-    """Sharpness of the log-mean-exp that stands for the maximum of `aggregation` maxsim in training; 0 is the maximum."""
+    """Sharpness of the log-mean-exp that stands for the maximum of `aggregation` maxsim in training; 0 is off."""
     recipe: str = "specified"
     """Named set of options that this one began with."""
     data: str | None = None

@@ -12,7 +12,7 @@ from fluxtalk.config import HeadConfig
 from fluxtalk.model.head.register_linear import RegisterLinear
 
 INITIAL_GATE = 0.1
-"""Share of what attention reads in a token before training: the head begins as the baseline that it must not lose to."""
+"""Share of what attention reads in a token before training: the head begins as the baseline that it must equal."""
 
 
 class MeanPath(nn.Module):
