@@ -227,9 +227,7 @@ class TrainConfig(StrictConfig):
         except ValueError:
             values = (0,)
         rising = all(before < after for before, after in itertools.pairwise((0, *values)))
-        require(
-            rising and (not values or values[-1] <= self.num_register_tokens), f"{listed}; got {self.k_values!r}."
-        )
+        require(rising and (not values or values[-1] <= self.num_register_tokens), f"{listed}; got {self.k_values!r}.")
         require(
             not values or self.nested_draw == "all",
             "--k-values names the k of --nested-draw all; give that too, or leave the values out.",
