@@ -147,7 +147,7 @@ def _manifest(
         num_register_tokens=layout.num_register_tokens,
         num_overlapping_tokens=layout.num_overlapping_tokens,
         trained_register_tokens=config.num_register_tokens,
-        dim=config.dim,
+        dim=config.layout.dim,
         opset=options.opset,
         outputs=[*OUTPUTS, *[ATTENTION] * options.attention],
         precisions=precisions,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Any, Self
 
 from fluxtalk.errors import UsageError
@@ -14,9 +14,12 @@ from fluxtalk.tokens import TokenLayout
 SCHEDULES = ("linear", "uniform", "pow2", "geometric")
 BLOCK_WEIGHTS = ("shared", "per_modality")
 OUTPUT_PROJECTIONS = ("shared", "per_register")
+MEAN_PATHS = ("none", "linear", "mlp")
 AGGREGATIONS = ("mean", "concat", "maxsim")
 CONTRASTIVE_LOSSES = ("infonce", "sigmoid")
 COMPLEMENTARY_OBJECTIVES = ("none", "reconstruction", "contrast", "difference")
+LATER_FIELDS: dict[str, Any] = {"mean_path": "none", "token_dim": 0}
+"""Fields that heads did not always have, with the value that says so."""
 _MODALITY = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
@@ -72,7 +75,7 @@ class HeadConfig(StrictConfig):
     dims: dict[str, int]
     """Modality to feature dimension."""
     dim: int = 256
-    """Width of register tokens and embeddings."""
+    """Width of register tokens, and of embeddings unless `token_dim` is another."""
     num_register_tokens: int = 4
     num_overlapping_tokens: int = 3
     nested_dropout_rate: float = 0.5
@@ -94,11 +97,20 @@ class HeadConfig(StrictConfig):
     """Probability that a whole feature vector is hidden, in training."""
     aggregation: str = "mean"
     """Representation compared between modalities: `mean` of the overlapping tokens, their `concat`, or `maxsim`."""
+    mean_path: str = "none"
+    """Map of the mean of a modality's features that every token begins with: `none`, `linear`, or an `mlp`."""
+    token_dim: int = 0
+    """Numbers in a token, if other than the head's width; 0 is the width."""
 
     @property
     def layout(self) -> TokenLayout:
         """The register tokens that the head computes."""
-        return TokenLayout(self.num_register_tokens, self.num_overlapping_tokens, self.dim)
+        return TokenLayout(self.num_register_tokens, self.num_overlapping_tokens, self.token_dim or self.dim)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain types; what a head of before does not have is left out, so that its hashes stay."""
+        values = super().to_dict()
+        return {name: value for name, value in values.items() if LATER_FIELDS.get(name, MISSING) != value}
 
     def __post_init__(self) -> None:
         require(bool(self.dims), "A head needs at least one modality.")
@@ -133,6 +145,8 @@ class HeadConfig(StrictConfig):
             self.aggregation in AGGREGATIONS,
             f"aggregation is one of {', '.join(AGGREGATIONS)}; got {self.aggregation!r}.",
         )
+        require(self.mean_path in MEAN_PATHS, f"mean_path is one of {', '.join(MEAN_PATHS)}; got {self.mean_path!r}.")
+        require(self.token_dim >= 0, f"token_dim is at least 1, or 0 for the head's width; got {self.token_dim}.")
         for name in ("dropout", "feature_dropout", "token_dropout"):
             value = getattr(self, name)
             require(0 <= value < 1, f"{name} is in [0, 1); got {value}.")

@@ -37,6 +37,8 @@ _GROUPS: dict[str, dict[str, str]] = {
         "self_attention": "Causal self-attention among the register tokens.",
         "block_weights": "Share queries, outputs and feed-forward between modalities, or give each its own.",
         "output_projection": "One last linear map, or one per register, which makes tokens repeat each other less.",
+        "mean_path": "Map of the features' mean that every token begins with, as mean pooling does.",
+        "token_dim": "Numbers in a token; 0 is the width.",
         "aggregation": "Representation compared between modalities.",
         "dropout": "Dropout inside the head.",
         "feature_dropout": "Dropout on single numbers of the features.",
@@ -48,9 +50,11 @@ _GROUPS: dict[str, dict[str, str]] = {
         "nested_dropout_rate": "Probability that the last token is dropped; the first never is.",
         "nested_dropout_schedule": "Rise of the drop probability from the first token to the last.",
         "nested_draw": "Draw k per sample and modality, once per batch, or train several k in every step.",
+        "k_values": "k of `all`, as 1,2,4: each in every step, with its own temperature.  [default: drawn]",
     },
     "Losses": {
         "contrastive": "Loss between modalities.",
+        "maxsim_sharpness": "Log-mean-exp of this sharpness for the maximum of `maxsim`; 0 is the maximum.",
         "complementary_reg_weight": "Weight of L2 + diversity on the complementary tokens.",
         "complementary_objective": "Further objective of the complementary tokens.",
         "complementary_objective_weight": "Weight of that objective.",
@@ -65,6 +69,7 @@ _GROUPS: dict[str, dict[str, str]] = {
         "gradient_clip": "Largest norm of the gradient.",
         "ema_decay": "Decay of the moving average of the head that is kept; 0 is off.",
         "eval_every": "Epochs between validations.",
+        "patience": "Validations without a better one that end a run; 0 is off.",
         "seed": "Random seed.",
     },
     "Runtime": {
@@ -76,7 +81,7 @@ _GROUPS: dict[str, dict[str, str]] = {
     "Identity": {
         "output_dir": "Folder of all runs.",
         "log_name": "Name of this run's folder in OUTPUT_DIR.",
-        "recipe": "Named set of options to begin with; `recommended` gives complementary tokens an objective.",
+        "recipe": "Named set of options to begin with; `recommended` trains complementary tokens, `concat` has none.",
         "experiment_id": "Experiment that every record names.",
         "implementation": "Implementation that every record names; log lines begin with it in capitals.",
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from typing import Any, Self, get_type_hints
 
@@ -12,6 +13,7 @@ from fluxtalk.config import (
     BLOCK_WEIGHTS,
     COMPLEMENTARY_OBJECTIVES,
     CONTRASTIVE_LOSSES,
+    MEAN_PATHS,
     OUTPUT_PROJECTIONS,
     SCHEDULES,
     StrictConfig,
@@ -33,9 +35,22 @@ RECIPES: dict[str, dict[str, Any]] = {
         "feature_dropout": 0.1,
         "token_dropout": 0.1,
     },
+    "concat": {
+        "num_overlapping_tokens": 4,
+        "mean_path": "mlp",
+        "heads": 4,
+        "aggregation": "concat",
+        "output_projection": "per_register",
+        "nested_draw": "all",
+        "k_values": "1,2,4",
+        "dropout": 0.1,
+        "feature_dropout": 0.1,
+        "token_dropout": 0.3,
+    },
 }
 """Named sets of options: `specified` is the defaults; `recommended` gives complementary tokens an objective, with the
-dropouts that some thousand pairs need (docs/quality.md)."""
+dropouts that some thousand pairs need (docs/quality.md); `concat` begins at the mean-pool MLP, compares tokens side by
+side and trains no complementary ones (docs/LOG.md)."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "encode": ENCODE,
@@ -48,6 +63,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "nested_dropout_schedule": SCHEDULES,
     "block_weights": BLOCK_WEIGHTS,
     "output_projection": OUTPUT_PROJECTIONS,
+    "mean_path": MEAN_PATHS,
     "aggregation": AGGREGATIONS,
     "device": DEVICES,
 }
@@ -88,6 +104,11 @@ class TrainConfig(StrictConfig):
     contrastive: str = "infonce"
     nested_draw: str = "independent"
     """Draw of k: `independent` per sample and modality, once per `batch`, or the loss at several (`all`)."""
+    k_values: str = ""
+    """Numbers of tokens at which `nested_draw` all takes the loss, such as 1,2,4, each with a temperature of its own;
+    empty draws them in every step."""
+    maxsim_sharpness: float = 0.0
+    """Sharpness of the log-mean-exp that stands for the maximum of `aggregation` maxsim in training; 0 is off."""
     recipe: str = "specified"
     """Named set of options that this one began with."""
     data: str | None = None
@@ -98,6 +119,10 @@ class TrainConfig(StrictConfig):
     self_attention: bool = False
     block_weights: str = "shared"
     output_projection: str = "shared"
+    mean_path: str = "none"
+    """Map of the features' mean that every token begins with; `mlp` has the baseline's hidden layer."""
+    token_dim: int = 0
+    """Numbers in a token; 0 is `dim`."""
     dropout: float = 0.1
     feature_dropout: float = 0.0
     token_dropout: float = 0.0
@@ -131,6 +156,8 @@ class TrainConfig(StrictConfig):
     """Train only parameters that modalities missing from `init_from` use alone."""
     eval_every: int = 5
     """Epochs between validations; the last epoch is always validated."""
+    patience: int = 0
+    """Validations in a row without a better one that end a run; 0 never ends it early."""
     seed: int = 0
     cache_dir: str | None = None
     device: str = "auto"
@@ -153,6 +180,9 @@ class TrainConfig(StrictConfig):
             "weight_decay",
             "checkpoint_every",
             "feature_pca",
+            "token_dim",
+            "patience",
+            "maxsim_sharpness",
         ):
             require(getattr(self, name) >= 0, f"{spelled(name)} is at least 0; got {getattr(self, name)}.")
         require(
@@ -173,6 +203,7 @@ class TrainConfig(StrictConfig):
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             require(value in choices, f"{spelled(name)} is one of {', '.join(choices)}; got {value!r}.")
+        self._check_k_values()
         require(
             not self.freeze_registers or self.init_from is not None,
             "--freeze-registers keeps what another run trained; name it with --init-from.",
@@ -193,6 +224,24 @@ class TrainConfig(StrictConfig):
         )
         require(bool(self.implementation.strip()), "--implementation must not be empty.")
         require(bool(self.experiment_id.strip()), "--experiment-id must not be empty.")
+
+    def _check_k_values(self) -> None:
+        listed = f"--k-values is rising integers from 1 to {self.num_register_tokens}, such as 1,2,4"
+        try:
+            values = self.k_list
+        except ValueError:
+            values = (0,)
+        rising = all(before < after for before, after in itertools.pairwise((0, *values)))
+        require(rising and (not values or values[-1] <= self.num_register_tokens), f"{listed}; got {self.k_values!r}.")
+        require(
+            not values or self.nested_draw == "all",
+            "--k-values names the k of --nested-draw all; give that too, or leave the values out.",
+        )
+
+    @property
+    def k_list(self) -> tuple[int, ...]:
+        """Numbers of tokens at which the loss is taken in every step; none if they are drawn."""
+        return tuple(int(part) for part in self.k_values.split(",")) if self.k_values.strip() else ()
 
     @classmethod
     def required(cls) -> tuple[str, ...]:

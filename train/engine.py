@@ -164,6 +164,12 @@ class Trainer:
     def _run(self, loader: BatchLoader, outputs: _Outputs) -> bool:
         main, every = self.group.rank == 0, self.config.checkpoint_every
         while self.state.step < self.steps:
+            if self._patience_is_over():
+                outputs.log.line(
+                    f"ended after {self.config.patience} validations without a better one than that of epoch "
+                    f"{self.state.best_epoch}"
+                )
+                break
             terms, bad = self.step(loader.next)
             if bad is not None:
                 report_bad_step(bad, self.state, outputs.folder, outputs.log)
@@ -188,6 +194,16 @@ class Trainer:
         if main and not outputs.folder.best.is_file():
             raise TrainingError(f"No head that was validated had a finite loss and gradient; {advice(outputs.folder)}")
         return True
+
+    def _patience_is_over(self) -> bool:
+        """Return whether the last validations were in vain; the same in all processes, and when a run is resumed."""
+        epoch, into = divmod(self.state.step, self.sampler.steps_per_epoch)
+        if not self.config.patience or into:
+            return False
+        over = epoch - self.state.best_epoch >= self.config.patience * self.config.eval_every
+        # Only the first process validates.
+        decided = torch.tensor(float(over and self.group.rank == 0), device=self.device)
+        return bool(self.group.all_reduce_sum(decided).item())
 
     def _passes(self, step: int) -> list[PairRows]:
         """List the rows of a step's forward passes in the order in which they are read."""
@@ -217,7 +233,7 @@ class Trainer:
                 "epoch": epoch,
                 "step": self.state.step,
                 **values,
-                "temperature": round(1 / self.loss.log_scale.exp().item(), 5),
+                "temperature": round(1 / self.loss.log_scale.mean().exp().item(), 5),
                 "learning_rate": self.optimizer_step.learning_rate(self.state.step),
                 "skipped_steps": self.state.skipped_steps,
                 **outputs.throughput.record(self.state.step, self.sampler.global_batch),

@@ -21,6 +21,8 @@ _SHAPE = (
     "self_attention",
     "block_weights",
     "output_projection",
+    "mean_path",
+    "token_dim",
 )
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fluxtalk.config import HeadConfig, require
 from fluxtalk.model.head.attention import CrossAttention, SelfAttention
-from fluxtalk.model.head.registers import RegisterBlock, RegisterLinear, RegisterTokenModule
+from fluxtalk.model.head.register_linear import RegisterLinear
+from fluxtalk.model.head.registers import RegisterBlock, RegisterTokenModule
 from fluxtalk.model.head.token_head import TokenHead
 
 

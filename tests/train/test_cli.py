@@ -29,7 +29,7 @@ OPTIONS = {
     "--complementary_objective_weight", "--contrastive", "--nested_draw", "--recipe", "--aggregation",
     "--feature_dtype", "--feature_pca", "--feature_pool", "--compile", "--checkpoint_every", "--init_from",
     "--freeze_registers", "--view_dropout", "--complementary_correlation_weight", "--output_projection", "--config",
-    "--allow-code",
+    "--allow-code", "--mean_path", "--token_dim", "--k_values", "--maxsim_sharpness", "--patience",
 }  # fmt: skip
 
 

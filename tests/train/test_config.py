@@ -65,3 +65,27 @@ def test_a_number_that_cannot_be_meant_is_named(name: str, value: Any) -> None:
 def test_the_largest_numbers_are_taken() -> None:
     config = TrainConfig(**REQUIRED, seed=2**63 - 1, learning_rate=100.0, weight_decay=1e30)  # type: ignore[arg-type]
     assert config.seed == 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"k_values": "1,2", "nested_draw": "independent"}, "--k-values names the k of --nested-draw all"),
+        ({"k_values": "2,1"}, "--k-values is rising integers from 1 to 4, such as 1,2,4; got '2,1'"),
+        ({"k_values": "1,8"}, "--k-values is rising integers from 1 to 4"),
+        ({"k_values": "0,1"}, "--k-values is rising"),
+        ({"k_values": "one"}, "--k-values is rising"),
+        ({"patience": -1}, "--patience is at least 0"),
+        ({"maxsim_sharpness": -1.0}, "--maxsim-sharpness is at least 0"),
+        ({"mean_path": "cubic"}, "--mean-path is one of none, linear, mlp"),
+        ({"token_dim": -8}, "--token-dim is at least 0"),
+    ],
+)
+def test_options_of_the_mean_path_and_fixed_k_are_checked(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        TrainConfig(**{**REQUIRED, "nested_draw": "all", **options})
+
+
+def test_k_values_are_numbers_of_tokens() -> None:
+    assert TrainConfig(**REQUIRED).k_list == ()
+    assert TrainConfig(**REQUIRED, nested_draw="all", k_values="1,2,4").k_list == (1, 2, 4)

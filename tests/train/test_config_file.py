@@ -98,7 +98,7 @@ def test_later_sources_win() -> None:
     assert (over.recipe, over.epochs) == ("recommended", 3)
     back = merge_options(plain.to_dict(), {"recipe": "specified"})
     assert back == TrainConfig(**REQUIRED, epochs=3)
-    with pytest.raises(UsageError, match="--recipe is one of specified, recommended; got 'other'"):
+    with pytest.raises(UsageError, match="--recipe is one of specified, recommended, concat; got 'other'"):
         merge_options({**REQUIRED, "recipe": "other"}, {})
 
 

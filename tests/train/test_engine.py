@@ -220,3 +220,29 @@ def test_bf16_trains(tmp_path: Path) -> None:
     assert terms.total.item() != exact.total.item()
     assert run_in(trainer, tmp_path)
     assert all(p.dtype == torch.float32 for p in trainer.head.parameters())
+
+
+def test_patience_ends_a_run_after_validations_in_vain_and_so_does_resuming(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, epochs=40, eval_every=2, patience=3)
+    trainer, folder = make_trainer(config), RunFolder(tmp_path)
+    scores = iter([0.1, 0.7, 0.3, 0.2, 0.6])
+    assert run_in(trainer, tmp_path, lambda _head: {"score": next(scores)})
+    assert trainer.state.step == 10 * trainer.sampler.steps_per_epoch
+    assert load_head(folder.best).progress["best_epoch"] == 4
+    said = "ended after 3 validations without a better one than that of epoch 4"
+    assert said in (tmp_path / "train.log").read_text()
+    resumed = make_trainer(config)
+    resumed.restore(load_head(folder.last))
+    assert run_in(resumed, tmp_path)
+    assert resumed.state.step == trainer.state.step
+
+
+def test_fixed_k_train_with_a_temperature_each_and_resume(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, nested_draw="all", k_values="1,2", mean_path="mlp", aggregation="concat")
+    trainer = make_trainer(config)
+    assert trainer.loss.log_scale.shape == (2,)
+    assert run_in(trainer, tmp_path)
+    assert trainer.loss.log_scale[0] != trainer.loss.log_scale[1]
+    resumed = make_trainer(config)
+    resumed.restore(load_head(RunFolder(tmp_path).last))
+    assert same_tensors(state_of(resumed), state_of(trainer))

@@ -72,6 +72,8 @@ def make_trainer(config: TrainConfig = CONFIG) -> Trainer:
         dropout=config.dropout,
         feature_dropout=config.feature_dropout,
         token_dropout=config.token_dropout,
+        mean_path=config.mean_path,
+        aggregation=config.aggregation,
         seed=config.seed,
     )
     sources: dict[str, FeatureSource] = {"image": Correlated(1), "text": Correlated(2)}

@@ -80,12 +80,15 @@ def build_loss(
         objective=build_objective(
             config.complementary_objective,
             sizes.dims,
-            sizes.dim,
+            sizes.layout.dim,
             complementary,
             config.complementary_correlation_weight,
             several_items,
         ),
         objective_weight=config.complementary_objective_weight,
+        # A baseline of one token has one k, whatever the run that it is compared with trains.
+        k_values=tuple(k for k in config.k_list if k <= sizes.num_register_tokens),
+        maxsim_sharpness=config.maxsim_sharpness,
     )
 
 
@@ -119,7 +122,8 @@ class TrainingStep(nn.Module):
             length = torch.full((self.global_batch,), dropout.sample_for_batch(step))
             return RandomDraws(step, dict.fromkeys(modalities, length), ())
         whole = torch.full((self.global_batch,), dropout.num_tokens)
-        return RandomDraws(step, dict.fromkeys(modalities, whole), dropout.sample_several(step))
+        counts = () if self.loss.k_values else dropout.sample_several(step)
+        return RandomDraws(step, dict.fromkeys(modalities, whole), counts)
 
     def gradients(self, draws: RandomDraws, passes: int, next_batch: NextBatch, backward: Backward) -> LossTerms:
         """Add the gradient of one step to the parameters, as this process sees it.

@@ -7,7 +7,7 @@ d = D / H, M = H K.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +68,18 @@ class SelfAttention(nn.Module):
         return result
 
 
+class WeightedReads(Protocol):
+    """Features that can be scored against queries and averaged, as the absorbed form of `CrossAttention` needs."""
+
+    def scores(self, q: Tensor) -> Tensor:
+        """Score ([B,] M, E) queries: (B, L, M), up to a number that is the same for all L."""
+        ...
+
+    def averages(self, weights_BML: Tensor) -> Tensor:
+        """Average the features with these weights: (B, M, E)."""
+        ...
+
+
 class CrossAttention(nn.Module):
     """A few queries read many features.
 
@@ -101,6 +113,7 @@ class CrossAttention(nn.Module):
         modality: str,
         index_K: Tensor | None = None,
         weights: list[Tensor] | None = None,
+        reads: WeightedReads | None = None,
     ) -> Tensor:
         """Read the features.
 
@@ -111,15 +124,22 @@ class CrossAttention(nn.Module):
             index_K: read for these of the (N, D) queries alone. Everything that depends on the queries only is
                 computed for all N before, so that an exported graph holds it as a constant.
             weights: if given, the attention weights (B, H, K, L) are appended.
+            reads: the same features in a form that is cheaper to read absorbed; ``features_BLE`` is then not read.
 
         Returns:
             (B, K, D). A row without any feature gives exactly 0, whatever its padding holds.
         """
-        absorbed = self.form == "absorbed" or (self.form == "auto" and x.shape[-2] * self.heads < x.shape[-1])
-        read = (self._absorbed if absorbed else self._plain)(x, features_BLE, mask_BL, modality, index_K, weights)
+        if reads is not None or self.is_absorbed(x.shape[-2]):
+            read = self._absorbed(x, features_BLE, mask_BL, modality, index_K, weights, reads)
+        else:
+            read = self._plain(x, features_BLE, mask_BL, modality, index_K, weights)
         any_B11 = mask_BL.any(dim=1)[:, None, None].to(read.dtype)
         result: Tensor = self.out(read) * any_B11
         return result
+
+    def is_absorbed(self, queries: int) -> bool:
+        """Return whether so many queries are read in the absorbed form."""
+        return self.form == "absorbed" or (self.form == "auto" and queries * self.heads < self.query.in_features)
 
     def _plain(
         self,
@@ -150,17 +170,20 @@ class CrossAttention(nn.Module):
         modality: str,
         index_K: Tensor | None,
         weights: list[Tensor] | None,
+        reads: WeightedReads | None,
     ) -> Tensor:
         key, value = cast(nn.Linear, self.key[modality]), cast(nn.Linear, self.value[modality])
         key_HdE = torch.unflatten(key.weight, 0, (self.heads, -1))
         value_HdE = torch.unflatten(value.weight, 0, (self.heads, -1))
         q = split_heads(self.query(x), self.heads)  # ([B,] H, N, d)
         q = _chosen(_per_head(q * q.shape[-1] ** -0.5, key_HdE), index_K).flatten(-3, -2)  # ([B,] H K, E)
-        scores_BLM = torch.matmul(features_BLE, q.transpose(-1, -2)) + (~mask_BL).to(q.dtype)[..., None] * MASKED
+        scores_BLM = torch.matmul(features_BLE, q.transpose(-1, -2)) if reads is None else reads.scores(q)
+        scores_BLM = scores_BLM + (~mask_BL).to(q.dtype)[..., None] * MASKED
         weights_BML = scores_BLM.softmax(dim=1).to(features_BLE.dtype).transpose(1, 2)
         if weights is not None:
             weights.append(torch.unflatten(weights_BML, 1, (self.heads, -1)))
-        mean_BHKE = torch.unflatten(torch.matmul(weights_BML, features_BLE), 1, (self.heads, -1))
+        mean_BME = torch.matmul(weights_BML, features_BLE) if reads is None else reads.averages(weights_BML)
+        mean_BHKE = torch.unflatten(mean_BME, 1, (self.heads, -1))
         read_BHKd = _per_head(mean_BHKE, value_HdE.transpose(1, 2))
         return merge_heads(read_BHKd) + value.bias
 

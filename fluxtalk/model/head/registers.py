@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fluxtalk.config import HeadConfig
-from fluxtalk.model.head.attention import CrossAttention, FeedForward, SelfAttention
+from fluxtalk.model.head.attention import CrossAttention, FeedForward, SelfAttention, WeightedReads
+from fluxtalk.model.head.mean_path import DroppedReads, FoldedLayerNorm, MeanPath, mean_weights
+from fluxtalk.model.head.register_linear import RegisterLinear
 from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.tokens import check_token_count
 
@@ -45,47 +47,21 @@ class RegisterBlock(nn.Module):
         modality: str,
         index_K: Tensor | None = None,
         weights: list[Tensor] | None = None,
+        reads: WeightedReads | None = None,
     ) -> Tensor:
         """Map (B, N, D), or (N, D) if all samples begin the same, to (B, K, D).
 
         Args:
             index_K: continue with these of (N, D) only.
             weights: if given, the cross-attention's weights (B, H, K, L) are appended.
+            reads: see `CrossAttention.forward`.
         """
-        read = self.cross_attention(self.cross_norm(x), features_BLE, mask_BL, modality, index_K, weights)
+        read = self.cross_attention(self.cross_norm(x), features_BLE, mask_BL, modality, index_K, weights, reads)
         x = (x if index_K is None else x[index_K]) + self.dropout(read)
         if self.self_attention is not None and self.self_norm is not None:
             x = x + self.dropout(self.self_attention(self.self_norm(x)))
         result: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return result
-
-
-class RegisterLinear(nn.Module):
-    """A linear map of its own for each register, or one that all share.
-
-    With one for all, registers that read nearly the same stay nearly the same, and later tokens repeat the first: good
-    for their average, useless if they are compared side by side (docs/quality.md has the measurement).
-
-    Args:
-        registers: N.
-        inputs: width of a token before the map.
-        outputs: width of a token after it.
-        own: each register has its own map.
-    """
-
-    def __init__(self, registers: int, inputs: int, outputs: int, own: bool) -> None:
-        super().__init__()
-        self.maps = nn.ModuleList(nn.Linear(inputs, outputs) for _ in range(registers if own else 1))
-
-    def forward(self, x_BKD: Tensor, index_K: Tensor) -> Tensor:
-        """Map the tokens of the registers ``index_K``: (B, K, outputs)."""
-        if len(self.maps) == 1:
-            mapped: Tensor = self.maps[0](x_BKD)
-            return mapped
-        linears = [cast(nn.Linear, linear) for linear in self.maps]
-        weight_KDO = torch.stack([linear.weight.T for linear in linears])[index_K]
-        bias_K1O = torch.stack([linear.bias for linear in linears])[index_K][:, None]
-        return torch.baddbmm(bias_K1O, x_BKD.transpose(0, 1), weight_KDO).transpose(0, 1)
 
 
 class RegisterTokenModule(TokenHead):
@@ -132,7 +108,13 @@ class RegisterTokenModule(TokenHead):
         self.feature_dropout = nn.Dropout(config.feature_dropout)
         self.blocks = nn.ModuleList(self._block_of_layer() for _ in range(config.depth))
         self.output_norm = nn.LayerNorm(dim)
-        self.output = RegisterLinear(num_register_tokens, dim, dim, config.output_projection == "per_register")
+        self.output = RegisterLinear(
+            num_register_tokens, dim, config.layout.dim, config.output_projection == "per_register"
+        )
+        # Empty without one: a head of before has the same parameters, drawn in the same order.
+        self.mean_path = nn.ModuleDict(
+            {name: MeanPath(config, size) for name, size in config.dims.items() if config.mean_path != "none"}
+        )
 
     @classmethod
     def from_config(cls, config: HeadConfig, seed: int = 0) -> Self:
@@ -183,15 +165,34 @@ class RegisterTokenModule(TokenHead):
     ) -> Tensor:
         if mask_BL is None:
             mask_BL = torch.ones(features_BLE.shape[:2], dtype=torch.bool, device=features_BLE.device)
-        features = self.feature_dropout(self.feature_norm[modality](features_BLE))
+        norm = cast(nn.LayerNorm, self.feature_norm[modality])
+        reads: WeightedReads | None = None
+        features = features_BLE
+        if self._folds(features_BLE):
+            reads = DroppedReads(FoldedLayerNorm(norm, features_BLE), self.feature_dropout)
+        else:
+            features = self.feature_dropout(norm(features_BLE))
         # (N, D): the first block's queries are the same for all samples, so they are computed once.
         x, chosen = cast(Tensor, self.registers), cast(Tensor | None, index_K)
         for layer in self.blocks:
             block = layer[modality] if isinstance(layer, nn.ModuleDict) else layer
-            x = block(x, features, mask_BL, modality, chosen, weights)
+            x = block(x, features, mask_BL, modality, chosen, weights, reads)
             chosen = None
         tokens: Tensor = self.output(self.output_norm(x), index_K)
+        if self.config.mean_path != "none":
+            weights_B1L = mean_weights(mask_BL, features.dtype)
+            mean_B1E = torch.matmul(weights_B1L, features) if reads is None else reads.averages(weights_B1L)
+            tokens = self.mean_path[modality](mean_B1E[:, 0], tokens, index_K)
         return tokens
+
+    def _folds(self, features_BLE: Tensor) -> bool:
+        """Return whether the norm of frozen features is folded into what reads them: in training, in full precision.
+
+        Only with a mean path, so that heads without one compute what they always did.
+        """
+        absorbed = self.config.num_register_tokens * self.config.heads < self.config.dim
+        full = not torch.is_autocast_enabled(features_BLE.device.type) and not features_BLE.requires_grad
+        return self.training and self.config.mean_path != "none" and absorbed and full
 
     def _block_of_layer(self) -> nn.Module:
         config = self.config

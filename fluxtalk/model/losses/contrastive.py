@@ -68,6 +68,7 @@ def contrast(
     scale: Tensor,
     bias: Tensor | None = None,
     max_scores: int = MAX_SCORES,
+    sharpness: float = 0.0,
 ) -> Tensor:
     """Compute the loss of each anchor against all candidates, (B,); a positive is a candidate with the anchor's id.
 
@@ -77,10 +78,11 @@ def contrast(
 
     Args:
         scale: scalar, the inverse temperature; logits are ``scale * similarity + bias``.
+        sharpness: see `similarity`.
     """
 
     def block(vectors: Vectors, ids: Tensor, others: Vectors, scale: Tensor, bias: Tensor | None) -> Tensor:
-        logits = scale * similarity(vectors, others)
+        logits = scale * similarity(vectors, others, sharpness)
         if bias is not None:
             logits = logits + bias
         return row_loss(logits, ids[:, None] == candidates.ids_G[None], candidates.valid_G)

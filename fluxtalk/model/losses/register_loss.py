@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +65,9 @@ class RegisterTokenLoss(nn.Module):
         batch_size: rows of the global batch; the sigmoid's bias starts at -log(batch_size - 1), the log odds of a pair.
         objective: objective of the complementary tokens; None is L2 + diversity alone.
         objective_weight: weight of the objective, at least 0.
+        k_values: numbers of tokens at which the loss is always taken, each with a temperature of its own; none if they
+            are drawn, or a step has one.
+        maxsim_sharpness: see `fluxtalk.model.losses.similarity.similarity`; 0 is the maximum itself.
     """
 
     def __init__(
@@ -76,6 +79,8 @@ class RegisterTokenLoss(nn.Module):
         batch_size: int = 64,
         objective: ComplementaryObjective | None = None,
         objective_weight: float = 1.0,
+        k_values: Sequence[int] = (),
+        maxsim_sharpness: float = 0.0,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -94,7 +99,10 @@ class RegisterTokenLoss(nn.Module):
         self.aggregation = aggregation
         self.objective = objective
         self.objective_weight = objective_weight
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / INITIAL_TEMPERATURE)))
+        self.k_values = tuple(k_values)
+        self.maxsim_sharpness = maxsim_sharpness
+        initial = torch.tensor(math.log(1 / INITIAL_TEMPERATURE))
+        self.log_scale = nn.Parameter(initial.repeat(len(self.k_values)) if self.k_values else initial)
         bias = nn.Parameter(torch.tensor(-math.log(max(1, batch_size - 1)))) if contrastive == "sigmoid" else None
         self.bias: nn.Parameter | None
         self.register_parameter("bias", bias)
@@ -118,7 +126,7 @@ class RegisterTokenLoss(nn.Module):
             ids: int64 (B,); rows of equal id are positives of each other, never negatives.
             inputs: inputs of the complementary objective; required if there is one.
             prefix_counts: if given, the contrastive loss is the mean over these numbers of tokens, the same for all
-                samples and modalities.
+                samples and modalities; not to be combined with ``k_values``.
 
         Raises:
             UsageError: there are fewer than two modalities, or ``ids`` has another length.
@@ -141,17 +149,24 @@ class RegisterTokenLoss(nn.Module):
         return LossTerms(total, contrastive, l2, diversity, objective)
 
     def _contrastive_at(self, outputs: RegisterOutputs, ids: Tensor, prefix_counts: Sequence[int]) -> Tensor:
+        if self.k_values:
+            each = [
+                self._contrastive(outputs, _first(outputs.keep, count), ids, scale)
+                for count, scale in zip(self.k_values, self.log_scale.exp(), strict=True)
+            ]
+            return torch.stack(each).mean()
+        scale = self.log_scale.exp()
         if not prefix_counts:
-            return self._contrastive(outputs, outputs.keep, ids)
+            return self._contrastive(outputs, outputs.keep, ids, scale)
         # Beyond the overlapping tokens nothing changes, so such lengths share one computation.
         lengths = Counter(min(count, outputs.num_overlapping) for count in prefix_counts)
         total = ids.new_zeros((), dtype=torch.float32)
         for length, times in sorted(lengths.items()):
-            keep = {m: k & (torch.arange(k.shape[1], device=k.device) < length) for m, k in outputs.keep.items()}
-            total = total + self._contrastive(outputs, keep, ids) * (times / len(prefix_counts))
+            keep = _first(outputs.keep, length)
+            total = total + self._contrastive(outputs, keep, ids, scale) * (times / len(prefix_counts))
         return total
 
-    def _contrastive(self, outputs: RegisterOutputs, keep: dict[str, Tensor], ids: Tensor) -> Tensor:
+    def _contrastive(self, outputs: RegisterOutputs, keep: dict[str, Tensor], ids: Tensor, scale: Tensor) -> Tensor:
         vectors = {
             m: aggregate(self.aggregation, t, keep[m], outputs.num_overlapping) for m, t in outputs.tokens.items()
         }
@@ -164,20 +179,22 @@ class RegisterTokenLoss(nn.Module):
         directions = (itertools.permutations if self.contrastive == "infonce" else itertools.combinations)(vectors, 2)
         sums, counts = [], []
         for a, b in directions:
-            each, counted = self._anchors(vectors[a], ids, present[a], everywhere[b])
+            each, counted = self._anchors(vectors[a], ids, present[a], everywhere[b], scale)
             sums.append((each * counted).sum())
             counts.append(counted.sum().to(sums[-1].dtype))
         totals = self.group.all_reduce_sum(torch.stack(counts))
         means = torch.stack(sums) * self.group.size / totals.clamp_min(1)
         return means.sum() / (totals > 0).sum().clamp_min(1)
 
-    def _anchors(self, anchors: Vectors, ids: Tensor, present: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
+    def _anchors(
+        self, anchors: Vectors, ids: Tensor, present: Tensor, candidates: Candidates, scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Compute the loss of each anchor, and which anchors count: those with a positive, or all that are present."""
-        scale = self.log_scale.exp()
+        sharpness = self.maxsim_sharpness
         if self.contrastive == "sigmoid":
-            return contrast(sigmoid_loss, anchors, ids, candidates, scale, self.bias), present
+            return contrast(sigmoid_loss, anchors, ids, candidates, scale, self.bias, sharpness=sharpness), present
         known = torch.isin(ids, candidates.ids_G[candidates.valid_G])
-        return contrast(info_nce, anchors, ids, candidates, scale), present & known
+        return contrast(info_nce, anchors, ids, candidates, scale, sharpness=sharpness), present & known
 
     def _gathered(self, vectors: Vectors) -> Vectors:
         return Vectors(self.group.all_gather(vectors.unit_BVD), self.group.all_gather(vectors.keep_BV))
@@ -197,3 +214,8 @@ class RegisterTokenLoss(nn.Module):
         value = torch.stack([value for value, _ in parts]).sum()
         count = torch.stack([count for _, count in parts]).sum().to(value.dtype)
         return value * self.group.size / self.group.all_reduce_sum(count).clamp_min(1)
+
+
+def _first(keep: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Keep no more than the first ``count`` tokens."""
+    return {m: k & (torch.arange(k.shape[1], device=k.device) < count) for m, k in keep.items()}

@@ -48,15 +48,24 @@ def single(unit_BD: Tensor) -> Vectors:
     return Vectors(unit_BD[:, None], torch.ones(len(unit_BD), 1, dtype=torch.bool, device=unit_BD.device))
 
 
-def similarity(anchors: Vectors, candidates: Vectors) -> Tensor:
+def similarity(anchors: Vectors, candidates: Vectors, sharpness: float = 0.0) -> Tensor:
     """Compare (B, G): the cosine of single vectors; late interaction of several.
 
     Each kept vector of the anchor takes its most similar kept vector of the candidate, and the score is the mean
     over the anchor's vectors (Khattab and Zaharia 2020, "ColBERT", but for the mean, which keeps scores in -1..1).
+
+    Args:
+        sharpness: if above 0, the logarithm of the mean exponential at this sharpness instead of the maximum, so that
+            every vector of the candidate learns; for training.
     """
     if anchors.unit_BVD.shape[1] == 1 and candidates.unit_BVD.shape[1] == 1:
         return anchors.unit_BVD[:, 0] @ candidates.unit_BVD[:, 0].T
     pairs_BVGV = torch.einsum("bvd,gwd->bvgw", anchors.unit_BVD, candidates.unit_BVD)
-    best_BVG = pairs_BVGV.masked_fill(~candidates.keep_BV[None, None], -torch.inf).amax(dim=-1)
+    pairs_BVGV = pairs_BVGV.masked_fill(~candidates.keep_BV[None, None], -torch.inf)
+    if sharpness:
+        count_G = candidates.keep_BV.sum(dim=1).to(pairs_BVGV.dtype)
+        best_BVG = ((sharpness * pairs_BVGV).logsumexp(dim=-1) - count_G.log()) / sharpness
+    else:
+        best_BVG = pairs_BVGV.amax(dim=-1)
     keep_BV1 = anchors.keep_BV[..., None].to(best_BVG.dtype)
     return (best_BVG * keep_BV1).sum(dim=1) / keep_BV1.sum(dim=1)
