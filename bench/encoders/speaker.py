@@ -1,8 +1,8 @@
-"""A speaker encoder with real weights: Resemblyzer's recurrent network over mel frames, and how its sound is prepared.
+"""A speaker encoder with real weights: Resemblyzer's recurrent network over mel frames, and its preprocessing.
 
-Source: Wan, Wang, Papir and Moreno (2018), "Generalized end-to-end loss for speaker verification". It was trained to tell
-speakers apart, so what it knows of words is by-catch. Resemblyzer keeps one vector of an utterance; here every frame's
-hidden state is a feature.
+Source: Wan, Wang, Papir and Moreno (2018), "Generalized end-to-end loss for speaker verification". It was trained to
+tell speakers apart, so what it knows of words is by-catch. Resemblyzer keeps one vector of an utterance; here every
+frame's hidden state is a feature.
 """
 
 from __future__ import annotations

@@ -226,7 +226,9 @@ class Spectrogram(StrictConfig):
         end = min(total, max(needed, len(sound), self._reach + 1))
         extended = np.zeros(end)
         extended[: len(sound)] = sound
-        return np.pad(extended, (self._half, self._half if end == total else 0), "reflect" if self._reach else "constant")
+        return np.pad(
+            extended, (self._half, self._half if end == total else 0), "reflect" if self._reach else "constant"
+        )
 
     def _emphasized(self, frames: _Doubles) -> _Doubles:
         """Remove the offset of frames (T, W), and raise their high frequencies."""
