@@ -1,4 +1,4 @@
-"""Three real encoders aligned on the tables of spoken names: from weights to a verified bundle and a table of recall."""
+"""Three real encoders aligned on tables of spoken names: from weights to a verified bundle and a table of recall."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from typing import Any
 import torch
 
 from bench.encoders.real_sources import describe, real_specification
+from bench.encoders.torchvision_operators import declare_torchvision_operators
 from bench.icons.sound.tables import HELD_OUT, KNOWN, KNOWN_TABLE, UNSEEN_TABLE, SoundPlan, write_sound_tables
 from bench.icons.tables import Row
 from bench.machine import processor
 from bench.markdown import markdown_table
+from fluxtalk.align.export_and_verify import largest_differences
 from fluxtalk.align.plan import align
 from fluxtalk.align.request import AlignRequest
 from fluxtalk.align.work import Work
@@ -54,6 +56,7 @@ def measure(root: Path, output: Path, plan: SoundPlan, training: Training, say: 
         DataError: there is no ``speech.csv`` in ``root``.
         UsageError: a package that carries weights is not installed.
     """
+    declare_torchvision_operators()
     tables = write_sound_tables(root, plan)
     checkpoint = output / "stage1.pth"
     if not checkpoint.is_file():
@@ -81,7 +84,7 @@ def measure(root: Path, output: Path, plan: SoundPlan, training: Training, say: 
         "rows": _counts(tables[KNOWN_TABLE]),
         "test": test,
         "unseen_voices": {"recall": unseen["recall"], "chance": unseen["chance"]},
-        "verification": json.loads(work.folder.verification.read_text()),
+        "parity": largest_differences(json.loads(work.folder.verification.read_text())),
         "seconds": {name: record.seconds for name, record in work.stages.items()},
         "machine": {
             "processor": processor(),
