@@ -60,7 +60,9 @@ def test_features_are_the_hidden_states_of_resemblyzer(tmp_path: Path) -> None:
     fit_weights(encoder, read_weights(Path(specification["weights"])), "The weights do not fit")
     # The network as the package declares it, with the file as it lies there.
     library = nn.LSTM(40, 256, 3, batch_first=True)
-    given = torch.load(package_folder("resemblyzer") / "pretrained.pt", weights_only=True)["model_state"]
+    given = torch.load(package_folder("resemblyzer") / "pretrained.pt", map_location="cpu", weights_only=True)[
+        "model_state"
+    ]
     library.load_state_dict({k.removeprefix("lstm."): v for k, v in given.items() if k.startswith("lstm.")})
     preprocess = speaker_preprocessing()
     prepared = [preprocess.prepare((sound(index), 16_000)) for index in (0, 4)]
