@@ -29,7 +29,8 @@ def open_st(
 
     Args:
         kind: ``text``, the only one.
-        prompts: used instead of the model's own, where not empty.
+        prompts: added to the model's own; of the same name, they win.
+        default_prompt: wins over the model's own.
 
     Raises:
         UsageError: the folder is not one of sentence-transformers, or does not begin with a transformer; and as
@@ -49,6 +50,8 @@ def open_st(
     inner = folder / first.get("path", "")
     settings = _json(source, inner / "sentence_bert_config.json", {})
     own = _json(source, folder / "config_sentence_transformers.json", {})
+    # An empty prompt says that a role takes none, which matters beside others; newer versions save two for every model.
+    chosen = {**(own.get("prompts") or {}), **(prompts or {})}
     options = dict(source.options)
     options.setdefault("max_length", settings.get("max_seq_length"))
     if options["max_length"] is None:
@@ -57,8 +60,8 @@ def open_st(
         dataclasses.replace(source, name=str(inner), options=options),
         kind,
         allow_code,
-        prompts or {name: text for name, text in (own.get("prompts") or {}).items() if text},
-        default_prompt or own.get("default_prompt_name"),
+        chosen if any(chosen.values()) else {},
+        default_prompt or (own.get("default_prompt_name") if any(chosen.values()) else None),
         lowercase=bool(settings.get("do_lower_case")),
     )
     return dataclasses.replace(
