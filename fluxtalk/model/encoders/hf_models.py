@@ -83,7 +83,7 @@ def build_hf(source: str, options: Mapping[str, Any], preprocess: Preprocessor |
     except OSError as error:
         raise CheckpointError(
             f"The code of {source} is read from {options.get('remote_code')}, where it cannot be found "
-            f"({reason(error)}); a model's own code is not kept in the checkpoint: put it back, or pack the model again."
+            f"({reason(error)}); a model's own code is not kept in a checkpoint: put it back, or pack the model again."
         ) from error
     except (ImportError, AttributeError, TypeError, ValueError, KeyError) as error:
         raise CheckpointError(
@@ -164,6 +164,8 @@ def _chosen(model: nn.Module, inputs: Mapping[str, Tensor], choice: OutputChoice
         output = model(**inputs, return_dict=True, output_hidden_states=True)
         layers = len(output.hidden_states)
         if not -layers <= choice.layer < layers:
-            raise UsageError(f"This encoder has layers 0 to {layers - 1} (or -1 to -{layers}); got layer={choice.layer}.")
+            raise UsageError(
+                f"This encoder has layers 0 to {layers - 1} (or -1 to -{layers}); got layer={choice.layer}."
+            )
         features = output.hidden_states[choice.layer]
     return choice.apply(features, class_tokens, getattr(output, "pooler_output", None))

@@ -43,6 +43,8 @@ def open_source(
             f"{source.text}."
         )
     _require_fitting(source, kind)
+    if (prompts or default_prompt) and (kind != "text" or source.library == "open_clip"):
+        raise UsageError(f"Prompts are a text encoder's of hf: or st:; {source.text} takes none for {kind}.")
     # Imported here: each of these libraries takes seconds to import.
     if source.library == "timm":
         from fluxtalk.train.stage1.sources.timm_source import open_timm
@@ -71,4 +73,6 @@ def _require_fitting(source: SourceName, kind: str) -> None:
     stray = sorted(set(source.options) - fitting)
     if stray:
         names = [", ".join(name.replace("_", "-") for name in sorted(group)) for group in (fitting, stray)]
-        raise UsageError(f"The options of {source.text} for {kind} are {names[0]}; got {names[1]}, which changes nothing.")
+        raise UsageError(
+            f"The options of {source.text} for {kind} are {names[0]}; got {names[1]}, which changes nothing."
+        )

@@ -50,8 +50,6 @@ def open_st(
     inner = folder / first.get("path", "")
     settings = _json(source, inner / "sentence_bert_config.json", {})
     own = _json(source, folder / "config_sentence_transformers.json", {})
-    # An empty prompt says that a role takes none, which matters beside others; newer versions save two for every model.
-    chosen = {**(own.get("prompts") or {}), **(prompts or {})}
     options = dict(source.options)
     options.setdefault("max_length", settings.get("max_seq_length"))
     if options["max_length"] is None:
@@ -60,8 +58,8 @@ def open_st(
         dataclasses.replace(source, name=str(inner), options=options),
         kind,
         allow_code,
-        chosen if any(chosen.values()) else {},
-        default_prompt or (own.get("default_prompt_name") if any(chosen.values()) else None),
+        {**(own.get("prompts") or {}), **(prompts or {})},
+        default_prompt or own.get("default_prompt_name"),
         lowercase=bool(settings.get("do_lower_case")),
     )
     return dataclasses.replace(

@@ -1,4 +1,4 @@
-"""Folders of transformers and sentence-transformers as people have them: with code, prompts, and options that do not fit."""
+"""Folders of transformers and sentence-transformers as people have them: with code, prompts, options that do not fit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.encoders.families import Family
-from fluxtalk.errors import CheckpointError, UsageError
+from fluxtalk.errors import ArtifactError, CheckpointError, UsageError
 from fluxtalk.model.checkpoints.stage1 import load_stage1, save_stage1
 from fluxtalk.preprocess import TextPreprocessor
 from fluxtalk.preprocess.prompts import Prompting
@@ -34,7 +34,9 @@ def test_code_of_an_image_processor_is_not_run_unasked(
     own = {"image_processor_type": "Own", "auto_map": {"AutoImageProcessor": "own.Own"}}
     path.write_text(json.dumps({**json.loads(path.read_text()), **own}))
     (folder / "own.py").write_text(
-        f"from transformers import ViTImageProcessor\nopen({str(ran)!r}, 'w').close()\nclass Own(ViTImageProcessor): pass\n"
+        "from transformers import ViTImageProcessor\n"
+        f"open({str(ran)!r}, 'w').close()\n"
+        "class Own(ViTImageProcessor): pass\n"
     )
     # Left to itself, the library asks on the terminal.
     monkeypatch.setattr("builtins.input", lambda _: "y")
@@ -98,6 +100,15 @@ def test_a_models_own_code_has_to_stay_where_it_is(
 def test_options_that_do_not_fit_are_refused(saved: Saved, name: str, kind: str, query: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         pack_encoders({kind: f"{saved(name)[1]}?{query}"})
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [("ViT", "image", "text encoder's"), ("timm ResNet", "image", "text encoder's"), ("MiniLM", "text", "nope")],
+)
+def test_prompts_that_nothing_would_use_are_refused(saved: Saved, name: str, kind: str, words: str) -> None:
+    with pytest.raises((UsageError, ArtifactError), match=words):
+        pack_encoders({kind: saved(name)[1]}, default_prompts={kind: "nope"})
 
 
 def prompts_of(
