@@ -1,4 +1,4 @@
-"""Folders of transformers and sentence-transformers as people have them: with code, prompts, options that do not fit."""
+"""Folders of transformers and sentence-transformers as people have them: with code, prompts, stray options."""
 
 from __future__ import annotations
 
