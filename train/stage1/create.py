@@ -14,7 +14,7 @@ from fluxtalk.errors import UsageError
 from fluxtalk.model.checkpoints.stage1 import Stage1, Stage1Modality
 from fluxtalk.model.encoders import EncoderSpec, build_encoder
 from fluxtalk.preprocess import FeaturesPreprocessor, Preprocessor, TextPreprocessor, from_parts
-from fluxtalk.preprocess.text import OPTIONS
+from fluxtalk.preprocess.text import OPTIONS, TOKENIZER_FILE
 from fluxtalk.train.stage1.probe import probe
 from fluxtalk.train.stage1.sources.names import SourceName, is_library_source, parse_source
 from fluxtalk.train.stage1.sources.open_source import open_source
@@ -140,16 +140,17 @@ def _preprocess(folder: Path, name: str, source: str, config: Mapping[str, Any] 
     needed = {"kind", "tokenizer", "max_length"}
     if not needed <= set(config) <= {*needed, *OPTIONS} or not isinstance(config["tokenizer"], str):
         raise UsageError(
-            f"The text preprocessing of {name} has the keys kind, tokenizer (a tokenizer.json) and max_length; it may "
-            f"have {', '.join(OPTIONS)}."
+            f"The text preprocessing of {name} has the keys kind, tokenizer (a tokenizer.json, or its folder) and "
+            f"max_length; it may have {', '.join(OPTIONS)}."
         )
     options = {option: config[option] for option in OPTIONS if option in config}
+    path = folder / config["tokenizer"]
+    if path.is_dir():  # as save_pretrained writes a tokenizer
+        path /= TOKENIZER_FILE
     try:
-        return TextPreprocessor((folder / config["tokenizer"]).read_text(), config["max_length"], **options)
+        return TextPreprocessor(path.read_text(encoding="utf-8"), config["max_length"], **options)
     except FileNotFoundError:
-        raise UsageError(
-            f"The tokenizer {folder / config['tokenizer']} of {name} does not exist; check the path."
-        ) from None
+        raise UsageError(f"The tokenizer {path} of {name} does not exist; check the path.") from None
 
 
 def _image(name: str, source: str, config: Mapping[str, Any]) -> Preprocessor:
