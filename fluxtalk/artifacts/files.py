@@ -135,7 +135,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
         raise _with_path(error, path) from None
     except Exception as error:
         if any(words in str(error) for words in _NOT_WRITTEN):
-            raise OSError(errno.EIO, "The file could not be written whole", str(path)) from error
+            full = "No space left" in str(error)
+            code, why = (
+                (errno.ENOSPC, "No space left on device") if full else (errno.EIO, "It could not be written whole")
+            )
+            raise OSError(code, why, str(path)) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
