@@ -22,6 +22,8 @@ from fluxtalk.train.stage1.sources.opened import OpenedEncoder, take_weights
 _TOWERS = {"image": "vision_model", "text": "text_model", "audio": "audio_model"}
 _INPUTS = {"image": ("pixel_values",), "text": ("input_ids",), "audio": ("input_values", "input_features")}
 _SHOWN = 3
+_FEWEST_WORDS = 3
+"""Tokens besides special ones that a tokenizer has at least; an empty one of sentencepiece has its space."""
 
 
 def open_hf(
@@ -186,6 +188,12 @@ def _preprocess(
     lowercase: bool,
 ) -> Preprocessor:
     if kind == "text":
+        # Without its files, transformers makes one that knows its special tokens and reads every text as the same.
+        if len(set(processor.get_vocab()) - set(processor.all_special_tokens)) < _FEWEST_WORDS:
+            raise UsageError(
+                f"The tokenizer of {source.text} knows no words: its files are missing; save it into the same folder "
+                "with save_pretrained."
+            )
         return text_preprocessor_of(
             processor,
             max_length=source.options.get("max_length"),

@@ -41,7 +41,7 @@ def open_st(
         raise UsageError(f"st: opens text encoders; for {kind}, name the model with hf:, got {source.text}.")
     folder = source.folder or _download(source)
     modules = _json(source, folder / "modules.json")
-    first = modules[0] if isinstance(modules, list) and modules else {}
+    first = modules[0] if isinstance(modules, list) and modules and isinstance(modules[0], dict) else {}
     if not str(first.get("type", "")).rpartition(".")[2] == "Transformer":
         raise UsageError(
             f"The first module of {source.text} is {first.get('type', 'missing')}, and not a Transformer, so it has no "

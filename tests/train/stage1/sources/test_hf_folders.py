@@ -45,6 +45,15 @@ def test_code_of_an_image_processor_is_not_run_unasked(
     assert not ran.exists()
 
 
+@pytest.mark.parametrize("name", ["MiniLM", "T5 encoder", "XLM-R"])
+def test_a_tokenizer_that_is_missing_is_not_made_up(saved: Saved, tmp_path: Path, name: str) -> None:
+    folder = copied(saved(name)[1], tmp_path / "bare")
+    for path in folder.glob("token*"):
+        path.unlink()
+    with pytest.raises(UsageError, match=r"tokenizer of .* (knows no words|cannot be read)"):
+        pack_encoders({"text": f"hf:{folder}?max-length=16"})
+
+
 OWN_MODEL = """
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
