@@ -132,6 +132,10 @@ def _parity(work: Work, verification: dict[str, Any], manifest: Manifest) -> Ite
         else:
             yield f"| {label} | not run on the machine of the export | | {entry.tolerance.max_abs:.0e} |"
     yield ""
+    if "fp32" in manifest.precisions:
+        for modality, graph in manifest.modalities.items():
+            yield f"- {modality}, ONNX Runtime on a CPU: {graph.float32.line()}"
+        yield ""
     refused = work.recorded("export", "refused") or []
     if refused:
         yield f"Asked for and refused by the quality gate: {', '.join(refused)}."

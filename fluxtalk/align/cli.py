@@ -145,7 +145,8 @@ def _align(request: Any, until: str) -> None:
     try:
         result = align(work, until)
     except StageFailed as failed:
-        _leave(failed, request.command())
+        until_here = "" if until == STAGE_NAMES[-1] else f" --until {until}"
+        _leave(failed, request.command() + until_here)
     for line in _summary(work, until, result.refused):
         click.echo(line)
     sys.exit(result.exit_code)

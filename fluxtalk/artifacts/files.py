@@ -6,6 +6,7 @@ one, and a changed file is noticed when it is read.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -112,6 +113,10 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_NOT_WRITTEN = ("inline_container.cc", "I/O error: ")
+"""Words with which PyTorch and safetensors tell of a full disk, in errors that are no `OSError`."""
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is synced and renamed over it, else removed."""
@@ -128,6 +133,14 @@ def atomic_file(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     except OSError as error:
         raise _with_path(error, path) from None
+    except Exception as error:
+        if any(words in str(error) for words in _NOT_WRITTEN):
+            full = "No space left" in str(error)
+            code, why = (
+                (errno.ENOSPC, "No space left on device") if full else (errno.EIO, "It could not be written whole")
+            )
+            raise OSError(code, why, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -83,6 +83,8 @@ def test_the_card_tells_encoders_data_recall_and_parity(aligned: Aligned) -> Non
     assert test["recall"] == json.loads((aligned.folder / "run" / "results.json").read_text())["recall"]
     assert "k = 4" not in body  # the complementary token takes no part
     assert "| fp32 | " in body
+    for modality in ("image", "text"):
+        assert f"- {modality}, ONNX Runtime on a CPU: noise of float32 " in body
     assert "9 steps of 32 pairs in 3 epochs" in body
     assert "fluxtalk index build bundle image --input pairs.csv --skip-empty -o image.index" in body
     assert str(aligned.folder.parent) not in card
@@ -166,7 +168,7 @@ def test_ctrl_c_in_training_leaves_a_run_that_goes_on(aligned: Aligned, tmp_path
     assert stopped.exit_code == 130, stopped.output
     (sentence,) = [line for line in stopped.stderr.splitlines() if line.startswith("train was interrupted")]
     assert f"goes on from there: fluxtalk align {arguments[0]} " in sentence
-    assert f"-o {folder}" in sentence
+    assert sentence.endswith(f"-o {folder} --until train")
     assert "Traceback" not in stopped.output
     going_on = run(*arguments)
     assert going_on.exit_code == 0, going_on.output

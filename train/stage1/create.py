@@ -14,7 +14,7 @@ from fluxtalk.errors import UsageError
 from fluxtalk.model.checkpoints.stage1 import Stage1, Stage1Modality
 from fluxtalk.model.encoders import EncoderSpec, build_encoder
 from fluxtalk.preprocess import FeaturesPreprocessor, Preprocessor, TextPreprocessor, from_parts
-from fluxtalk.preprocess.text import OPTIONS
+from fluxtalk.preprocess.text import OPTIONS, TOKENIZER_FILE
 from fluxtalk.train.stage1.probe import probe
 from fluxtalk.train.stage1.sources.names import SourceName, is_library_source, parse_source
 from fluxtalk.train.stage1.sources.open_source import open_source
@@ -150,7 +150,7 @@ def _text(folder: Path, name: str, config: Mapping[str, Any]) -> Preprocessor:
             f"max_length; it may have {', '.join(OPTIONS)}."
         )
     path = folder / config["tokenizer"]
-    file = path / "tokenizer.json" if path.is_dir() else path
+    file = path / TOKENIZER_FILE if path.is_dir() else path
     if "max_length" not in config:
         raise UsageError(
             f"The text preprocessing of {name} lacks max_length, the token ids that its encoder reads at most; "

@@ -37,7 +37,8 @@ def pack_encoders(
         UsageError: a name cannot be opened, or an encoder fails on its inputs.
         CheckpointError: weights do not fit.
     """
-    unknown = sorted({*(prompts or {}), *(default_prompts or {})} - set(encoders))
+    prompted = {*(prompts or {}), *(default_prompts or {})}
+    unknown = sorted(prompted - set(encoders))
     if unknown:
         raise UsageError(f"Prompts are given for {', '.join(unknown)}, of which no --encoder is named.")
     modalities: dict[str, Stage1Modality] = {}
@@ -45,6 +46,8 @@ def pack_encoders(
     for name, source in encoders.items():
         require_modality_name(name)
         if source.startswith("features:") and source.removeprefix("features:").isdecimal():
+            if name in prompted:
+                raise UsageError(f"Prompts are a text encoder's; {name} is {source}, which takes none.")
             build_encoder(source, {})
             dim = int(source.removeprefix("features:"))
             modalities[name] = Stage1Modality(EncoderSpec(source, {}, dim), {}, FeaturesPreprocessor(dim))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fluxtalk.config import require
-from fluxtalk.errors import CheckpointError, UsageError
+from fluxtalk.errors import CheckpointError, UsageError, reason
 from fluxtalk.model.encoders.libraries import import_library
 from fluxtalk.model.encoders.output_choice import OutputChoice
 from fluxtalk.model.encoders.spectrogram_models import spectrogram_encoder
@@ -74,11 +74,17 @@ def build_hf(source: str, options: Mapping[str, Any], preprocess: Preprocessor |
 
     Raises:
         UsageError: transformers is missing, or the encoder does not fit its preprocessing.
-        CheckpointError: it does not know the model, or does not take the configuration.
+        CheckpointError: it does not know the model, or does not take the configuration; or the model's own code is no
+            longer where it was.
     """
     import_library("transformers", source)
     try:
         model = _model(options)
+    except OSError as error:
+        raise CheckpointError(
+            f"The code of {source} is read from {options.get('remote_code')}, where it cannot be found "
+            f"({reason(error)}); a model's own code is not kept in a checkpoint: put it back, or pack the model again."
+        ) from error
     except (ImportError, AttributeError, TypeError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"The installed transformers cannot build {source} ({error}); install the version that packed it "
@@ -156,5 +162,10 @@ def _chosen(model: nn.Module, inputs: Mapping[str, Tensor], choice: OutputChoice
         features = output.last_hidden_state
     else:
         output = model(**inputs, return_dict=True, output_hidden_states=True)
+        layers = len(output.hidden_states)
+        if not -layers <= choice.layer < layers:
+            raise UsageError(
+                f"This encoder has layers 0 to {layers - 1} (or -1 to -{layers}); got layer={choice.layer}."
+            )
         features = output.hidden_states[choice.layer]
     return choice.apply(features, class_tokens, getattr(output, "pooler_output", None))

@@ -148,12 +148,13 @@ def test_the_probe_leaves_batch_statistics_alone(folder: Path) -> None:
     assert part.weights["norm.num_batches_tracked"] == 0
 
 
-def test_a_text_encoder_from_a_factory_takes_ids_and_mask(folder: Path, stage1: Stage1) -> None:
+@pytest.mark.parametrize("tokenizer", ["tokenizer.json", "."])
+def test_a_text_encoder_from_a_factory_takes_ids_and_mask(folder: Path, stage1: Stage1, tokenizer: str) -> None:
     _, files = stage1.modalities["text"].preprocess.to_parts()
     (folder / "tokenizer.json").write_text(files["tokenizer.json"])
     text = {
         "encoder": "module:stage1_user_code:Words",
-        "preprocess": {"kind": "text", "tokenizer": "tokenizer.json", "max_length": 9},
+        "preprocess": {"kind": "text", "tokenizer": tokenizer, "max_length": 9},
     }
     part = stage1_from_specification(_specification(folder, {"text": text})).modalities["text"]
     assert part.spec.dim == 5

@@ -57,6 +57,8 @@ def text_preprocessor_of(
         backend = with_lowercase(backend)
         tokenizer.backend_tokenizer.normalizer = backend.normalizer
     content = plain_json(backend)
+    # A name that is not among the prompts is an error, also where all are empty.
+    default = default_prompt_name if _telling(prompts) or default_prompt_name not in (prompts or {}) else None
 
     def made(max_length: int) -> TextPreprocessor:
         return TextPreprocessor(
@@ -67,7 +69,7 @@ def text_preprocessor_of(
             pad_side=tokenizer.padding_side if fixed_length else "right",
             lowercase=is_siglip and bool(tokenizer.do_lower_case),
             prompts=_telling(prompts),
-            default_prompt_name=default_prompt_name if _telling(prompts) else None,
+            default_prompt_name=default,
         )
 
     preprocess = made(length)

@@ -22,6 +22,8 @@ from fluxtalk.train.stage1.sources.opened import OpenedEncoder, take_weights
 _TOWERS = {"image": "vision_model", "text": "text_model", "audio": "audio_model"}
 _INPUTS = {"image": ("pixel_values",), "text": ("input_ids",), "audio": ("input_values", "input_features")}
 _SHOWN = 3
+_FEWEST_WORDS = 3
+"""Tokens besides special ones that a tokenizer has at least; an empty one of sentencepiece has its space."""
 
 
 def open_hf(
@@ -58,7 +60,8 @@ def open_hf(
         options["model"] = f"{type(model).__module__}:{type(model).__name__}"
     model.config.use_cache = False
     with _quiet(transformers):
-        preprocess = _preprocess(transformers, source, name, kind, model, prompts or {}, default_prompt, lowercase)
+        processor = _processor(transformers, source, name, kind, allow_code)
+        preprocess = _preprocess(source, kind, model, processor, prompts or {}, default_prompt, lowercase)
     if kind == "text":
         options["padding_is_read"] = _reads_padding(model, source)
     # After the preprocessing, which may have fitted position embeddings to its size.
@@ -87,11 +90,7 @@ def _load(transformers: Any, source: SourceName, name: str, kind: str, allow_cod
             **({"trust_remote_code": allow_code} if loader is transformers.AutoModel else {}),
         )
     except Exception as error:  # the library and the hub's client raise many kinds
-        if "trust_remote_code" in str(error):
-            raise UsageError(
-                f"The encoder {source.text} brings code of its own, which is not run unasked; add --allow-code if you "
-                "trust whoever made it."
-            ) from None
+        _refuse_code(source, error)
         if isinstance(error, RuntimeError) and "size mismatch" in str(error).lower():
             raise CheckpointError(
                 f"The weights of {source.text} do not fit its configuration: {reason(error)}"
@@ -152,32 +151,51 @@ def _part(key: str, prefix: str) -> str:
     return key.removeprefix(prefix).split(".")[0]
 
 
-def _preprocess(
-    transformers: Any,
-    source: SourceName,
-    name: str,
-    kind: str,
-    model: Any,
-    prompts: Mapping[str, str],
-    default_prompt: str | None,
-    lowercase: bool,
-) -> Preprocessor:
+def _refuse_code(source: SourceName, error: Exception) -> None:
+    """Say what the library's refusal of a model's own code means; its other errors are left to the caller."""
+    if "trust_remote_code" in str(error):
+        raise UsageError(
+            f"The encoder {source.text} brings code of its own, which is not run unasked; add --allow-code if you "
+            "trust whoever made it."
+        ) from None
+
+
+def _processor(transformers: Any, source: SourceName, name: str, kind: str, allow_code: bool) -> Any:
+    """Load what feeds a model: its tokenizer, image processor or feature extractor."""
     try:
+        # Said each time: left out, the library asks on the terminal, and may run code that nobody allowed here.
         if kind == "text":
-            tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-        elif kind == "image":
-            processor = transformers.AutoImageProcessor.from_pretrained(name, backend="pil")
-        else:
-            processor = transformers.AutoFeatureExtractor.from_pretrained(name)
+            return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=allow_code)
+        if kind == "image":
+            return transformers.AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=allow_code)
+        return transformers.AutoFeatureExtractor.from_pretrained(name, trust_remote_code=allow_code)
     except Exception as error:
+        _refuse_code(source, error)
         files = {"text": "tokenizer", "image": "image processor", "audio": "feature extractor"}[kind]
         raise UsageError(
             f"The {files} of {source.text} cannot be read ({reason(error)}); save it into the same folder with "
             "save_pretrained."
         ) from error
+
+
+def _preprocess(
+    source: SourceName,
+    kind: str,
+    model: Any,
+    processor: Any,
+    prompts: Mapping[str, str],
+    default_prompt: str | None,
+    lowercase: bool,
+) -> Preprocessor:
     if kind == "text":
+        # Without its files, transformers makes one that knows its special tokens and reads every text as the same.
+        if len(set(processor.get_vocab()) - set(processor.all_special_tokens)) < _FEWEST_WORDS:
+            raise UsageError(
+                f"The tokenizer of {source.text} knows no words: its files are missing; save it into the same folder "
+                "with save_pretrained."
+            )
         return text_preprocessor_of(
-            tokenizer,
+            processor,
             max_length=source.options.get("max_length"),
             fixed_length=_reads_padding(model, source),
             prompts=prompts,

@@ -112,7 +112,10 @@ def parse_source(source: str, options: Mapping[str, Any] | None = None) -> Sourc
     library, _, name = body.partition(":")
     if library not in LIBRARIES or not name:
         raise UsageError(f"A pretrained encoder is {', '.join(f'{one}:NAME' for one in LIBRARIES)}; got {source!r}.")
+    whole = name
     name, at, file = name.partition("@")
+    if at and library in ("hf", "st") and Path(whole).expanduser().is_dir():
+        name, at, file = whole, "", ""
     if (at and not file) or (at and library in ("hf", "st")):
         raise UsageError(f"Weights in a file of their own are timm:NAME@FILE or open_clip:NAME@FILE; got {source!r}.")
     try:

@@ -8,6 +8,13 @@ from fluxtalk.errors import UsageError
 from fluxtalk.train.stage1.sources.names import KINDS, SourceName
 from fluxtalk.train.stage1.sources.opened import OpenedEncoder
 
+_OPTIONS = {
+    "image": {"layer", "class_tokens", "pooled", "background"},
+    "text": {"layer", "pooled", "max_length", "padding"},
+    "audio": {"layer", "max_length"},
+}
+"""Options that change something, by the kind of input."""
+
 
 def open_source(
     modality: str,
@@ -25,7 +32,8 @@ def open_source(
         default_prompt: name of the prompt that is used where none is named.
 
     Raises:
-        UsageError: the library is missing, does not know the name, or its files do not say how to feed it.
+        UsageError: the library is missing, does not know the name or has no use for an option, or its files do not say
+            how to feed it.
         CheckpointError: weights do not fit.
     """
     kind = source.options.get("kind", modality)
@@ -34,6 +42,9 @@ def open_source(
             f"The modality {modality} does not say what its encoder takes; add ?kind=image, text or audio to "
             f"{source.text}."
         )
+    _require_fitting(source, kind)
+    if (prompts or default_prompt) and (kind != "text" or source.library == "open_clip"):
+        raise UsageError(f"Prompts are a text encoder's of hf: or st:; {source.text} takes none for {kind}.")
     # Imported here: each of these libraries takes seconds to import.
     if source.library == "timm":
         from fluxtalk.train.stage1.sources.timm_source import open_timm
@@ -50,3 +61,18 @@ def open_source(
     from fluxtalk.train.stage1.sources.hf import open_hf
 
     return open_hf(source, kind, allow_code, prompts, default_prompt)
+
+
+def _require_fitting(source: SourceName, kind: str) -> None:
+    """Refuse options that this library has no use for with this kind of input, instead of ignoring them."""
+    fitting = {"kind", *_OPTIONS[kind]}
+    if source.library == "timm":
+        fitting.add("image_size")
+    if source.library == "open_clip" and kind == "text":
+        fitting = {"kind", "layer"}
+    stray = sorted(set(source.options) - fitting)
+    if stray:
+        names = [", ".join(name.replace("_", "-") for name in sorted(group)) for group in (fitting, stray)]
+        raise UsageError(
+            f"The options of {source.text} for {kind} are {names[0]}; got {names[1]}, which changes nothing."
+        )

@@ -29,7 +29,8 @@ def open_st(
 
     Args:
         kind: ``text``, the only one.
-        prompts: used instead of the model's own, where not empty.
+        prompts: added to the model's own; of the same name, they win.
+        default_prompt: wins over the model's own.
 
     Raises:
         UsageError: the folder is not one of sentence-transformers, or does not begin with a transformer; and as
@@ -40,7 +41,7 @@ def open_st(
         raise UsageError(f"st: opens text encoders; for {kind}, name the model with hf:, got {source.text}.")
     folder = source.folder or _download(source)
     modules = _json(source, folder / "modules.json")
-    first = modules[0] if isinstance(modules, list) and modules else {}
+    first = modules[0] if isinstance(modules, list) and modules and isinstance(modules[0], dict) else {}
     if not str(first.get("type", "")).rpartition(".")[2] == "Transformer":
         raise UsageError(
             f"The first module of {source.text} is {first.get('type', 'missing')}, and not a Transformer, so it has no "
@@ -57,7 +58,7 @@ def open_st(
         dataclasses.replace(source, name=str(inner), options=options),
         kind,
         allow_code,
-        prompts or {name: text for name, text in (own.get("prompts") or {}).items() if text},
+        {**(own.get("prompts") or {}), **(prompts or {})},
         default_prompt or own.get("default_prompt_name"),
         lowercase=bool(settings.get("do_lower_case")),
     )

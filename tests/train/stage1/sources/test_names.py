@@ -27,6 +27,8 @@ def test_a_folder_is_stored_by_its_last_part_alone(tmp_path: Path) -> None:
     assert source.folder == tmp_path / "mine"
     assert parse_source("hf:mine").within(tmp_path).folder == tmp_path / "mine"
     assert parse_source("hf:some/name").folder is None
+    (tmp_path / "me@home").mkdir()
+    assert parse_source(f"hf:{tmp_path}/me@home").folder == tmp_path / "me@home"
 
 
 def test_options_beside_a_name_win_over_those_in_it() -> None:
