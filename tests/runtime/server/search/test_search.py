@@ -146,7 +146,8 @@ def test_limits_choose_k_from_the_curve(
         assert (chosen.query.k, chosen.item_k) == (k, item_k)
         hits = opened.search_items(embedder, "text", [texts[4]], 6, limits=Limits(**limits))[0]
         assert np.abs(scores(answer) - [hit.similarity for hit in hits]).max() <= 1e-5
-    form = client.post("/v1/search", data={"text": "a", "index": "tokens", "min_recall": "0.5", "max_bytes": "10000"})
+    fields = {"text": "a", "index": "tokens", "min_recall": "0.5", "max_bytes": "10000"}
+    form = client.post("/v1/search", files={name: (None, value) for name, value in fields.items()})
     assert form.status_code == 200, form.text
     assert form.json()["chosen"]["recall_share"] >= 0.5
 
