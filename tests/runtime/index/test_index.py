@@ -124,7 +124,7 @@ def test_a_changed_file_is_refused_by_name(tmp_path: Path, output: str) -> None:
     facts = json.loads((folder / "index.json").read_text())
     changes: tuple[dict, ...] = (
         {"schema_version": 1},
-        {"output": "complementary"},
+        {"output": "attention"},
         {"dtype": "int4"},
         {"files": {}},
         {"more": 1},
@@ -141,7 +141,7 @@ def test_what_does_not_fit_leaves_no_index(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="for each of its"):
             build_index(tmp_path / "index", [vectors] if count else [], NAMES[:count], content())
     with pytest.raises(UsageError, match="pooled, concat, tokens, complementary"):
-        content("complementary")
+        content("attention")
     with pytest.raises(UsageError, match="dtype"):
         content(dtype="int4")
     assert not list(tmp_path.iterdir())
