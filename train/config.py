@@ -38,7 +38,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "concat": {
         "num_overlapping_tokens": 4,
         "mean_path": "mlp",
-        "heads": 4,
+        "heads": 2,
         "aggregation": "concat",
         "output_projection": "per_register",
         "nested_draw": "all",

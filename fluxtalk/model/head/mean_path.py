@@ -6,6 +6,7 @@ Shapes: B batch, L features, E feature dimension, M averages, K tokens asked for
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fluxtalk.config import HeadConfig
@@ -54,59 +55,31 @@ def mean_weights(mask_BL: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class FoldedLayerNorm:
-    """Layer normalization of frozen features that is never written out, but folded into what reads them.
+    """Layer normalization of frozen features, with its affine part folded into what reads them.
 
-    With ``y = (x - m) r * g + b``, a score ``y q`` is ``r (x (g q) - m sum(g q))`` up to ``b q``, which is the same for
-    all features and which softmax ignores; an average ``sum_l w_l y_l`` is ``(sum_l w_l r_l x_l - sum_l w_l r_l m_l) g
-    + b sum_l w_l``. So training reads the features twice in products, and never writes a copy of them; the gradient
-    needs no copy either, because frozen features have none. Serving normalizes first, which rounds better.
+    With ``y = n * g + b``, n of mean 0 and variance 1, a score ``y q`` is ``n (g q)`` up to ``b q``, which is the same
+    for all features and which softmax ignores; an average ``sum_l w_l y_l`` is ``(sum_l w_l n_l) g + b sum_l w_l``.
+    So training writes n once, without a gradient, which frozen features need not have, and no further copy: dropout on
+    features, drawn once for a row, falls on the averages too.
 
     Args:
         norm: LayerNorm over E.
         features_BLE: without gradient.
+        dropout: drops single numbers in training.
     """
 
-    def __init__(self, norm: nn.LayerNorm, features_BLE: Tensor) -> None:
-        self.norm = norm
-        self.features_BLE = features_BLE
+    def __init__(self, norm: nn.LayerNorm, features_BLE: Tensor, dropout: nn.Module) -> None:
+        self._norm = norm
         with torch.no_grad():
-            variance_BL, mean_BL = torch.var_mean(features_BLE, dim=-1, correction=0)
-            self.scale_BL = (variance_BL + norm.eps).rsqrt()
-            self.shift_BL = mean_BL * self.scale_BL
+            self._normalized_BLE = F.layer_norm(features_BLE, norm.normalized_shape, None, None, norm.eps)
+            self._kept_B1E = dropout(torch.ones_like(features_BLE[:, :1]))
 
     def scores(self, q: Tensor) -> Tensor:
         """Score ([B,] M, E) queries: (B, L, M), up to a number that is the same for all L."""
-        q = q * self.norm.weight
-        sums = q.sum(dim=-1)[..., None, :]
-        return torch.matmul(self.features_BLE, q.transpose(-1, -2)) * self.scale_BL[..., None] - (
-            self.shift_BL[..., None] * sums
-        )
+        return torch.matmul(self._normalized_BLE, (q * self._norm.weight).transpose(-1, -2))
 
     def averages(self, weights_BML: Tensor) -> Tensor:
-        """Average the normalized features with these weights: (B, M, E)."""
-        total_BME = torch.matmul(weights_BML * self.scale_BL[:, None], self.features_BLE)
-        shift_BM1 = (weights_BML * self.shift_BL[:, None]).sum(dim=-1, keepdim=True)
-        weight_BM1 = weights_BML.sum(dim=-1, keepdim=True)
-        return (total_BME - shift_BM1) * self.norm.weight + weight_BM1 * self.norm.bias
-
-
-class DroppedReads:
-    """Reads with dropout on single numbers of each average, which needs no copy of the features.
-
-    Args:
-        reads: the reads.
-        dropout: drops numbers in training.
-    """
-
-    def __init__(self, reads: FoldedLayerNorm, dropout: nn.Module) -> None:
-        self._reads = reads
-        self._dropout = dropout
-
-    def scores(self, q: Tensor) -> Tensor:
-        """Score as the reads do."""
-        return self._reads.scores(q)
-
-    def averages(self, weights_BML: Tensor) -> Tensor:
-        """Average as the reads do, and drop numbers of the averages."""
-        dropped: Tensor = self._dropout(self._reads.averages(weights_BML))
-        return dropped
+        """Average the normalized features with these weights, and drop numbers of the averages: (B, M, E)."""
+        total_BME = torch.matmul(weights_BML, self._normalized_BLE)
+        bias_BME = weights_BML.sum(dim=-1, keepdim=True) * (self._kept_B1E * self._norm.bias)
+        return torch.addcmul(bias_BME, total_BME, self._kept_B1E * self._norm.weight)

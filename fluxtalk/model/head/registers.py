@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fluxtalk.config import HeadConfig
 from fluxtalk.model.head.attention import CrossAttention, FeedForward, SelfAttention, WeightedReads
-from fluxtalk.model.head.mean_path import DroppedReads, FoldedLayerNorm, MeanPath, mean_weights
+from fluxtalk.model.head.mean_path import FoldedLayerNorm, MeanPath, mean_weights
 from fluxtalk.model.head.register_linear import RegisterLinear
 from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.tokens import check_token_count
@@ -169,7 +169,7 @@ class RegisterTokenModule(TokenHead):
         reads: WeightedReads | None = None
         features = features_BLE
         if self._folds(features_BLE):
-            reads = DroppedReads(FoldedLayerNorm(norm, features_BLE), self.feature_dropout)
+            reads = FoldedLayerNorm(norm, features_BLE, self.feature_dropout)
         else:
             features = self.feature_dropout(norm(features_BLE))
         # (N, D): the first block's queries are the same for all samples, so they are computed once.
