@@ -65,6 +65,10 @@ _CONTRAST = {"complementary_objective": "contrast", "complementary_correlation_w
 VARIANTS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "untrained": ("untrained register", None),
     "difference-4": ("difference, 4 items per id", {"complementary_objective": "difference", "items_per_id": 4}),
+    "difference-4-weight-10": (
+        "difference, 4 items per id, weight 10",
+        {"complementary_objective": "difference", "complementary_objective_weight": 10.0, "items_per_id": 4},
+    ),
     "none": ("L2 + diversity", {"items_per_id": 1}),
     "contrast-1": ("contrast, 1 item per id", {**_CONTRAST, "items_per_id": 1}),
     "contrast-4": ("contrast, 4 items per id", {**_CONTRAST, "items_per_id": 4}),
