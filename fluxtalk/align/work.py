@@ -15,7 +15,8 @@ from fluxtalk.datasets import PairDataset, default_cache_dir, load_dataset
 from fluxtalk.datasets.data_paths import first_existing
 from fluxtalk.errors import DataError, UsageError
 from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1, trust_code
-from fluxtalk.train.stage1.sources.names import is_library_source, parse_source
+from fluxtalk.model.encoders.libraries import is_library_source
+from fluxtalk.train.stage1.sources.names import parse_source
 
 
 @dataclass

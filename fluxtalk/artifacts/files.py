@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -113,6 +114,7 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _NOT_WRITTEN = ("inline_container.cc", "I/O error: ")
 """Words with which PyTorch and safetensors tell of a full disk, in errors that are no `OSError`."""
 
@@ -135,9 +137,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
         raise _with_path(error, path) from None
     except Exception as error:
         if any(words in str(error) for words in _NOT_WRITTEN):
-            full = "No space left" in str(error)
+            # safetensors tells the system's reason; PyTorch does not.
+            told = _OS_ERROR.search(str(error))
             code, why = (
-                (errno.ENOSPC, "No space left on device") if full else (errno.EIO, "It could not be written whole")
+                (int(told[1]), os.strerror(int(told[1]))) if told else (errno.EIO, "It could not be written whole")
             )
             raise OSError(code, why, str(path)) from error
         raise

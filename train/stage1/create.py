@@ -13,10 +13,11 @@ from fluxtalk.datasets.data_paths import with_absolute_path
 from fluxtalk.errors import UsageError
 from fluxtalk.model.checkpoints.stage1 import Stage1, Stage1Modality
 from fluxtalk.model.encoders import EncoderSpec, build_encoder
+from fluxtalk.model.encoders.libraries import is_library_source
 from fluxtalk.preprocess import FeaturesPreprocessor, Preprocessor, TextPreprocessor, from_parts
 from fluxtalk.preprocess.text import OPTIONS, TOKENIZER_FILE
 from fluxtalk.train.stage1.probe import probe
-from fluxtalk.train.stage1.sources.names import SourceName, is_library_source, parse_source
+from fluxtalk.train.stage1.sources.names import SourceName, parse_source
 from fluxtalk.train.stage1.sources.open_source import open_source
 from fluxtalk.train.stage1.sources.weights import fit_weights, read_weights
 

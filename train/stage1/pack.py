@@ -12,9 +12,10 @@ from fluxtalk.datasets.data_paths import with_absolute_path
 from fluxtalk.errors import UsageError
 from fluxtalk.model.checkpoints.stage1 import Stage1, Stage1Modality
 from fluxtalk.model.encoders import EncoderSpec, build_encoder
+from fluxtalk.model.encoders.libraries import is_library_source
 from fluxtalk.preprocess import FeaturesPreprocessor
 from fluxtalk.train.stage1.create import pretrained_modality
-from fluxtalk.train.stage1.sources.names import is_library_source, parse_source
+from fluxtalk.train.stage1.sources.names import parse_source
 
 
 def pack_encoders(

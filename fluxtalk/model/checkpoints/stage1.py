@@ -23,6 +23,7 @@ from fluxtalk.config import require_modality_name
 from fluxtalk.datasets.data_paths import first_existing, with_absolute_path, with_relative_path
 from fluxtalk.errors import ArtifactError, CheckpointError, UsageError, reason
 from fluxtalk.model.encoders import EncoderSpec, FrozenEncoder, build_encoder
+from fluxtalk.model.encoders.libraries import is_library_source
 from fluxtalk.preprocess import Preprocessor, from_parts
 
 FORMAT = "fluxtalk.stage1"
@@ -67,7 +68,12 @@ class Stage1Modality:
     def content_hash(self) -> str:
         """Hash specification, preprocessing and weights (SHA-256); cached features are keyed by it."""
         config, files = self.preprocess.to_parts()
-        digest = hashlib.sha256(canonical_json([self.spec.to_dict(), config, files]).encode())
+        spec = self.spec.to_dict()
+        if is_library_source(self.spec.source):
+            # Its options say everything: the same model by another name, or in another folder, is the same encoder.
+            library = self.spec.source.partition(":")[0]
+            spec["source"] = "hf" if library == "st" else library
+        digest = hashlib.sha256(canonical_json([spec, config, files]).encode())
         for name in sorted(self.weights):
             tensor = self.weights[name].detach().contiguous().cpu()
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -7,7 +7,14 @@ from typing import Any
 
 from fluxtalk.errors import UsageError
 
+LIBRARIES = ("hf", "timm", "open_clip", "st")
+"""Prefixes of sources that other libraries keep."""
 _EXTRAS = {"transformers": "hf", "huggingface_hub": "hf", "timm": "timm", "open_clip": "open-clip"}
+
+
+def is_library_source(source: str) -> bool:
+    """Return whether a source names an encoder of another library."""
+    return source.partition(":")[0] in LIBRARIES and ":" in source
 
 
 def import_library(module: str, source: str) -> Any:

@@ -12,9 +12,8 @@ from urllib.parse import parse_qsl
 from PIL import ImageColor
 
 from fluxtalk.errors import UsageError
+from fluxtalk.model.encoders.libraries import LIBRARIES
 
-LIBRARIES = ("hf", "timm", "open_clip", "st")
-"""Prefixes of sources that other libraries keep."""
 KINDS = ("image", "text", "audio")
 _TEXT = {"max_length": int, "padding": str}
 _OPTIONS: dict[str, type] = {
@@ -92,11 +91,6 @@ class SourceName:
     def chosen(self) -> dict[str, Any]:
         """Options that say which of the encoder's outputs are its features."""
         return {key: self.options[key] for key in ("layer", "class_tokens", "pooled") if key in self.options}
-
-
-def is_library_source(source: str) -> bool:
-    """Return whether a source names an encoder of another library."""
-    return source.partition(":")[0] in LIBRARIES and ":" in source
 
 
 def parse_source(source: str, options: Mapping[str, Any] | None = None) -> SourceName:

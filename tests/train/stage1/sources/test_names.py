@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from fluxtalk.errors import UsageError
+from fluxtalk.model.encoders.libraries import is_library_source
 from fluxtalk.train.stage1.pack import parse_encoders, parse_names, parse_prompts
-from fluxtalk.train.stage1.sources.names import is_library_source, parse_source
+from fluxtalk.train.stage1.sources.names import parse_source
 
 
 def test_a_name_is_taken_apart() -> None:
