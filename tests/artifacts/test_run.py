@@ -60,9 +60,16 @@ def written(folder: Path, content: dict[str, Any]) -> Path:
     return folder
 
 
+LATER = {"k_values": "", "maxsim_sharpness": 0.0, "mean_path": "none", "patience": 0, "token_dim": 0}
+
+
 def test_a_record_of_before_is_read_and_written_as_it_was(tmp_path: Path) -> None:
     run = read_description(written(tmp_path, WRITTEN))
-    assert TrainConfig.from_dict(run.options).to_dict() == OPTIONS
+    config = TrainConfig.from_dict(run.options).to_dict()
+    assert {name: config[name] for name in OPTIONS} == OPTIONS
+    # Options that came later have the value that means what was done before.
+    assert {name for name in config if name not in OPTIONS} == set(LATER)
+    assert all(config[name] == value for name, value in LATER.items())
     assert (run.info.data_relative, run.info.encoder_hashes["left"]) == ("../../data", "34963dcd")
     assert (run.info.steps, run.info.device, run.identity.implementation) == (3, "cpu", "cursor")
     run.folder.description.unlink()
