@@ -68,12 +68,14 @@ def odd_images() -> dict[str, tuple[bytes, np.ndarray]]:
     palette = Image.fromarray(color).quantize(64)
     cmyk = Image.fromarray(np.dstack([color, np.zeros_like(gray)]), "CMYK")
     frames = [Image.fromarray(gray), Image.fromarray(255 - gray)]
+    clear = Image.fromarray(np.dstack([color, gray]), "RGBA")
+    white = Image.new("RGBA", clear.size, "white")
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
     return {
         "gray": (saved(Image.fromarray(gray)), gray),
         "color": (saved(Image.fromarray(color)), as_gray),
-        "transparent": (saved(Image.fromarray(np.dstack([color, gray]), "RGBA")), as_gray),
+        "transparent": (saved(clear), np.asarray(Image.alpha_composite(white, clear).convert("RGB").convert("L"))),
         "16 bits": (saved(Image.fromarray(gray.astype(np.uint16) * 256 + 17)), gray),
         "palette": (saved(palette), np.asarray(palette.convert("RGB").convert("L"))),
         "CMYK": (saved(cmyk, "TIFF"), np.asarray(cmyk.convert("L"))),
