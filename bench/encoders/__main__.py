@@ -66,7 +66,8 @@ def _run(content: dict[str, Any], results: Path, names: tuple[str, ...], again: 
         with tempfile.TemporaryDirectory() as folder:
             proof = prove(family, Path(folder), compile_engine=True)
         click.echo(f"{family.name}: {proof.stopped or 'through'}, {proof.seconds} s")
-        content["families"][family.name] = dataclasses.asdict(proof)
+        found = {**content["families"], family.name: dataclasses.asdict(proof)}
+        content["families"] = {one.name: found[one.name] for one in families() if one.name in found}
         content["machine"] = {
             "processor": processor(),
             "threads": torch.get_num_threads(),
