@@ -97,6 +97,7 @@ def copy(aligned: Aligned, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
+@pytest.mark.slow
 def test_another_precision_redoes_export_verify_and_card_alone(aligned: Aligned, copy: Path) -> None:
     (copy / "README.md").write_text("by hand")
     more = run(*aligned.arguments, "-o", str(copy), "--precision", "fp32", "--precision", "fp16")

@@ -41,6 +41,7 @@ def test_minilm_gives_the_token_embeddings_of_sentence_transformers(tmp_path: Pa
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_efficientnet_gives_the_features_of_timm(tmp_path: Path) -> None:
     source = real_source("efficientnet-lite0", tmp_path)
     features, pixels = compare(_packed("image", source), LibraryEncoder(source, "image", None))
@@ -48,6 +49,7 @@ def test_efficientnet_gives_the_features_of_timm(tmp_path: Path) -> None:
     assert pixels <= 1e-3
 
 
+@pytest.mark.slow
 def test_dinov2_gives_the_tokens_of_the_graph_that_carries_it(tmp_path: Path) -> None:
     onnx, ort = importlib.import_module("onnx"), importlib.import_module("onnxruntime")
     part = _packed("image", real_source("dinov2-small", tmp_path))

@@ -93,7 +93,7 @@ def test_the_same_model_in_another_folder_is_the_same_encoder(saved: Saved, tmp_
     folders = [tmp_path / place for place in ("vit", "another name")]
     for folder in folders:
         shutil.copytree(source.partition(":")[2], folder)
-    hashes = {pack_encoders({"image": f"hf:{folder}"}).content_hash() for folder in folders}
+    hashes = {opened("image", f"hf:{folder}").content_hash() for folder in folders}
     assert len(hashes) == 1
 
 
@@ -218,11 +218,11 @@ def test_modalities_of_another_name_say_what_they_take(saved: Saved, tmp_path: P
 
 
 def test_the_command_packs_and_a_specification_takes_the_same_names(saved: Saved, tmp_path: Path) -> None:
-    image, text = saved("ViT")[1], saved("MiniLM")[1]
-    words = ["pack", "--encoder", f"image={image}", "--encoder", f"text={text}?max-length=32"]
+    text = saved("MiniLM")[1]
+    words = ["pack", "--encoder", "sound=features:7", "--encoder", f"text={text}?max-length=32"]
     result = CliRunner().invoke(main, [*words, "-o", str(tmp_path / "a.pth")], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    modalities = {"image": {"encoder": image}, "text": {"encoder": text, "options": {"max_length": 32}}}
+    modalities = {"sound": {"encoder": "features:7"}, "text": {"encoder": text, "options": {"max_length": 32}}}
     (tmp_path / "encoders.json").write_text(json.dumps({"modalities": modalities}))
     arguments = ["create", str(tmp_path / "encoders.json"), "-o", str(tmp_path / "b.pth")]
     assert CliRunner().invoke(main, arguments, catch_exceptions=False).exit_code == 0
