@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 from pathlib import Path
@@ -16,7 +17,7 @@ from fluxtalk.errors import UsageError
 from fluxtalk.train.stage1.preprocessing.hf_images import DEFAULTS, image_preprocessor_of
 from tests.train.stage1.preprocessing.photographs import normalized, photographs
 
-transformers: Any = pytest.importorskip("transformers")
+transformers: Any = importlib.import_module("transformers")
 
 RAW = {"do_rescale": False, "do_normalize": False, "include_top": False}
 """Settings of a call that leave the levels as they are."""

