@@ -50,8 +50,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """Named sets of options: `specified` is the defaults; `recommended` gives complementary tokens an objective, with the
 dropouts that some thousand pairs need (docs/quality.md); `concat` begins at the mean-pool MLP, compares tokens side by
-side and trains no complementary ones (docs/LOG.md). Ask a bundle of `concat` for the output `concat`, or for one
-token: the `pooled` mean of several, which is the default output, was not trained and not measured."""
+side, which is what its bundle gives of an item, and trains no complementary ones (docs/LOG.md)."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "encode": ENCODE,
