@@ -54,14 +54,14 @@ test: install ## Prove it (the slow tests are left out; 12 minutes on 2 cores; t
 	@# of the runtime's and the export's change how a process takes them: so each part has a process of its own. What is
 	@# marked `alone` measures time or sends load, and runs after them.
 	@{ failed=0; trap 'kill $$part; exit 143' TERM; part() { "$$@" & part=$$!; wait $$part || failed=1; }; \
-	part env $(PYTEST) -m "not slow and not alone" tests/export; \
+	part env $(PYTEST) -m "not slow and not alone" tests/export tests/train/stage1; \
 	part env $(PYTEST) -m "not slow and not alone" tests --ignore=tests/export --ignore=tests/runtime --ignore=tests/train; \
 	exit $$failed; } > .venv/second-lane.log 2>&1 & second=$$!; \
 	trap 'kill $$second; exit 130' INT TERM; failed=0; \
-	$(PYTEST) -m "not slow and not alone" tests/train || failed=1; \
+	$(PYTEST) -m "not slow and not alone" tests/train --ignore=tests/train/stage1 || failed=1; \
 	$(PYTEST) -m "not slow and not alone" tests/runtime || failed=1; \
 	wait $$second || failed=1; cat .venv/second-lane.log; \
-	$(PYTEST) -m "alone and not slow" tests || failed=1; \
+	$(PYTEST) -m "alone and not slow" tests/runtime || failed=1; \
 	exit $$failed
 
 test-slow: install ## The slow tests: minutes each
