@@ -99,7 +99,8 @@ class TokenLayout:
         if dimensions is None:
             return Selection(self, count, self.kind(output))
         known = self.dimensions(output, None if k is None else count)
-        if isinstance(dimensions, bool) or dimensions not in known:
+        size = _integer(dimensions)
+        if size not in known:
             sizes = sorted(known)
             at = f" at {k_name} = {count}" if k is not None and self.kind(output) == CONCAT else ""
             many = len(sizes) > 1
@@ -107,7 +108,7 @@ class TokenLayout:
                 f"{dimensions_name} is {'one of ' * many}{', '.join(map(str, sizes))} for this output{at}, the only "
                 f"size{'s that were' if many else ' that was'} trained; got {_shown(dimensions)}."
             )
-        count, dim = known[dimensions]
+        count, dim = known[size]
         return Selection(self.narrowed(dim), count, self.kind(output))
 
     def dimensions(self, output: str, k: int | None = None) -> dict[int, tuple[int, int]]:
@@ -282,15 +283,20 @@ def check_token_count(k: SupportsIndex | None, available: int, what: str, name: 
     """
     if k is None:
         return available
-    try:
-        count = 0 if isinstance(k, bool) else operator.index(k)
-    except TypeError:
-        count = 0
+    count = _integer(k)
     if not 1 <= count <= available:
         raise TokenCountError(
             f"{name} must be an integer from 1 to {available}, the register tokens of {what}; got {_shown(k)}."
         )
     return count
+
+
+def _integer(value: Any) -> int:
+    """Return an integer, Python's or numpy's, as Python's; 0 for what is none."""
+    try:
+        return 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return 0
 
 
 def _shown(k: object) -> str:
