@@ -159,6 +159,7 @@ def _manifest(
         identity=run.head.identity.fields(),
         training=training,
         bytes_per_item=_bytes_per_item(layout),
+        summary=layout.summary,
     )
 
 

@@ -27,6 +27,9 @@ OUTPUT_KINDS = (POOLED, CONCAT, TOKENS, COMPLEMENTARY)
 """Kinds of embeddings; `TokenLayout.select` defines each."""
 SHARED_KINDS = (POOLED, CONCAT, TOKENS)
 """Kinds that can be compared between modalities, and searched."""
+MEAN = "mean"
+SUMMARIES = (MEAN, CONCAT)
+"""Vectors that ``pooled`` may give of an item: the mean of its tokens, or the tokens side by side."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,12 @@ class TokenLayout:
     """Numbers in one token."""
     attention: bool = False
     """True if the head gives its attention too."""
+    summary: str = MEAN
+    """One vector of an item, one of `SUMMARIES`: what ``pooled`` gives, as the head was trained to compare items."""
+
+    def kind(self, output: str) -> str:
+        """Kind of vectors that an output gives: ``pooled`` is another name of ``concat`` if that is the summary."""
+        return CONCAT if output == POOLED and self.summary == CONCAT else output
 
     def select(self, k: Any = None, output: str = POOLED, *, what: str = "this bundle", k_name: str = "k") -> Selection:
         """Check ``k`` and ``output``.
@@ -48,7 +57,8 @@ class TokenLayout:
         Args:
             k: register tokens to compute, from the first; None takes all.
             output: kind and shape of each item's vectors. ``pooled``: the normalized mean over the overlapping tokens
-                among the first k, (dim,); ``concat``: those tokens side by side, (min(k, overlapping) * dim,);
+                among the first k, (dim,), or ``concat`` if that is the `summary`; ``concat``: those tokens side by
+                side, of length 1, (min(k, overlapping) * dim,);
                 ``tokens``: the first k as they are, (k, dim); ``complementary``: the tokens that only one modality
                 knows, (N - overlapping, dim), for k = N only; ``attention``: the weights of the first k over the
                 features, (k, length), if the head gives them.
@@ -72,7 +82,7 @@ class TokenLayout:
                 raise UsageError(
                     f"complementary tokens come last, so they need all {total} tokens; leave {k_name} out."
                 )
-        return Selection(self, count, output)
+        return Selection(self, count, self.kind(output))
 
     def truncated(self, count: int) -> TokenLayout:
         """Give the layout of the first ``count`` tokens, or of all if there are no more."""
@@ -84,7 +94,7 @@ class TokenLayout:
         if output == COMPLEMENTARY:
             complementary = self.num_overlapping_tokens < self.num_register_tokens
             return [Selection(self, self.num_register_tokens, output)] if complementary else []
-        return [Selection(self, k, output) for k in range(1, self.num_register_tokens + 1)]
+        return [Selection(self, k, self.kind(output)) for k in range(1, self.num_register_tokens + 1)]
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,7 @@ class Selection:
     k: int
     """Register tokens to compute, from the first."""
     output: str
-    """One of `OUTPUT_KINDS`, or ``attention``."""
+    """One of `OUTPUT_KINDS`, or ``attention``; never ``pooled`` if the summary is ``concat``."""
 
     @property
     def graph_output(self) -> str:

@@ -64,7 +64,7 @@ class Embedder:
 
     @property
     def dim(self) -> int:
-        """Dimension of a token, and of a pooled embedding."""
+        """Dimension of a token, and of a pooled embedding that is a mean of tokens."""
         return self.bundle.manifest.dim
 
     def embed(

@@ -79,7 +79,7 @@ def build(
             chunks = (chunk[:, :shared] for chunk in chunks)
         manifest = build_index(output, chunks, names, spec)
     click.echo(
-        f"{output}: {manifest.items} {modality} items, {kind}, k = {manifest.k}, dimension {manifest.dim}, "
+        f"{output}: {manifest.items} {modality} items, {manifest.output}, k = {manifest.k}, dimension {manifest.dim}, "
         f"{manifest.bytes_per_item} bytes each in {dtype}"
     )
 

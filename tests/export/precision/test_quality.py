@@ -25,6 +25,7 @@ from fluxtalk.runtime import load
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.verify import verify_bundle
+from fluxtalk.tokens import TokenLayout
 from tests.conftest import Made
 
 MODALITIES = ("image", "text")
@@ -203,7 +204,7 @@ def test_the_gate_from_the_command_line(made: Made, tmp_path: Path, spoilt_int8:
 
 def test_scores_of_a_known_change(made: Made, table_data: PairDataset) -> None:
     preprocess = {m: part.preprocess for m, part in made.run.stage1.modalities.items()}
-    held_out = held_out_items(table_data, preprocess, 20, 3, "mean")
+    held_out = held_out_items(table_data, preprocess, 20, TokenLayout(4, 3, 48), "mean")
     assert len(held_out.split.ids) == 20
     sessions = {m: OnnxRuntimeSession(made.bundle.graph(m)) for m in MODALITIES}
     reference = score(held_out, sessions, 4)
