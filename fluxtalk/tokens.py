@@ -300,7 +300,7 @@ def similarity(queries: Floats, items: Floats) -> Floats:
     a, b = (np.atleast_2d(np.asarray(side)) for side in (queries, items))
     if a.ndim != b.ndim or a.ndim > 3 or a.shape[-1] != b.shape[-1]:
         raise UsageError(
-            f"Vectors (items, dim) compare with such, and tokens (items, tokens, dim) with such, of one dim; got shapes "
-            f"{a.shape} and {b.shape}."
+            "Vectors (items, dim) compare with such, and tokens (items, tokens, dim) with such, of one dim; "
+            f"got shapes {a.shape} and {b.shape}."
         )
     return maxsim(a, b) if a.ndim == 3 else l2_normalize(a) @ l2_normalize(b).T

@@ -137,8 +137,8 @@ class Embedder:
 
         Args:
             items: a list of raw items, or one of them.
-            modality: modality of the items; None takes the one that the first item fits: a string is a text, a path what
-                its suffix says, a PIL image or array of uint8 an image, a pair of array and rate a sound.
+            modality: modality of the items; None takes the one that the first item fits: a string is a text, a path
+                what its suffix says, a PIL image or array of uint8 an image, a pair of array and rate a sound.
             options: arguments of `embed`.
 
         Returns:

@@ -17,8 +17,8 @@ from fluxtalk.preprocess import FILE_SUFFIXES
 def kind_of(item: Any) -> str | None:
     """Return ``text``, ``image`` or ``audio``; None if the item could be of several kinds.
 
-    A string is a text, whatever it spells; a path is what its suffix says; a PIL image or an array of uint8 is an image;
-    a pair of array and rate is a sound.
+    A string is a text, whatever it spells; a path is what its suffix says; a PIL image or an array of uint8 is an
+    image; a pair of array and rate is a sound.
     """
     if isinstance(item, str):
         return "text"

@@ -50,8 +50,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 """Named sets of options: `specified` is the defaults; `recommended` begins at the mean-pool MLP, compares tokens side
-by side, which is what its bundle gives of an item, and trains no complementary ones (docs/quality.md); `private` gives a
-complementary token an objective, with the dropouts that some thousand pairs need."""
+by side, which is what its bundle gives of an item, and trains no complementary ones (docs/quality.md); `private` gives
+a complementary token an objective, with the dropouts that some thousand pairs need."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "encode": ENCODE,
