@@ -124,6 +124,8 @@ class TrainConfig(StrictConfig):
     """Map of the features' mean that every token begins with; `mlp` has the baseline's hidden layer."""
     token_dim: int = 0
     """Numbers in a token; 0 is `dim`."""
+    feed_forward: int = 4
+    """Width of a block's feed-forward, in widths of the head."""
     dropout: float = 0.1
     feature_dropout: float = 0.0
     token_dropout: float = 0.0
@@ -174,6 +176,7 @@ class TrainConfig(StrictConfig):
     def _check_numbers(self) -> None:
         for name in ("batch_size", "accum_steps", "items_per_id", "epochs", "eval_every", "feature_pool"):
             require(getattr(self, name) >= 1, f"{spelled(name)} is at least 1; got {getattr(self, name)}.")
+        require(self.feed_forward >= 1, f"--feed-forward is at least 1; got {self.feed_forward}.")
         for name in (
             "complementary_reg_weight",
             "complementary_objective_weight",
