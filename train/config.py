@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from dataclasses import dataclass
 from typing import Any, Self, get_type_hints
 
@@ -18,7 +17,9 @@ from fluxtalk.config import (
     SCHEDULES,
     StrictConfig,
     require,
+    rising_integers,
 )
+from fluxtalk.errors import UsageError
 from fluxtalk.train.option_types import plain, spelled
 
 ENCODE = ("cache", "online")
@@ -126,6 +127,8 @@ class TrainConfig(StrictConfig):
     """Numbers in a token; 0 is `dim`."""
     feed_forward: int = 4
     """Width of a block's feed-forward, in widths of the head."""
+    nested_dims: str = ""
+    """Smaller sizes of a token, such as 8,16,32, at which the loss is taken too; empty is none."""
     dropout: float = 0.1
     feature_dropout: float = 0.0
     token_dropout: float = 0.0
@@ -233,10 +236,9 @@ class TrainConfig(StrictConfig):
         listed = f"--k-values is rising integers from 1 to {self.num_register_tokens}, such as 1,2,4"
         try:
             values = self.k_list
-        except ValueError:
-            values = (0,)
-        rising = all(before < after for before, after in itertools.pairwise((0, *values)))
-        require(rising and (not values or values[-1] <= self.num_register_tokens), f"{listed}; got {self.k_values!r}.")
+        except UsageError:
+            values = (self.num_register_tokens + 1,)
+        require(not values or values[-1] <= self.num_register_tokens, f"{listed}; got {self.k_values!r}.")
         require(
             not values or self.nested_draw == "all",
             "--k-values names the k of --nested-draw all; give that too, or leave the values out.",
@@ -245,7 +247,7 @@ class TrainConfig(StrictConfig):
     @property
     def k_list(self) -> tuple[int, ...]:
         """Numbers of tokens at which the loss is taken in every step; none if they are drawn."""
-        return tuple(int(part) for part in self.k_values.split(",")) if self.k_values.strip() else ()
+        return rising_integers(self.k_values)
 
     @classmethod
     def required(cls) -> tuple[str, ...]:

@@ -62,6 +62,12 @@ def kind_option(kinds: tuple[str, ...], text: str) -> Callable[[Function], Funct
     return option("--kind", default=POOLED, show_default=True, type=click.Choice(kinds), help=text)
 
 
+dimensions_option = option(
+    "--dimensions",
+    type=click.IntRange(1),
+    help="Numbers of a vector, one of the sizes that were trained; of tokens side by side it may choose k.",
+)
+
 dtype_option = option(
     "--dtype",
     default="float32",
@@ -79,6 +85,7 @@ dtype_option = option(
 @option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .npy or .parquet to write.")
 @k_option("Register tokens to compute.  [default: all]")
 @kind_option(OUTPUT_KINDS, "Kind of vectors to write.")
+@dimensions_option
 @dtype_option
 @option(
     "--role",
@@ -99,6 +106,7 @@ def embed(
     output: Path,
     k: int | None,
     kind: str,
+    dimensions: int | None,
     dtype: str,
     role: str | None,
     batch_size: int,
@@ -119,7 +127,7 @@ def embed(
         )
     with open_embedder(bundle, backend_options) as embedder:
         opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column, skip_empty)
-        options = EmbedOptions(modality, k, kind, dtype, batch_size, role)
+        options = EmbedOptions(modality, k, kind, dtype, batch_size, role, dimensions)
         written = embed_to_file(embedder, opened, output, options, opened.count())
     resumed = f", {written.resumed} items of an earlier call" if written.resumed else ""
     click.echo(f"{output}: {' x '.join(map(str, written.shape))} {dtype}{resumed}")

@@ -31,6 +31,7 @@ class EmbedOptions:
     dtype: str = "float32"
     batch_size: int = 32
     role: str | None = None
+    dimensions: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def embed_to_file(
         BackendError: Parquet needs pyarrow.
     """
     check_output(output)
-    selection = embedder.bundle.manifest.layout.select(options.k, options.output)
+    selection = embedder.bundle.manifest.layout.select(options.k, options.output, options.dimensions)
     job = {
         "bundle": embedder.bundle.manifest.bundle_hash,
         "precision": embedder.precision,
@@ -75,7 +76,7 @@ def embed_to_file(
         "k": selection.k,
         "output": options.output,
         "dtype": options.dtype,
-        **({"role": options.role} if options.role is not None else {}),
+        **{n: getattr(options, n) for n in ("role", "dimensions") if getattr(options, n) is not None},
     }
     parts = PartFiles(output, job)
     done = resumed = count = 0
@@ -134,6 +135,7 @@ def _embed(embedder: Embedder, chunk: list[Item], options: EmbedOptions, done: i
         first=done or None,
         dtype=options.dtype,
         role=options.role,
+        dimensions=options.dimensions,
     )
 
 

@@ -12,6 +12,7 @@ from fluxtalk.preprocess.prompts import DOCUMENT
 from fluxtalk.runtime.backends.command_options import backend_options
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.bulk.cli import (
+    dimensions_option,
     dtype_option,
     input_options,
     k_option,
@@ -42,6 +43,7 @@ def main() -> None:
 @kind_option(
     SHARED_KINDS, "Kind of vectors to keep. tokens: the first finds candidates, all overlapping ones put them in order."
 )
+@dimensions_option
 @dtype_option
 @serving_options
 @debug_option
@@ -57,6 +59,7 @@ def build(
     output: Path,
     k: int | None,
     kind: str,
+    dimensions: int | None,
     dtype: str,
     batch_size: int,
     backend_options: BackendOptions,
@@ -70,10 +73,9 @@ def build(
     with open_embedder(bundle, backend_options) as embedder:
         opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column, skip_empty)
         names = [item.id for item in opened]
-        spec = IndexSpec.of(embedder.bundle, modality, kind, k, dtype)
-        chunks = embed_chunks(
-            embedder, opened, EmbedOptions(modality, k, kind, batch_size=batch_size, role=DOCUMENT), len(names)
-        )
+        spec = IndexSpec.of(embedder.bundle, modality, kind, k, dtype, dimensions)
+        options = EmbedOptions(modality, k, kind, batch_size=batch_size, role=DOCUMENT, dimensions=dimensions)
+        chunks = embed_chunks(embedder, opened, options, len(names))
         if kind == TOKENS:
             shared = embedder.bundle.manifest.layout.select(k, kind).shared
             chunks = (chunk[:, :shared] for chunk in chunks)

@@ -31,6 +31,7 @@ OPTIONS = {
     "--freeze_registers", "--view_dropout", "--complementary_correlation_weight", "--output_projection", "--config",
     "--allow-code", "--mean_path", "--token_dim", "--k_values", "--maxsim_sharpness", "--patience",
     "--feed_forward",
+    "--nested_dims",
 }  # fmt: skip
 
 
