@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,8 @@ class CacheShard(StrictConfig):
     vectors: int
     sha256: dict[str, str]
     """File name to checksum."""
+    bad: dict[str, str] = field(default_factory=dict)
+    """Row of each item that cannot be used, which has no vector here, to the reason."""
 
     def write(self, folder: Path, index: int) -> None:
         """Write the record, after which the shard counts."""
@@ -99,6 +101,11 @@ class CacheManifest:
     """`ReductionConfig`, for people; the key has its hash."""
     pairs_sha256: str
     shards: tuple[CacheShard, ...]
+
+    @property
+    def bad(self) -> dict[int, str]:
+        """Row of each item that cannot be used, to the reason, in the order of the rows."""
+        return {int(row): why for shard in self.shards for row, why in shard.bad.items()}
 
     def write(self, folder: Path) -> None:
         """Write it atomically, with a hash of itself."""
