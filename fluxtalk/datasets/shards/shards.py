@@ -6,7 +6,7 @@
 
 Their name is ``shards-{000000..000099}.tar?image=jpg;png&text=txt``: braces expand as in a shell, and the query lists
 each modality's extensions, of which the first that a sample has is taken. Without a query, ``image`` is
-``jpg;jpeg;png;webp``, ``text`` is ``txt``, ``audio`` is ``wav;flac;ogg`` and ``features`` is ``npy``, as far as they
+``jpg;jpeg;png;webp`` and whatever else is read, ``text`` is ``txt``, ``audio`` is ``wav;flac;ogg`` and ``features`` is ``npy``, as far as they
 occur. A sample's key is its id; ids are split by hash, as those of tables are. A sample may lack modalities, and a
 blank text counts as missing; a sample that is left with a single one is in no pair, and is passed over with a note.
 """
@@ -32,13 +32,19 @@ from fluxtalk.datasets.shards.tar_index import ShardSample, index_shard
 from fluxtalk.datasets.shards.values import ShardValues, decode
 from fluxtalk.datasets.splits import ItemColumn, gap_notes, make_splits, split_by_hash
 from fluxtalk.errors import BackendError, DataError, InputError, UsageError, reason
+from fluxtalk.preprocess import FILE_SUFFIXES
 from fluxtalk.preprocess.visible_text import is_visible
 
-DEFAULT_EXTENSIONS = {
+_FIRST = {
     "image": ("jpg", "jpeg", "png", "webp"),
     "text": ("txt",),
     "audio": ("wav", "flac", "ogg"),
     "features": ("npy",),
+}
+"""Usual extensions that are looked for before all others of their kind."""
+DEFAULT_EXTENSIONS = {
+    kind: (*first, *(s[1:] for s in FILE_SUFFIXES.get(kind, ()) if s[1:] not in first))
+    for kind, first in _FIRST.items()
 }
 
 
@@ -84,7 +90,7 @@ def load(name: DataName, tolerated: float = 0.0) -> PairDataset:
         name=name.text,
         modalities=tuple(found),
         splits=make_splits(keys, [split_by_hash(key) for key in keys], columns),
-        content_hash=hash_json({"shards": hashes, "extensions": {m: extensions[m] for m in found}}),
+        content_hash=hash_json({"shards": hashes, "extensions": _hashed(name, extensions, found)}),
         notes=gap_notes(repr(name.text), keys, keys, columns),
     )
 
@@ -240,6 +246,16 @@ def _value(path: Path, key: str, extension: str, data: bytes) -> Any:
     except InputError as error:
         raise DataError(f"{key}.{extension} in the shard {path} cannot be used: {error}") from None
     return None if isinstance(value, str) and not is_visible(value) else value
+
+
+def _hashed(
+    name: DataName, extensions: Mapping[str, Sequence[str]], found: Mapping[str, _FoundItems]
+) -> dict[str, list[str]]:
+    """Extensions that were looked for; usual ones that do not occur are left out, so that more may become usual."""
+    if name.query is not None:
+        return {m: list(extensions[m]) for m in found}
+    occurring = {m: {extensions[m][kind] for kind in set(items.kinds)} for m, items in found.items()}
+    return {m: [e for e in extensions[m] if e in _FIRST[m] or e in occurring[m]] for m in found}
 
 
 def _require_unique(name: DataName, keys: Sequence[str]) -> None:
