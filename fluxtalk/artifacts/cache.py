@@ -78,6 +78,10 @@ class CacheShard(StrictConfig):
     bad: dict[str, str] = field(default_factory=dict)
     """Row of each item that cannot be used, which has no vector here, to the reason."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain types; without bad items, as it was before there could be any."""
+        return {name: value for name, value in super().to_dict().items() if name != "bad" or value}
+
     def write(self, folder: Path, index: int) -> None:
         """Write the record, after which the shard counts."""
         write_json(folder / shard_file(index, "json"), self.to_dict())
@@ -110,7 +114,7 @@ class CacheManifest:
     def write(self, folder: Path) -> None:
         """Write it atomically, with a hash of itself."""
         content = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **asdict(self)}
-        content["shards"] = list(content["shards"])
+        content["shards"] = [shard.to_dict() for shard in self.shards]
         write_json(folder / MANIFEST, {**content, "content_hash": hash_json(content)})
 
 

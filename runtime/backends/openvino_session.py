@@ -13,10 +13,13 @@ import numpy as np
 from fluxtalk.arrays import Arrays, Floats
 from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.errors import BackendError, InputError, reason
+from fluxtalk.runtime.backends.engine_shapes import bucket_size
 from fluxtalk.runtime.backends.session import with_token_index
 from fluxtalk.runtime.backends.threads import available_cores
+from fluxtalk.tokens import ATTENTION
 
 _TELEMETRY = "openvino_telemetry"
+_MASK = "mask"
 _KEPT_ROWS = 32
 """Rows of the largest batch whose memory OpenVINO may keep. Freeing a larger one's costs a few percent of its time."""
 
@@ -75,6 +78,11 @@ class OpenVinoSession:
         graph: ONNX file.
         threads: threads of one operator; None takes the cores that are available to this process.
         precision: precision of the graph. ``bf16`` is multiplied in bfloat16 if the processor can, else in float32.
+        pads_length: the graph's mask hides padding, so that inputs may be padded to one of few lengths.
+        max_length: longest input that the graph takes; None if it takes any.
+
+    OpenVINO keeps memory for every shape that it has met, for as long as it runs. Rows and lengths are therefore padded
+    to one of few sizes (`bucket_size`), which changes no row.
 
     Raises:
         BackendError: OpenVINO is missing, or refuses the graph.
@@ -82,7 +90,16 @@ class OpenVinoSession:
 
     backend: str = "openvino"
 
-    def __init__(self, graph: Path, threads: int | None = None, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        graph: Path,
+        threads: int | None = None,
+        precision: str = "fp32",
+        pads_length: bool = False,
+        max_length: int | None = None,
+    ) -> None:
+        self._pads_length = pads_length
+        self._longest = max_length
         openvino = import_openvino()
         self._threads = threads or available_cores()
         self._type = "bf16" if precision == "bf16" and computes_bf16() else "f32"
@@ -118,7 +135,8 @@ class OpenVinoSession:
             BackendError: OpenVINO failed.
         """
         # OpenVINO would take a missing input from the run before, and cast a wrong type.
-        given = with_token_index(inputs, k)
+        given = with_token_index(inputs if ATTENTION in outputs else self._in_few_shapes(inputs), k)
+        rows = len(next(iter(inputs.values())))
         given_types = {name: array.dtype for name, array in given.items()}
         if given_types != self._types:
             raise InputError(f"The graph takes {_listed(self._types)}; got {_listed(given_types)}.")
@@ -130,12 +148,12 @@ class OpenVinoSession:
         try:
             found = request.infer(given, share_inputs=True, share_outputs=True)
             # Copied: the request's next run writes into the same memory.
-            values = {name: np.array(found[name]) for name in outputs}
+            values = {name: np.array(found[name][:rows]) for name in outputs}
         except Exception as error:  # OpenVINO raises plain RuntimeError, for inputs that do not fit too
             kind = InputError if "incompatible" in str(error) else BackendError
             raise kind(f"OpenVINO could not run the graph: {_last_line(error)}.") from error
         self._idle.append(request)
-        if self._holds_too_much or len(next(iter(inputs.values()))) > _KEPT_ROWS:
+        if self._holds_too_much or rows > _KEPT_ROWS:
             self._release_memory()
         return values
 
@@ -146,6 +164,22 @@ class OpenVinoSession:
     def close(self) -> None:
         self._idle.clear()
         self._model = None
+
+    def _in_few_shapes(self, inputs: Arrays) -> Arrays:
+        """Pad a batch to one of few numbers of rows and, if a mask hides padding, one of few lengths."""
+        mask = inputs.get(_MASK) if self._pads_length else None
+        length = None if mask is None or mask.ndim != 2 else mask.shape[1]
+        longer = length and max(length, min(bucket_size(length), self._longest or bucket_size(length)))
+        padded = {}
+        for name, array in inputs.items():
+            rows = bucket_size(len(array)) - len(array)
+            # Like the mask, every input has its length second, if it has one.
+            more = longer - length if length and longer and array.ndim > 1 and array.shape[1] == length else 0
+            if more:
+                array = np.pad(array, [(0, 0), (0, more), *[(0, 0)] * (array.ndim - 2)])
+            # Further rows are like the first: their values cannot be of another range.
+            padded[name] = np.concatenate([array, np.repeat(array[:1], rows, axis=0)]) if rows and len(array) else array
+        return padded
 
     def _release_memory(self) -> None:
         try:

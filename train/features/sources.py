@@ -140,10 +140,13 @@ def cached_features(
     used = None if rows is None else set(rows.tolist())
     bad = {row: why for row, why in opened.manifest.bad.items() if used is None or row in used}
     if bad:
+        part = dataset.whole.split(split)
         row, why = next(iter(bad.items()))
+        id_ = part.ids[int(part.items[modality].groups[row])]
+        others = f", nor can {len(bad) - 1} more" if len(bad) > 1 else ""
         raise DataError(
-            f"{len(bad)} of {len(opened)} {split} items of {modality} cannot be encoded, the first of which is item "
-            f"{row}: {why}; repair or remove them, or leave them out with --on-bad-item skip."
+            f"Item {row} of {modality} in the {split} split (id {id_!r}) cannot be encoded: {why}{others}; repair or "
+            "remove what cannot be used, or leave it out with --on-bad-item skip."
         )
     if rows is None:
         return opened

@@ -6,9 +6,10 @@
 
 Their name is ``shards-{000000..000099}.tar?image=jpg;png&text=txt``: braces expand as in a shell, and the query lists
 each modality's extensions, of which the first that a sample has is taken. Without a query, ``image`` is
-``jpg;jpeg;png;webp`` and whatever else is read, ``text`` is ``txt``, ``audio`` is ``wav;flac;ogg`` and ``features`` is ``npy``, as far as they
-occur. A sample's key is its id; ids are split by hash, as those of tables are. A sample may lack modalities, and a
-blank text counts as missing; a sample that is left with a single one is in no pair, and is passed over with a note.
+``jpg;jpeg;png;webp`` and whatever else is read, ``text`` is ``txt``, ``audio`` is ``wav;flac;ogg`` and ``features``
+is ``npy``, as far as they occur. A sample's key is its id; ids are split by hash, as those of tables are. A sample
+may lack modalities, and a blank text counts as missing; a sample that is left with a single one is in no pair, and is
+passed over with a note.
 """
 
 from __future__ import annotations
