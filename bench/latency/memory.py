@@ -1,12 +1,14 @@
 """Memory that a backend keeps while batches of every size and length come: it has to level off.
 
-python -m bench.latency.memory --bundle BUNDLE --backend openvino --seconds 120 [--record DIR]
+python -m bench.latency.memory --bundle BUNDLE --backend openvino --seconds 120
 
 Growth is what matters: the resident memory after the first tenth of the calls, and at the end.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import time
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from typing import Any
 import click
 import numpy as np
 
-from bench.report import machine_info, write_report
+from bench.machine import processor
 from fluxtalk.runtime import Embedder, load
 
 _WORDS = ("red", "blue", "cat", "dog", "black", "queen", "small", "letter")
@@ -69,20 +71,15 @@ def measure(embedder: Embedder, modality: str, seconds: float, seed: int = 0) ->
 
 @click.command()
 @click.option("--bundle", required=True, type=click.Path(path_type=Path))
-@click.option("--backend", multiple=True, default=("openvino", "ort-cpu"), show_default=True)
+@click.option("--backend", default="auto", show_default=True)
 @click.option("--modality", default="text", show_default=True)
-@click.option("--seconds", default=600.0, show_default=True, help="Duration for each backend.")
-@click.option("--record", type=click.Path(path_type=Path), help="Folder of the report, in JSON.")
-def main(bundle: Path, backend: tuple[str, ...], modality: str, seconds: float, record: Path | None) -> None:
-    """Measure each backend after the other; start one process for each if their memory is to be told apart."""
-    found = {}
-    for name in backend:
-        with load(bundle, backend=name, threads=1, spinning=False, modalities=[modality]) as embedder:
-            found[name] = measure(embedder, modality, seconds)
-        one = found[name]
-        click.echo(f"{name}: {one['first_mb']} MB at first, then {one['curve']}, {one['calls']} calls")
-    if record is not None:
-        write_report(record, "memory", {**machine_info(), "backends": found})
+@click.option("--seconds", default=600.0, show_default=True, help="Duration.")
+def main(bundle: Path, backend: str, modality: str, seconds: float) -> None:
+    """Print the memory of one backend in JSON; each backend is measured in a process of its own."""
+    with load(bundle, backend=backend, threads=1, spinning=False, modalities=[modality]) as embedder:
+        found = {"backend": embedder.session(modality).describe(), **measure(embedder, modality, seconds)}
+    date = time.strftime("%Y-%m-%d")
+    click.echo(json.dumps({**found, "machine": processor(), "cores": os.cpu_count(), "date": date}))
 
 
 if __name__ == "__main__":

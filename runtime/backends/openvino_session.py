@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fluxtalk.arrays import Arrays, Floats
+from fluxtalk.arrays import Array, Arrays, Floats
 from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.errors import BackendError, InputError, reason
 from fluxtalk.runtime.backends.engine_shapes import bucket_size
@@ -136,10 +136,10 @@ class OpenVinoSession:
         """
         # OpenVINO would take a missing input from the run before, and cast a wrong type.
         given = with_token_index(inputs if ATTENTION in outputs else self._in_few_shapes(inputs), k)
-        rows = len(next(iter(inputs.values())))
         given_types = {name: array.dtype for name, array in given.items()}
         if given_types != self._types:
             raise InputError(f"The graph takes {_listed(self._types)}; got {_listed(given_types)}.")
+        rows = len(next(iter(inputs.values())))
         # A request serves one caller at a time; the list grows to the most callers that there were at once.
         try:
             request = self._idle.pop()
@@ -166,20 +166,24 @@ class OpenVinoSession:
         self._model = None
 
     def _in_few_shapes(self, inputs: Arrays) -> Arrays:
-        """Pad a batch to one of few numbers of rows and, if a mask hides padding, one of few lengths."""
+        """Pad a batch to one of few numbers of rows and, if a mask hides padding, one of few lengths.
+
+        Inputs that do not agree about a size stay as they are, and the graph refuses them.
+        """
+        sizes = {len(array) for array in inputs.values()}
+        if len(sizes) != 1 or not min(sizes):
+            return inputs
+        rows = min(sizes)
+        further = bucket_size(rows) - rows
         mask = inputs.get(_MASK) if self._pads_length else None
-        length = None if mask is None or mask.ndim != 2 else mask.shape[1]
-        longer = length and max(length, min(bucket_size(length), self._longest or bucket_size(length)))
-        padded = {}
-        for name, array in inputs.items():
-            rows = bucket_size(len(array)) - len(array)
-            # Like the mask, every input has its length second, if it has one.
-            more = longer - length if length and longer and array.ndim > 1 and array.shape[1] == length else 0
-            if more:
-                array = np.pad(array, [(0, 0), (0, more), *[(0, 0)] * (array.ndim - 2)])
-            # Further rows are like the first: their values cannot be of another range.
-            padded[name] = np.concatenate([array, np.repeat(array[:1], rows, axis=0)]) if rows and len(array) else array
-        return padded
+        longer = 0
+        if mask is not None and mask.ndim == 2:
+            if any(array.shape[:2] != mask.shape for array in inputs.values()):
+                return inputs
+            length = mask.shape[1]
+            longer = max(0, min(bucket_size(length), self._longest or sys.maxsize) - length)
+        # Further rows are like the first: their values are not of another range.
+        return {name: _padded(array, further, longer) for name, array in inputs.items()}
 
     def _release_memory(self) -> None:
         try:
@@ -188,6 +192,13 @@ class OpenVinoSession:
         except RuntimeError:
             # OpenVINO refuses while another caller runs; try again after the next run.
             self._holds_too_much = True
+
+
+def _padded(array: Array, further: int, longer: int) -> Array:
+    """Add rows like the first, and zeros behind the second axis."""
+    if further:
+        array = np.concatenate([array, np.repeat(array[:1], further, axis=0)])
+    return np.pad(array, [(0, 0), (0, longer), *[(0, 0)] * (array.ndim - 2)]) if longer else array
 
 
 def _listed(types: Mapping[str, Any]) -> str:

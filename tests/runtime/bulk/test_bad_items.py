@@ -14,14 +14,11 @@ from PIL import Image
 from fluxtalk.artifacts.index import read_index
 from fluxtalk.datasets.bad_items import read_report
 from fluxtalk.preprocess import FILE_SUFFIXES
-from fluxtalk.runtime import Embedder
+from fluxtalk.runtime import load
 from fluxtalk.runtime.bulk.cli import embed
 from fluxtalk.runtime.bulk.inputs import open_input
 from fluxtalk.runtime.index.cli import main as index
 from tests.conftest import Made
-from tests.runtime.server.conftest import embedder
-
-__all__ = ["embedder"]
 
 
 @pytest.fixture
@@ -37,9 +34,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def test_all_bad_files_are_listed_and_the_others_vectors_are_kept(
-    made: Made, photos: Path, tmp_path: Path, embedder: Embedder
-) -> None:
+def test_all_bad_files_are_listed_and_the_others_vectors_are_kept(made: Made, photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "v.parquet"
     command = [str(made.bundle.folder), "image", str(photos), "-o", str(output), "--backend", "ort-cpu"]
     refused = CliRunner().invoke(embed, command)
@@ -60,7 +55,8 @@ def test_all_bad_files_are_listed_and_the_others_vectors_are_kept(
     names = table.column("id").to_pylist()
     assert [Path(name).name for name in names] == ["a.png", "b.jpg", "c.png", "d.webp", "e.png"]
     vectors = np.array(table.column("vector").to_pylist(), np.float32)
-    assert np.abs(vectors - embedder.embed("image", names)).max() <= 1e-6
+    with load(made.bundle.folder, "ort-cpu", threads=1) as embedder:
+        assert np.abs(vectors - embedder.embed("image", names)).max() <= 1e-6
 
 
 def test_a_file_that_was_repaired_is_tried_again(made: Made, photos: Path, tmp_path: Path) -> None:
