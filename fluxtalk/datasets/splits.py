@@ -84,7 +84,8 @@ def gap_notes(
 
 def _paired(ids: Sequence[str], columns: Mapping[str, ItemColumn]) -> Booleans:
     present = [np.bincount(column.groups, minlength=len(ids)) > 0 for column in columns.values()]
-    return np.sum(present, axis=0, dtype=np.int64) >= min(2, len(present))
+    paired: Booleans = np.greater_equal(np.sum(present, axis=0, dtype=np.int64), min(2, len(present)))
+    return paired
 
 
 def _split(

@@ -20,6 +20,9 @@ from fluxtalk.tokens import ATTENTION
 
 _TELEMETRY = "openvino_telemetry"
 _MASK = "mask"
+_STEPS_OF_ROWS = 2
+"""Numbers of rows in every doubling: 1, 2, 3, 4, 6, 8, 12, ... Every shape that comes is memory that OpenVINO keeps."""
+_STEP_OF_LENGTHS = 16
 _KEPT_ROWS = 32
 """Rows of the largest batch whose memory OpenVINO may keep. Freeing a larger one's costs a few percent of its time."""
 
@@ -82,7 +85,7 @@ class OpenVinoSession:
         max_length: longest input that the graph takes; None if it takes any.
 
     OpenVINO keeps memory for every shape that it has met, for as long as it runs. Rows and lengths are therefore padded
-    to one of few sizes (`bucket_size`), which changes no row.
+    to one of few sizes, which changes no row.
 
     Raises:
         BackendError: OpenVINO is missing, or refuses the graph.
@@ -174,14 +177,14 @@ class OpenVinoSession:
         if len(sizes) != 1 or not min(sizes):
             return inputs
         rows = min(sizes)
-        further = bucket_size(rows) - rows
+        further = bucket_size(rows, _STEPS_OF_ROWS) - rows
         mask = inputs.get(_MASK) if self._pads_length else None
         longer = 0
         if mask is not None and mask.ndim == 2:
             if any(array.shape[:2] != mask.shape for array in inputs.values()):
                 return inputs
             length = mask.shape[1]
-            longer = max(0, min(bucket_size(length), self._longest or sys.maxsize) - length)
+            longer = max(0, min(_few_lengths(length), self._longest or sys.maxsize) - length)
         # Further rows are like the first: their values are not of another range.
         return {name: _padded(array, further, longer) for name, array in inputs.items()}
 
@@ -192,6 +195,11 @@ class OpenVinoSession:
         except RuntimeError:
             # OpenVINO refuses while another caller runs; try again after the next run.
             self._holds_too_much = True
+
+
+def _few_lengths(length: int) -> int:
+    """Round up to a multiple of 16, and above 64 to four lengths in every doubling."""
+    return bucket_size(-(-length // _STEP_OF_LENGTHS) * _STEP_OF_LENGTHS)
 
 
 def _padded(array: Array, further: int, longer: int) -> Array:
