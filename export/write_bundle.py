@@ -160,6 +160,7 @@ def _manifest(
         identity=run.head.identity.fields(),
         training=training,
         bytes_per_item=_bytes_per_item(layout),
+        summary=layout.summary,
     )
 
 

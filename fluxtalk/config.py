@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass
 from typing import Any, Self
 
 from fluxtalk.errors import UsageError
-from fluxtalk.tokens import TokenLayout
+from fluxtalk.tokens import CONCAT, MEAN, TokenLayout
 
 SCHEDULES = ("linear", "uniform", "pow2", "geometric")
 BLOCK_WEIGHTS = ("shared", "per_modality")
@@ -105,7 +105,12 @@ class HeadConfig(StrictConfig):
     @property
     def layout(self) -> TokenLayout:
         """The register tokens that the head computes."""
-        return TokenLayout(self.num_register_tokens, self.num_overlapping_tokens, self.token_dim or self.dim)
+        return TokenLayout(
+            self.num_register_tokens,
+            self.num_overlapping_tokens,
+            self.token_dim or self.dim,
+            summary=CONCAT if self.aggregation == CONCAT else MEAN,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain types; what a head of before does not have is left out, so that its hashes stay."""

@@ -27,6 +27,9 @@ OUTPUT_KINDS = (POOLED, CONCAT, TOKENS, COMPLEMENTARY)
 """Kinds of embeddings; `TokenLayout.select` defines each."""
 SHARED_KINDS = (POOLED, CONCAT, TOKENS)
 """Kinds that can be compared between modalities, and searched."""
+MEAN = "mean"
+SUMMARIES = (MEAN, CONCAT)
+"""Vectors that ``pooled`` may give of an item: the mean of its tokens, or the tokens side by side."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,12 @@ class TokenLayout:
     """Numbers in one token."""
     attention: bool = False
     """True if the head gives its attention too."""
+    summary: str = MEAN
+    """One vector of an item, one of `SUMMARIES`: what ``pooled`` gives, as the head was trained to compare items."""
+
+    def kind(self, output: str) -> str:
+        """Kind of vectors that an output gives: ``pooled`` is another name of ``concat`` if that is the summary."""
+        return CONCAT if output == POOLED and self.summary == CONCAT else output
 
     def select(self, k: Any = None, output: str = POOLED, *, what: str = "this bundle", k_name: str = "k") -> Selection:
         """Check ``k`` and ``output``.
@@ -48,7 +57,8 @@ class TokenLayout:
         Args:
             k: register tokens to compute, from the first; None takes all.
             output: kind and shape of each item's vectors. ``pooled``: the normalized mean over the overlapping tokens
-                among the first k, (dim,); ``concat``: those tokens side by side, (min(k, overlapping) * dim,);
+                among the first k, (dim,), or ``concat`` if that is the `summary`; ``concat``: those tokens side by
+                side, of length 1, (min(k, overlapping) * dim,);
                 ``tokens``: the first k as they are, (k, dim); ``complementary``: the tokens that only one modality
                 knows, (N - overlapping, dim), for k = N only; ``attention``: the weights of the first k over the
                 features, (k, length), if the head gives them.
@@ -72,7 +82,7 @@ class TokenLayout:
                 raise UsageError(
                     f"complementary tokens come last, so they need all {total} tokens; leave {k_name} out."
                 )
-        return Selection(self, count, output)
+        return Selection(self, count, self.kind(output))
 
     def truncated(self, count: int) -> TokenLayout:
         """Give the layout of the first ``count`` tokens, or of all if there are no more."""
@@ -84,7 +94,7 @@ class TokenLayout:
         if output == COMPLEMENTARY:
             complementary = self.num_overlapping_tokens < self.num_register_tokens
             return [Selection(self, self.num_register_tokens, output)] if complementary else []
-        return [Selection(self, k, output) for k in range(1, self.num_register_tokens + 1)]
+        return [Selection(self, k, self.kind(output)) for k in range(1, self.num_register_tokens + 1)]
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,7 @@ class Selection:
     k: int
     """Register tokens to compute, from the first."""
     output: str
-    """One of `OUTPUT_KINDS`, or ``attention``."""
+    """One of `OUTPUT_KINDS`, or ``attention``; never ``pooled`` if the summary is ``concat``."""
 
     @property
     def graph_output(self) -> str:
@@ -275,3 +285,22 @@ def maxsim(queries_QKD: Floats, items_BKD: Floats) -> Floats:
     queries, items = l2_normalize(queries_QKD), l2_normalize(items_BKD)
     scores = np.einsum("qkd,bjd->qbkj", queries, items, optimize=True)
     return np.asarray(scores.max(axis=-1).mean(axis=-1), dtype=np.float32)
+
+
+def similarity(queries: Floats, items: Floats) -> Floats:
+    """Compare embeddings of one kind: (Q, B) cosines of single vectors, or `maxsim` of tokens.
+
+    Args:
+        queries: (Q, D), or (Q, K, D); a single vector, (D,), is a list of one.
+        items: (B, D), or (B, J, D), likewise.
+
+    Raises:
+        UsageError: one side has single vectors and the other tokens, or the dimensions differ.
+    """
+    a, b = (np.atleast_2d(np.asarray(side)) for side in (queries, items))
+    if a.ndim != b.ndim or a.ndim > 3 or a.shape[-1] != b.shape[-1]:
+        raise UsageError(
+            "Vectors (items, dim) compare with such, and tokens (items, tokens, dim) with such, of one dim; "
+            f"got shapes {a.shape} and {b.shape}."
+        )
+    return maxsim(a, b) if a.ndim == 3 else l2_normalize(a) @ l2_normalize(b).T

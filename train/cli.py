@@ -83,7 +83,7 @@ _GROUPS: dict[str, dict[str, str]] = {
     "Identity": {
         "output_dir": "Folder of all runs.",
         "log_name": "Name of this run's folder in OUTPUT_DIR.",
-        "recipe": "Named set of options to begin with; `recommended` trains complementary tokens, `concat` has none.",
+        "recipe": "Named set of options to begin with; `private` trains a complementary token, `recommended` none.",
         "experiment_id": "Experiment that every record names.",
         "implementation": "Implementation that every record names; log lines begin with it in capitals.",
     },

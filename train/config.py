@@ -31,13 +31,6 @@ DEVICES = ("auto", "cpu", "cuda")
 RECIPES: dict[str, dict[str, Any]] = {
     "specified": {},
     "recommended": {
-        "complementary_objective": "contrast",
-        "complementary_correlation_weight": 0.3,
-        "dropout": 0.1,
-        "feature_dropout": 0.1,
-        "token_dropout": 0.1,
-    },
-    "concat": {
         "num_overlapping_tokens": 4,
         "mean_path": "mlp",
         "heads": 2,
@@ -48,12 +41,19 @@ RECIPES: dict[str, dict[str, Any]] = {
         "dropout": 0.1,
         "feature_dropout": 0.1,
         "token_dropout": 0.3,
+        "patience": 5,
+    },
+    "private": {
+        "complementary_objective": "contrast",
+        "complementary_correlation_weight": 0.3,
+        "dropout": 0.1,
+        "feature_dropout": 0.1,
+        "token_dropout": 0.1,
     },
 }
-"""Named sets of options: `specified` is the defaults; `recommended` gives complementary tokens an objective, with the
-dropouts that some thousand pairs need (docs/quality.md); `concat` begins at the mean-pool MLP, compares tokens side by
-side and trains no complementary ones (docs/LOG.md). Ask a bundle of `concat` for the output `concat`, or for one
-token: the `pooled` mean of several, which is the default output, was not trained and not measured."""
+"""Named sets of options: `specified` is the defaults; `recommended` begins at the mean-pool MLP, compares tokens side
+by side, which is what its bundle gives of an item, and trains no complementary ones (docs/quality.md); `private` gives
+a complementary token an objective, with the dropouts that some thousand pairs need."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "encode": ENCODE,

@@ -62,8 +62,9 @@ class IndexSpec(StrictConfig):
         Raises:
             UsageError, TokenCountError: as for `TokenLayout.select`.
         """
-        k = bundle.manifest.layout.select(k, output).k
-        return cls(str(bundle.folder.resolve()), bundle.manifest.space_id(output), modality, output, k, dtype)
+        chosen = bundle.manifest.layout.select(k, output)
+        space = bundle.manifest.space_id(chosen.output)
+        return cls(str(bundle.folder.resolve()), space, modality, chosen.output, chosen.k, dtype)
 
 
 @dataclass(frozen=True, kw_only=True)

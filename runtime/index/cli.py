@@ -91,7 +91,7 @@ def build(
         manifest = build_index(output, chunks, embedded.ids(), spec, len(embedded.bad))
         embedded.parts.remove()
     click.echo(
-        f"{output}: {manifest.items} {modality} items, {kind}, k = {manifest.k}, dimension {manifest.dim}, "
+        f"{output}: {manifest.items} {modality} items, {manifest.output}, k = {manifest.k}, dimension {manifest.dim}, "
         f"{manifest.bytes_per_item} bytes each in {dtype}{told(manifest.left_out, output)}"
     )
 

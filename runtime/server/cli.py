@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from fluxtalk.console import debug_option, option, sentence_errors
+from fluxtalk.console import debug_option, from_environment, option, sentence_errors
 from fluxtalk.errors import UsageError
 from fluxtalk.runtime.backends.command_options import backend_option, host_code_option, precision_option
 from fluxtalk.runtime.backends.options import BackendOptions
@@ -147,3 +147,7 @@ def _api_keys(file: Path | None) -> tuple[str, ...]:
     if not keys:
         raise UsageError(f"The file {file} of --api-key-file has no key; write one per line.")
     return keys
+
+
+# For containers: FLUXTALK_PORT=80 is --port 80.
+from_environment(serve, "FLUXTALK")

@@ -128,6 +128,7 @@ def _info(service: Service) -> dict[str, Any]:
         "num_register_tokens": model.layout.num_register_tokens,
         "num_overlapping_tokens": model.layout.num_overlapping_tokens,
         "dimension": model.layout.dim,
+        "summary": model.layout.summary,
         "modalities": {
             m: {"kind": kind, "engine": dispatcher.sessions()[m], **_prompts(model, m)}
             for m, kind in model.kinds.items()

@@ -11,7 +11,7 @@ from fluxtalk.runtime.index.limits import Choice, Limits, Options, choose
 from fluxtalk.runtime.index.search import SearchIndex
 from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request
-from fluxtalk.tokens import POOLED, TOKENS, Comparison, StoredTokens
+from fluxtalk.tokens import CONCAT, POOLED, TOKENS, Comparison, StoredTokens
 
 RERANK = "rerank"
 """Ways to search. ``pooled`` compares one vector of the query with one of each item, in an index of tokens its first.
@@ -71,7 +71,8 @@ class ServedIndex:
         """
         model, stored, what = self._model, self._stored(how), f"the index {self.name}"
         if k is None and not limits.given:
-            k = model.layout.truncated(self.manifest.k).num_register_tokens
+            most = stored.k if stored.output == CONCAT else self.manifest.k
+            k = model.layout.truncated(most).num_register_tokens
         query = None if k is None else model.select(k, stored.output)
         try:
             if query is None or limits.given:
@@ -108,7 +109,7 @@ class ServedIndex:
         """Describe the tokens of an item that such a search may read."""
         if how == POOLED and self.manifest.output == TOKENS:
             # In an index of tokens, one vector is the first.
-            return StoredTokens(POOLED, 1, 1, whole=True)
+            return StoredTokens(self._model.layout.kind(POOLED), 1, 1, whole=True)
         return self._opened.stored_tokens(self._model.layout)
 
 
