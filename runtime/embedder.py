@@ -13,7 +13,7 @@ import numpy as np
 
 from fluxtalk.arrays import Array, Floats
 from fluxtalk.artifacts.bundle import Bundle, read_bundle
-from fluxtalk.errors import UsageError
+from fluxtalk.errors import InputError, UsageError
 from fluxtalk.preprocess import Preprocessor, Prompting
 from fluxtalk.preprocess.prompts import DOCUMENT, QUERY
 from fluxtalk.runtime.arguments import check_integer, check_items
@@ -228,6 +228,22 @@ class Embedder:
             InputError: an item cannot be preprocessed.
         """
         return _prepared(modality, self._preprocess[modality], items, first)
+
+    def find_unusable(self, modality: str, items: Sequence[Any], role: str | None = None) -> dict[int, str]:
+        """Find the items that cannot be preprocessed: position to what is wrong.
+
+        Raises:
+            UsageError: as for `embed`.
+        """
+        self._check(modality, items)
+        preprocess = Prompting(role, None).apply(self._preprocess[modality])
+        found = {}
+        for position, item in enumerate(items):
+            try:
+                preprocess.prepare(item)
+            except InputError as error:
+                found[position] = str(error)
+        return found
 
     def describe(self) -> str:
         """Name the bundle, its head, its sessions and the reason for them, for people."""

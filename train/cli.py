@@ -19,6 +19,8 @@ _GROUPS: dict[str, dict[str, str]] = {
     "Data": {
         "stage1_checkpoint": "Frozen encoders, as `fluxtalk stage1` writes them.",
         "data": "`glyphs`, a table of pairs, a folder of features or tar shards.  [default: what stage 1 names]",
+        "on_bad_item": "List items that cannot be used, after encoding, and end; or leave them out.",
+        "bad_items_limit": "Largest share of a modality's items that `skip` leaves out.",
         "batch_size": "Pairs per process and forward pass.",
         "accum_steps": "Forward passes per process and step; negatives span them all.",
         "items_per_id": "Rows of each id in a batch, of different items if it has as many.",

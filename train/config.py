@@ -20,6 +20,8 @@ from fluxtalk.config import (
     rising_integers,
 )
 from fluxtalk.errors import UsageError
+from fluxtalk.datasets.bad_items import CHOICES as ON_BAD_ITEM
+from fluxtalk.datasets.bad_items import FAIL, LIMIT, BadItemPolicy
 from fluxtalk.train.option_types import plain, spelled
 
 ENCODE = ("cache", "online")
@@ -68,6 +70,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "mean_path": MEAN_PATHS,
     "aggregation": AGGREGATIONS,
     "device": DEVICES,
+    "on_bad_item": ON_BAD_ITEM,
 }
 """Option to the words that it takes."""
 LARGEST_RATE = 100.0
@@ -115,6 +118,10 @@ class TrainConfig(StrictConfig):
     """Named set of options that this one began with."""
     data: str | None = None
     """Data set; None takes the one that the stage 1 checkpoint names."""
+    on_bad_item: str = FAIL
+    """What is done, when everything else is encoded, about items that cannot be used: `fail` or `skip`."""
+    bad_items_limit: float = LIMIT
+    """Largest share of a modality's items that `skip` leaves out."""
     dim: int = 256
     heads: int = 8
     depth: int = 1
@@ -175,6 +182,7 @@ class TrainConfig(StrictConfig):
             object.__setattr__(self, name, plain(name, getattr(self, name), hint))
         self._check_numbers()
         self._check_words()
+        BadItemPolicy(self.on_bad_item, self.bad_items_limit)
 
     def _check_numbers(self) -> None:
         for name in ("batch_size", "accum_steps", "items_per_id", "epochs", "eval_every", "feature_pool"):
@@ -243,6 +251,11 @@ class TrainConfig(StrictConfig):
             not values or self.nested_draw == "all",
             "--k-values names the k of --nested-draw all; give that too, or leave the values out.",
         )
+
+    @property
+    def bad_items(self) -> BadItemPolicy:
+        """What is done about items that cannot be used."""
+        return BadItemPolicy(self.on_bad_item, self.bad_items_limit)
 
     @property
     def k_list(self) -> tuple[int, ...]:

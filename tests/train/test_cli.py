@@ -32,6 +32,7 @@ OPTIONS = {
     "--allow-code", "--mean_path", "--token_dim", "--k_values", "--maxsim_sharpness", "--patience",
     "--feed_forward",
     "--nested_dims",
+    "--on_bad_item", "--bad_items_limit",
 }  # fmt: skip
 
 
