@@ -156,6 +156,10 @@ def readable(name: str) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except Image.DecompressionBombError:  # Pillow's own limit, before anybody can ask for the size
+        raise TooLargeError(
+            f"The image {name} has far more than the {MAX_PIXELS:,} pixels that are taken: scale it down."
+        ) from None
     except MemoryError:
         raise TooLargeError(f"The image {name} takes more memory than there is to decode; scale it down.") from None
     except FileNotFoundError:

@@ -150,7 +150,7 @@ class DecodePool:
                 if preprocess.kind in FILE_KINDS:
                     return [await self.prepare_file(preprocess, value, deadline) for value in whole]
                 return await self.in_thread(_decode_chunk, preprocess, whole, positions)
-        except InputError as error:  # of a URL or a file: what is decoded in chunks says its own position
+        except FluxTalkError as error:  # of a URL or a file: what is decoded in chunks says its own position
             raise _at(positions[0], error) from None
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, features
 
-from fluxtalk.errors import InputError, TooLargeError
+from fluxtalk.errors import BackendError, InputError, TooLargeError
 from fluxtalk.preprocess import Preprocessor, from_parts
 from fluxtalk.preprocess.image_files import is_turned, open_image_bytes
 from fluxtalk.runtime.server.media.headers import look
@@ -39,7 +39,8 @@ REQUEST = struct.Struct("<IQ")
 """Bytes of the header and of the file."""
 REPLY = struct.Struct("<cIQ")
 """Kind of the reply, bytes of its header and of its content."""
-READY, ARRAY, FILE, REFUSED, TOO_LARGE, NEEDS = b"R", b"A", b"F", b"E", b"L", b"N"
+READY, ARRAY, FILE = b"R", b"A", b"F"
+REFUSED, TOO_LARGE, NEEDS, NO_LIBRARY = b"E", b"L", b"N", b"B"
 MAX_DECODED_BYTES = 512 << 20
 """Memory that decoding one file may take, as its header has it."""
 _SLACK_BYTES = 64 << 20
@@ -128,6 +129,8 @@ def _answer(header: bytes, data: bytes, idle_bytes: int) -> tuple[bytes, dict[st
         return TOO_LARGE, {"message": str(error)[:1000]}, b""
     except InputError as error:
         return REFUSED, {"message": str(error)[:1000]}, b""
+    except BackendError as error:
+        return NO_LIBRARY, {"message": str(error)[:1000]}, b""
     except MemoryError:
         return TOO_LARGE, {"message": "The file takes more memory to decode than its header tells; save it anew."}, b""
     except Exception as error:

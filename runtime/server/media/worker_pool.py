@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from fluxtalk.arrays import Array
-from fluxtalk.errors import BackendError, InputError, TooLargeError
+from fluxtalk.errors import BackendError, FluxTalkError, InputError, TooLargeError
 from fluxtalk.preprocess import ImagePreprocessor, Preprocessor
 from fluxtalk.runtime.server.http.errors import ApiError
-from fluxtalk.runtime.server.media.worker import ARRAY, FILE, MAX_DECODED_BYTES, NEEDS, REFUSED, TOO_LARGE
+from fluxtalk.runtime.server.media.worker import ARRAY, FILE, MAX_DECODED_BYTES, NEEDS, NO_LIBRARY, REFUSED, TOO_LARGE
 from fluxtalk.runtime.server.media.worker_process import Reply, Worker, WorkerEndedError, shape_of
 from fluxtalk.runtime.server.metrics import Metrics
 
@@ -35,6 +35,11 @@ _LONGEST_S = 60.0
 """Seconds after which a worker is killed if it neither answers nor uses the processor."""
 _KEPT = 0.9
 """Share of the mean time of a file that is kept when a new one is known."""
+_ERRORS: dict[bytes, type[FluxTalkError]] = {
+    REFUSED: InputError,
+    TOO_LARGE: TooLargeError,
+    NO_LIBRARY: BackendError,
+}
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.5, 30.0
 
 
@@ -58,13 +63,14 @@ class WorkerPool:
 
     def __init__(self, count: int, metrics: Metrics, waiting: int = _WAITING) -> None:
         self.count = max(2, count)
-        self._metrics = metrics
+        self.metrics = metrics
         self._most_waiting = waiting
         self._idle: list[Worker] = []
         self._all: set[Worker] = set()
         self._waiting: deque[_Waiting] = deque()
         self._large_in_work = False
-        self._seconds_per_file = 0.0
+        self.seconds_per_file = 0.0
+        """Mean seconds of a file, lately."""
         self._failed_starts = 0
         self._closed = threading.Event()
         self._replacing: set[asyncio.Task[None]] = set()
@@ -73,6 +79,11 @@ class WorkerPool:
     def workers(self) -> list[int]:
         """Process identifiers of the workers that live."""
         return [worker.pid for worker in self._all]
+
+    @property
+    def replacing(self) -> bool:
+        """True while a worker is started in the place of one that was killed."""
+        return bool(self._replacing)
 
     @property
     def why_not_ready(self) -> str | None:
@@ -98,7 +109,7 @@ class WorkerPool:
             self.close()
             raise BackendError("A process for decoding files cannot be started; its message is above.") from None
         self._idle = list(self._all)
-        self._metrics.decode_workers.set(len(self._all))
+        self.metrics.decode_workers.set(len(self._all))
 
     def close(self) -> None:
         """Kill every worker, whatever it does."""
@@ -145,13 +156,13 @@ class WorkerPool:
 
         Raises:
             InputError: it is refused.
+            BackendError: a library that it needs is missing.
         """
         reply = await self._ask(asked, data, deadline, large=False)
         if reply.kind == NEEDS:
             reply = await self._ask(asked, data, deadline, large=True)
-        if reply.kind in (REFUSED, TOO_LARGE):
-            kind = InputError if reply.kind == REFUSED else TooLargeError
-            raise kind(str(reply.header.get("message"))[:1000])
+        if reply.kind in _ERRORS:
+            raise _ERRORS[reply.kind](str(reply.header.get("message"))[:1000])
         return reply
 
     async def _ask(self, asked: dict[str, Any], data: bytes, deadline: float, large: bool) -> Reply:
@@ -179,8 +190,8 @@ class WorkerPool:
             else:
                 self._idle.append(worker)
             seconds = time.monotonic() - begin
-            self._metrics.decode_seconds.labels("worker").observe(seconds)
-            self._seconds_per_file = _KEPT * self._seconds_per_file + (1 - _KEPT) * seconds
+            self.metrics.decode_seconds.labels("worker").observe(seconds)
+            self.seconds_per_file = _KEPT * self.seconds_per_file + (1 - _KEPT) * seconds
             self._give_turns()
 
     async def _turn(self, large: bool, deadline: float) -> Worker:
@@ -193,7 +204,7 @@ class WorkerPool:
         waiting = _Waiting(large, time.monotonic(), asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._give_turns()
-        self._metrics.decode_waiting.set(len(self._waiting))
+        self.metrics.decode_waiting.set(len(self._waiting))
         try:
             return await waiting.turn
         except asyncio.CancelledError:
@@ -205,16 +216,16 @@ class WorkerPool:
             self._give_turns()
             raise
         finally:
-            self._metrics.decode_waiting.set(len(self._waiting))
+            self.metrics.decode_waiting.set(len(self._waiting))
 
     def _require_room(self, deadline: float) -> None:
-        wait = len(self._waiting) * self._seconds_per_file / self.count
+        wait = len(self._waiting) * self.seconds_per_file / self.count
         if len(self._waiting) >= self._most_waiting:
-            self._metrics.rejections.labels("decoding_full").inc()
+            self.metrics.rejections.labels("decoding_full").inc()
             sentence = f"{len(self._waiting)} files wait to be decoded, and no more may; try again later."
             raise ApiError(429, sentence, "decoding_full", retry_after_s=wait)
         if self._waiting and time.monotonic() + wait > deadline:
-            self._metrics.rejections.labels("decoding_too_slow").inc()
+            self.metrics.rejections.labels("decoding_too_slow").inc()
             sentence = f"Decoding would begin in about {wait:.1f} s, after this request's time; try again later."
             raise ApiError(429, sentence, "decoding_too_slow", retry_after_s=wait)
 
@@ -234,8 +245,8 @@ class WorkerPool:
     def _replace(self, worker: Worker, cause: str) -> None:
         worker.kill()
         self._all.discard(worker)
-        self._metrics.decode_workers.set(len(self._all))
-        self._metrics.decode_workers_killed.labels(cause).inc()
+        self.metrics.decode_workers.set(len(self._all))
+        self.metrics.decode_workers_killed.labels(cause).inc()
         if self._closed.is_set():
             worker.bury()
         else:
@@ -270,7 +281,7 @@ class WorkerPool:
                 worker.bury()
                 return
             self._idle.append(worker)
-            self._metrics.decode_workers.set(len(self._all))
+            self.metrics.decode_workers.set(len(self._all))
             self._give_turns()
             return
 
