@@ -78,8 +78,10 @@ def test_a_tiff_of_any_colors_is_read(mode: str, channels: int) -> None:
 
 def test_cielab_is_read_as_it_looks() -> None:
     color = Image.new("RGB", (8, 8), (200, 40, 90))
-    profiles = [ImageCms.createProfile(name) for name in ("sRGB", "LAB")]
-    lab = ImageCms.profileToProfile(color, *profiles, outputMode="LAB")
+    lab = ImageCms.profileToProfile(
+        color, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+    assert lab is not None
     file = io.BytesIO()
     lab.save(file, "TIFF")
     found = ImagePreprocessor(8, 8).prepare(file.getvalue())[0, 0].astype(int)

@@ -128,10 +128,10 @@ class DecodePool:
             InputError: it cannot be used.
             ApiError: 429: too many files wait.
         """
-        seen = look(data)
-        if seen is not None and seen.cheap:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._file_threads, thumbnail_of, data, side)
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._file_threads, _thumbnail_if_cheap, data, side)
+        if found is not None:
+            return found
         assert self.workers is not None
         return await self.workers.thumbnail(data, side, deadline)
 
@@ -179,6 +179,11 @@ def _decode_chunk(preprocess: Preprocessor, values: Sequence[Any], positions: Se
         assert not isinstance(array, bytes)
         arrays.append(array)
     return arrays
+
+
+def _thumbnail_if_cheap(data: bytes, side: int) -> tuple[bytes, str] | None:
+    seen = look(data)
+    return thumbnail_of(data, side) if seen is not None and seen.cheap else None
 
 
 def _at(position: int, error: FluxTalkError) -> ApiError:

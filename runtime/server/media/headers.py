@@ -150,7 +150,8 @@ def _jpeg(data: bytes) -> tuple[int, int, bool]:
         elif marker == 0xDA:
             if size is None:
                 raise _NotUsualError
-            return *size, usual and data.count(b"\xff\xda", at) < _MAX_SCANS
+            few = len(data) <= CHEAP_BYTES and data.count(b"\xff\xda", at) < _MAX_SCANS
+            return *size, usual and few
         elif marker not in _JPEG_TABLES:
             usual = usual and _is_usual_segment(marker, content)
     raise _NotUsualError

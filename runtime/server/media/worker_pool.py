@@ -33,6 +33,8 @@ _STALLED_S = 10.0
 """Seconds that the first file in the queue waits, after which requests should be sent elsewhere."""
 _LONGEST_S = 60.0
 """Seconds after which a worker is killed if it neither answers nor uses the processor."""
+_GRACE_S = 0.5
+"""Seconds in which a worker may still finish a file for which nobody waits any more."""
 _KEPT = 0.9
 """Share of the mean time of a file that is kept when a new one is known."""
 _ERRORS: dict[bytes, type[FluxTalkError]] = {
@@ -73,6 +75,7 @@ class WorkerPool:
         """Mean seconds of a file, lately."""
         self._failed_starts = 0
         self._closed = threading.Event()
+        self._given_up: set[Worker] = set()
         self._replacing: set[asyncio.Task[None]] = set()
 
     @property
@@ -118,7 +121,10 @@ class WorkerPool:
             worker.kill()
         for worker in list(self._all):
             worker.bury()
+        for worker in self._idle:
+            worker.close()  # those of the others are closed by who waits for them
         self._all.clear()
+        self._idle.clear()
 
     async def prepare(self, preprocess: Preprocessor, data: bytes, deadline: float) -> Array:
         """Decode a file as `Preprocessor.prepare` does.
@@ -167,8 +173,31 @@ class WorkerPool:
 
     async def _ask(self, asked: dict[str, Any], data: bytes, deadline: float, large: bool) -> Reply:
         worker = await self._turn(large, deadline)
-        begin = time.monotonic()
         header = {**asked, "allowed_bytes": MAX_DECODED_BYTES if large else ORDINARY_BYTES}
+        work = asyncio.create_task(self._use(worker, header, data, large))
+        work.add_done_callback(
+            lambda done: done.cancelled() or done.exception()
+        )  # somebody may not wait for it any more
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            # A little patience: else requests that end at once would cost a new process each.
+            asyncio.get_running_loop().call_later(_GRACE_S, self._give_up, worker, work)
+            raise
+
+    def _give_up(self, worker: Worker, work: asyncio.Task[Reply]) -> None:
+        if not work.done():
+            self._given_up.add(worker)
+            worker.kill()
+
+    async def _use(self, worker: Worker, header: dict[str, Any], data: bytes, large: bool) -> Reply:
+        """Ask a worker that is taken, and give it back or replace it.
+
+        Raises:
+            InputError: it ended over the file.
+            ApiError: 503: it was ended.
+        """
+        begin = time.monotonic()
         ended = "canceled"
         try:
             async with asyncio.timeout(_LONGEST_S):
@@ -176,7 +205,7 @@ class WorkerPool:
             ended = ""
             return reply
         except WorkerEndedError as error:
-            ended = error.cause
+            ended = "canceled" if worker in self._given_up else error.cause
             if self._closed.is_set():
                 raise ApiError(503, "The server is shutting down.", "shutting_down") from None
             raise _took_too_long() if ended == "cpu" else _broke() from None
@@ -185,6 +214,7 @@ class WorkerPool:
             raise _took_too_long() from None
         finally:
             self._large_in_work = self._large_in_work and not large
+            self._given_up.discard(worker)
             if ended:
                 self._replace(worker, ended)
             else:
@@ -244,6 +274,7 @@ class WorkerPool:
 
     def _replace(self, worker: Worker, cause: str) -> None:
         worker.kill()
+        worker.close()
         self._all.discard(worker)
         self.metrics.decode_workers.set(len(self._all))
         self.metrics.decode_workers_killed.labels(cause).inc()
@@ -279,6 +310,7 @@ class WorkerPool:
             if self._closed.is_set():
                 worker.kill()
                 worker.bury()
+                worker.close()
                 return
             self._idle.append(worker)
             self.metrics.decode_workers.set(len(self._all))

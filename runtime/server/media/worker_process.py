@@ -103,11 +103,12 @@ class Worker:
         if ready != REPLY.pack(READY, 0, 0):
             self.kill()
             self.bury()
+            self.close()
             raise WorkerEndedError("crashed")
         self._socket.setblocking(False)
 
     async def ask(self, header: dict[str, Any], data: bytes) -> Reply:
-        """Send a request, and receive the answer. If this is canceled, the process must be killed.
+        """Send a request, and receive the answer. If this is canceled, it can be asked no more.
 
         Raises:
             WorkerEndedError: the process ended, or answered nonsense.
@@ -129,9 +130,12 @@ class Worker:
         return Reply(kind, described, content)
 
     def kill(self) -> None:
-        """End the process at once, whatever it does."""
+        """End the process at once, whatever it does. A pending `ask` then ends, too."""
         with contextlib.suppress(OSError):
             self._process.kill()
+
+    def close(self) -> None:
+        """Close the connection, when nobody waits for an answer any more."""
         self._socket.close()
 
     def bury(self) -> None:

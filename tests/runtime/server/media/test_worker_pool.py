@@ -192,13 +192,27 @@ def test_canceled_work_ends_at_once(pool: WorkerPool) -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.5):
                 await decode(pool, data)
+        await until(lambda: killed(pool, "canceled") == before + 1)
         gone = pids - set(pool.workers)
         assert len(gone) == 1
         await whole(pool)
-        assert killed(pool, "canceled") == before + 1
         with pytest.raises(ProcessLookupError):
             os.kill(gone.pop(), 0)
         assert (await decode(pool, SMALL)).shape == (24, 32, 3)
+
+    run(work())
+
+
+def test_requests_that_end_at_once_cost_no_process(pool: WorkerPool) -> None:
+    async def work() -> None:
+        before, pids = killed(pool, "canceled"), set(pool.workers)
+        for _ in range(20):
+            request = asyncio.ensure_future(decode(pool, SMALL))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            request.cancel()
+        assert (await decode(pool, SMALL)).shape == (24, 32, 3)
+        assert (killed(pool, "canceled"), set(pool.workers)) == (before, pids)
 
     run(work())
 
@@ -263,6 +277,7 @@ def test_what_cannot_begin_in_time_is_refused_at_once(pool: WorkerPool) -> None:
         for one in slow:
             one.cancel()
         await asyncio.gather(*slow, return_exceptions=True)
+        assert (await decode(pool, SMALL)).shape == (24, 32, 3)
         await whole(pool)
 
     run(work())
