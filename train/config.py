@@ -19,9 +19,9 @@ from fluxtalk.config import (
     require,
     rising_integers,
 )
-from fluxtalk.errors import UsageError
 from fluxtalk.datasets.bad_items import CHOICES as ON_BAD_ITEM
 from fluxtalk.datasets.bad_items import FAIL, LIMIT, BadItemPolicy
+from fluxtalk.errors import UsageError
 from fluxtalk.train.option_types import plain, spelled
 
 ENCODE = ("cache", "online")
