@@ -101,7 +101,7 @@ def _timed(name: str, batch_size: int) -> _Timed:
 @sentence_errors
 def main(batch_size: int, steps: int, names: tuple[str, ...], output: Path) -> None:
     """Measure the processor time of a step of each head, on one thread and on two, and its ratio to the MLP's."""
-    threads = {}
+    threads: dict[int, dict[str, Any]] = {}
     for count in (1, 2):
         torch.set_num_threads(count)
         load = os.getloadavg()[0]
