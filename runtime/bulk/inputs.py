@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fluxtalk.datasets.reporting import abbreviate
 from fluxtalk.datasets.tables.readers import Row, first_columns, is_table, malformed_row_error, open_table
 from fluxtalk.errors import DataError, InputError, UsageError
 from fluxtalk.preprocess import FILE_SUFFIXES
@@ -63,6 +65,10 @@ class TableColumn:
                     f"name one with {option}."
                 )
         return cls(path, kind, name, id_column or (_ID if _ID in columns and name != _ID else None), skip_empty)
+
+    def notes(self) -> tuple[str, ...]:
+        """Nothing: a table's rows are all taken, or refused."""
+        return ()
 
     def count(self) -> int:
         """Number of items."""
@@ -120,6 +126,18 @@ class ItemList:
         """Number of items."""
         return sum(1 for _ in self)
 
+    def notes(self) -> tuple[str, ...]:
+        """Make a sentence about each folder's files that are passed over, because they are of another kind."""
+        notes = []
+        for folder in self.arguments if self.kind != "text" else ():
+            others = _files(self.kind, Path(folder))[1] if Path(folder).is_dir() else []
+            if others:
+                notes.append(
+                    f"{len(others)} files in {folder} do not end like a file of kind {self.kind} and are passed over: "
+                    f"{abbreviate(others)}"
+                )
+        return tuple(notes)
+
     def __iter__(self) -> Iterator[Item]:
         for argument in self.arguments:
             for value in [argument] if self.kind == "text" else _expand(self.kind, Path(argument)):
@@ -153,7 +171,7 @@ def open_input(
 
     Args:
         kind: kind of the modality's preprocessing: ``text``, ``image``, ``audio`` or ``features``.
-        arguments: texts, or paths; a folder stands for the files of that kind in it, by name.
+        arguments: texts, or paths; a folder stands for the files of that kind in it and its sub-folders, by name.
         input_file: a table (``.csv``, ``.jsonl``, ``.parquet``), whose paths are relative to it; or a UTF-8 file with
             one more item per line, of which blank lines are skipped.
         column: column of the table to embed; None is the one named as the modality.
@@ -183,7 +201,23 @@ def open_input(
 def _expand(kind: str, path: Path) -> list[str]:
     if not path.is_dir():
         return [str(path)]
-    found = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in FILE_SUFFIXES[kind])
+    found, others = _files(kind, path)
     if not found:
-        raise InputError(f"The folder {path} has no {kind} file ({', '.join(sorted(FILE_SUFFIXES[kind]))}).")
+        raise InputError(
+            f"The folder {path} has no {kind} file ({', '.join(sorted(FILE_SUFFIXES[kind]))}), in its sub-folders "
+            f"neither; it has {abbreviate(others) or 'nothing'}."
+        )
     return found
+
+
+def _files(kind: str, folder: Path) -> tuple[list[str], list[str]]:
+    """Files of a kind in a folder and its sub-folders, by name, and the others; links to folders are not followed."""
+    files = sorted(os.path.join(at, name) for at, _, names in os.walk(folder) for name in names)
+    taken = [os.path.splitext(file)[1].lower() in FILE_SUFFIXES[kind] and not _is_hidden(file) for file in files]
+    found = [file for file, is_taken in zip(files, taken, strict=True) if is_taken]
+    return found, [file for file, is_taken in zip(files, taken, strict=True) if not is_taken]
+
+
+def _is_hidden(file: str) -> bool:
+    """True for what other programs leave, such as the ``._photo.jpg`` of macOS."""
+    return os.path.basename(file).startswith(".")

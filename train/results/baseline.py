@@ -47,7 +47,8 @@ def measure_baseline(
     with join_process_group(device) as (group, torch_device):
         config, inputs = inputs_of_run(root, stage1_checkpoint, cache_dir, group, torch_device)
         scores = train_baseline(config, inputs, RunFolder(root).baseline(projection), projection)
-    record = {**run.identity.fields(), "baseline": f"mean-pool + {projection}", "split": "test", **scores}
+    named = {"baseline": f"mean-pool + {projection}", "split": "test", **inputs.dataset.told()}
+    record = {**run.identity.fields(), **named, **scores}
     write_json(RunFolder(root).baseline_results(projection), record)
     return record
 
@@ -69,6 +70,7 @@ def train_baseline(config: TrainConfig, inputs: Inputs, folder: RunFolder, proje
         aggregation="mean",
         mean_path="none",
         token_dim=0,
+        nested_dims="",
         k_values="",
         feature_dropout=0.0,
         token_dropout=0.0,
