@@ -71,6 +71,8 @@ _GROUPS: dict[str, dict[str, str]] = {
         "ema_decay": "Decay of the moving average of the head that is kept; 0 is off.",
         "eval_every": "Epochs between validations.",
         "patience": "Validations without a better one that end a run; 0 is off.",
+        "sweep": "Choose rate, epochs (EPOCHS at most), dropouts and weight decay by validation first: 2 runs' time.",
+        "sweep_minutes": "Minutes after which the sweep begins no further trial.",
         "seed": "Random seed.",
     },
     "Runtime": {

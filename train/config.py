@@ -25,6 +25,7 @@ ENCODE = ("cache", "online")
 TRAINING_PRECISIONS = ("fp32", "bf16", "fp16")
 NESTED_DRAWS = ("independent", "batch", "all")
 FEATURE_DTYPES = ("fp16", "int8")
+SWEEPS = ("none", "small")
 DEVICES = ("auto", "cpu", "cuda")
 RECIPES: dict[str, dict[str, Any]] = {
     "specified": {},
@@ -66,6 +67,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "mean_path": MEAN_PATHS,
     "aggregation": AGGREGATIONS,
     "device": DEVICES,
+    "sweep": SWEEPS,
 }
 """Option to the words that it takes."""
 LARGEST_RATE = 100.0
@@ -160,6 +162,10 @@ class TrainConfig(StrictConfig):
     """Epochs between validations; the last epoch is always validated."""
     patience: int = 0
     """Validations in a row without a better one that end a run; 0 never ends it early."""
+    sweep: str = "none"
+    """Search for learning rate, epochs, dropouts and weight decay before the run."""
+    sweep_minutes: float = 30.0
+    """Minutes after which a sweep begins no further trial."""
     seed: int = 0
     cache_dir: str | None = None
     device: str = "auto"
@@ -192,6 +198,7 @@ class TrainConfig(StrictConfig):
             0 < self.learning_rate <= LARGEST_RATE,
             f"--learning-rate is above 0 and at most {LARGEST_RATE:g}; got {self.learning_rate}.",
         )
+        require(self.sweep_minutes > 0, f"--sweep-minutes is positive; got {self.sweep_minutes}.")
         require(0 <= self.warmup_fraction <= 1, f"--warmup-fraction is in [0, 1]; got {self.warmup_fraction}.")
         require(self.gradient_clip > 0, f"--gradient-clip is positive; got {self.gradient_clip}.")
         require(0 <= self.ema_decay < 1, f"--ema-decay is in [0, 1); got {self.ema_decay}.")

@@ -9,6 +9,7 @@
       train.log            printed lines
       metrics.jsonl        one record per line: training, validation, test
       tensorboard/         the numbers again, if tensorboard is installed
+      sweep.json           trials of a sweep, and what it chose, if there was one
       checkpoints/last.safetensors    with the training state, for --resume
       checkpoints/best.safetensors    the best by validation
       results.json         the scores of the best head on the test split
@@ -30,7 +31,7 @@ from fluxtalk.errors import ArtifactError, reason
 FORMAT = "fluxtalk.run"
 SCHEMA_VERSION = 1
 LAST, BEST = "last.safetensors", "best.safetensors"
-_BEFORE_TRAINING = {"METADATA.txt", "checkpoints", "run.json", "run.lock", "tensorboard", "train.log"}
+_BEFORE_TRAINING = {"METADATA.txt", "checkpoints", "run.json", "run.lock", "sweep.json", "tensorboard", "train.log"}
 STORED_INFO = "facts"
 """Key of `RunInfo` in run.json: runs from before the class had its name must open."""
 
@@ -68,6 +69,10 @@ class RunFolder:
     @property
     def results(self) -> Path:
         return self.root / "results.json"
+
+    @property
+    def sweep(self) -> Path:
+        return self.root / "sweep.json"
 
     @property
     def checkpoints(self) -> Path:
