@@ -91,6 +91,14 @@ class TrainConfig(StrictConfig):
     """Forward passes per process and step; negatives span all of them (gradient caching)."""
     items_per_id: int = 1
     """Rows of each id in a batch, with different items of it if there are as many."""
+    hard_negatives: int = 0
+    """Nearest other ids, by the head itself once an epoch, that share an anchor's batch; 0 is off."""
+    hard_negative_margin: float = 0.0
+    """Similarity by which a hard negative is below the anchor's positive at least; nearer ids may be positives."""
+    hard_negative_relative_margin: float = 0.05
+    """The same as a share of the positive's similarity; the larger margin counts."""
+    hard_negative_max_score: float = 1.0
+    """Largest similarity of a hard negative."""
     epochs: int = 100
     num_register_tokens: int = 4
     num_overlapping_tokens: int = 3
@@ -187,6 +195,9 @@ class TrainConfig(StrictConfig):
             "complementary_objective_weight",
             "complementary_correlation_weight",
             "weight_decay",
+            "hard_negatives",
+            "hard_negative_margin",
+            "hard_negative_relative_margin",
             "checkpoint_every",
             "feature_pca",
             "token_dim",
