@@ -136,7 +136,7 @@ def embed_in_parts(
         "precision": embedder.precision,
         "modality": options.modality,
         "k": selection.k,
-        "output": options.output,
+        "output": selection.output,
         "dtype": options.dtype,
         **({"role": options.role} if options.role is not None else {}),
     }
