@@ -161,6 +161,7 @@ def _manifest(
         training=training,
         bytes_per_item=_bytes_per_item(layout),
         summary=layout.summary,
+        nested_dims=list(layout.nested_dims),
     )
 
 

@@ -85,6 +85,7 @@ class Embedder:
         dtype: str = "float32",
         role: str | None = None,
         prompt_name: str | None = None,
+        dimensions: int | None = None,
     ) -> Vectors:
         """Embed raw items.
 
@@ -102,6 +103,8 @@ class Embedder:
             role: ``query`` or ``document``: put the bundle's prompt for such texts before each, if it has one. None
                 takes the default prompt, if there is one. A role changes nothing for other modalities.
             prompt_name: name of the prompt to put before each text, in place of a role.
+            dimensions: numbers of a vector, one of the sizes that were trained (`TokenLayout.dimensions`); of tokens
+                side by side it may choose k. None cuts nothing.
 
         Returns:
             vectors in the order of ``items``.
@@ -109,13 +112,13 @@ class Embedder:
         Raises:
             TokenCountError: ``k`` is not in ``1..num_tokens``.
             UsageError: the modality, output, dtype, role or prompt is unknown; ``items`` is not a sequence;
-                ``batch_size`` is not an integer from 1; or ``complementary`` is asked for with fewer than all tokens,
-                or of a bundle that has none.
+                ``batch_size`` is not an integer from 1; ``complementary`` is asked for with fewer than all tokens, or
+                of a bundle that has none; or vectors of ``dimensions`` were not trained.
             InputError: an item cannot be preprocessed; its position is named.
         """
         self._check(modality, items, batch_size)
         preprocess = Prompting(role, prompt_name).apply(self._preprocess[modality])
-        selection = self.bundle.manifest.layout.select(k, output)
+        selection = self.bundle.manifest.layout.select(k, output, dimensions)
         parts = [
             quantize(
                 self._window(

@@ -41,6 +41,8 @@ _GROUPS: dict[str, dict[str, str]] = {
         "output_projection": "One last linear map, or one per register, which makes tokens repeat each other less.",
         "mean_path": "Map of the features' mean that every token begins with, as mean pooling does.",
         "token_dim": "Numbers in a token; 0 is the width.",
+        "feed_forward": "Width of a block's feed-forward, in widths of the head; 1 makes steps faster.",
+        "nested_dims": "Smaller sizes of a token, as 8,16,32, trained too, so that `dimensions` may cut it.",
         "aggregation": "Representation compared between modalities.",
         "dropout": "Dropout inside the head.",
         "feature_dropout": "Dropout on single numbers of the features.",

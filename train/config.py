@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from dataclasses import dataclass
 from typing import Any, Self, get_type_hints
 
@@ -18,9 +17,11 @@ from fluxtalk.config import (
     SCHEDULES,
     StrictConfig,
     require,
+    rising_integers,
 )
 from fluxtalk.datasets.bad_items import CHOICES as ON_BAD_ITEM
 from fluxtalk.datasets.bad_items import FAIL, LIMIT, BadItemPolicy
+from fluxtalk.errors import UsageError
 from fluxtalk.train.option_types import plain, spelled
 
 ENCODE = ("cache", "online")
@@ -131,6 +132,10 @@ class TrainConfig(StrictConfig):
     """Map of the features' mean that every token begins with; `mlp` has the baseline's hidden layer."""
     token_dim: int = 0
     """Numbers in a token; 0 is `dim`."""
+    feed_forward: int = 4
+    """Width of a block's feed-forward, in widths of the head."""
+    nested_dims: str = ""
+    """Smaller sizes of a token, such as 8,16,32, at which the loss is taken too; empty is none."""
     dropout: float = 0.1
     feature_dropout: float = 0.0
     token_dropout: float = 0.0
@@ -182,6 +187,7 @@ class TrainConfig(StrictConfig):
     def _check_numbers(self) -> None:
         for name in ("batch_size", "accum_steps", "items_per_id", "epochs", "eval_every", "feature_pool"):
             require(getattr(self, name) >= 1, f"{spelled(name)} is at least 1; got {getattr(self, name)}.")
+        require(self.feed_forward >= 1, f"--feed-forward is at least 1; got {self.feed_forward}.")
         for name in (
             "complementary_reg_weight",
             "complementary_objective_weight",
@@ -238,10 +244,9 @@ class TrainConfig(StrictConfig):
         listed = f"--k-values is rising integers from 1 to {self.num_register_tokens}, such as 1,2,4"
         try:
             values = self.k_list
-        except ValueError:
-            values = (0,)
-        rising = all(before < after for before, after in itertools.pairwise((0, *values)))
-        require(rising and (not values or values[-1] <= self.num_register_tokens), f"{listed}; got {self.k_values!r}.")
+        except UsageError:
+            values = (self.num_register_tokens + 1,)
+        require(not values or values[-1] <= self.num_register_tokens, f"{listed}; got {self.k_values!r}.")
         require(
             not values or self.nested_draw == "all",
             "--k-values names the k of --nested-draw all; give that too, or leave the values out.",
@@ -255,7 +260,7 @@ class TrainConfig(StrictConfig):
     @property
     def k_list(self) -> tuple[int, ...]:
         """Numbers of tokens at which the loss is taken in every step; none if they are drawn."""
-        return tuple(int(part) for part in self.k_values.split(",")) if self.k_values.strip() else ()
+        return rising_integers(self.k_values)
 
     @classmethod
     def required(cls) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.artifacts.files import hash_file, write_json
 from fluxtalk.config import StrictConfig
 from fluxtalk.errors import IndexFileError, UsageError, reason
-from fluxtalk.tokens import POOLED, SHARED_KINDS, TOKENS
+from fluxtalk.tokens import POOLED, SHARED_KINDS, TOKENS, TokenLayout
 
 FORMAT = "fluxtalk.index"
 SCHEMA_VERSION = 2
@@ -46,25 +46,41 @@ class IndexSpec(StrictConfig):
     """Register tokens that were computed."""
     dtype: str = "float32"
     """Number format in which they are stored, one of `fluxtalk.runtime.vectors.DTYPES`."""
+    token_dim: int = 0
+    """Numbers to which each token was cut; 0 is none."""
 
     def __post_init__(self) -> None:
         if self.output not in SHARED_KINDS:
             raise UsageError(f"An index holds {', '.join(SHARED_KINDS)}; got {self.output!r}.")
         if self.dtype not in BITS_PER_NUMBER:
             raise UsageError(f"dtype is one of {', '.join(BITS_PER_NUMBER)}; got {self.dtype!r}.")
+        if type(self.token_dim) is not int or self.token_dim < 0:
+            raise UsageError(f"token_dim is an integer of at least 0; got {self.token_dim!r}.")
 
     @classmethod
     def of(
-        cls, bundle: Bundle, modality: str, output: str = POOLED, k: int | None = None, dtype: str = "float32"
+        cls,
+        bundle: Bundle,
+        modality: str,
+        output: str = POOLED,
+        k: int | None = None,
+        dtype: str = "float32",
+        dimensions: int | None = None,
     ) -> IndexSpec:
         """The vectors of one modality of a bundle.
 
         Raises:
             UsageError, TokenCountError: as for `TokenLayout.select`.
         """
-        chosen = bundle.manifest.layout.select(k, output)
-        space = bundle.manifest.space_id(chosen.output)
-        return cls(str(bundle.folder.resolve()), space, modality, chosen.output, chosen.k, dtype)
+        manifest = bundle.manifest
+        chosen = manifest.layout.select(k, output, dimensions)
+        size = chosen.layout.dim if chosen.layout.dim < manifest.dim else 0
+        space = manifest.space_id(chosen.output, size)
+        return cls(str(bundle.folder.resolve()), space, modality, chosen.output, chosen.k, dtype, size)
+
+    def narrowed(self, layout: TokenLayout) -> TokenLayout:
+        """Cut the register tokens of a bundle as these were cut."""
+        return layout.narrowed(self.token_dim) if self.token_dim else layout
 
 
 @dataclass(frozen=True, kw_only=True)

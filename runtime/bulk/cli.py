@@ -68,6 +68,12 @@ def kind_option(kinds: tuple[str, ...], text: str) -> Callable[[Function], Funct
     return option("--kind", default=POOLED, show_default=True, type=click.Choice(kinds), help=text)
 
 
+dimensions_option = option(
+    "--dimensions",
+    type=click.IntRange(1),
+    help="Numbers of a vector, one of the sizes that were trained; of tokens side by side it may choose k.",
+)
+
 dtype_option = option(
     "--dtype",
     default="float32",
@@ -85,6 +91,7 @@ dtype_option = option(
 @option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .npy or .parquet to write.")
 @k_option("Register tokens to compute.  [default: all]")
 @kind_option(OUTPUT_KINDS, "Kind of vectors to write.")
+@dimensions_option
 @dtype_option
 @option(
     "--role",
@@ -106,6 +113,7 @@ def embed(
     output: Path,
     k: int | None,
     kind: str,
+    dimensions: int | None,
     dtype: str,
     role: str | None,
     on_bad_item: str,
@@ -131,7 +139,7 @@ def embed(
         opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column, skip_empty)
         for note in opened.notes():
             click.echo(f"warning: {note}", err=True)
-        options = EmbedOptions(modality, k, kind, dtype, batch_size, role)
+        options = EmbedOptions(modality, k, kind, dtype, batch_size, role, dimensions)
         written = embed_to_file(embedder, opened, output, options, opened.count(), policy=policy)
     resumed = f", {written.resumed} items of an earlier call" if written.resumed else ""
     click.echo(f"{output}: {' x '.join(map(str, written.shape))} {dtype}{resumed}{told(written.left_out, output)}")

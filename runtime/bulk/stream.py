@@ -41,6 +41,7 @@ class EmbedOptions:
     dtype: str = "float32"
     batch_size: int = 32
     role: str | None = None
+    dimensions: int | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def embed_in_parts(
         InputError: the policy refuses the bad items; everything else is kept.
         TokenCountError: as for `Embedder.embed`; finished parts are kept.
     """
-    selection = embedder.bundle.manifest.layout.select(options.k, options.output)
+    selection = embedder.bundle.manifest.layout.select(options.k, options.output, options.dimensions)
     job = {
         "bundle": embedder.bundle.manifest.bundle_hash,
         "precision": embedder.precision,
@@ -138,7 +139,7 @@ def embed_in_parts(
         "k": selection.k,
         "output": selection.output,
         "dtype": options.dtype,
-        **({"role": options.role} if options.role is not None else {}),
+        **{n: getattr(options, n) for n in ("role", "dimensions") if getattr(options, n) is not None},
     }
     parts = PartFiles(output, job)
     done = resumed = count = 0
@@ -210,6 +211,7 @@ def _embed(embedder: Embedder, chunk: list[Item], options: EmbedOptions, done: i
             first=done or None,
             dtype=options.dtype,
             role=options.role,
+            dimensions=options.dimensions,
         )
 
     try:

@@ -15,6 +15,7 @@ from fluxtalk.preprocess.prompts import DOCUMENT
 from fluxtalk.runtime.backends.command_options import backend_options
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.bulk.cli import (
+    dimensions_option,
     dtype_option,
     input_options,
     k_option,
@@ -46,6 +47,7 @@ def main() -> None:
 @kind_option(
     SHARED_KINDS, "Kind of vectors to keep. tokens: the first finds candidates, all overlapping ones put them in order."
 )
+@dimensions_option
 @dtype_option
 @bad_item_options()
 @serving_options
@@ -62,6 +64,7 @@ def build(
     output: Path,
     k: int | None,
     kind: str,
+    dimensions: int | None,
     dtype: str,
     on_bad_item: str,
     bad_items_limit: float,
@@ -81,8 +84,8 @@ def build(
         opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column, skip_empty)
         for note in opened.notes():
             click.echo(f"warning: {note}", err=True)
-        spec = IndexSpec.of(embedder.bundle, modality, kind, k, dtype)
-        options = EmbedOptions(modality, k, kind, batch_size=batch_size, role=DOCUMENT)
+        spec = IndexSpec.of(embedder.bundle, modality, kind, k, dtype, dimensions)
+        options = EmbedOptions(modality, k, kind, batch_size=batch_size, role=DOCUMENT, dimensions=dimensions)
         embedded = embed_in_parts(embedder, opened, output, options, opened.count(), policy=policy)
         chunks = embedded.vectors()
         if kind == TOKENS:

@@ -61,8 +61,8 @@ def written(folder: Path, content: dict[str, Any]) -> Path:
 
 
 LATER = {
-    "bad_items_limit": 0.01, "k_values": "", "maxsim_sharpness": 0.0, "mean_path": "none", "on_bad_item": "fail",
-    "patience": 0, "token_dim": 0,
+    "bad_items_limit": 0.01, "feed_forward": 4, "k_values": "", "maxsim_sharpness": 0.0, "mean_path": "none",
+    "nested_dims": "", "on_bad_item": "fail", "patience": 0, "token_dim": 0,
 }  # fmt: skip
 
 

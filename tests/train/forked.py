@@ -54,7 +54,7 @@ def _main(function: str, file: Path) -> None:
 
 def _together(count: int, work: Callable[..., object], arguments: Sequence[Path]) -> None:
     """Fork a group and wait for it; if one process fails, the others are killed, which would wait for it."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     children = {_fork(rank, count, store.port, work, arguments) for rank in range(count)}
     while children:
         pid, status = os.wait()

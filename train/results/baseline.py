@@ -70,6 +70,7 @@ def train_baseline(config: TrainConfig, inputs: Inputs, folder: RunFolder, proje
         aggregation="mean",
         mean_path="none",
         token_dim=0,
+        nested_dims="",
         k_values="",
         feature_dropout=0.0,
         token_dropout=0.0,

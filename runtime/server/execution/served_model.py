@@ -156,23 +156,39 @@ class ServedModel:
                 "too_many_items",
             )
 
-    def select(self, k: int | None, output: str | None, k_name: str = "k") -> Selection:
-        """Check ``k`` and ``output`` against the bundle.
+    def select(
+        self,
+        k: int | None,
+        output: str | None,
+        k_name: str = "k",
+        dimensions: int | None = None,
+        dimensions_name: str = "dimensions",
+    ) -> Selection:
+        """Check ``k``, ``output`` and ``dimensions`` against the bundle.
 
         Args:
             k: register tokens; None takes all.
             output: None takes ``pooled``.
             k_name: the field in which the client sent k.
+            dimensions: numbers of a vector; None cuts nothing.
+            dimensions_name: the field in which the client sent them.
 
         Raises:
             ApiError: 400, with the field at fault.
         """
+        output = POOLED if output is None else output
         try:
-            return self.layout.select(k, POOLED if output is None else output, k_name=k_name)
+            whole = self.layout.select(k, output, k_name=k_name)
         except TokenCountError as error:
             raise bad_request(str(error), k_name) from None
         except UsageError as error:
             raise bad_request(str(error), k_name if k is not None and output in OUTPUT_KINDS else "output") from None
+        if dimensions is None:
+            return whole
+        try:
+            return self.layout.select(k, output, dimensions, k_name=k_name, dimensions_name=dimensions_name)
+        except UsageError as error:
+            raise bad_request(str(error), dimensions_name) from None
 
     def prompts(self, modality: str) -> dict[str, str]:
         """List a modality's prompts, name to text; most have none."""
@@ -204,11 +220,11 @@ class ServedModel:
 
     def describe(self, answer: Answer) -> AnswerDescription:
         """Describe an answer's vectors."""
-        output = answer.selection.output
+        selection = answer.selection
         return {
-            "k": answer.selection.k,
-            "output": output,
+            "k": selection.k,
+            "output": selection.output,
             "dimension": int(answer.vectors.shape[-1]),
             "revision": self.revision,
-            "space_id": self.manifest.space_id(output),
+            "space_id": self.manifest.space_id(selection.output, selection.layout.dim),
         }
