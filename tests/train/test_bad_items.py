@@ -44,7 +44,7 @@ def test_all_are_listed_before_training_and_skip_goes_on_from_what_was_encoded(
     with pytest.raises(DataError) as refused:
         fit(config)
     sentence = str(refused.value)
-    assert "has 3 of 640 items that cannot be used" in sentence
+    assert "has 3 of 480 items that cannot be used" in sentence
     assert all(f"{split}-3-" in sentence for split in BROKEN)
     assert not Path(config.output_dir).exists()
     (report,) = (Path(str(config.cache_dir)) / "bad_items").iterdir()
@@ -74,5 +74,5 @@ def test_more_than_the_limit_needs_a_second_word(config: TrainConfig) -> None:
 
 
 def test_encoders_that_run_in_every_step_know_before_the_first(config: TrainConfig) -> None:
-    with pytest.raises(DataError, match="has 3 of 640 items that cannot be used"):
+    with pytest.raises(DataError, match="has 3 of 480 items that cannot be used"):
         fit(dataclasses.replace(config, log_name="online", encode="online"))
