@@ -235,7 +235,7 @@ def _info(inputs: Inputs, trainer: Trainer) -> RunInfo:
         steps=trainer.steps,
         parameters=sum(p.numel() for p in trainer.head.parameters() if p.requires_grad),
         device=str(inputs.device),
-        left_out=None if inputs.dataset.left_out is None else inputs.dataset.left_out.facts(),
+        left_out=inputs.dataset.told().get("left_out"),
     )
 
 

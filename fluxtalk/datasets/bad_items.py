@@ -110,7 +110,8 @@ def short_reason(error: BaseException | str) -> str:
     """Cut an error's sentence before its advice, which a list of many would repeat."""
     lines = str(error).strip().splitlines()
     first = lines[0] if lines else type(error).__name__
-    return first.partition("; ")[0].rstrip(".")
+    kept, _, advice = first.rpartition("; ")
+    return (first if not kept or advice.startswith("got ") else kept).rstrip(".")
 
 
 def shown_item(value: Any, otherwise: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fluxtalk.console import Function, debug_option, option, sentence_errors
-from fluxtalk.datasets.bad_items import BadItemPolicy, bad_item_options
+from fluxtalk.datasets.bad_items import SKIP, BadItemPolicy, bad_item_options
 from fluxtalk.errors import UsageError
 from fluxtalk.preprocess.prompts import ROLES
 from fluxtalk.runtime.backends.command_options import backend_options
@@ -136,7 +136,8 @@ def embed(
             f"{output} would not say which rows were left out; with --skip-empty write .parquet, with ids."
         )
     with open_embedder(bundle, backend_options) as embedder:
-        opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column, skip_empty)
+        kind_of_items, pass_on = embedder.input_kind(modality), policy.action == SKIP
+        opened = open_input(kind_of_items, modality, items, input_file, column, id_column, skip_empty, pass_on)
         for note in opened.notes():
             click.echo(f"warning: {note}", err=True)
         options = EmbedOptions(modality, k, kind, dtype, batch_size, role, dimensions)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fluxtalk.datasets.reporting import abbreviate
-from fluxtalk.datasets.tables.readers import Row, first_columns, is_table, malformed_row_error, open_table
+from fluxtalk.datasets.tables.readers import Row, TableFile, first_columns, is_table, malformed_row_error, open_table
 from fluxtalk.errors import DataError, InputError, UsageError
 from fluxtalk.preprocess import FILE_SUFFIXES
+from fluxtalk.preprocess.visible_text import is_visible
 
 _ID = "id"
 
@@ -24,6 +25,13 @@ class Item(NamedTuple):
     """Name: the id in a table; else the text or path as it was given; else the number of the row."""
     value: Any
     """Input of the modality's preprocessing."""
+
+
+@dataclass(frozen=True)
+class UnusableRow:
+    """Value of a row that cannot be used, which no preprocessing takes."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,9 @@ class TableColumn:
     column: str
     id_column: str | None
     skip_empty: bool = False
-    """Leave out rows with an empty cell; if False, the first such row is an error."""
+    """Leave out rows with an empty cell; if False, they are errors."""
+    pass_on: bool = False
+    """Pass rows that cannot be used on as an `UnusableRow`; if False, they are refused, all in one sentence."""
 
     @classmethod
     def open(
@@ -53,6 +63,7 @@ class TableColumn:
         column: str | None,
         id_column: str | None,
         skip_empty: bool = False,
+        pass_on: bool = False,
     ) -> TableColumn:
         """Open a table, and find the named columns; by default the modality's own, and ``id`` if there is one."""
         with _input_errors():
@@ -64,7 +75,8 @@ class TableColumn:
                     f"The table {path} has the columns {', '.join(columns) or '(none)'} and no {wanted}; "
                     f"name one with {option}."
                 )
-        return cls(path, kind, name, id_column or (_ID if _ID in columns and name != _ID else None), skip_empty)
+        names = id_column or (_ID if _ID in columns and name != _ID else None)
+        return cls(path, kind, name, names, skip_empty, pass_on)
 
     def notes(self) -> tuple[str, ...]:
         """Nothing: a table's rows are all taken, or refused."""
@@ -79,20 +91,33 @@ class TableColumn:
     def __iter__(self) -> Iterator[Item]:
         table = open_table(self.path)
         wanted = {self.column, *([self.id_column] if self.id_column is not None else [])}
+        problems: list[str] = []
         with _input_errors():
             for row in table.rows(wanted):
-                if row.problem:
-                    raise malformed_row_error(table, row)
                 value = row.cells.get(self.column)
-                if value is None or (isinstance(value, str) and not value.strip()):
-                    if self.skip_empty:
-                        continue
-                    position = f"{table.row_word.capitalize()} {row.number} of the table {self.path}"
-                    raise InputError(
-                        f"{position} has no {self.column}, and every vector belongs to a row; "
-                        "leave the row out, or such rows with --skip-empty."
-                    )
-                yield Item(self._name(row, value), self._resolved(value))
+                empty = value is None or (isinstance(value, str) and not is_visible(value))
+                if empty and self.skip_empty and not row.problem:
+                    continue
+                problem = row.problem or (f"no {self.column}" if empty else "")
+                if problem and self.pass_on:
+                    place = f"{table.row_word} {row.number} of {self.path}"
+                    yield Item(place, UnusableRow(f"{place}: {problem}"))
+                elif problem:
+                    problems.append(self._refusal(table, row) if not problems else f"{row.number} ({problem})")
+                elif not problems:
+                    yield Item(self._name(row, value), self._resolved(value))
+            if problems:
+                others = f" {table.row_word.capitalize()}s like it: {abbreviate(problems[1:])}." if problems[1:] else ""
+                raise InputError(problems[0] + others)
+
+    def _refusal(self, table: TableFile, row: Row) -> str:
+        """Sentence about the first row that cannot be used."""
+        if row.problem:
+            return str(malformed_row_error(table, row))
+        return (
+            f"{table.row_word.capitalize()} {row.number} of the table {self.path} has no {self.column}, and every "
+            "vector belongs to a row; leave the row out, or such rows with --skip-empty."
+        )
 
     def _name(self, row: Row, value: Any) -> str:
         if self.id_column is not None:
@@ -166,6 +191,7 @@ def open_input(
     column: str | None = None,
     id_column: str | None = None,
     skip_empty: bool = False,
+    pass_on: bool = False,
 ) -> Input:
     """Open what a command is to embed: an iterable that can be iterated again, and reads items as they are asked for.
 
@@ -177,6 +203,7 @@ def open_input(
         column: column of the table to embed; None is the one named as the modality.
         id_column: column of the table with names; None is ``id`` if there is one, else the embedded column.
         skip_empty: leave out the table's rows that have nothing in the column.
+        pass_on: pass the table's rows that cannot be used on as an `UnusableRow`.
 
     Raises:
         UsageError: there is nothing to embed, there are both items and a table, an option needs a table, or the table
@@ -188,7 +215,7 @@ def open_input(
     if input_file is not None and is_table(input_file):
         if arguments:
             raise UsageError(f"Give items or the table {input_file}, not both.")
-        return TableColumn.open(input_file, kind, modality, column, id_column, skip_empty)
+        return TableColumn.open(input_file, kind, modality, column, id_column, skip_empty, pass_on)
     if column is not None or id_column is not None or skip_empty:
         raise UsageError(
             "--column, --id-column and --skip-empty need a table: give --input a .csv, .jsonl or .parquet file."

@@ -19,7 +19,7 @@ from fluxtalk.datasets.bad_items import (
     write_report,
 )
 from fluxtalk.errors import InputError, UsageError
-from fluxtalk.runtime.bulk.inputs import Item
+from fluxtalk.runtime.bulk.inputs import Item, UnusableRow
 from fluxtalk.runtime.bulk.output import check_output, write_output
 from fluxtalk.runtime.bulk.parts import PartFiles
 from fluxtalk.runtime.embedder import Embedder
@@ -137,7 +137,7 @@ def embed_in_parts(
         "precision": embedder.precision,
         "modality": options.modality,
         "k": selection.k,
-        "output": options.output,
+        "output": selection.output,
         "dtype": options.dtype,
         **{n: getattr(options, n) for n in ("role", "dimensions") if getattr(options, n) is not None},
     }
@@ -176,6 +176,8 @@ def bad_items_report(output: Path) -> Path:
 
 
 def _bad_item(item: Item, position: int, modality: str, why: str) -> BadItem:
+    if isinstance(item.value, UnusableRow):
+        return BadItem(item.id, why, modality, "", position, item.id)
     shown = shown_item(item.value, item.id)
     return BadItem(shown, f"{modality} item {position}: {short_reason(why)}", modality, "", position, item.id)
 
@@ -184,8 +186,16 @@ def _is_done(parts: PartFiles, number: int, chunk: Sequence[Item], embedder: Emb
     """Return whether an earlier call left this part, with no bad item that can be used now."""
     if not parts.has(number, chunk):
         return False
-    bad = list(parts.bad(number))
-    return len(embedder.find_unusable(options.modality, [chunk[i].value for i in bad], options.role)) == len(bad)
+    tried = [chunk[i] for i in parts.bad(number)]
+    return len(_unusable(embedder, tried, options)) == len(tried)
+
+
+def _unusable(embedder: Embedder, items: Sequence[Item], options: EmbedOptions) -> dict[int, str]:
+    """Positions of the items that cannot be used, to the reason."""
+    rows = {i: item.value.reason for i, item in enumerate(items) if isinstance(item.value, UnusableRow)}
+    others = [i for i in range(len(items)) if i not in rows]
+    found = embedder.find_unusable(options.modality, [items[i].value for i in others], options.role)
+    return rows | {others[position]: why for position, why in found.items()}
 
 
 @contextmanager
@@ -215,12 +225,13 @@ def _embed(embedder: Embedder, chunk: list[Item], options: EmbedOptions, done: i
         )
 
     try:
-        return {}, embed(chunk)
+        if not any(isinstance(item.value, UnusableRow) for item in chunk):
+            return {}, embed(chunk)
     except InputError:
-        bad = embedder.find_unusable(options.modality, [item.value for item in chunk], options.role)
-        if not bad:
+        if not _unusable(embedder, chunk, options):
             raise
-        return bad, embed([item for position, item in enumerate(chunk) if position not in bad])
+    bad = _unusable(embedder, chunk, options)
+    return bad, embed([item for position, item in enumerate(chunk) if position not in bad])
 
 
 def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -9,7 +9,7 @@ import click
 from fluxtalk.artifacts.files import require_free
 from fluxtalk.artifacts.index import IndexSpec
 from fluxtalk.console import GroupedCommand, debug_option, option, sentence_errors
-from fluxtalk.datasets.bad_items import BadItemPolicy, bad_item_options
+from fluxtalk.datasets.bad_items import SKIP, BadItemPolicy, bad_item_options
 from fluxtalk.errors import IndexFileError
 from fluxtalk.preprocess.prompts import DOCUMENT
 from fluxtalk.runtime.backends.command_options import backend_options
@@ -81,7 +81,8 @@ def build(
     policy = BadItemPolicy(on_bad_item, bad_items_limit)
     require_free(output, IndexFileError)
     with open_embedder(bundle, backend_options) as embedder:
-        opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column, skip_empty)
+        kind_of_items, pass_on = embedder.input_kind(modality), policy.action == SKIP
+        opened = open_input(kind_of_items, modality, items, input_file, column, id_column, skip_empty, pass_on)
         for note in opened.notes():
             click.echo(f"warning: {note}", err=True)
         spec = IndexSpec.of(embedder.bundle, modality, kind, k, dtype, dimensions)

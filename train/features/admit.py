@@ -68,7 +68,8 @@ def admit(
         group.all_reduce_sum(torch.zeros(1))  # the first process has left the file
         bad = list(read_report(report)[1])
     totals = {m: sum(len(dataset.splits[split].items[m]) for split in splits) for m in stage1.modalities}
-    totals[ROW] = len(dataset.bad_rows) + sum(len(dataset.splits[split].ids) for split in splits)
+    if dataset.bad_rows:
+        totals[ROW] = len(dataset.bad_rows) + sum(len(dataset.splits[split].ids) for split in splits)
     refusal = policy.refusal(bad, totals, f"The data set {dataset.name}", report)
     if refusal is not None:
         raise DataError(refusal)

@@ -70,6 +70,31 @@ def test_a_file_that_was_repaired_is_tried_again(made: Made, photos: Path, tmp_p
     assert not (tmp_path / "v.npy.bad_items.jsonl").exists()
 
 
+def test_rows_of_a_table_that_cannot_be_used_are_listed_or_left_out_with_the_others(made: Made, tmp_path: Path) -> None:
+    lines = [f"word {n},{n}" for n in range(60)]
+    lines[7], lines[30], lines[41] = "three,cells,here", "\u200b,30", "one"
+    (tmp_path / "t.csv").write_text("\n".join(["text,id", *lines]) + "\n", encoding="utf-8")
+    output = tmp_path / "v.parquet"
+    command = [str(made.bundle.folder), "text", "--input", str(tmp_path / "t.csv"), "-o", str(output)]
+    refused = CliRunner().invoke(embed, [*command, "--backend", "ort-cpu"])
+    assert refused.exit_code == 1
+    assert "Line 9 of the table" in refused.stderr
+    assert "Lines like it: 32 (no text), 43 (1 cells for 2 columns)." in refused.stderr
+    skipping = ["--backend", "ort-cpu", "--on-bad-item", "skip", "--bad-items-limit", "0.05"]
+    done = CliRunner().invoke(embed, [*command, *skipping])
+    assert done.exit_code == 0, done.output
+    assert "57 x 48" in done.stdout
+    reasons = [item.reason for item in read_report(tmp_path / "v.parquet.bad_items.jsonl")[1]]
+    assert [reason.partition(": ")[2] for reason in reasons] == [
+        "3 cells for 2 columns",
+        "no text",
+        "1 cells for 2 columns",
+    ]
+    assert pyarrow.parquet.read_table(output).column("id").to_pylist() == [
+        str(n) for n in range(60) if n not in (7, 30, 41)
+    ]
+
+
 def test_an_index_says_how_many_were_left_out(made: Made, photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "photos.index"
     command = ["build", str(made.bundle.folder), "image", str(photos), "-o", str(output), "--backend", "ort-cpu"]
