@@ -272,7 +272,7 @@ class TrainConfig(StrictConfig):
 
     @property
     def bad_items(self) -> BadItemPolicy:
-        """What is done about items that cannot be used."""
+        """Policy about items that cannot be used."""
         return BadItemPolicy(self.on_bad_item, self.bad_items_limit)
 
     @property
