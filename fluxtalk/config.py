@@ -19,7 +19,7 @@ MEAN_PATHS = ("none", "linear", "mlp")
 AGGREGATIONS = ("mean", "concat", "maxsim")
 CONTRASTIVE_LOSSES = ("infonce", "sigmoid")
 COMPLEMENTARY_OBJECTIVES = ("none", "reconstruction", "contrast", "difference")
-LATER_FIELDS: dict[str, Any] = {"mean_path": "none", "token_dim": 0, "nested_dims": ""}
+LATER_FIELDS: dict[str, Any] = {"mean_path": "none", "token_dim": 0, "feed_forward": 4, "nested_dims": ""}
 """Fields that heads did not always have, with the value that says so."""
 _MODALITY = re.compile(r"[a-z][a-z0-9_]*\Z")
 
@@ -119,6 +119,8 @@ class HeadConfig(StrictConfig):
     """Map of the mean of a modality's features that every token begins with: `none`, `linear`, or an `mlp`."""
     token_dim: int = 0
     """Numbers in a token, if other than the head's width; 0 is the width."""
+    feed_forward: int = 4
+    """Width of the hidden layer of a block's feed-forward, in widths of the head."""
     nested_dims: str = ""
     """Smaller sizes, such as 8,16,32: the first numbers of a token alone are trained too."""
 
@@ -173,6 +175,7 @@ class HeadConfig(StrictConfig):
         )
         require(self.mean_path in MEAN_PATHS, f"mean_path is one of {', '.join(MEAN_PATHS)}; got {self.mean_path!r}.")
         require(self.token_dim >= 0, f"token_dim is at least 1, or 0 for the head's width; got {self.token_dim}.")
+        require(self.feed_forward >= 1, f"feed_forward is at least 1; got {self.feed_forward}.")
         self._check_nested_dims()
         for name in ("dropout", "feature_dropout", "token_dropout"):
             value = getattr(self, name)

@@ -339,3 +339,22 @@ def maxsim(queries_QKD: Floats, items_BKD: Floats) -> Floats:
     queries, items = l2_normalize(queries_QKD), l2_normalize(items_BKD)
     scores = np.einsum("qkd,bjd->qbkj", queries, items, optimize=True)
     return np.asarray(scores.max(axis=-1).mean(axis=-1), dtype=np.float32)
+
+
+def similarity(queries: Floats, items: Floats) -> Floats:
+    """Compare embeddings of one kind: (Q, B) cosines of single vectors, or `maxsim` of tokens.
+
+    Args:
+        queries: (Q, D), or (Q, K, D); a single vector, (D,), is a list of one.
+        items: (B, D), or (B, J, D), likewise.
+
+    Raises:
+        UsageError: one side has single vectors and the other tokens, or the dimensions differ.
+    """
+    a, b = (np.atleast_2d(np.asarray(side)) for side in (queries, items))
+    if a.ndim != b.ndim or a.ndim > 3 or a.shape[-1] != b.shape[-1]:
+        raise UsageError(
+            "Vectors (items, dim) compare with such, and tokens (items, tokens, dim) with such, of one dim; "
+            f"got shapes {a.shape} and {b.shape}."
+        )
+    return maxsim(a, b) if a.ndim == 3 else l2_normalize(a) @ l2_normalize(b).T

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk.errors import BackendError, FluxTalkError, InputError, UsageError
+from fluxtalk.errors import BackendError, FluxTalkError, InputError, TooLargeError, UsageError
 from fluxtalk.runtime.embedder import Embedder
 from fluxtalk.runtime.server.app import build_app
 from fluxtalk.runtime.server.execution.requests import EmbedRequest, Item
@@ -149,5 +149,5 @@ BundleReplica = serve.deployment(
 
 def _library_error(error: ApiError) -> FluxTalkError:
     """Convert what an HTTP client gets as a status to the exception that a program knows."""
-    kinds: dict[int, type[FluxTalkError]] = {400: UsageError, 422: InputError}
+    kinds: dict[int, type[FluxTalkError]] = {400: UsageError, 413: TooLargeError, 422: InputError}
     return kinds.get(error.status, BackendError)(error.message)

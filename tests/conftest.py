@@ -6,7 +6,8 @@ import csv
 import hashlib
 import shutil
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -38,30 +39,39 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session")
-def kept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder in pytest's cache for what each process of `make test` would make anew: the same for the same code.
+Kept = Callable[..., Path]
 
-    A change of any file of the package, the tests or the benchmarks, or of a library's version, begins an empty one.
+
+@pytest.fixture(scope="session")
+def kept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    """Give a folder in pytest's cache, for what each process of `make test` would make anew.
+
+    It is called with a name, and with the parts of the repository that what is kept depends on: a change of one of
+    their files, or of a library's version, begins an empty folder.
     """
     cache = getattr(request.config, "cache", None)
-    if cache is None:  # -p no:cacheprovider
-        return tmp_path_factory.mktemp("kept")
-    digest = hashlib.sha256(repr([sys.version, *(f"{name} {version(name)}" for name in MAKERS)]).encode())
-    for part in ("fluxtalk", "train", "export", "runtime", "bench", "tests"):
-        for file in sorted((ROOT / part).rglob("*.py")):
-            digest.update(f"{file.relative_to(ROOT)} {hash_file(file)}".encode())
-    folder: Path = cache.mkdir(f"kept-{digest.hexdigest()[:16]}")
-    for old in folder.parent.glob("kept-*"):
-        if old != folder:
-            shutil.rmtree(old, ignore_errors=True)
+
+    def folder(name: str, *parts: str) -> Path:
+        if cache is None:  # -p no:cacheprovider
+            return tmp_path_factory.mktemp(name)
+        digest = hashlib.sha256(repr([sys.version, *(f"{made} {version(made)}" for made in MAKERS)]).encode())
+        for part in parts:
+            for file in sorted((ROOT / part).rglob("*.py")):
+                digest.update(f"{file.relative_to(ROOT)} {hash_file(file)}".encode())
+        found: Path = cache.mkdir(f"{name}-{digest.hexdigest()[:16]}")
+        for old in found.parent.glob(f"{name}-*"):
+            # Tests of other code may be running.
+            if time.time() - old.stat().st_mtime > 3600 and old != found:
+                shutil.rmtree(old, ignore_errors=True)
+        return found
+
     return folder
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _trace_once(kept: Path) -> Iterator[None]:
+def _trace_once(kept: Kept) -> Iterator[None]:
     """Trace each embedder once, in however many tests it is exported."""
-    keep_in(kept)
+    keep_in(kept("graphs", "fluxtalk", "train", "export", "runtime", "bench", "tests"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trace, "export_onnx", traced_once)
         yield
@@ -74,10 +84,11 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def glyph_data(kept: Path, cache_dir: Path) -> PairDataset:
+def glyph_data(kept: Kept, cache_dir: Path) -> PairDataset:
     """The whole data set `glyphs`; its rendering is in ``cache_dir``."""
-    data = glyphs.load(kept)
-    for file in kept.glob("glyphs-*"):
+    folder = kept("glyphs", "fluxtalk/datasets", "fluxtalk/artifacts")
+    data = glyphs.load(folder)
+    for file in folder.glob("glyphs-*"):
         shutil.copy(file, cache_dir)
     return data
 

@@ -19,6 +19,8 @@ from fluxtalk.config import (
     require,
     rising_integers,
 )
+from fluxtalk.datasets.bad_items import CHOICES as ON_BAD_ITEM
+from fluxtalk.datasets.bad_items import FAIL, LIMIT, BadItemPolicy
 from fluxtalk.errors import UsageError
 from fluxtalk.train.option_types import plain, spelled
 
@@ -26,6 +28,7 @@ ENCODE = ("cache", "online")
 TRAINING_PRECISIONS = ("fp32", "bf16", "fp16")
 NESTED_DRAWS = ("independent", "batch", "all")
 FEATURE_DTYPES = ("fp16", "int8")
+SWEEPS = ("none", "small")
 DEVICES = ("auto", "cpu", "cuda")
 RECIPES: dict[str, dict[str, Any]] = {
     "specified": {},
@@ -68,6 +71,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "mean_path": MEAN_PATHS,
     "aggregation": AGGREGATIONS,
     "device": DEVICES,
+    "on_bad_item": ON_BAD_ITEM,
+    "sweep": SWEEPS,
 }
 """Option to the words that it takes."""
 LARGEST_RATE = 100.0
@@ -91,6 +96,14 @@ class TrainConfig(StrictConfig):
     """Forward passes per process and step; negatives span all of them (gradient caching)."""
     items_per_id: int = 1
     """Rows of each id in a batch, with different items of it if there are as many."""
+    hard_negatives: int = 0
+    """Nearest other ids, by the head itself once an epoch, that share an anchor's batch; 0 is off."""
+    hard_negative_margin: float = 0.0
+    """Similarity by which a hard negative is below the anchor's positive at least; nearer ids may be positives."""
+    hard_negative_relative_margin: float = 0.05
+    """The same as a share of the positive's similarity; the larger margin counts."""
+    hard_negative_max_score: float = 1.0
+    """Largest similarity of a hard negative."""
     epochs: int = 100
     num_register_tokens: int = 4
     num_overlapping_tokens: int = 3
@@ -115,6 +128,10 @@ class TrainConfig(StrictConfig):
     """Named set of options that this one began with."""
     data: str | None = None
     """Data set; None takes the one that the stage 1 checkpoint names."""
+    on_bad_item: str = FAIL
+    """What is done, when everything else is encoded, about items that cannot be used: `fail` or `skip`."""
+    bad_items_limit: float = LIMIT
+    """Largest share of a modality's items that `skip` leaves out."""
     dim: int = 256
     heads: int = 8
     depth: int = 1
@@ -125,6 +142,8 @@ class TrainConfig(StrictConfig):
     """Map of the features' mean that every token begins with; `mlp` has the baseline's hidden layer."""
     token_dim: int = 0
     """Numbers in a token; 0 is `dim`."""
+    feed_forward: int = 4
+    """Width of a block's feed-forward, in widths of the head."""
     nested_dims: str = ""
     """Smaller sizes of a token, such as 8,16,32, at which the loss is taken too; empty is none."""
     dropout: float = 0.1
@@ -162,6 +181,10 @@ class TrainConfig(StrictConfig):
     """Epochs between validations; the last epoch is always validated."""
     patience: int = 0
     """Validations in a row without a better one that end a run; 0 never ends it early."""
+    sweep: str = "none"
+    """Search for learning rate, epochs, dropouts and weight decay before the run."""
+    sweep_minutes: float = 30.0
+    """Minutes after which a sweep begins no further trial."""
     seed: int = 0
     cache_dir: str | None = None
     device: str = "auto"
@@ -173,15 +196,20 @@ class TrainConfig(StrictConfig):
             object.__setattr__(self, name, plain(name, getattr(self, name), hint))
         self._check_numbers()
         self._check_words()
+        BadItemPolicy(self.on_bad_item, self.bad_items_limit)
 
     def _check_numbers(self) -> None:
         for name in ("batch_size", "accum_steps", "items_per_id", "epochs", "eval_every", "feature_pool"):
             require(getattr(self, name) >= 1, f"{spelled(name)} is at least 1; got {getattr(self, name)}.")
+        require(self.feed_forward >= 1, f"--feed-forward is at least 1; got {self.feed_forward}.")
         for name in (
             "complementary_reg_weight",
             "complementary_objective_weight",
             "complementary_correlation_weight",
             "weight_decay",
+            "hard_negatives",
+            "hard_negative_margin",
+            "hard_negative_relative_margin",
             "checkpoint_every",
             "feature_pca",
             "token_dim",
@@ -193,6 +221,7 @@ class TrainConfig(StrictConfig):
             0 < self.learning_rate <= LARGEST_RATE,
             f"--learning-rate is above 0 and at most {LARGEST_RATE:g}; got {self.learning_rate}.",
         )
+        require(self.sweep_minutes > 0, f"--sweep-minutes is positive; got {self.sweep_minutes}.")
         require(0 <= self.warmup_fraction <= 1, f"--warmup-fraction is in [0, 1]; got {self.warmup_fraction}.")
         require(self.gradient_clip > 0, f"--gradient-clip is positive; got {self.gradient_clip}.")
         require(0 <= self.ema_decay < 1, f"--ema-decay is in [0, 1); got {self.ema_decay}.")
@@ -240,6 +269,11 @@ class TrainConfig(StrictConfig):
             not values or self.nested_draw == "all",
             "--k-values names the k of --nested-draw all; give that too, or leave the values out.",
         )
+
+    @property
+    def bad_items(self) -> BadItemPolicy:
+        """Policy about items that cannot be used."""
+        return BadItemPolicy(self.on_bad_item, self.bad_items_limit)
 
     @property
     def k_list(self) -> tuple[int, ...]:

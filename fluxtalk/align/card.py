@@ -91,6 +91,9 @@ def _data(work: Work, evaluation: Mapping[str, Any]) -> Iterator[str]:
             counts = [f"{len(split.items[m]):,}" for m in work.stage1.modalities]
             yield f"| {name} | {len(split.ids):,} | {' | '.join(counts)} |"
     yield ""
+    if work.dataset.left_out is not None:
+        yield f"{work.dataset.left_out.sentence()}: `{work.folder.bad_items.name}` lists them."
+        yield ""
 
 
 def recall_rows(scores: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str]]]:

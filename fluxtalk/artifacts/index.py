@@ -101,6 +101,8 @@ class IndexManifest(IndexSpec):
     """Folder to which paths among the items' names are relative."""
     items_from_index: str = ""
     """Path of that folder relative to the index."""
+    left_out: int = 0
+    """Number of items that were left out because they cannot be used."""
     format: str = FORMAT
     schema_version: int = SCHEMA_VERSION
 
@@ -212,7 +214,7 @@ class StoredIndex:
 
 
 def write_index_manifest(
-    folder: Path, final: Path, spec: IndexSpec, items: Sequence[str], shape: Sequence[int]
+    folder: Path, final: Path, spec: IndexSpec, items: Sequence[str], shape: Sequence[int], left_out: int = 0
 ) -> IndexManifest:
     """Write the items' names and, last of all files, the manifest.
 
@@ -220,6 +222,7 @@ def write_index_manifest(
         folder: holds the vectors, and the tokens if there are any.
         final: the folder that it becomes, from which relative paths are taken.
         shape: of one item's vectors: (dim,), or (tokens, dim).
+        left_out: number of items that could not be used.
     """
     files = IndexFiles(folder)
     write_json(files.items, list(items))
@@ -229,6 +232,7 @@ def write_index_manifest(
         **spec.to_dict(),
         dim=shape[-1],
         items=len(items),
+        left_out=left_out,
         bytes_per_item=vectors * vector_bytes(shape[-1], spec.dtype),
         bundle_from_index=_relative(spec.bundle, final),
         items_folder=str(Path.cwd()),

@@ -30,7 +30,11 @@ OPTIONS = {
     "--feature_dtype", "--feature_pca", "--feature_pool", "--compile", "--checkpoint_every", "--init_from",
     "--freeze_registers", "--view_dropout", "--complementary_correlation_weight", "--output_projection", "--config",
     "--allow-code", "--mean_path", "--token_dim", "--k_values", "--maxsim_sharpness", "--patience",
+    "--feed_forward",
     "--nested_dims",
+    "--on_bad_item", "--bad_items_limit",
+    "--sweep", "--sweep_minutes", "--hard_negatives",
+    "--hard_negative_margin", "--hard_negative_relative_margin", "--hard_negative_max_score",
 }  # fmt: skip
 
 

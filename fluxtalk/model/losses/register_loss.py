@@ -24,8 +24,8 @@ from fluxtalk.model.losses.complementary import (
     complementary_diversity,
     complementary_l2,
 )
-from fluxtalk.model.losses.contrastive import Candidates, contrast, info_nce, sigmoid_loss
-from fluxtalk.model.losses.similarity import Vectors, aggregate
+from fluxtalk.model.losses.contrastive import Candidates, contrast, contrast_prefixes, info_nce, sigmoid_loss
+from fluxtalk.model.losses.similarity import Vectors, aggregate, unit_tokens
 from fluxtalk.model.process_group import ProcessGroup, SingleProcess
 
 INITIAL_TEMPERATURE = 0.07
@@ -157,6 +157,9 @@ class RegisterTokenLoss(nn.Module):
         return LossTerms(total, contrastive, l2, diversity, objective)
 
     def _at_each_k(self, outputs: RegisterOutputs, ids: Tensor, prefix_counts: Sequence[int], scales: Tensor) -> Tensor:
+        if self.k_values and self.aggregation == "concat":
+            vectors = {m: unit_tokens(t, outputs.keep[m], outputs.num_overlapping) for m, t in outputs.tokens.items()}
+            return self._symmetric(vectors, outputs, ids, scales).mean()
         if self.k_values:
             each = [
                 self._contrastive(outputs, _first(outputs.keep, count), ids, scale)
@@ -178,6 +181,12 @@ class RegisterTokenLoss(nn.Module):
         vectors = {
             m: aggregate(self.aggregation, t, keep[m], outputs.num_overlapping) for m, t in outputs.tokens.items()
         }
+        return self._symmetric(vectors, outputs, ids, scale)
+
+    def _symmetric(
+        self, vectors: Mapping[str, Vectors], outputs: RegisterOutputs, ids: Tensor, scale: Tensor
+    ) -> Tensor:
+        """Average over the directions, each of which averages over its anchors; one loss for each scale."""
         present = {m: outputs.has(m) for m in vectors}
         everywhere = {
             m: Candidates(self._gathered(v), self.group.all_gather(ids), self.group.all_gather(present[m]))
@@ -188,27 +197,32 @@ class RegisterTokenLoss(nn.Module):
         sums, counts = [], []
         for a, b in directions:
             each, counted = self._anchors(vectors[a], ids, present[a], everywhere[b], scale)
-            sums.append((each * counted).sum())
+            sums.append((each * counted).sum(dim=-1))
             counts.append(counted.sum().to(sums[-1].dtype))
         totals = self.group.all_reduce_sum(torch.stack(counts))
-        means = torch.stack(sums) * self.group.size / totals.clamp_min(1)
-        return means.sum() / (totals > 0).sum().clamp_min(1)
+        means = torch.stack(sums, dim=-1) * self.group.size / totals.clamp_min(1)
+        return means.sum(dim=-1) / (totals > 0).sum().clamp_min(1)
 
     def _anchors(
         self, anchors: Vectors, ids: Tensor, present: Tensor, candidates: Candidates, scale: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Compute the loss of each anchor, and which anchors count: those with a positive, or all that are present."""
-        sharpness = self.maxsim_sharpness
-        if self.contrastive == "sigmoid":
-            return contrast(sigmoid_loss, anchors, ids, candidates, scale, self.bias, sharpness=sharpness), present
-        known = torch.isin(ids, candidates.ids_G[candidates.valid_G])
-        return contrast(info_nce, anchors, ids, candidates, scale, sharpness=sharpness), present & known
+        sigmoid = self.contrastive == "sigmoid"
+        row_loss, bias = (sigmoid_loss, self.bias) if sigmoid else (info_nce, None)
+        if scale.ndim:
+            each = contrast_prefixes(row_loss, anchors, ids, candidates, self.k_values, scale, bias)
+        else:
+            each = contrast(row_loss, anchors, ids, candidates, scale, bias, sharpness=self.maxsim_sharpness)
+        return each, present if sigmoid else present & torch.isin(ids, candidates.ids_G[candidates.valid_G])
 
     def _gathered(self, vectors: Vectors) -> Vectors:
         return Vectors(self.group.all_gather(vectors.unit_BVD), self.group.all_gather(vectors.keep_BV))
 
     def _complementary(self, outputs: RegisterOutputs) -> tuple[Tensor, Tensor]:
         first = outputs.num_overlapping
+        if all(tokens.shape[1] <= first for tokens in outputs.tokens.values()):
+            nothing = next(iter(outputs.tokens.values())).new_zeros((), dtype=torch.float32)
+            return nothing, nothing
         sums: list[tuple[Tensor, Tensor]] = []
         pairs: list[tuple[Tensor, Tensor]] = []
         for modality, tokens in outputs.tokens.items():

@@ -46,6 +46,8 @@ class ServedModel:
     manifest: Manifest
     max_items: int
     """Items of one request."""
+    accept_token_ids: bool = False
+    """True to take texts as lists of token ids, which have to be those of the bundle's own tokenizer."""
 
     @property
     def layout(self) -> TokenLayout:
@@ -116,7 +118,27 @@ class ServedModel:
                 value = value.decode("utf-8")
             except UnicodeDecodeError:
                 raise bad_request(f"{param} must be a text in UTF-8; these bytes are not.", param) from None
+        self.require_no_token_ids(modality, value, param)
         return Item(modality, value)
+
+    def require_no_token_ids(self, modality: str, value: Any, param: str) -> None:
+        """Refuse a text as token ids, unless the server was told that its clients have the bundle's own tokenizer.
+
+        Nothing about ids shows whose they are: those of another tokenizer would be embedded as another text.
+
+        Raises:
+            ApiError: 400.
+        """
+        if self.accept_token_ids or self.kinds[modality] != "text" or not isinstance(value, list) or not value:
+            return
+        if all(isinstance(token, int) for token in value):
+            raise bad_request(
+                f"{param} is a list of token ids, which mean a text to the tokenizer that made them alone; send the "
+                "text as a string (LangChain's OpenAIEmbeddings does so with check_embedding_ctx_length=False), or "
+                "start the server with --accept-token-ids if its clients have the bundle's own tokenizer.",
+                param,
+                "token_ids",
+            )
 
     def require_count(self, count: int, param: str = "input") -> None:
         """Refuse no items, and more than a request may have.

@@ -25,8 +25,8 @@ from fluxtalk.train.features.sources import (
     fitted_reductions,
     reduced_dims,
 )
-from tests.train.features.given_features import CPU, DIM, given, ragged
-from tests.train.forked import in_processes
+from tests.forked import in_processes
+from tests.train.features.given_features import CPU, DIM, given, ragged, require_rows
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])
@@ -117,12 +117,14 @@ def test_what_changes_features_changes_the_key(stage1: Stage1, table_data: PairD
 
 
 def test_an_item_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    """Named by row, modality, split and id; and nothing is left that would pass for a cache."""
+    """Named by row, modality, split and id; everything else is encoded and kept."""
     stage1, data = given([*ragged(5), np.zeros((2, DIM + 1), np.float32)])
     with pytest.raises(DataError, match=r"Item 5 of sound in the train split \(id 'id 5'\) cannot be .*\(2, 7\)"):
         cached_features(stage1, data, "train", "sound", tmp_path, CPU)
     (folder,) = (path for path in (tmp_path / "features").iterdir() if path.is_dir())
-    assert not (folder / "manifest.json").exists()
+    kept = CachedFeatures(folder, CPU)
+    assert kept.manifest.bad.keys() == {5}
+    require_rows(kept.batch(np.arange(5)), ragged(5))
 
 
 def test_a_split_without_the_modality_is_said(tmp_path: Path) -> None:

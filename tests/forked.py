@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def in_processes(function: str, jobs: Sequence[tuple[int, Sequence[Path]]], folder: Path, *paths: Path) -> None:
@@ -35,7 +35,7 @@ def in_processes(function: str, jobs: Sequence[tuple[int, Sequence[Path]]], fold
     file = folder / "jobs.json"
     file.write_text(json.dumps([[count, [str(argument) for argument in arguments]] for count, arguments in jobs]))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.train.forked", function, str(file)],
+        [sys.executable, "-m", "tests.forked", function, str(file)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (ROOT, *paths)))},
         capture_output=True,
@@ -54,7 +54,7 @@ def _main(function: str, file: Path) -> None:
 
 def _together(count: int, work: Callable[..., object], arguments: Sequence[Path]) -> None:
     """Fork a group and wait for it; if one process fails, the others are killed, which would wait for it."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     children = {_fork(rank, count, store.port, work, arguments) for rank in range(count)}
     while children:
         pid, status = os.wait()
