@@ -19,6 +19,8 @@ _GROUPS: dict[str, dict[str, str]] = {
     "Data": {
         "stage1_checkpoint": "Frozen encoders, as `fluxtalk stage1` writes them.",
         "data": "`glyphs`, a table of pairs, a folder of features or tar shards.  [default: what stage 1 names]",
+        "on_bad_item": "List items that cannot be used, after encoding, and end; or leave them out.",
+        "bad_items_limit": "Largest share of a modality's items that `skip` leaves out.",
         "batch_size": "Pairs per process and forward pass.",
         "accum_steps": "Forward passes per process and step; negatives span them all.",
         "items_per_id": "Rows of each id in a batch, of different items if it has as many.",
@@ -44,6 +46,7 @@ _GROUPS: dict[str, dict[str, str]] = {
         "mean_path": "Map of the features' mean that every token begins with, as mean pooling does.",
         "token_dim": "Numbers in a token; 0 is the width.",
         "feed_forward": "Width of a block's feed-forward, in widths of the head; 1 makes steps faster.",
+        "nested_dims": "Smaller sizes of a token, as 8,16,32, trained too, so that `dimensions` may cut it.",
         "aggregation": "Representation compared between modalities.",
         "dropout": "Dropout inside the head.",
         "feature_dropout": "Dropout on single numbers of the features.",
@@ -88,7 +91,7 @@ _GROUPS: dict[str, dict[str, str]] = {
     "Identity": {
         "output_dir": "Folder of all runs.",
         "log_name": "Name of this run's folder in OUTPUT_DIR.",
-        "recipe": "Named set of options to begin with; `recommended` trains complementary tokens, `concat` has none.",
+        "recipe": "Named set of options to begin with; `private` trains a complementary token, `recommended` none.",
         "experiment_id": "Experiment that every record names.",
         "implementation": "Implementation that every record names; log lines begin with it in capitals.",
     },

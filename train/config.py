@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from dataclasses import dataclass
 from typing import Any, Self, get_type_hints
 
@@ -18,7 +17,11 @@ from fluxtalk.config import (
     SCHEDULES,
     StrictConfig,
     require,
+    rising_integers,
 )
+from fluxtalk.datasets.bad_items import CHOICES as ON_BAD_ITEM
+from fluxtalk.datasets.bad_items import FAIL, LIMIT, BadItemPolicy
+from fluxtalk.errors import UsageError
 from fluxtalk.train.option_types import plain, spelled
 
 ENCODE = ("cache", "online")
@@ -30,13 +33,6 @@ DEVICES = ("auto", "cpu", "cuda")
 RECIPES: dict[str, dict[str, Any]] = {
     "specified": {},
     "recommended": {
-        "complementary_objective": "contrast",
-        "complementary_correlation_weight": 0.3,
-        "dropout": 0.1,
-        "feature_dropout": 0.1,
-        "token_dropout": 0.1,
-    },
-    "concat": {
         "num_overlapping_tokens": 4,
         "mean_path": "mlp",
         "heads": 2,
@@ -47,11 +43,19 @@ RECIPES: dict[str, dict[str, Any]] = {
         "dropout": 0.1,
         "feature_dropout": 0.1,
         "token_dropout": 0.3,
+        "patience": 5,
+    },
+    "private": {
+        "complementary_objective": "contrast",
+        "complementary_correlation_weight": 0.3,
+        "dropout": 0.1,
+        "feature_dropout": 0.1,
+        "token_dropout": 0.1,
     },
 }
-"""Named sets of options: `specified` is the defaults; `recommended` gives complementary tokens an objective, with the
-dropouts that some thousand pairs need (docs/quality.md); `concat` begins at the mean-pool MLP, compares tokens side by
-side, which is what its bundle gives of an item, and trains no complementary ones (docs/LOG.md)."""
+"""Named sets of options: `specified` is the defaults; `recommended` begins at the mean-pool MLP, compares tokens side
+by side, which is what its bundle gives of an item, and trains no complementary ones (docs/quality.md); `private` gives
+a complementary token an objective, with the dropouts that some thousand pairs need."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "encode": ENCODE,
@@ -67,6 +71,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "mean_path": MEAN_PATHS,
     "aggregation": AGGREGATIONS,
     "device": DEVICES,
+    "on_bad_item": ON_BAD_ITEM,
     "sweep": SWEEPS,
 }
 """Option to the words that it takes."""
@@ -123,6 +128,10 @@ class TrainConfig(StrictConfig):
     """Named set of options that this one began with."""
     data: str | None = None
     """Data set; None takes the one that the stage 1 checkpoint names."""
+    on_bad_item: str = FAIL
+    """What is done, when everything else is encoded, about items that cannot be used: `fail` or `skip`."""
+    bad_items_limit: float = LIMIT
+    """Largest share of a modality's items that `skip` leaves out."""
     dim: int = 256
     heads: int = 8
     depth: int = 1
@@ -135,6 +144,8 @@ class TrainConfig(StrictConfig):
     """Numbers in a token; 0 is `dim`."""
     feed_forward: int = 4
     """Width of a block's feed-forward, in widths of the head."""
+    nested_dims: str = ""
+    """Smaller sizes of a token, such as 8,16,32, at which the loss is taken too; empty is none."""
     dropout: float = 0.1
     feature_dropout: float = 0.0
     token_dropout: float = 0.0
@@ -185,6 +196,7 @@ class TrainConfig(StrictConfig):
             object.__setattr__(self, name, plain(name, getattr(self, name), hint))
         self._check_numbers()
         self._check_words()
+        BadItemPolicy(self.on_bad_item, self.bad_items_limit)
 
     def _check_numbers(self) -> None:
         for name in ("batch_size", "accum_steps", "items_per_id", "epochs", "eval_every", "feature_pool"):
@@ -250,19 +262,23 @@ class TrainConfig(StrictConfig):
         listed = f"--k-values is rising integers from 1 to {self.num_register_tokens}, such as 1,2,4"
         try:
             values = self.k_list
-        except ValueError:
-            values = (0,)
-        rising = all(before < after for before, after in itertools.pairwise((0, *values)))
-        require(rising and (not values or values[-1] <= self.num_register_tokens), f"{listed}; got {self.k_values!r}.")
+        except UsageError:
+            values = (self.num_register_tokens + 1,)
+        require(not values or values[-1] <= self.num_register_tokens, f"{listed}; got {self.k_values!r}.")
         require(
             not values or self.nested_draw == "all",
             "--k-values names the k of --nested-draw all; give that too, or leave the values out.",
         )
 
     @property
+    def bad_items(self) -> BadItemPolicy:
+        """Policy about items that cannot be used."""
+        return BadItemPolicy(self.on_bad_item, self.bad_items_limit)
+
+    @property
     def k_list(self) -> tuple[int, ...]:
         """Numbers of tokens at which the loss is taken in every step; none if they are drawn."""
-        return tuple(int(part) for part in self.k_values.split(",")) if self.k_values.strip() else ()
+        return rising_integers(self.k_values)
 
     @classmethod
     def required(cls) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import torch
 
 from fluxtalk.artifacts.files import Identity, git_revision, write_json
 from fluxtalk.artifacts.run import RunFolder, RunInfo
+from fluxtalk.datasets.bad_items import write_report
 from fluxtalk.datasets.data_paths import with_absolute_path, with_relative_path
 from fluxtalk.errors import CheckpointError, UsageError
 from fluxtalk.model.checkpoints.head import load_head
@@ -75,11 +76,14 @@ def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback]
             held.enter_context(lock_run_folder(folder))
         begun = read_initial_head(Path(config.init_from)) if config.init_from is not None else None
         inputs = read_inputs(config, group, device, begun.reductions if begun is not None else None)
-        if resume:
-            _require_same_run(folder, config, inputs, group)
         started = time.monotonic()
         # The folder is made later, so that an error up to here leaves nothing.
         say = RunLog(identity, None, active=main).line
+        if resume:
+            inputs = inputs.as_recorded(folder)
+            _require_same_run(folder, config, inputs, group)
+        else:
+            inputs = inputs.admitted(config.bad_items, group, say)
         validation_sources = inputs.sources("validation", group, say)
         sources = inputs.sources("train", group, say)
 
@@ -121,12 +125,15 @@ def _begin(trainer: Trainer, inputs: Inputs, folder: RunFolder, log: RunLog, res
         if main:
             record_resumption(folder, trainer.config, info, trainer.state.step)
     elif main:
+        if inputs.dataset.left_out is not None:
+            left_out = inputs.dataset.left_out
+            write_report(folder.bad_items, inputs.dataset.name, left_out.whole.content_hash, left_out.bad)
         write_description(folder, trainer.config, trainer.identity, info)
         trainer.save(folder)
-    _announce(log, trainer, inputs)
+    _announce(log, folder, trainer, inputs)
 
 
-def _announce(log: RunLog, trainer: Trainer, inputs: Inputs) -> None:
+def _announce(log: RunLog, folder: RunFolder, trainer: Trainer, inputs: Inputs) -> None:
     trained = sum(p.numel() for p in trainer.head.parameters() if p.requires_grad)
     sampler = trainer.sampler
     log.line(
@@ -139,6 +146,8 @@ def _announce(log: RunLog, trainer: Trainer, inputs: Inputs) -> None:
             f"warning: no training id has two items of {' or '.join(single)}, so nothing private can be asked for "
             "there, and --complementary-objective difference trains no complementary token of it"
         )
+    if inputs.dataset.left_out is not None:
+        log.line(f"warning: {inputs.dataset.left_out.sentence()}; {folder.bad_items} lists them")
     for note in inputs.dataset.notes:
         log.line(f"warning: {note}")
     if sampler.global_batch < sampler.asked:
@@ -226,6 +235,7 @@ def _info(inputs: Inputs, trainer: Trainer) -> RunInfo:
         steps=trainer.steps,
         parameters=sum(p.numel() for p in trainer.head.parameters() if p.requires_grad),
         device=str(inputs.device),
+        left_out=inputs.dataset.told().get("left_out"),
     )
 
 
@@ -243,7 +253,14 @@ def _score_test(folder: RunFolder, inputs: Inputs, identity: Identity, log: RunL
     log.record("test", {"step": best.progress["step"], **scores})
     write_json(
         folder.results,
-        {**identity.fields(), "split": "test", "best": dict(best.progress), "seconds": seconds, **scores},
+        {
+            **identity.fields(),
+            "split": "test",
+            "best": dict(best.progress),
+            "seconds": seconds,
+            **inputs.dataset.told(),
+            **scores,
+        },
     )
     log.line(f"done in {seconds:.0f} s; test recall of the best head (epoch {best.progress['best_epoch']}):")
     for line in recall_lines(scores["recall"]):

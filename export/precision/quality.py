@@ -289,8 +289,11 @@ def compare_quality(
         margin = max(TIES, 2 * math.sqrt(dim) * (noise[query] + noise[gallery]))
         for k, hits in by_k.items():
             chosen = held_out.layout.select(int(k))
-            sides = [chosen.cut(scores.outputs(chosen, m)) for scores in (found, reference) for m in (query, gallery)]
-            moved = moved_neighbors(*sides, margin)
+            mine, theirs = (
+                [chosen.cut(scores.outputs(chosen, modality)) for modality in (query, gallery)]
+                for scores in (found, reference)
+            )
+            moved = moved_neighbors(mine[0], mine[1], theirs[0], theirs[1], margin)
             neighbors = max(neighbors, moved, key=lambda one: (_moved(one), one.separated))
             # By the loss beyond what is allowed: one query of few is more points than ten of many.
             loss = RecallLoss.between(hits, found.hits[direction][k])

@@ -5,6 +5,7 @@
     OUTPUT_DIR/LOG_NAME/
       METADATA.txt         who made this run, in plain text
       run.json             every option, the hashes of encoders and data, and what it ran on
+      bad_items.jsonl      items that were left out because they cannot be used, if any
       run.lock             locked while a training writes here
       train.log            printed lines
       metrics.jsonl        one record per line: training, validation, test
@@ -31,7 +32,16 @@ from fluxtalk.errors import ArtifactError, reason
 FORMAT = "fluxtalk.run"
 SCHEMA_VERSION = 1
 LAST, BEST = "last.safetensors", "best.safetensors"
-_BEFORE_TRAINING = {"METADATA.txt", "checkpoints", "run.json", "run.lock", "sweep.json", "tensorboard", "train.log"}
+_BEFORE_TRAINING = {
+    "METADATA.txt",
+    "bad_items.jsonl",
+    "checkpoints",
+    "run.json",
+    "run.lock",
+    "sweep.json",
+    "tensorboard",
+    "train.log",
+}
 STORED_INFO = "facts"
 """Key of `RunInfo` in run.json: runs from before the class had its name must open."""
 
@@ -49,6 +59,10 @@ class RunFolder:
     @property
     def metadata(self) -> Path:
         return self.root / "METADATA.txt"
+
+    @property
+    def bad_items(self) -> Path:
+        return self.root / "bad_items.jsonl"
 
     @property
     def log(self) -> Path:
@@ -145,13 +159,15 @@ class RunInfo:
     parameters: int
     """Number of trainable parameters."""
     device: str
+    left_out: dict[str, Any] | None = None
+    """`LeftOut.facts` of the data, whose items are in bad_items.jsonl; None if all of it is used."""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as run.json holds them."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
-_TYPES = {"str": str, "str | None": str, "int": int, "dict[str, str]": dict}
+_TYPES = {"str": str, "str | None": str, "int": int, "dict[str, str]": dict, "dict[str, Any] | None": dict}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,31 +10,16 @@ import pytest
 from fluxtalk.artifacts.bundle import Manifest, read_bundle
 from fluxtalk.artifacts.index import read_index_manifest
 from fluxtalk.datasets import PairDataset
-from fluxtalk.export.write_bundle import write_bundle
-from fluxtalk.model.checkpoints.trained_run import open_run
 from fluxtalk.runtime import load
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.verify import verify_bundle
 from fluxtalk.scoring.metrics import first_hit_ranks, recall_at
-from fluxtalk.train.config import TrainConfig
-from fluxtalk.train.run import fit
 from tests.conftest import Made
 from tests.runtime.server.conftest import running
 from tests.runtime.test_serving import run
 
 DIM, SHARED, TOKENS = 48, 3, 4
 TEXTS = ["black chess queen", "omega", "latin small letter a with grave"]
-
-
-@pytest.fixture(scope="module")
-def side_by_side(train_config: TrainConfig, table_data: PairDataset, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """The shared run's twin, whose tokens are compared side by side."""
-    config = dataclasses.replace(
-        train_config, log_name="side-by-side", aggregation="concat", output_projection="per_register"
-    )
-    assert fit(config).finished
-    trained = open_run(Path(config.output_dir) / config.log_name)
-    return Made(trained, write_bundle(trained, table_data, tmp_path_factory.mktemp("side-by-side") / "bundle"))
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -59,7 +59,8 @@ def measure_baseline(
         if config.sweep != "none":
             config = before_sweep(config, RunFolder(root).sweep)
         scores = train_baseline(config, inputs, RunFolder(root).baseline(projection), projection)
-    record = {**run.identity.fields(), "baseline": f"mean-pool + {projection}", "split": "test", **scores}
+    named = {"baseline": f"mean-pool + {projection}", "split": "test", **inputs.dataset.told()}
+    record = {**run.identity.fields(), **named, **scores}
     write_json(RunFolder(root).baseline_results(projection), record)
     return record
 
@@ -81,6 +82,7 @@ def train_baseline(config: TrainConfig, inputs: Inputs, folder: RunFolder, proje
         aggregation="mean",
         mean_path="none",
         token_dim=0,
+        nested_dims="",
         k_values="",
         feature_dropout=0.0,
         token_dropout=0.0,

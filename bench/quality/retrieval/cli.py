@@ -22,8 +22,8 @@ from typing import Any
 
 import click
 
-from bench.quality.report import ResultStore, machine_info
-from bench.quality.retrieval.job import BUDGETS, Budget, fingerprint, job_config
+from bench.quality.report import ResultStore, machine_info, one_thread
+from bench.quality.retrieval.job import BUDGETS, Budget, fingerprint, job_config, run_and_write
 from bench.quality.retrieval.picture import draw as draw_pictures
 from bench.quality.retrieval.registry import TASKS, task_options, tasks
 from bench.quality.retrieval.summary import summarize
@@ -86,7 +86,7 @@ class Runner:
         return [result for result in found if result is not None]
 
     def _done(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[str, Any]]]:
-        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(self.workers) as pool:
+        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max(1, self.workers)) as pool:
             running = {pool.submit(self._process, job, Path(folder)): job for job in jobs}
             try:
                 for future in as_completed(running):
@@ -99,6 +99,11 @@ class Runner:
         output = folder / f"{hash_json(job.name)}.json"
         self.weights.mkdir(parents=True, exist_ok=True)
         weights = self.weights / f"{hash_json([self.task, job.variant.name, job.fingerprint])[:32]}.safetensors"
+        if not self.workers:
+            config = job_config(job.variant, job.seed, self.budget, job.tuned, self.made)
+            with one_thread():
+                run_and_write(job.variant, config, self.made, job.test, weights, output)
+            return dict(json.loads(output.read_text()))
         words = {
             "task": job.task,
             "variant": job.variant.name,
@@ -138,7 +143,13 @@ class Runner:
 @option("--variant", "named", multiple=True, help="Head to run; repeat for several.  [default: all]")
 @option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Seeds 0, 1, ... of every head.")
 @option("--steps", default=None, type=click.IntRange(min=1), help="Steps of every head.  [default: the task's own]")
-@option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Processes, of one thread each.")
+@option(
+    "--workers",
+    default=2,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Processes, of one thread each; 0 runs all in this one.",
+)
 @option("--results", default=RESULTS, show_default=True, type=click.Path(path_type=Path), help="Folder of the results.")
 @option("--draw", is_flag=True, help=f"Draw {PICTURES}/quality-TASK.png from the results.")
 @option("--pictures", default=PICTURES, show_default=True, type=click.Path(path_type=Path), help="Where --draw draws.")

@@ -83,7 +83,9 @@ def job_config(variant: Variant, seed: int, budget: Budget, tuned: Mapping[str, 
 
 def fingerprint(config: TrainConfig, task: Task) -> str:
     """Hash all that a job's result depends on, but its head, which its name says."""
-    return hash_json([VERSION, config.to_dict(), task.content_hash])
+    # An option that is not used may not make results of before it look like others.
+    options = {name: value for name, value in config.to_dict().items() if (name, value) != ("nested_dims", "")}
+    return hash_json([VERSION, options, task.content_hash])
 
 
 def run_job(variant: Variant, config: TrainConfig, task: Task) -> tuple[TokenHead, dict[str, Any]]:
@@ -187,15 +189,23 @@ def main(
     made = task_named(task, tasks(**places))
     head = variant_named(variant)
     given = dataclasses.replace(BUDGETS.get(task, Budget()), **json.loads(budget))
-    config = job_config(head, seed, given, json.loads(tuned), made)
+    run_and_write(head, job_config(head, seed, given, json.loads(tuned), made), made, test, weights, output)
+
+
+def run_and_write(variant: Variant, config: TrainConfig, task: Task, test: bool, weights: Path, output: Path) -> None:
+    """Train one head and keep its weights, or take those that are kept; score it, and write the result.
+
+    Args:
+        test: score it on the test split too, and take weights that are there.
+    """
     result: dict[str, Any] = {}
     if test and weights.is_file():
-        trained = build_head(head, config, made)
+        trained = build_head(variant, config, task)
         trained.load_state_dict(load_file(weights))
     else:
-        trained, result = run_job(head, config, made)
+        trained, result = run_job(variant, config, task)
         save_file({name: value.contiguous() for name, value in trained.state_dict().items()}, weights)
-    write_results(output, {**result, **({"test": test_scores(trained, head, made)} if test else {})})
+    write_results(output, {**result, **({"test": test_scores(trained, variant, task)} if test else {})})
 
 
 if __name__ == "__main__":

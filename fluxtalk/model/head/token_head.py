@@ -6,7 +6,7 @@ Shapes: B batch, L features, E feature dimension, N tokens, K tokens asked for, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -36,6 +36,10 @@ class RegisterOutputs:
     def pooled(self, modality: str) -> Tensor:
         """Average each sample's kept overlapping tokens and L2-normalize: (B, D)."""
         return pool_kept(self.tokens[modality], self.keep[modality], self.num_overlapping)
+
+    def narrowed(self, dim: int) -> RegisterOutputs:
+        """Cut every token to its first ``dim`` numbers."""
+        return replace(self, tokens={modality: tokens[..., :dim] for modality, tokens in self.tokens.items()})
 
     def has(self, modality: str) -> Tensor:
         """Return bool (B,): True if a sample has an item of the modality."""

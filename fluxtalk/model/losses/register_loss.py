@@ -76,6 +76,8 @@ class RegisterTokenLoss(nn.Module):
         k_values: numbers of tokens at which the loss is always taken, each with a temperature of its own; none if they
             are drawn, or a step has one.
         maxsim_sharpness: see `fluxtalk.model.losses.similarity.similarity`; 0 is the maximum itself.
+        nested_dims: sizes, below D, to which tokens are cut: the contrastive loss is the mean over them and D, each
+            with temperatures of its own (Kusupati et al. 2022, "Matryoshka Representation Learning").
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class RegisterTokenLoss(nn.Module):
         objective_weight: float = 1.0,
         k_values: Sequence[int] = (),
         maxsim_sharpness: float = 0.0,
+        nested_dims: Sequence[int] = (),
     ) -> None:
         super().__init__()
         for name, value in (
@@ -109,8 +112,10 @@ class RegisterTokenLoss(nn.Module):
         self.objective_weight = objective_weight
         self.k_values = tuple(k_values)
         self.maxsim_sharpness = maxsim_sharpness
+        self.nested_dims = tuple(nested_dims)
         initial = torch.tensor(math.log(1 / INITIAL_TEMPERATURE))
-        self.log_scale = nn.Parameter(initial.repeat(len(self.k_values)) if self.k_values else initial)
+        scales = (len(self.nested_dims) + 1) * max(1, len(self.k_values))
+        self.log_scale = nn.Parameter(initial.repeat(scales) if self.k_values or self.nested_dims else initial)
         bias = nn.Parameter(torch.tensor(-math.log(max(1, batch_size - 1)))) if contrastive == "sigmoid" else None
         self.bias: nn.Parameter | None
         self.register_parameter("bias", bias)
@@ -147,7 +152,10 @@ class RegisterTokenLoss(nn.Module):
             raise UsageError(f"Each row of a batch needs one id; got {len(ids)} ids.")
         # Autocast would make the logits bfloat16, whatever their inputs are.
         with torch.autocast(ids.device.type, enabled=False):
-            contrastive = self._contrastive_at(outputs, ids, prefix_counts)
+            scales = self.log_scale.exp().reshape(len(self.nested_dims) + 1, -1)
+            sizes = [*(outputs.narrowed(size) for size in self.nested_dims), outputs]
+            each = [self._at_each_k(cut, ids, prefix_counts, own) for cut, own in zip(sizes, scales, strict=True)]
+            contrastive = torch.stack(each).mean()
             l2, diversity = self._complementary(outputs)
             objective = torch.zeros_like(contrastive)
             if self.objective is not None:
@@ -156,17 +164,17 @@ class RegisterTokenLoss(nn.Module):
         total = contrastive + self.complementary_reg_weight * (l2 + diversity) + self.objective_weight * objective
         return LossTerms(total, contrastive, l2, diversity, objective)
 
-    def _contrastive_at(self, outputs: RegisterOutputs, ids: Tensor, prefix_counts: Sequence[int]) -> Tensor:
+    def _at_each_k(self, outputs: RegisterOutputs, ids: Tensor, prefix_counts: Sequence[int], scales: Tensor) -> Tensor:
         if self.k_values and self.aggregation == "concat":
             vectors = {m: unit_tokens(t, outputs.keep[m], outputs.num_overlapping) for m, t in outputs.tokens.items()}
-            return self._symmetric(vectors, outputs, ids, self.log_scale.exp()).mean()
+            return self._symmetric(vectors, outputs, ids, scales).mean()
         if self.k_values:
             each = [
                 self._contrastive(outputs, _first(outputs.keep, count), ids, scale)
-                for count, scale in zip(self.k_values, self.log_scale.exp(), strict=True)
+                for count, scale in zip(self.k_values, scales, strict=True)
             ]
             return torch.stack(each).mean()
-        scale = self.log_scale.exp()
+        scale = scales[0]
         if not prefix_counts:
             return self._contrastive(outputs, outputs.keep, ids, scale)
         # Beyond the overlapping tokens nothing changes, so such lengths share one computation.

@@ -134,7 +134,9 @@ def _info(service: Service) -> dict[str, Any]:
             for m, kind in model.kinds.items()
         },
         "outputs": {
-            name: {"space_id": model.manifest.space_id(name)} for name in OUTPUT_KINDS if model.layout.selections(name)
+            name: {"space_id": model.manifest.space_id(name), "dimensions": sorted(model.layout.dimensions(name))}
+            for name in OUTPUT_KINDS
+            if model.layout.selections(name)
         },
         "curve": _curve(model),
         "embedding_types": list(EMBEDDING_TYPES),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fluxtalk.arrays import Floats
@@ -36,7 +37,7 @@ class ServedIndex:
         opened = SearchIndex(folder)
         self.name = name
         self.manifest = opened.stored.manifest
-        opened.stored.require_space(model.manifest.space_id(self.manifest.output), f"the bundle {model.name}")
+        opened.require_space_of(model.manifest, f"the bundle {model.name}")
         self.kind = model.kinds.get(self.manifest.modality, "")
         """Kind of its items, as in `ServedModel.kinds`."""
         self.items = opened.stored.items
@@ -44,6 +45,7 @@ class ServedIndex:
         """Finds the file of an item by its row."""
         self._opened = opened
         self._model = model
+        self._layout = self.manifest.narrowed(model.layout)
 
     @property
     def ways(self) -> tuple[str, ...]:
@@ -72,12 +74,12 @@ class ServedIndex:
         model, stored, what = self._model, self._stored(how), f"the index {self.name}"
         if k is None and not limits.given:
             most = stored.k if stored.output == CONCAT else self.manifest.k
-            k = model.layout.truncated(most).num_register_tokens
-        query = None if k is None else model.select(k, stored.output)
+            k = self._layout.truncated(most).num_register_tokens
+        query = None if k is None else replace(model.select(k, stored.output), layout=self._layout)
         try:
             if query is None or limits.given:
-                options = Options(stored, model.layout, k, item_k, what)
-                curve = model.manifest.precisions[model.precision].serving_curve
+                options = Options(stored, self._layout, k, item_k, what)
+                curve = self._opened.curve(model.manifest, model.precision)
                 choice = choose(options, limits, curve, modality, self.manifest.modality, self.bytes_per_item)
                 return choice.comparison, choice
             if item_k is None and how == RERANK:
