@@ -103,11 +103,12 @@ def _timed(name: str, batch_size: int) -> _Timed:
 @sentence_errors
 def main(batch_size: int, steps: int, names: tuple[str, ...], output: Path) -> None:
     """Measure the processor time of a step of each head, on one thread and on two, and its ratio to the MLP's."""
-    threads: dict[int, dict[str, Any]] = {}
+    threads: dict[int, dict[str, float]] = {}
+    loads = {}
     for count in (1, 2):
         torch.set_num_threads(count)
-        load = os.getloadavg()[0]
-        threads[count] = {"load": round(load, 1), "seconds": measure(batch_size, steps, names or tuple(_HEADS))}
+        loads[count] = round(os.getloadavg()[0], 1)
+        threads[count] = measure(batch_size, steps, names or tuple(_HEADS))
     write_json(
         output,
         {
@@ -118,14 +119,14 @@ def main(batch_size: int, steps: int, names: tuple[str, ...], output: Path) -> N
             "pairs": batch_size,
             "steps": steps,
             "features": _LENGTHS,
-            "threads": threads,
+            "load_before": loads,
+            "seconds_by_threads": threads,
         },
     )
-    for count, measured in threads.items():
-        click.echo(f"{count} thread(s), load {measured['load']} before")
-        for name, value in measured["seconds"].items():
-            ratio = value / measured["seconds"][_MLP]
-            click.echo(f"{name:<26}{1000 * value:>8.0f} ms{ratio:>8.2f} times the MLP's")
+    for count, seconds in threads.items():
+        click.echo(f"{count} thread(s), load {loads[count]} before")
+        for name, value in seconds.items():
+            click.echo(f"{name:<26}{1000 * value:>8.0f} ms{value / seconds[_MLP]:>8.2f} times the MLP's")
 
 
 if __name__ == "__main__":

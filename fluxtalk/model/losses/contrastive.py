@@ -121,6 +121,25 @@ def contrast_prefixes(
     return _in_blocks(block, anchors, anchor_ids_B, candidates, (scales, bias), max_scores // max(1, per_anchor))
 
 
+def contrast_prefixes_both(
+    one: Vectors, other: Vectors, ones: Candidates, others: Candidates, counts: Sequence[int], scales: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute InfoNCE as `contrast_prefixes` does, in both directions from one product: (len(counts), B) each.
+
+    Args:
+        one: anchors that are also the candidates ``ones``; ``other`` and ``others`` likewise.
+        counts: rising numbers of tokens.
+        scales: (len(counts),), an inverse temperature for each.
+    """
+    positive = ones.ids_G[:, None] == others.ids_G[None]
+    losses: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for scale, cosine in zip(scales, prefix_similarities(one, other, counts), strict=True):
+        logits = scale * cosine
+        losses[0].append(info_nce(logits, positive, others.valid_G))
+        losses[1].append(info_nce(logits.T, positive.T, ones.valid_G))
+    return torch.stack(losses[0]), torch.stack(losses[1])
+
+
 def _in_blocks(
     block: Callable[[Vectors, Tensor, Vectors, Tensor, Tensor | None], Tensor],
     anchors: Vectors,

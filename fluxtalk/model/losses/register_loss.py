@@ -24,7 +24,15 @@ from fluxtalk.model.losses.complementary import (
     complementary_diversity,
     complementary_l2,
 )
-from fluxtalk.model.losses.contrastive import Candidates, contrast, contrast_prefixes, info_nce, sigmoid_loss
+from fluxtalk.model.losses.contrastive import (
+    MAX_SCORES,
+    Candidates,
+    contrast,
+    contrast_prefixes,
+    contrast_prefixes_both,
+    info_nce,
+    sigmoid_loss,
+)
 from fluxtalk.model.losses.similarity import Vectors, aggregate, unit_tokens
 from fluxtalk.model.process_group import ProcessGroup, SingleProcess
 
@@ -194,22 +202,45 @@ class RegisterTokenLoss(nn.Module):
         }
         # The sigmoid of a pair is the same from both sides.
         directions = (itertools.permutations if self.contrastive == "infonce" else itertools.combinations)(vectors, 2)
+        both = scale.ndim == 1 and self._share(vectors, ids)
+        known: dict[tuple[str, str], Tensor] = {}
         sums, counts = [], []
         for a, b in directions:
-            each, counted = self._anchors(vectors[a], ids, present[a], everywhere[b], scale)
+            if both and (a, b) not in known:
+                known[a, b], known[b, a] = contrast_prefixes_both(
+                    vectors[a], vectors[b], everywhere[a], everywhere[b], self.k_values, scale
+                )
+            each, counted = self._anchors(vectors[a], ids, present[a], everywhere[b], scale, known.get((a, b)))
             sums.append((each * counted).sum(dim=-1))
             counts.append(counted.sum().to(sums[-1].dtype))
         totals = self.group.all_reduce_sum(torch.stack(counts))
         means = torch.stack(sums, dim=-1) * self.group.size / totals.clamp_min(1)
         return means.sum(dim=-1) / (totals > 0).sum().clamp_min(1)
 
+    def _share(self, vectors: Mapping[str, Vectors], ids: Tensor) -> bool:
+        """Return whether one product serves both directions: anchors are the candidates, and fit into memory."""
+        alone = self.group.size == 1 and self.contrastive == "infonce"
+        return alone and len(self.k_values) * len(ids) ** 2 <= MAX_SCORES
+
     def _anchors(
-        self, anchors: Vectors, ids: Tensor, present: Tensor, candidates: Candidates, scale: Tensor
+        self,
+        anchors: Vectors,
+        ids: Tensor,
+        present: Tensor,
+        candidates: Candidates,
+        scale: Tensor,
+        each: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Compute the loss of each anchor, and which anchors count: those with a positive, or all that are present."""
+        """Compute the loss of each anchor, and which anchors count: those with a positive, or all that are present.
+
+        Args:
+            each: the loss, if it is known already.
+        """
         sigmoid = self.contrastive == "sigmoid"
         row_loss, bias = (sigmoid_loss, self.bias) if sigmoid else (info_nce, None)
-        if scale.ndim:
+        if each is not None:
+            pass
+        elif scale.ndim:
             each = contrast_prefixes(row_loss, anchors, ids, candidates, self.k_values, scale, bias)
         else:
             each = contrast(row_loss, anchors, ids, candidates, scale, bias, sharpness=self.maxsim_sharpness)
