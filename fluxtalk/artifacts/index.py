@@ -159,7 +159,7 @@ class StoredIndex:
         """The tokens of an index of tokens, (items, tokens, dim) in its number format; memory-mapped.
 
         Raises:
-            IndexFileError: the file cannot be read.
+            IndexFileError: the file cannot be read, or does not hold what the manifest says.
         """
         try:
             tokens: Array = np.load(self.files.tokens, mmap_mode="r", allow_pickle=False)
@@ -167,6 +167,15 @@ class StoredIndex:
             raise IndexFileError(
                 f"{self.files.tokens} cannot be read ({reason(error)}); build the index again."
             ) from None
+        manifest = self.manifest
+        width = -(-manifest.dim // 8) if manifest.dtype == "binary" else manifest.dim
+        number = np.dtype("uint8" if manifest.dtype == "binary" else manifest.dtype)
+        count = manifest.bytes_per_item // vector_bytes(manifest.dim, manifest.dtype) - 1
+        if (tokens.dtype, tokens.shape) != (number, (manifest.items, count, width)) or count < 1:
+            raise IndexFileError(
+                f"{self.files.tokens} holds {tokens.dtype} of shape {tokens.shape}, and its index says {number} of "
+                f"shape {(manifest.items, count, width)}; build the index again."
+            )
         return tokens
 
     def require_space(self, space_id: str, what: str) -> None:
