@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,12 +22,15 @@ from fluxtalk.arrays import BITS_PER_NUMBER, Array, vector_bytes
 from fluxtalk.artifacts.bundle import MANIFEST as BUNDLE_MANIFEST
 from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.artifacts.files import hash_file, write_json
+from fluxtalk.artifacts.json_files import read_json, read_object
 from fluxtalk.config import StrictConfig
 from fluxtalk.errors import IndexFileError, UsageError, reason
+from fluxtalk.field_types import shown
 from fluxtalk.tokens import POOLED, SHARED_KINDS, TOKENS
 
 FORMAT = "fluxtalk.index"
 SCHEMA_VERSION = 2
+_MOST_BYTES_OF_NAMES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,13 @@ class IndexManifest(IndexSpec):
     """Path of that folder relative to the index."""
     format: str = FORMAT
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("k", "dim", "items", "bytes_per_item"):
+            value = getattr(self, name)
+            if not 1 <= value < 1 << 31:
+                raise UsageError(f"{name} is a positive integer of at most 31 bits; got {shown(value)}.")
 
 
 @dataclass(frozen=True)
@@ -239,7 +248,7 @@ def read_index_manifest(folder: Path) -> IndexManifest:
     """
     files = IndexFiles(folder)
     try:
-        content = json.loads(files.manifest.read_text(encoding="utf-8"))
+        content = read_object(files.manifest)
         if content["format"] != FORMAT or content["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"its format is {content['format']} {content['schema_version']}, not {SCHEMA_VERSION}")
         manifest = IndexManifest.from_dict(content)
@@ -265,7 +274,17 @@ def read_index(folder: Path) -> StoredIndex:
             raise IndexFileError(
                 f"{folder / name} is missing or was changed since the index was built; build it again."
             )
-    return StoredIndex(folder, manifest, json.loads(IndexFiles(folder).items.read_text(encoding="utf-8")))
+    return StoredIndex(folder, manifest, _read_items(IndexFiles(folder).items, manifest.items))
+
+
+def _read_items(path: Path, count: int) -> list[str]:
+    try:
+        items = read_json(path, _MOST_BYTES_OF_NAMES)
+    except (OSError, ValueError) as error:
+        raise IndexFileError(f"{path} cannot be read ({reason(error)}); build the index again.") from None
+    if not isinstance(items, list) or len(items) != count or not all(isinstance(item, str) for item in items):
+        raise IndexFileError(f"{path} is not a list of {count:,} names, as its index says; build the index again.")
+    return items
 
 
 def _relative(target: str | Path, index: Path) -> str:

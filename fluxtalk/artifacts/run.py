@@ -24,7 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fluxtalk.artifacts.files import Identity, strict_json, write_json
+from fluxtalk.artifacts.files import Identity, write_json
+from fluxtalk.artifacts.json_files import read_object
+from fluxtalk.artifacts.unfinished import is_unfinished
 from fluxtalk.errors import ArtifactError, reason
 
 FORMAT = "fluxtalk.run"
@@ -93,8 +95,8 @@ class RunFolder:
         """Return whether a new run may begin here: only files of before a first checkpoint are there."""
         if not self.root.is_dir():
             return not self.root.exists()
-        found = {path.name for path in self.root.iterdir() if not _is_unfinished(path)}
-        kept = self.checkpoints.is_dir() and not all(map(_is_unfinished, self.checkpoints.iterdir()))
+        found = {path.name for path in self.root.iterdir() if not is_unfinished(path)}
+        kept = self.checkpoints.is_dir() and not all(map(is_unfinished, self.checkpoints.iterdir()))
         return found <= _BEFORE_TRAINING and not kept
 
     def read_results(self) -> dict[str, Any] | None:
@@ -104,11 +106,6 @@ class RunFolder:
             ArtifactError: it is not a JSON object.
         """
         return _read_object(self.results) if self.results.is_file() else None
-
-
-def _is_unfinished(path: Path) -> bool:
-    """Return whether a file was being written when its process was killed."""
-    return path.name.startswith(".") and path.suffix == ".tmp"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,9 +230,6 @@ def read_description(root: Path) -> RunDescription:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = strict_json(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except ValueError as error:
         raise ArtifactError(f"{path} is not valid JSON ({reason(error)}); restore it or train again.") from None
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path} is not a JSON object; restore it or train again.")
-    return content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from fluxtalk.arrays import Floats, Integers
 from fluxtalk.artifacts.usearch_file import validate_usearch_file
-from fluxtalk.errors import BackendError, IndexFileError, UsageError
+from fluxtalk.errors import BackendError, IndexFileError, UsageError, reason
 from fluxtalk.runtime.vectors import quantize
 
 EXACT_UP_TO = 20_000
@@ -60,8 +61,15 @@ class NearestNeighbors:
         self._index.add(np.arange(start, start + len(vectors)), quantize(vectors, self._dtype))
 
     def save(self, path: Path) -> None:
-        """Write all vectors, and the graph of near neighbors, to a file."""
-        self._index.save(str(path))
+        """Write all vectors, and the graph of near neighbors, to a file.
+
+        Raises:
+            OSError: it cannot be written, as on a full disk.
+        """
+        try:
+            self._index.save(str(path))
+        except RuntimeError as error:  # the library does not tell the system's reason
+            raise OSError(errno.EIO, f"It could not be written whole ({reason(error)})") from error
 
     def search(self, query: Floats, count: int, exact: bool | None = None) -> tuple[Integers, Floats]:
         """Find the vectors nearest to a query.
