@@ -164,6 +164,24 @@ class StoredIndex:
         tried = [folder / self.items[row] for folder in folders]
         return next((path for path in tried if path.is_file()), tried[0])
 
+    def item_below(self, row: int, roots: Sequence[Path]) -> Path | None:
+        """Find the file of an item, if it is below one of some folders when every link is followed; else None.
+
+        An index may be a stranger's, and list any path: the folders, and not the index, say what may be read.
+
+        Args:
+            row: number of the item.
+            roots: folders, as `Path.resolve` gives them.
+        """
+        for folder in self._candidates(self.manifest.items_folder, self.manifest.items_from_index):
+            try:
+                path = (folder / self.items[row]).resolve(strict=True)
+            except (OSError, RuntimeError, ValueError):  # not there, a ring of links, a name that no file has
+                continue
+            if any(path.is_relative_to(root) for root in roots) and path.is_file():
+                return path
+        return None
+
     def read_tokens(self) -> Array:
         """The tokens of an index of tokens, (items, tokens, dim) in its number format; memory-mapped.
 
