@@ -34,7 +34,7 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return type(value) is int and -LARGEST_INTEGER <= value <= LARGEST_INTEGER
     if hint is float:
-        return type(value) is float and math.isfinite(value) or fits(value, int)
+        return (type(value) is float and math.isfinite(value)) or fits(value, int)
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(fits(value, part) for part in parts)

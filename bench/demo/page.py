@@ -1,4 +1,7 @@
-"""The picture of the server's page: ``python -m bench.demo.page BUNDLE --index INDEX --serve-items DIR -o docs/images/page.png``."""
+"""The picture of the server's page.
+
+``python -m bench.demo.page BUNDLE --index INDEX --serve-items DIR -o docs/images/page.png``
+"""
 
 from __future__ import annotations
 

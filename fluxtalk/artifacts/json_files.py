@@ -33,10 +33,11 @@ def read_file(path: Path, limit: int = MAX_BYTES) -> bytes:
     """
     # A pipe without a writer would otherwise keep `open` waiting.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    about = os.fstat(handle)
+    if not stat.S_ISREG(about.st_mode):
+        os.close(handle)
+        raise ValueError("it is not a regular file")
     with open(handle, "rb") as file:
-        about = os.fstat(handle)
-        if not stat.S_ISREG(about.st_mode):
-            raise ValueError("it is not a regular file")
         data = file.read(limit + 1) if about.st_size <= limit else b""
     if about.st_size > limit or len(data) > limit:
         raise ValueError(f"it has more than {limit:,} bytes")

@@ -28,6 +28,7 @@ from fluxtalk.artifacts.files import Identity, write_json
 from fluxtalk.artifacts.json_files import read_object
 from fluxtalk.artifacts.unfinished import is_unfinished
 from fluxtalk.errors import ArtifactError, reason
+from fluxtalk.field_types import field_types, fits, shown, type_words
 
 FORMAT = "fluxtalk.run"
 SCHEMA_VERSION = 1
@@ -143,9 +144,6 @@ class RunInfo:
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
-_TYPES = {"str": str, "str | None": str, "int": int, "dict[str, str]": dict}
-
-
 @dataclass(frozen=True)
 class RunDescription:
     """The content of run.json."""
@@ -210,15 +208,20 @@ def read_description(root: Path) -> RunDescription:
     """
     content, folder = read_run_json(root), RunFolder(root)
     found = content[STORED_INFO]
-    known = {field.name: field for field in dataclasses.fields(RunInfo)}
-    for name, field in known.items():
-        missing = name not in found and field.default is dataclasses.MISSING
-        if missing or (name in found and not isinstance(found[name], _TYPES[str(field.type)])):
-            raise ArtifactError(
-                f"{folder.description} needs {STORED_INFO}.{name}, a {_TYPES[str(field.type)].__name__}; "
-                f"got {found.get(name)!r}; restore it or train again."
-            )
+    known = field_types(RunInfo)
+    required = {field.name for field in dataclasses.fields(RunInfo) if field.default is dataclasses.MISSING}
     identity = {name: content[name] for name in Identity().fields() if name in content}
+    for what, values, types in (
+        (f"{STORED_INFO}.", {**dict.fromkeys(required), **found}, known),
+        ("", identity, field_types(Identity)),
+        ("", {"environment": content.get("environment", {})}, {"environment": dict[str, Any]}),
+    ):
+        for name, hint in types.items():
+            if name in values and not fits(values[name], hint):
+                raise ArtifactError(
+                    f"{folder.description} needs {what}{name}, {type_words(hint)}; got {shown(values[name])}; "
+                    "restore it or train again."
+                )
     return RunDescription(
         folder,
         Identity(**identity),

@@ -88,7 +88,8 @@ def _find_wrong(path: Path, dim: int, dtype: str, items: int) -> str:
         return f"its head is not that of usearch {_MAJOR}"
     if (chr(metric), scalar, key, slot, multi) != (*_KINDS[dtype], _U64, _U32, 0):
         return f"its types are not those of an index in {dtype}"
-    if (present, deleted, -(-dims // 8) if dtype == "binary" else dims) != (items, 0, width if dtype == "binary" else dim):
+    numbers = 8 * width if dtype == "binary" else dim
+    if (present, deleted, dims) != (items, 0, numbers):
         return f"its head speaks of {present:,} vectors of {dims:,} numbers, {deleted:,} of them deleted"
     size, connectivity, base, top, entry = _GRAPH.unpack_from(content, graph_at)
     if size != items or entry >= max(items, 1):

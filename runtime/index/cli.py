@@ -8,6 +8,7 @@ import click
 
 from fluxtalk.artifacts.index import IndexSpec
 from fluxtalk.console import GroupedCommand, debug_option, option, sentence_errors
+from fluxtalk.datasets.outside import outside_notes
 from fluxtalk.preprocess.prompts import DOCUMENT
 from fluxtalk.runtime.backends.command_options import backend_options
 from fluxtalk.runtime.backends.options import BackendOptions
@@ -18,7 +19,7 @@ from fluxtalk.runtime.bulk.cli import (
     kind_option,
     serving_options,
 )
-from fluxtalk.runtime.bulk.inputs import open_input
+from fluxtalk.runtime.bulk.inputs import TableColumn, open_input
 from fluxtalk.runtime.bulk.stream import EmbedOptions, embed_chunks
 from fluxtalk.runtime.embedder import open_embedder
 from fluxtalk.runtime.index.build import build_index
@@ -70,6 +71,9 @@ def build(
     with open_embedder(bundle, backend_options) as embedder:
         opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column, skip_empty)
         names = [item.id for item in opened]
+        if isinstance(opened, TableColumn) and opened.kind != "text":
+            for note in outside_notes(opened.path, (item.value for item in opened)):
+                click.echo(f"note: {note}", err=True)
         spec = IndexSpec.of(embedder.bundle, modality, kind, k, dtype)
         chunks = embed_chunks(
             embedder, opened, EmbedOptions(modality, k, kind, batch_size=batch_size, role=DOCUMENT), len(names)

@@ -26,7 +26,7 @@ def main(path: Path, dim: int, dtype: str, items: int, count: int, seed: int) ->
         content = bytearray(whole)
         # Most of a file is its vectors, whose numbers may be anything: change the graph behind them.
         for _ in range(1 + number % 3):
-            at = int(rng.integers(0, len(content) - 4)) if number % 10 == 0 else int(rng.integers(head, len(content) - 4))
+            at = int(rng.integers(head if number % 10 else 0, len(content) - 4))
             word = rng.choice([0, 1, items - 1, items, 0x7FFFFFFF, 0xFFFFFFFF, int(rng.integers(1 << 32))])
             content[at : at + 4] = struct.pack("<I", int(word))
         if number % 50 == 0:

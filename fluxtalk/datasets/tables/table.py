@@ -28,6 +28,7 @@ from fluxtalk.arrays import Integers
 from fluxtalk.artifacts.files import hash_file, hash_json
 from fluxtalk.config import require_modality_name
 from fluxtalk.datasets.data_name import DataName
+from fluxtalk.datasets.outside import outside_notes
 from fluxtalk.datasets.pairs import SPLIT_NAMES, PairDataset
 from fluxtalk.datasets.reporting import abbreviate, require_files, with_progress
 from fluxtalk.datasets.splits import ItemColumn, make_splits, split_by_hash
@@ -81,7 +82,10 @@ def load(name: DataName, kinds: Mapping[str, str] | None = None) -> PairDataset:
         modalities=tuple(table.cells),
         splits=make_splits(tuple(split_of), tuple(split_of.values()), columns),
         content_hash=hash_json({"table": key, "modalities": tuple(table.cells)}),
-        notes=linkage_notes(linking, len(table.positions)) if table.ids is None else (),
+        notes=(
+            *(linkage_notes(linking, len(table.positions)) if table.ids is None else ()),
+            *outside_notes(table.path, _file_paths(table, files)),
+        ),
     )
 
 
@@ -190,6 +194,10 @@ def _require_cells_files(table: _Table, files: frozenset[str]) -> None:
     wanted = list(dict.fromkeys(cell for m in sorted(files) for cell in table.cells[m] if cell is not None))
     paths = [table.path.parent / cell for cell in wanted]
     require_files(f"The table {table.path}", paths, wanted, "paths are relative to the table")
+
+
+def _file_paths(table: _Table, files: frozenset[str]) -> set[Path]:
+    return {table.path.parent / cell for m in files for cell in table.cells[m] if cell is not None}
 
 
 def _splits_by_id(table: _Table, row_ids: Sequence[str]) -> dict[str, str]:

@@ -47,9 +47,13 @@ def options(indexes: list[Path]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def client(
-    attentive: Path, indexes: list[Path], pictures: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    attentive: Path, indexes: list[Path], pictures: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[httpx.Client]:
     log = tmp_path_factory.mktemp("server") / "log"
-    with running(attentive, log, *options(indexes), "--serve_items", pictures[0].parent, "--max_body", 1) as up, up.client() as client:
+    with (
+        running(attentive, log, *options(indexes), "--serve_items", pictures[0].parent, "--max_body", 1) as up,
+        up.client() as client,
+    ):
         yield client
 
 
