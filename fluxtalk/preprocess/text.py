@@ -239,8 +239,8 @@ class TextPreprocessor:
             raise InputError("A text must be valid Unicode; this one holds lone surrogates.") from None
         except BaseException as error:  # bare Exception of a word-level model without unknown token, and panics
             raise InputError(
-                f"The tokenizer cannot read the text {text[:40]!r} ({_told(error)}); give the tokenizer an unk_token, or the "
-                "text words that it knows."
+                f"The tokenizer cannot read the text {text[:40]!r} ({_told(error)}); give the tokenizer an unk_token, "
+                "or the text words that it knows."
             ) from None
         return ids
 

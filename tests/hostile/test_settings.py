@@ -58,24 +58,7 @@ SPECIFICATION: dict[str, Any] = {
         "sound": {"encoder": "features:4"},
     },
 }
-SPECIFIED = (
-    None,
-    True,
-    0,
-    -1,
-    1.5,
-    10**30,
-    float("nan"),
-    "",
-    "32",
-    "x" * 300,
-    "\0",
-    "\ud83d",
-    [],
-    [1, "a"],
-    {},
-    {"a": 1},
-)
+SPECIFIED = (None, True, -1, 1.5, 10**30, float("nan"), "", "32", "x" * 300, "\0", [1, "a"], {"a": 1})
 """Fewer values: each builds every encoder."""
 
 
@@ -94,13 +77,16 @@ def written(folder: Path, content: Any) -> Path:
     return path
 
 
-def test_every_field_of_a_specification(folder: Path) -> None:
-    assert set(stage1_from_specification(written(folder, SPECIFICATION)).modalities) == {"text", "image", "sound"}
+@pytest.mark.parametrize("modality", ["text", "image", "sound"])
+def test_every_field_of_a_specification(folder: Path, modality: str) -> None:
+    # Alone: every value builds and tries what the others have.
+    whole = {"data": "pairs.csv", "modalities": {modality: SPECIFICATION["modalities"][modality]}}
+    assert set(stage1_from_specification(written(folder, whole)).modalities) == {modality}
     refused = 0
-    for what, content in malformed(SPECIFICATION, SPECIFIED):
+    for what, content in malformed(whole, SPECIFIED):
         path = written(folder, content)
         refused += require_sentence(lambda path=path: stage1_from_specification(path), what)  # type: ignore[misc]
-    assert refused > 250
+    assert refused > 20
 
 
 @pytest.mark.parametrize("value", ["32", 1.5, None, 1, True, 0, 10**30])
