@@ -6,6 +6,7 @@
     ├── UsageError                 exit code 2   an option or argument that has no meaning
     │   └── TokenCountError        exit code 2   k outside 1..N (also a ValueError)
     ├── InputError                 exit code 1   one raw input: empty text, unreadable image
+    │   └── TooLargeError          exit code 1   ... that takes more memory than it may
     ├── DataError                  exit code 1   a data set: missing files, bad columns
     ├── ArtifactError              exit code 1   a file of ours: missing, foreign, changed
     │   ├── CheckpointError                      stage 1, stage 2
@@ -41,6 +42,10 @@ class TokenCountError(UsageError, ValueError):
 
 class InputError(FluxTalkError):
     """A raw input (text, image, feature array) that cannot be encoded."""
+
+
+class TooLargeError(InputError):
+    """A raw input that takes more memory than it may."""
 
 
 class DataError(FluxTalkError):

@@ -136,6 +136,16 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def require_free(path: Path, refuse: Callable[[str], Exception]) -> None:
+    """Refuse a folder that is in the way of a new one: one that exists and is not empty.
+
+    Args:
+        refuse: makes the exception from a sentence.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise refuse(f"{path} already exists and is not empty; name another place or remove it first.")
+
+
 @contextmanager
 def atomic_folder(path: Path, refuse: Callable[[str], Exception]) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``path`` on success, and is removed on failure.
@@ -145,8 +155,7 @@ def atomic_folder(path: Path, refuse: Callable[[str], Exception]) -> Iterator[Pa
         refuse: makes the exception, from a sentence, if the folder exists and is not empty, or another process writes
             it.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise refuse(f"{path} already exists and is not empty; name another place or remove it first.")
+    require_free(path, refuse)
     sweep(path, again=True)
     if other_writer(path):
         raise refuse(f"Another process is writing {path}; wait until it ends, or name another place.")

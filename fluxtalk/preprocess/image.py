@@ -14,7 +14,7 @@ from fluxtalk.arrays import Array
 from fluxtalk.errors import InputError, UsageError
 from fluxtalk.field_types import field_types, fits, shown, type_words
 from fluxtalk.preprocess.base import require_keys
-from fluxtalk.preprocess.image_files import MAX_SIDE, eight_bits, on_background, read_image
+from fluxtalk.preprocess.image_files import MAX_SIDE, eight_bits, on_background, read_image, readable
 from fluxtalk.preprocess.image_geometry import ROUNDINGS, resized_center, scaled_size
 
 _MODES = {1: "L", 3: "RGB"}
@@ -124,11 +124,12 @@ class ImagePreprocessor:
             InputError: as for `read_image`; or the array is malformed, or has 32 bits per channel.
         """
         image = _from_array(item) if isinstance(item, np.ndarray) else read_image(item)
-        if self.background is not None:
-            image = on_background(image, self.background)
-        if image.mode != _MODES[self.channels]:
-            image = _convertible(image).convert(_MODES[self.channels])
-        return np.asarray(self._resized(image)).reshape(self.height, self.width, self.channels)
+        with readable("given"):
+            if self.background is not None:
+                image = on_background(image, self.background)
+            if image.mode != _MODES[self.channels]:
+                image = _convertible(image).convert(_MODES[self.channels])
+            return np.asarray(self._resized(image)).reshape(self.height, self.width, self.channels)
 
     def collate(self, prepared: Sequence[Array]) -> dict[str, Array]:
         """Stack to ``pixels`` uint8 (batch, height, width, channels)."""
@@ -221,6 +222,10 @@ def _convertible(image: Image.Image) -> Image.Image:
         raise InputError(
             f"An image has 8 or 16 bits per channel; this one has mode {image.mode!r}: scale it to 8 bits."
         )
+    if image.mode == "LAB":  # Pillow converts these two to one other mode each
+        return image.convert("RGB")
+    if image.mode == "La":
+        return image.convert("LA")
     if image.mode == "P" and "transparency" in image.info:
         return image.convert("RGBA")
     return image

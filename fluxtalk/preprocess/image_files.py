@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
-from fluxtalk.errors import InputError
+from fluxtalk.errors import InputError, TooLargeError
 
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+_WITH_AVIF = ("AVIF",) if features.check("avif") else ()  # Pillow has it since 11.3, in most of its builds
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", *_WITH_AVIF, "GIF", "BMP", "TIFF")
 """Formats that are read, told by a file's content. Pillow knows more, some of which start other programs."""
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".avif" for _ in _WITH_AVIF),
+)
 """Suffixes by which such files are found in folders and tables."""
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 50_000
@@ -31,20 +35,20 @@ def read_image(item: Any) -> Image.Image:
         item: the path or the bytes of a file; or a PIL image of any format, decoded or not.
 
     Raises:
-        InputError: it is missing, not a complete file of one of `IMAGE_FORMATS`, or larger than `MAX_PIXELS` or
-            `MAX_SIDE`.
+        InputError: it is missing, or not a complete file of one of `IMAGE_FORMATS`.
+        TooLargeError: it is larger than `MAX_PIXELS` or `MAX_SIDE`, or than what is left of the memory.
     """
     if isinstance(item, Image.Image):
         # It may not be decoded yet, nor turned: it has to become the same picture as its file.
         name = str(getattr(item, "filename", "")) or "given"
-        with _input_errors(name):
+        with readable(name):
             _require_size(item, name)
             return upright(item)
     if isinstance(item, str | Path):
         with open_image_file(Path(item)) as image:
             return upright(image)
     if isinstance(item, bytes | bytearray | memoryview):
-        with _input_errors(_bytes_name(item)):
+        with readable(_bytes_name(item)):
             return upright(open_image_bytes(item))
     raise InputError(f"An image is a path, bytes, a PIL image or a uint8 array; got {type(item).__name__}.")
 
@@ -53,7 +57,8 @@ def open_image_bytes(data: bytes | bytearray | memoryview) -> Image.Image:
     """Read the header of an image file; nothing is decoded yet.
 
     Raises:
-        InputError: it is not of one of `IMAGE_FORMATS`, or is too large.
+        InputError: it is not of one of `IMAGE_FORMATS`.
+        TooLargeError: it is larger than `MAX_PIXELS` or `MAX_SIDE`.
     """
     return _open(io.BytesIO(data), _bytes_name(data))
 
@@ -65,14 +70,19 @@ def open_image_file(path: Path) -> Iterator[Image.Image]:
     Raises:
         InputError: it is missing, not a complete file of one of `IMAGE_FORMATS`, or too large.
     """
-    with _input_errors(str(path)), path.open("rb") as file:
+    with readable(str(path)), path.open("rb") as file:
         yield _open(file, str(path))
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Decode an opened image, and turn it as its EXIF orientation says."""
+    """Decode an opened image, and turn it as its EXIF orientation says; one that is upright is returned as it is."""
     image.load()
-    return ImageOps.exif_transpose(image)
+    return ImageOps.exif_transpose(image) if is_turned(image) else image
+
+
+def is_turned(image: Image.Image) -> bool:
+    """True if an opened image's EXIF says that it is not upright."""
+    return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
@@ -93,7 +103,7 @@ def on_background(image: Image.Image, color: tuple[int, int, int]) -> Image.Imag
     """
     if not image.has_transparency_data or image.mode in ("I", "F"):  # 32 bits per channel are refused later
         return image
-    with _input_errors("given"):  # a broken file may name a transparent color that its mode cannot have
+    with readable("given"):  # a broken file may name a transparent color that its mode cannot have
         image = _with_eight_bit_key(image)
         opaque = Image.new("RGB", image.size)
         rows = max(1, _COMPOSITED_PIXELS // image.width)  # by strips: whole, it would take four times the memory
@@ -119,7 +129,7 @@ def _with_eight_bit_key(image: Image.Image) -> Image.Image:
 
 
 def _open(file: BinaryIO, name: str) -> Image.Image:
-    with _input_errors(name):
+    with readable(name):
         image = Image.open(file, formats=IMAGE_FORMATS)
         # The header alone tells the size: a decompression bomb is refused before it is decoded.
         _require_size(image, name)
@@ -128,19 +138,30 @@ def _open(file: BinaryIO, name: str) -> Image.Image:
 
 def _require_size(image: Image.Image, name: str) -> None:
     if image.width * image.height > MAX_PIXELS or max(image.size) > MAX_SIDE:
-        raise InputError(
+        raise TooLargeError(
             f"The image {name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are taken, "
             f"and {MAX_SIDE:,} on a side: scale it down."
         )
 
 
 @contextmanager
-def _input_errors(name: str) -> Iterator[None]:
-    """Raise whatever Pillow raises as an InputError that names the image."""
+def readable(name: str) -> Iterator[None]:
+    """Raise whatever Pillow raises inside as an InputError that names the image.
+
+    Raises:
+        InputError: something failed.
+        TooLargeError: the memory was not enough.
+    """
     try:
         yield
     except InputError:
         raise
+    except Image.DecompressionBombError:  # Pillow's own limit, before anybody can ask for the size
+        raise TooLargeError(
+            f"The image {name} has far more than the {MAX_PIXELS:,} pixels that are taken: scale it down."
+        ) from None
+    except MemoryError:
+        raise TooLargeError(f"The image {name} takes more memory than there is to decode; scale it down.") from None
     except FileNotFoundError:
         raise InputError(f"The image {name} does not exist; check the path.") from None
     except Exception as error:  # a broken file makes Pillow's decoders raise almost anything

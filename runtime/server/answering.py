@@ -102,8 +102,8 @@ def body_reader(request: Request, readers: Mapping[str, T]) -> T:
 
 
 async def in_thread(dispatcher: Dispatcher, work: Callable[..., T], *arguments: Any) -> T:
-    """Run work that would block the event loop in a decoding thread."""
-    return await asyncio.get_running_loop().run_in_executor(dispatcher.decode_pool.threads, work, *arguments)
+    """Run work that would keep the event loop in a thread."""
+    return await dispatcher.decode_pool.in_thread(work, *arguments)
 
 
 async def while_connected(request: Request, service: Service, work: Coroutine[Any, Any, T]) -> T:

@@ -40,6 +40,32 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
+        self.decode_seconds = Histogram(
+            "fluxtalk_decode_seconds",
+            "Time to decode a file, by where: server (its header shows that it is cheap), or worker (another process).",
+            ["where"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self.decode_workers = Gauge(
+            "fluxtalk_decode_workers",
+            "Processes for decoding that take files.",
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
+        self.decode_waiting = Gauge(
+            "fluxtalk_decode_waiting_files",
+            "Files that wait for such a process.",
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
+        self.decode_workers_killed = Counter(
+            "fluxtalk_decode_workers_killed",
+            "Such processes that ended over a file: cpu (far more time than its size explains), time (no answer), "
+            "crashed, or canceled (nobody waited for it any more).",
+            ["cause"],
+            registry=self._registry,
+        )
         self.queue_seconds = Histogram(
             "fluxtalk_queue_wait_seconds",
             "How long an item waited for its batch.",
@@ -60,7 +86,8 @@ class Metrics:
         self.rejections = Counter(
             "fluxtalk_rejections",
             "Requests that were refused or given up: queue_full, too_slow (the wait would exceed the deadline), "
-            "deadline, memory, hung_up, not_ready, overloaded.",
+            "decoding_full and decoding_too_slow (the same before decoding), deadline, memory, hung_up, not_ready, "
+            "overloaded.",
             ["reason"],
             registry=self._registry,
         )

@@ -20,7 +20,7 @@ from fluxtalk.runtime.server.app import AppFactory, build_app
 from fluxtalk.runtime.server.execution.decoding import ignore_pillow_warnings
 from fluxtalk.runtime.server.http.protocol import DeadlineProtocol
 from fluxtalk.runtime.server.metrics import SHARED_FOLDER
-from fluxtalk.runtime.server.service import Service
+from fluxtalk.runtime.server.service import Service, drain_seconds
 from fluxtalk.runtime.server.settings import ServerSettings
 
 _LOGGING: dict[str, Any] = {
@@ -85,7 +85,7 @@ def uvicorn_config(settings: ServerSettings, app: Any, factory: bool = False) ->
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=_IDLE_S,
-        timeout_graceful_shutdown=int(settings.timeout_s) + 5,
+        timeout_graceful_shutdown=drain_seconds(settings),
         timeout_worker_healthcheck=_WORKER_SILENCE_S,
     )
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import os
 import signal
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -24,6 +26,8 @@ log = logging.getLogger("fluxtalk.server")
 
 _NOTICE_S = 1.0
 """Seconds between SIGTERM and the end of listening: time for readers of `/readyz` to send requests elsewhere."""
+_CLOSE_S = 5.0
+"""Seconds after the last request in which everything has to be closed."""
 
 
 class Service:
@@ -68,7 +72,7 @@ class Service:
             return "the server is shutting down"
         if self._dispatcher is None:
             return "the bundle is being loaded and verified"
-        return self._dispatcher.why_not_alive
+        return self._dispatcher.why_not_ready
 
     def require_dispatcher(self) -> Dispatcher:
         """Give a request the dispatcher. A server that shuts down still answers what reaches it.
@@ -117,28 +121,54 @@ class Service:
 
     def _open(self) -> Dispatcher:
         dispatcher = Dispatcher(self._open_embedder(self.settings), self.settings, self.metrics)
-        dispatcher.warm()
-        for prepare in self.on_loaded:
-            prepare(dispatcher.model)
+        try:
+            dispatcher.warm()
+            for prepare in self.on_loaded:
+                prepare(dispatcher.model)
+        except BaseException:
+            dispatcher.close()
+            raise
         return dispatcher
 
     def _handle_signals(self) -> None:
-        """Wrap uvicorn's handler of SIGTERM: not ready first, then the end."""
+        """Wrap uvicorn's handlers: at SIGTERM not ready first, then the end; at each signal an end in time."""
         try:
-            previous = signal.getsignal(signal.SIGTERM)
-            if not callable(previous):
-                return
+            previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
             loop = asyncio.get_running_loop()
 
-            def on_term(number: int, frame: FrameType | None) -> Any:
-                if self.draining:
-                    return previous(number, frame)
-                self.drain()
-                return loop.call_soon_threadsafe(loop.call_later, _NOTICE_S, previous, number, frame)
+            def on_signal(number: int, frame: FrameType | None) -> Any:
+                first = not self.draining
+                if first:
+                    self.drain()
+                    self._end_in_time()
+                handler = previous[signal.Signals(number)]
+                assert callable(handler)
+                if number == signal.SIGTERM and first:
+                    return loop.call_soon_threadsafe(loop.call_later, _NOTICE_S, handler, number, frame)
+                return handler(number, frame)
 
-            signal.signal(signal.SIGTERM, on_term)
+            for number, handler in previous.items():
+                if callable(handler):
+                    signal.signal(number, on_signal)
         except ValueError:
             return  # not in the main thread: the owner of this server ends it
+
+    def _end_in_time(self) -> None:
+        """End this process when the time to drain is over, whatever a thread of it still does."""
+
+        def end() -> None:
+            log.error("The server ends with work that did not end in time.")
+            logging.shutdown()
+            os._exit(1)
+
+        timer = threading.Timer(_NOTICE_S + drain_seconds(self.settings) + _CLOSE_S, end)
+        timer.daemon = True
+        timer.start()
+
+
+def drain_seconds(settings: ServerSettings) -> int:
+    """Seconds that requests have to end after the port closed: as long as one may take, and a little."""
+    return int(settings.timeout_s) + 5
 
 
 def open_verified(settings: ServerSettings) -> Embedder:

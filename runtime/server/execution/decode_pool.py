@@ -1,52 +1,82 @@
-"""Decoding in a bounded number of threads of its own: a batch never waits for a broken file."""
+"""Decoding, apart from everything else: a batch never waits for a broken file, nor JSON and search for a slow one.
+
+Texts, features and files that are surely cheap are decoded in threads, other files in processes that can be killed.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-from PIL import Image
+from typing import Any, TypeVar
 
 from fluxtalk.arrays import Array
 from fluxtalk.errors import FluxTalkError, InputError
 from fluxtalk.preprocess import Preprocessor, TextPreprocessor
-from fluxtalk.runtime.server.execution.decoding import decode, decode_text
+from fluxtalk.runtime.server.execution.decoding import FILE_KINDS, decode, decode_text
 from fluxtalk.runtime.server.http.errors import ApiError, as_api_error
 from fluxtalk.runtime.server.http.fetch import Fetcher
+from fluxtalk.runtime.server.media.headers import look
+from fluxtalk.runtime.server.media.thumbnail import thumbnail_of
+from fluxtalk.runtime.server.media.worker_pool import WorkerPool
+from fluxtalk.runtime.server.metrics import Metrics
+
+T = TypeVar("T")
 
 _TEXTS_PER_CHUNK = 64
 _SHORT_CHARACTERS = 2048
 """Characters, all texts together, that are tokenized in less time than another thread takes to wake up."""
+_MOST_WORKERS = 8
+"""Processes for decoding, of some 60 MiB each."""
 
 
 class DecodePool:
-    """Threads that decode raw items.
+    """Threads and processes that decode raw items.
 
     Args:
         threads: how many decode at a time.
         fetcher: reads files that are named by URL.
+        metrics: counters.
+        with_files: True if items are files, for which processes are kept.
     """
 
-    def __init__(self, threads: int, fetcher: Fetcher) -> None:
+    def __init__(self, threads: int, fetcher: Fetcher, metrics: Metrics, with_files: bool = True) -> None:
         self._count = threads
         self._fetcher = fetcher
-        self.threads = ThreadPoolExecutor(threads, thread_name_prefix="fluxtalk-decode")
-        """Also take other work of a request that would keep the event loop."""
-        # Its own thread, so that small images do not queue behind large ones.
-        self._large = ThreadPoolExecutor(1, thread_name_prefix="fluxtalk-decode-large")
+        self._cheap_seconds = metrics.decode_seconds.labels("server")
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="fluxtalk-work")
+        self._file_threads = ThreadPoolExecutor(threads, thread_name_prefix="fluxtalk-decode")
+        self.workers = WorkerPool(min(threads, _MOST_WORKERS), metrics) if with_files else None
+        """Decode files that may be expensive; None if no modality has files."""
 
-    async def prepare(self, preprocess: Preprocessor, values: Sequence[Any], positions: Sequence[int]) -> list[Array]:
-        """Decode the items of one modality.
+    @property
+    def why_not_ready(self) -> str | None:
+        """Reason why requests should be sent elsewhere; None if there is none."""
+        return None if self.workers is None else self.workers.why_not_ready
+
+    def start(self) -> None:
+        """Start the processes, and wait until they are warm.
+
+        Raises:
+            BackendError: a process does not start.
+        """
+        if self.workers is not None:
+            self.workers.start()
+
+    async def prepare(
+        self, preprocess: Preprocessor, values: Sequence[Any], positions: Sequence[int], deadline: float
+    ) -> list[Array]:
+        """Decode the items of one modality. If this is canceled, so is the work.
 
         A request has as many items in work as there are threads, so that others take turns with it.
 
         Args:
             positions: positions of the items in the request, for errors.
+            deadline: time on the clock of `time.monotonic` by which they are of use.
 
         Raises:
-            ApiError: an item cannot be used; its position is named.
+            ApiError: an item cannot be used, and its position is named; or too many files wait (429).
         """
         if isinstance(preprocess, TextPreprocessor) and _are_short(values):
             return _decode_texts(preprocess, values, positions)
@@ -57,7 +87,7 @@ class DecodePool:
         async def work(chunks: Iterator[int]) -> None:
             for start in chunks:
                 prepared[start : start + size] = await self._chunk(
-                    preprocess, values[start : start + size], positions[start : start + size]
+                    preprocess, values[start : start + size], positions[start : start + size], deadline
                 )
 
         workers = [asyncio.ensure_future(work(chunks)) for _ in range(min(self._count, -(-len(values) // size)))]
@@ -68,27 +98,60 @@ class DecodePool:
                 worker.cancel()
         return [array for array in prepared if array is not None]
 
-    def close(self) -> None:
-        """End the threads after what they have begun."""
-        self.threads.shutdown(cancel_futures=True)
-        self._large.shutdown(cancel_futures=True)
+    async def in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Run work that would keep the event loop, but decodes no file."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
-    async def _chunk(self, preprocess: Preprocessor, values: Sequence[Any], positions: Sequence[int]) -> list[Array]:
+    async def prepare_file(self, preprocess: Preprocessor, value: Any, deadline: float) -> Array:
+        """Decode one file, in a thread if that is cheap, and else in a process that ends if this is canceled.
+
+        Args:
+            value: the bytes of the file, or its base64.
+            deadline: time on the clock of `time.monotonic` by which it is of use.
+
+        Raises:
+            InputError: it cannot be used.
+            ApiError: 429: too many files wait.
+        """
+        begin = time.monotonic()
+        found = await asyncio.get_running_loop().run_in_executor(self._file_threads, decode, preprocess, value)
+        if not isinstance(found, bytes):
+            self._cheap_seconds.observe(time.monotonic() - begin)
+            return found
+        assert self.workers is not None
+        return await self.workers.prepare(preprocess, found, deadline)
+
+    async def thumbnail(self, data: bytes, side: int, deadline: float) -> tuple[bytes, str]:
+        """Make a small picture of an image file; see `encoded_thumbnail`.
+
+        Raises:
+            InputError: it cannot be used.
+            ApiError: 429: too many files wait.
+        """
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._file_threads, _thumbnail_if_cheap, data, side)
+        if found is not None:
+            return found
+        assert self.workers is not None
+        return await self.workers.thumbnail(data, side, deadline)
+
+    def close(self) -> None:
+        """Kill the processes, and end the threads after what they have begun."""
+        if self.workers is not None:
+            self.workers.close()
+        self._threads.shutdown(cancel_futures=True)
+        self._file_threads.shutdown(cancel_futures=True)
+
+    async def _chunk(
+        self, preprocess: Preprocessor, values: Sequence[Any], positions: Sequence[int], deadline: float
+    ) -> list[Array]:
         try:
             async with self._fetcher.fetched(preprocess.kind, values) as whole:
-                return await self._decoded(preprocess, whole, positions)
-        except InputError as error:  # of a URL: what is decoded says its own position
+                if preprocess.kind in FILE_KINDS:
+                    return [await self.prepare_file(preprocess, value, deadline) for value in whole]
+                return await self.in_thread(_decode_chunk, preprocess, whole, positions)
+        except FluxTalkError as error:  # of a URL or a file: what is decoded in chunks says its own position
             raise _at(positions[0], error) from None
-
-    async def _decoded(self, preprocess: Preprocessor, values: Sequence[Any], positions: Sequence[int]) -> list[Array]:
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self.threads, _decode_chunk, preprocess, values, positions)
-        return [
-            await loop.run_in_executor(self._large, _finish, preprocess, array, position)
-            if isinstance(array, Image.Image)
-            else array
-            for array, position in zip(found, positions, strict=True)
-        ]
 
 
 def _are_short(values: Sequence[Any]) -> bool:
@@ -106,23 +169,21 @@ def _decode_texts(preprocess: TextPreprocessor, values: Sequence[Any], positions
     return arrays
 
 
-def _decode_chunk(
-    preprocess: Preprocessor, values: Sequence[Any], positions: Sequence[int]
-) -> list[Array | Image.Image]:
+def _decode_chunk(preprocess: Preprocessor, values: Sequence[Any], positions: Sequence[int]) -> list[Array]:
     arrays = []
     for value, position in zip(values, positions, strict=True):
         try:
-            arrays.append(decode(preprocess, value))
+            array = decode(preprocess, value)
         except FluxTalkError as error:
             raise _at(position, error) from None
+        assert not isinstance(array, bytes)
+        arrays.append(array)
     return arrays
 
 
-def _finish(preprocess: Preprocessor, image: Image.Image, position: int) -> Array:
-    try:
-        return preprocess.prepare(image)
-    except FluxTalkError as error:
-        raise _at(position, error) from None
+def _thumbnail_if_cheap(data: bytes, side: int) -> tuple[bytes, str] | None:
+    seen = look(data)
+    return thumbnail_of(data, side) if seen is not None and seen.cheap else None
 
 
 def _at(position: int, error: FluxTalkError) -> ApiError:

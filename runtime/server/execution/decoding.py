@@ -9,25 +9,26 @@ import warnings
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from fluxtalk.arrays import Array
 from fluxtalk.errors import InputError
 from fluxtalk.preprocess import FeaturesPreprocessor, Preprocessor, TextPreprocessor
 from fluxtalk.preprocess.features import read_npy
-from fluxtalk.preprocess.image_files import open_image_bytes
 from fluxtalk.preprocess.visible_text import is_visible
 from fluxtalk.runtime.server.http.json_arrays import array_of_lists
+from fluxtalk.runtime.server.media.headers import look
 
-LARGE_PIXELS = 16_000_000
-"""Pixels beyond which an image is decoded alone: several of 100 megapixels at a time would not fit into memory."""
+FILE_KINDS = ("image", "audio")
+"""Kinds whose items are files."""
+_SPACES = "\n\r\t "
+"""Characters that MIME and many programs write into base64, to break its lines."""
 _CHARACTERS_PER_TOKEN = 64
 _MOST_CHARACTERS_PER_TOKEN = 1024
 """Characters of a text that are read at most for each token that the encoder takes."""
 
 
-def decode(preprocess: Preprocessor, value: Any) -> Array | Image.Image:
-    """Turn a raw item into its array; a large image is opened only, and `Preprocessor.prepare` finishes it.
+def decode(preprocess: Preprocessor, value: Any) -> Array | bytes:
+    """Turn a raw item into its array; a file that may be expensive stays a file, which is for `WorkerPool.prepare`.
 
     Args:
         value: raw item, as in `Item`.
@@ -42,10 +43,9 @@ def decode(preprocess: Preprocessor, value: Any) -> Array | Image.Image:
     if isinstance(preprocess, FeaturesPreprocessor):
         return preprocess.prepare(_features(preprocess, value))
     data = media_bytes(value, preprocess.kind)
-    if preprocess.kind != "image":
+    if preprocess.kind == "image" and (seen := look(data)) is not None and seen.cheap:
         return preprocess.prepare(data)
-    image = open_image_bytes(data)
-    return image if image.width * image.height > LARGE_PIXELS else preprocess.prepare(image)
+    return data
 
 
 def ignore_pillow_warnings() -> None:
@@ -72,6 +72,8 @@ def media_bytes(value: Any, kind: str) -> bytes:
         header, comma, value = value[5:].partition(",")
         if not comma or not header.lower().endswith(";base64"):
             raise InputError("A data URL must be of the form data:TYPE;base64,CONTENT; this one is not.")
+    for space in _SPACES:
+        value = value.replace(space, "")
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError) as error:

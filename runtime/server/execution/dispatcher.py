@@ -15,6 +15,7 @@ from fluxtalk.runtime.backends.threads import available_cores
 from fluxtalk.runtime.embedder import Embedder
 from fluxtalk.runtime.server.execution.batcher import Batcher, Job
 from fluxtalk.runtime.server.execution.decode_pool import DecodePool
+from fluxtalk.runtime.server.execution.decoding import FILE_KINDS
 from fluxtalk.runtime.server.execution.requests import Answer, EmbedRequest
 from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import ApiError
@@ -51,9 +52,15 @@ class Dispatcher:
             kinds={m: preprocess.kind for m, preprocess in self._preprocess.items()},
             manifest=manifest,
             max_items=settings.max_items,
+            accept_token_ids=settings.accept_token_ids,
         )
         self.max_batch_items = self._batch_items(settings)
-        self.decode_pool = DecodePool(max(2, available_cores() // settings.workers), Fetcher(settings.allow_urls))
+        self.decode_pool = DecodePool(
+            max(2, available_cores() // settings.workers),
+            Fetcher(settings.allow_urls),
+            metrics,
+            with_files=any(preprocess.kind in FILE_KINDS for preprocess in self._preprocess.values()),
+        )
         self._batchers = {
             m: Batcher(m, embedder.session(m), p, self.max_batch_items, settings.queue, metrics, self._known_good(m))
             for m, p in self._preprocess.items()
@@ -69,6 +76,11 @@ class Dispatcher:
                 return f"a batch of {modality} has been running for {batcher.seconds_in_batch:.0f} s"
         return None
 
+    @property
+    def why_not_ready(self) -> str | None:
+        """Reason why requests should be sent elsewhere for now, or for ever; None if there is none."""
+        return self.why_not_alive or self.decode_pool.why_not_ready
+
     def preprocess(self, modality: str) -> Preprocessor:
         """Preprocessing of a modality."""
         return self._preprocess[modality]
@@ -82,7 +94,12 @@ class Dispatcher:
         return self._embedder.describe()
 
     def warm(self) -> None:
-        """Run every graph at the largest batch and at one item, for every k, before anybody waits for it."""
+        """Run every graph at the largest batch and at one item, for every k, before anybody waits for it.
+
+        Raises:
+            BackendError: the processes for decoding cannot be started.
+        """
+        self.decode_pool.start()
         bundle = self._embedder.bundle
         for modality in self._embedder.modalities:
             inputs = bundle.golden.batch[modality].inputs
@@ -134,7 +151,7 @@ class Dispatcher:
             if preprocess.kind == "text":
                 preprocess = request.prompting.apply(preprocess)
             values = [request.items[position].value for position in of_modality]
-            arrays = await self.decode_pool.prepare(preprocess, values, of_modality)
+            arrays = await self.decode_pool.prepare(preprocess, values, of_modality, deadline)
             units += sum(map(preprocess.length, arrays))
             jobs[modality] = Job(arrays, of_modality, request.selection, deadline)
         self._metrics.stage_seconds.labels("prepare").observe(time.monotonic() - begin)

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fluxtalk.errors import FluxTalkError, InputError, UsageError
+from fluxtalk.errors import FluxTalkError, InputError, TooLargeError, UsageError
 
 
 class ApiError(Exception):
@@ -49,9 +49,11 @@ def bad_request(message: str, param: str | None = None, code: str = "invalid_val
 
 
 def as_api_error(error: FluxTalkError) -> ApiError:
-    """Turn an error of the library into the client's (400, 422) or the server's (500)."""
+    """Turn an error of the library into the client's (400, 413, 422) or the server's (500)."""
     if isinstance(error, UsageError):
         return bad_request(str(error))
+    if isinstance(error, TooLargeError):
+        return ApiError(413, str(error), "input_too_large", "input")
     if isinstance(error, InputError):
         return ApiError(422, str(error), "invalid_input", "input")
     return ApiError(500, "The server failed at this request; its log says more.", "internal_error")

@@ -167,9 +167,10 @@ def search_routes(service: Service, indexes: Indexes) -> list[ApiRoute]:
     async def item(request: Request) -> Response:
         dispatcher = service.require_dispatcher()
         path = _image_path(roots, indexes, request.path_params["name"], request.path_params["row"])
+        deadline = time.monotonic() + service.settings.timeout_s
         try:
             async with asyncio.timeout(service.settings.timeout_s), decoding:
-                content, media_type = await in_thread(dispatcher, thumbnail, path, THUMBNAIL_SIDE)
+                content, media_type = await thumbnail(dispatcher.decode_pool, path, THUMBNAIL_SIDE, deadline)
         except TimeoutError:
             raise ApiError(504, "The time that this request may take is over.", "deadline_exceeded") from None
         headers = {"cache-control": "private, max-age=3600", "x-content-type-options": "nosniff"}
@@ -191,7 +192,7 @@ def _search_operation(model: ServedModel) -> Operation:
 _ITEM_OPERATION = Operation(
     "A small picture of an indexed image.",
     dict.fromkeys(("image/jpeg", "image/png", "image/webp"), FILE),
-    (*BUNDLE_ERRORS, 403, 404, 422, 500, 504),
+    (*BUNDLE_ERRORS, 403, 404, 422, 429, 500, 504),
     parameters=(
         path_parameter("name", {**TEXT, "minLength": 1}),
         path_parameter("row", {"type": "integer", "minimum": 0, "maximum": (1 << 31) - 1}),
