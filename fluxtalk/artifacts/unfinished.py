@@ -6,6 +6,8 @@ lock of a process that was killed, so that the next writer there can tell what n
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import re
 import secrets
@@ -15,12 +17,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows, where age alone tells
-    fcntl = None  # type: ignore[assignment]
-
+fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
+"""Locks of the system; None on Windows, where age alone tells."""
 _HELD = re.compile(r"\..+\.held-[0-9a-f]{8}\.tmp\Z")
 _LOCK_SECONDS = 2.0
 """Age from which an unlocked folder is left over: its writer locks it right after it made it."""
