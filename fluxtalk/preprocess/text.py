@@ -6,6 +6,7 @@ import copy
 import html
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer
 
 from fluxtalk.arrays import Array
 from fluxtalk.artifacts.files import hash_bytes
-from fluxtalk.errors import ArtifactError, InputError
+from fluxtalk.errors import ArtifactError, InputError, reason
 from fluxtalk.preprocess.base import pad_and_mask, require_keys
 from fluxtalk.preprocess.visible_text import is_visible
 
@@ -69,18 +70,21 @@ class TextPreprocessor:
         self.max_length = max_length
         try:
             self.tokenizer = Tokenizer.from_str(tokenizer_json)
-        except Exception as error:  # the library raises bare Exception
+            self.truncation_side = _truncation_side(self.tokenizer) if truncation_side is None else truncation_side
+            # Before the first text: a file may ask for padding that no memory holds.
+            self.tokenizer.no_padding()
+            self.tokenizer.no_truncation()
+            self._try()
+        except BaseException as error:  # the library raises bare Exception, and panics, which are not even that
             raise ArtifactError(
-                f"The tokenizer.json cannot be read ({error}); save it again with the tokenizers library."
+                f"The tokenizer.json cannot be read ({_told(error)}); save it again with the tokenizers library."
             ) from None
-        self.truncation_side = _truncation_side(self.tokenizer) if truncation_side is None else truncation_side
         self.pad_id, self.pad_side = pad_id, pad_side
         self.lowercase, self.unescape_html = lowercase, unescape_html
         self.prompts: Mapping[str, str] = {} if prompts is None else prompts
         self.default_prompt_name = default_prompt_name
         self._check()
         self.prompts = dict(self.prompts)
-        self.tokenizer.no_padding()
         added = self.tokenizer.num_special_tokens_to_add(False)
         if max_length <= added:
             raise ArtifactError(
@@ -221,16 +225,22 @@ class TextPreprocessor:
         """Words that are put before each text."""
         self._ids_of_nothing = len(self._encode(prompt)) if prompt else self.tokenizer.num_special_tokens_to_add(False)
 
+    def _try(self) -> None:
+        """Tokenize a word, which shows a tokenizer that contradicts itself: the library panics."""
+        self.tokenizer.num_special_tokens_to_add(False)
+        with suppress(Exception):  # a word-level model may know no unknown token
+            self.tokenizer.encode("a")
+
     def _encode(self, text: str) -> list[int]:
         try:
             ids: list[int] = self.tokenizer.encode(self._cleaned(text)).ids
         except TypeError:
             # Lone surrogates cannot become UTF-8, which is what the tokenizer works on.
             raise InputError("A text must be valid Unicode; this one holds lone surrogates.") from None
-        except Exception as error:  # the library raises bare Exception, of a word-level model without unknown token
+        except BaseException as error:  # bare Exception of a word-level model without unknown token, and panics
             raise InputError(
-                f"The tokenizer cannot read the text {text[:40]!r} ({error}); give the tokenizer an unk_token, or the "
-                "text words that it knows."
+                f"The tokenizer cannot read the text {text[:40]!r} ({_told(error)}); give the tokenizer an unk_token, "
+                "or the text words that it knows."
             ) from None
         return ids
 
@@ -247,6 +257,17 @@ class TextPreprocessor:
 
 OPTIONS = ("truncation_side", "pad_id", "pad_side", "lowercase", "unescape_html", "prompts", "default_prompt_name")
 """Settings of `TextPreprocessor` that may be left out."""
+
+
+def _told(error: BaseException) -> str:
+    """What the tokenizer's library says, in one line. A panic of it is a `BaseException`; others of these go on.
+
+    Raises:
+        BaseException: the error itself, if it is of another kind, such as the user's interrupt.
+    """
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+    return reason(error)
 
 
 def _truncation_side(tokenizer: Tokenizer) -> str:

@@ -10,6 +10,7 @@ from fluxtalk.artifacts.files import require_free
 from fluxtalk.artifacts.index import IndexSpec
 from fluxtalk.console import GroupedCommand, debug_option, option, sentence_errors
 from fluxtalk.datasets.bad_items import SKIP, BadItemPolicy, bad_item_options
+from fluxtalk.datasets.outside import outside_notes
 from fluxtalk.errors import IndexFileError
 from fluxtalk.preprocess.prompts import DOCUMENT
 from fluxtalk.runtime.backends.command_options import backend_options
@@ -23,7 +24,7 @@ from fluxtalk.runtime.bulk.cli import (
     serving_options,
     told,
 )
-from fluxtalk.runtime.bulk.inputs import open_input
+from fluxtalk.runtime.bulk.inputs import TableColumn, open_input
 from fluxtalk.runtime.bulk.stream import EmbedOptions, embed_in_parts
 from fluxtalk.runtime.embedder import open_embedder
 from fluxtalk.runtime.index.build import build_index
@@ -85,6 +86,9 @@ def build(
         opened = open_input(kind_of_items, modality, items, input_file, column, id_column, skip_empty, pass_on)
         for note in opened.notes():
             click.echo(f"warning: {note}", err=True)
+        if isinstance(opened, TableColumn) and opened.kind != "text":
+            for note in outside_notes(opened.path, (item.value for item in opened if isinstance(item.value, str))):
+                click.echo(f"note: {note}", err=True)
         spec = IndexSpec.of(embedder.bundle, modality, kind, k, dtype, dimensions)
         options = EmbedOptions(modality, k, kind, batch_size=batch_size, role=DOCUMENT, dimensions=dimensions)
         embedded = embed_in_parts(embedder, opened, output, options, opened.count(), policy=policy)

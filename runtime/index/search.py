@@ -42,9 +42,10 @@ class SearchIndex:
     def __init__(self, folder: Path) -> None:
         self.stored = read_index(folder)
         """Manifest, names of the items, and paths of the items and of the bundle."""
-        self.neighbors = NearestNeighbors.view(self.stored.files.vectors, self.stored.manifest.dtype)
+        manifest = self.stored.manifest
+        self.neighbors = NearestNeighbors.view(self.stored.files.vectors, manifest.dim, manifest.dtype, manifest.items)
         """The first token, or the only vector, of each item."""
-        self._tokens = self.stored.read_tokens() if self.stored.manifest.output == TOKENS else None
+        self._tokens = self.stored.read_tokens() if manifest.output == TOKENS else None
         self._name = f"the index {folder.name}"
 
     @property

@@ -58,7 +58,14 @@ _MIB = 1 << 20
     "or other machines reach the address, else localhost alone]",
 )
 @option("--index", "indexes", multiple=True, type=click.Path(path_type=Path), help="An index to search; repeatable.")
-@option("--serve_items", is_flag=True, help="Give out small pictures of the image files that the indexes list.")
+@option(
+    "--serve-items",
+    metavar="DIR",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Give out small pictures of the image files that the indexes list, if they are in this folder or below it; "
+    "repeatable.  [default: none is given out]",
+)
 @option(
     "--allow_url",
     metavar="HOST",
@@ -90,7 +97,7 @@ def serve(
     allow_host: tuple[str, ...],
     allow_url: tuple[str, ...],
     indexes: tuple[Path, ...],
-    serve_items: bool,
+    serve_items: tuple[Path, ...],
     accept_token_ids: bool,
     workers: int,
 ) -> None:

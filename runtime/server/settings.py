@@ -39,8 +39,8 @@ class ServerSettings:
     """Processes that share the port."""
     indexes: tuple[Path, ...] = ()
     """Folders of search indexes, each of which names its index."""
-    serve_items: bool = False
-    """True to give out small pictures of the image files that the indexes list."""
+    serve_items: tuple[Path, ...] = ()
+    """Folders of which, and of all below, small pictures of the image files are given out that the indexes list."""
     revision: str | None = None
     """Hash of the bundle that a worker must find, so that all serve the same; None: any."""
 

@@ -41,8 +41,8 @@ class ServedIndex:
         self.kind = model.kinds.get(self.manifest.modality, "")
         """Kind of its items, as in `ServedModel.kinds`."""
         self.items = opened.stored.items
-        self.item_path = opened.stored.item_path
-        """Finds the file of an item by its row."""
+        self.item_below = opened.stored.item_below
+        """Finds the file of an item by its row, below one of some folders."""
         self._opened = opened
         self._model = model
         self._layout = self.manifest.narrowed(model.layout)

@@ -4,7 +4,7 @@
 
     POST /v1/search                        {"text": ... or "image": base64, "index", "n", "how", "k", "item_k"}
     GET  /v1/indexes                       the indexes
-    GET  /v1/indexes/{name}/items/{row}    a small picture of an indexed image, with --serve-items
+    GET  /v1/indexes/{name}/items/{row}    a small picture of an indexed image below --serve-items
 
 ``min_recall``, ``max_bytes`` and ``deadline_ms`` choose k and item_k from the curve that the export measured.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
@@ -148,6 +149,7 @@ def search_routes(service: Service, indexes: Indexes) -> list[ApiRoute]:
     """Make ``/v1/search``, ``/v1/indexes``, and the pictures of their items."""
     # One picture is decoded at a time: a page full of them must not keep requests from their threads.
     decoding = asyncio.Semaphore(1)
+    roots = [folder.resolve() for folder in service.settings.serve_items]
 
     async def search(request: Request) -> Response:
         async def work(body: tuple[dict[str, Any], bool], deadline: float) -> Response:
@@ -158,13 +160,13 @@ def search_routes(service: Service, indexes: Indexes) -> list[ApiRoute]:
 
     async def listed(_request: Request) -> Response:
         service.require_dispatcher()
-        shown = [describe_index(index, service.settings.serve_items) for index in indexes.by_name.values()]
+        shown = [describe_index(index, bool(roots)) for index in indexes.by_name.values()]
         answer: IndexList = {"object": "list", "data": shown}
         return json_response(answer)
 
     async def item(request: Request) -> Response:
         dispatcher = service.require_dispatcher()
-        path = _image_path(service, indexes, request.path_params["name"], request.path_params["row"])
+        path = _image_path(roots, indexes, request.path_params["name"], request.path_params["row"])
         deadline = time.monotonic() + service.settings.timeout_s
         try:
             async with asyncio.timeout(service.settings.timeout_s), decoding:
@@ -262,17 +264,21 @@ def _chosen(choice: Choice) -> Chosen:
     }
 
 
-def _image_path(service: Service, indexes: Indexes, name: str, row: int) -> Path:
-    """Find the file of an indexed image.
+def _image_path(roots: Sequence[Path], indexes: Indexes, name: str, row: int) -> Path:
+    """Find the file of an indexed image below one of the folders.
 
     Raises:
-        ApiError: 403 if the server does not give out files, 404 if the index lists no such image.
+        ApiError: 403 if the server does not give out files, 404 if the index lists no such image below the folders.
     """
-    if not service.settings.serve_items:
+    if not roots:
         raise ApiError(
-            403, "This server does not give out indexed files; start it with --serve-items.", "items_not_served"
+            403, "This server does not give out indexed files; start it with --serve-items DIR.", "items_not_served"
         )
     index = indexes.require(name)
     if index.kind != "image" or row >= len(index.items):
         raise ApiError(404, f"The index {index.name} has no image {row}.", "item_not_found")
-    return index.item_path(row)
+    path = index.item_below(row, roots)
+    if path is None:
+        # The same for a file that is elsewhere and for one that is not there: an index must not ask which exist.
+        raise ApiError(404, f"This server gives out no file of the image {row} of {index.name}.", "item_not_found")
+    return path

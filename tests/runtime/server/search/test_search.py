@@ -46,9 +46,14 @@ def options(indexes: list[Path]) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def client(attentive: Path, indexes: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def client(
+    attentive: Path, indexes: list[Path], pictures: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[httpx.Client]:
     log = tmp_path_factory.mktemp("server") / "log"
-    with running(attentive, log, *options(indexes), "--serve_items", "--max_body", 1) as up, up.client() as client:
+    with (
+        running(attentive, log, *options(indexes), "--serve_items", pictures[0].parent, "--max_body", 1) as up,
+        up.client() as client,
+    ):
         yield client
 
 
@@ -294,25 +299,33 @@ def test_pictures_of_listed_images_only(client: httpx.Client, pictures: list[Pat
 def test_pictures_are_small_upright_and_nothing_but_pixels(
     made: Made, embedder: Embedder, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
     photo = Image.effect_noise((1200, 600), 40).convert("RGB")
     turned = Image.Exif()
     turned[0x0112] = 6
     turned[0x010E] = "where it was taken"
-    photo.save(tmp_path / "photo.jpg", exif=turned)
-    Image.new("RGBA", (300, 400), (9, 8, 7, 0)).save(tmp_path / "clear.png")
-    Image.fromarray(np.full((30, 20), 40_000, dtype=np.uint16)).save(tmp_path / "deep.png")
-    (tmp_path / "secret.txt").write_text("not an image")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "clear.png").read_bytes()[:60])
-    names = [str(tmp_path / name) for name in ("photo.jpg", "clear.png", "deep.png", "secret.txt", "cut.png", ".")]
+    photo.save(photos / "photo.jpg", exif=turned)
+    photo.save(tmp_path / "private.jpg")
+    (photos / "link.jpg").symlink_to(tmp_path / "private.jpg")
+    (photos / "inside.jpg").symlink_to("photo.jpg")
+    Image.new("RGBA", (300, 400), (9, 8, 7, 0)).save(photos / "clear.png")
+    Image.fromarray(np.full((30, 20), 40_000, dtype=np.uint16)).save(photos / "deep.png")
+    (photos / "secret.txt").write_text("not an image")
+    (photos / "cut.png").write_bytes((photos / "clear.png").read_bytes()[:60])
+    names = ["photo.jpg", "clear.png", "deep.png", "secret.txt", "cut.png", "."]
+    # Pictures that are there, and that the server was not told to give out.
+    names += ["link.jpg", "../private.jpg", "../photos/../private.jpg", "inside.jpg"]
+    names = [str(photos / name) for name in names]
     vectors = np.eye(len(names), 48, dtype=np.float32)
     build_index(tmp_path / "i.index", [vectors], names, IndexSpec.of(embedder.bundle, "image"))
     log = tmp_path_factory.mktemp("server") / "log"
     with (
-        running(made.bundle.folder, log, "--index", tmp_path / "i.index", "--serve_items") as up,
+        running(made.bundle.folder, log, "--index", tmp_path / "i.index", "--serve_items", photos) as up,
         up.client() as client,
     ):
         seen = [client.get(f"/v1/indexes/i/items/{row}") for row in range(len(names))]
-        assert [answer.status_code for answer in seen] == [200, 200, 200, 422, 422, 404]
+        assert [answer.status_code for answer in seen] == [200, 200, 200, 422, 422, 404, 404, 404, 404, 200]
         shown = [Image.open(io.BytesIO(answer.content)) for answer in seen[:3]]
         assert shown[0].size == (128, 256)
         assert not shown[0].getexif()
