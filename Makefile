@@ -5,11 +5,13 @@
 #                               make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #   STAGE1=train                `make demo` trains its own encoders instead of taking the committed ones
 #   DEMO=DIR                    where the demo writes (runs/demo)
+#   ICONS=DIR                   icons for bench-quality, from python -m bench.icons build DIR, with DIR/stage1.pth
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 STAGE1 ?= committed
 DEMO ?= runs/demo
+ICONS ?=
 BIN := .venv/bin
 DEMO_STAMP := .venv/.demo-installed
 STAMP := .venv/.installed
@@ -52,14 +54,14 @@ test: install ## Prove it (the slow tests are left out; 12 minutes on 2 cores; t
 	@# of the runtime's and the export's change how a process takes them: so each part has a process of its own. What is
 	@# marked `alone` measures time or sends load, and runs after them.
 	@{ failed=0; trap 'kill $$part; exit 143' TERM; part() { "$$@" & part=$$!; wait $$part || failed=1; }; \
-	part env $(PYTEST) -m "not slow and not alone" tests/export; \
+	part env $(PYTEST) -m "not slow and not alone" tests/export tests/train/stage1; \
 	part env $(PYTEST) -m "not slow and not alone" tests --ignore=tests/export --ignore=tests/runtime --ignore=tests/train; \
 	exit $$failed; } > .venv/second-lane.log 2>&1 & second=$$!; \
 	trap 'kill $$second; exit 130' INT TERM; failed=0; \
-	$(PYTEST) -m "not slow and not alone" tests/train || failed=1; \
+	$(PYTEST) -m "not slow and not alone" tests/train --ignore=tests/train/stage1 || failed=1; \
 	$(PYTEST) -m "not slow and not alone" tests/runtime || failed=1; \
 	wait $$second || failed=1; cat .venv/second-lane.log; \
-	$(PYTEST) -m "alone and not slow" tests || failed=1; \
+	$(PYTEST) -m "alone and not slow" tests/runtime || failed=1; \
 	exit $$failed
 
 test-slow: install ## The slow tests: minutes each
@@ -96,10 +98,9 @@ bench-training: install ## Memory of a batch of 32,768; recall by kind of featur
 bench-encoders: install ## Every family of pretrained encoders through everything; docs/encoders.md (an hour; goes on where it stopped)
 	$(BIN)/python -m bench.encoders --docs docs/encoders.md
 
-bench-quality: install ## The proof of docs/quality.md: synthetic truth and glyphs, 3 seeds (3 hours; goes on where it stopped)
+bench-quality: install ## The proof of docs/quality.md: heads at equal bytes, 3 seeds (hours; goes on where it stopped; ICONS=DIR)
 	$(BIN)/python -m bench.quality.synthetic --draw
-	$(BIN)/python -m bench.quality.glyphs --no-ablations --draw
-	$(BIN)/python -m bench.quality.glyphs --steps 300 --seeds 1 -o bench/results/quality/glyphs-ablations.json
+	$(BIN)/python -m bench.quality.retrieval --draw $(if $(ICONS),--icons $(ICONS) --icons-stage1 $(ICONS)/stage1.pth)
 
 docs: install ## Draw the picture of the built-in data set again
 	$(BIN)/python -m bench.demo.contact_sheet --output docs/images/glyphs.png

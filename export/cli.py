@@ -82,7 +82,7 @@ def onnx(
     fluxtalk-export onnx runs/mine -o bundle --precision fp32 --precision fp16 --precision int8
     """
     # Imported here so that `--help` and `verify` do not wait for torch.
-    from fluxtalk.datasets import default_cache_dir, load_dataset
+    from fluxtalk.datasets import default_cache_dir, load_dataset, load_recorded
     from fluxtalk.export.write_bundle import write_bundle
     from fluxtalk.model.checkpoints.trained_run import open_run, trust_code_of_run
 
@@ -99,7 +99,7 @@ def onnx(
         trust_code_of_run(run, stage1_checkpoint)
     opened = open_run(run, stage1_checkpoint)
     cache = default_cache_dir(cache_dir or opened.description.options["cache_dir"])
-    dataset = load_dataset(data or opened.data, cache, opened.stage1.kinds)
+    dataset = load_recorded(data or opened.data, cache, opened.stage1.kinds, opened.description.folder.bad_items)
     held_out = load_dataset(eval_data, cache, opened.stage1.kinds) if eval_data is not None else None
     bundle = write_bundle(opened, dataset, output, options, click.echo, held_out)
     size = sum(file.stat().st_size for file in output.iterdir())

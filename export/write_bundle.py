@@ -79,7 +79,7 @@ def write_bundle(
         quality = {"data": (eval_data or dataset).public_name, "precisions": writer.reports, "refused": writer.refused}
         write_json(folder / QUALITY, quality)
         entries = {m: _entry(folder, m, part, list(precisions)) for m, part in traced.items()}
-        write_manifest(folder, _manifest(run, dataset.public_name, folder, entries, precisions, options, tokens))
+        write_manifest(folder, _manifest(run, dataset, folder, entries, precisions, options, tokens))
     bundle = read_bundle(output)
     if writer.refused:
         raise IncompleteError(
@@ -127,7 +127,7 @@ def _entry(folder: Path, modality: str, traced: TracedModality, precisions: Sequ
 
 def _manifest(
     run: TrainedRun,
-    data: str,
+    dataset: PairDataset,
     folder: Path,
     entries: dict[str, ModalityEntry],
     precisions: dict[str, PrecisionEntry],
@@ -137,7 +137,8 @@ def _manifest(
     config = run.head.config
     layout = config.layout.truncated(tokens)
     training: dict[str, Any] = {
-        "data": data,
+        "data": dataset.public_name,
+        **dataset.told(),
         "aggregation": config.aggregation,
         **run.head.progress,
     }
@@ -159,6 +160,8 @@ def _manifest(
         identity=run.head.identity.fields(),
         training=training,
         bytes_per_item=_bytes_per_item(layout),
+        summary=layout.summary,
+        nested_dims=list(layout.nested_dims),
     )
 
 

@@ -81,7 +81,7 @@ class GraphWriter:
                     eval_data,
                     {m: part.preprocess for m, part in self._traced.items()},
                     self._options.eval_items,
-                    config.layout.truncated(self._tokens).num_overlapping_tokens,
+                    config.layout.truncated(self._tokens),
                     config.aggregation,
                 )
                 return score(self._held_out, sessions, self._tokens)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any, Self
 
 from fluxtalk.errors import UsageError
-from fluxtalk.tokens import TokenLayout
+from fluxtalk.tokens import CONCAT, MEAN, TokenLayout
 
 SCHEDULES = ("linear", "uniform", "pow2", "geometric")
 BLOCK_WEIGHTS = ("shared", "per_modality")
@@ -18,7 +19,7 @@ MEAN_PATHS = ("none", "linear", "mlp")
 AGGREGATIONS = ("mean", "concat", "maxsim")
 CONTRASTIVE_LOSSES = ("infonce", "sigmoid")
 COMPLEMENTARY_OBJECTIVES = ("none", "reconstruction", "contrast", "difference")
-LATER_FIELDS: dict[str, Any] = {"mean_path": "none", "token_dim": 0}
+LATER_FIELDS: dict[str, Any] = {"mean_path": "none", "token_dim": 0, "feed_forward": 4, "nested_dims": ""}
 """Fields that heads did not always have, with the value that says so."""
 _MODALITY = re.compile(r"[a-z][a-z0-9_]*\Z")
 
@@ -58,6 +59,23 @@ def require(condition: bool, sentence: str) -> None:
     """Raise `UsageError` with the sentence unless the condition holds."""
     if not condition:
         raise UsageError(sentence)
+
+
+def rising_integers(text: str) -> tuple[int, ...]:
+    """Read a list of rising positive integers, such as ``1,2,4``; an empty one may be meant.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    try:
+        values = tuple(int(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError:
+        values = (0,)
+    require(
+        all(before < after for before, after in itertools.pairwise((0, *values))),
+        f"A list of rising integers is written 1,2,4; got {text!r}.",
+    )
+    return values
 
 
 def require_modality_name(name: str) -> None:
@@ -101,11 +119,21 @@ class HeadConfig(StrictConfig):
     """Map of the mean of a modality's features that every token begins with: `none`, `linear`, or an `mlp`."""
     token_dim: int = 0
     """Numbers in a token, if other than the head's width; 0 is the width."""
+    feed_forward: int = 4
+    """Width of the hidden layer of a block's feed-forward, in widths of the head."""
+    nested_dims: str = ""
+    """Smaller sizes, such as 8,16,32: the first numbers of a token alone are trained too."""
 
     @property
     def layout(self) -> TokenLayout:
         """The register tokens that the head computes."""
-        return TokenLayout(self.num_register_tokens, self.num_overlapping_tokens, self.token_dim or self.dim)
+        return TokenLayout(
+            self.num_register_tokens,
+            self.num_overlapping_tokens,
+            self.token_dim or self.dim,
+            summary=CONCAT if self.aggregation == CONCAT else MEAN,
+            nested_dims=rising_integers(self.nested_dims),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain types; what a head of before does not have is left out, so that its hashes stay."""
@@ -147,6 +175,17 @@ class HeadConfig(StrictConfig):
         )
         require(self.mean_path in MEAN_PATHS, f"mean_path is one of {', '.join(MEAN_PATHS)}; got {self.mean_path!r}.")
         require(self.token_dim >= 0, f"token_dim is at least 1, or 0 for the head's width; got {self.token_dim}.")
+        require(self.feed_forward >= 1, f"feed_forward is at least 1; got {self.feed_forward}.")
+        self._check_nested_dims()
         for name in ("dropout", "feature_dropout", "token_dropout"):
             value = getattr(self, name)
             require(0 <= value < 1, f"{name} is in [0, 1); got {value}.")
+
+    def _check_nested_dims(self) -> None:
+        width = self.token_dim or self.dim
+        listed = f"nested_dims is rising integers below {width}, the numbers in a token, such as 8,16,32"
+        try:
+            sizes = rising_integers(self.nested_dims)
+        except UsageError:
+            sizes = (width,)
+        require(not sizes or sizes[-1] < width, f"{listed}; got {self.nested_dims!r}.")

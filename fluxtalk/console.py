@@ -92,6 +92,21 @@ class GroupedCommand(click.Command):
             raise click.NoSuchOption(error.option_name, possibilities=shown, ctx=ctx) from None
 
 
+def from_environment(command: click.Command, prefix: str) -> click.Command:
+    """Let environment variables set a command's options and arguments: ``--max-body`` is PREFIX_MAX_BODY.
+
+    What is typed wins over a variable, and a variable over the default. Help names each variable. An option that can be
+    repeated takes several values with white space between them; paths with the separator of PATH.
+    """
+    for parameter in command.params:
+        if parameter.expose_value:
+            name = parameter.opts[0].lstrip("-") if isinstance(parameter, click.Option) else str(parameter.name)
+            parameter.envvar = f"{prefix}_{name.replace('-', '_').upper()}"
+            if isinstance(parameter, click.Option):
+                parameter.show_envvar = True
+    return command
+
+
 def allow_code_option(command: Function, group: str | None = None) -> Function:
     """Add ``--allow-code``: the command trusts the code of its stage 1 checkpoint before it builds the encoders."""
     return option(

@@ -27,6 +27,9 @@ OUTPUT_KINDS = (POOLED, CONCAT, TOKENS, COMPLEMENTARY)
 """Kinds of embeddings; `TokenLayout.select` defines each."""
 SHARED_KINDS = (POOLED, CONCAT, TOKENS)
 """Kinds that can be compared between modalities, and searched."""
+MEAN = "mean"
+SUMMARIES = (MEAN, CONCAT)
+"""Vectors that ``pooled`` may give of an item: the mean of its tokens, or the tokens side by side."""
 
 
 @dataclass(frozen=True)
@@ -41,23 +44,44 @@ class TokenLayout:
     """Numbers in one token."""
     attention: bool = False
     """True if the head gives its attention too."""
+    summary: str = MEAN
+    """One vector of an item, one of `SUMMARIES`: what ``pooled`` gives, as the head was trained to compare items."""
+    nested_dims: tuple[int, ...] = ()
+    """Sizes below `dim`, rising, to which a token may be cut: its first numbers alone were trained too."""
 
-    def select(self, k: Any = None, output: str = POOLED, *, what: str = "this bundle", k_name: str = "k") -> Selection:
-        """Check ``k`` and ``output``.
+    def kind(self, output: str) -> str:
+        """Kind of vectors that an output gives: ``pooled`` is another name of ``concat`` if that is the summary."""
+        return CONCAT if output == POOLED and self.summary == CONCAT else output
+
+    def select(
+        self,
+        k: Any = None,
+        output: str = POOLED,
+        dimensions: Any = None,
+        *,
+        what: str = "this bundle",
+        k_name: str = "k",
+        dimensions_name: str = "dimensions",
+    ) -> Selection:
+        """Check ``k``, ``output`` and ``dimensions``.
 
         Args:
             k: register tokens to compute, from the first; None takes all.
             output: kind and shape of each item's vectors. ``pooled``: the normalized mean over the overlapping tokens
-                among the first k, (dim,); ``concat``: those tokens side by side, (min(k, overlapping) * dim,);
+                among the first k, (dim,), or ``concat`` if that is the `summary`; ``concat``: those tokens side by
+                side, of length 1, (min(k, overlapping) * dim,);
                 ``tokens``: the first k as they are, (k, dim); ``complementary``: the tokens that only one modality
                 knows, (N - overlapping, dim), for k = N only; ``attention``: the weights of the first k over the
                 features, (k, length), if the head gives them.
+            dimensions: numbers of a vector, one of `dimensions`; None cuts nothing. It may choose k, if that is None.
             what: owner of the tokens, for errors.
             k_name: caller's name of ``k``, for errors.
+            dimensions_name: caller's name of ``dimensions``, for errors.
 
         Raises:
             TokenCountError: ``k`` is not an integer in ``1..num_register_tokens``.
-            UsageError: ``output`` is unknown, or this head does not have it, or not with so few tokens.
+            UsageError: ``output`` is unknown, or this head does not have it, or not with so few tokens; or vectors of
+                that size were not trained.
         """
         if not isinstance(output, str) or output not in (*OUTPUT_KINDS, *[ATTENTION] * self.attention):
             shown = repr(output[:80]) if isinstance(output, str) else type(output).__name__
@@ -72,7 +96,38 @@ class TokenLayout:
                 raise UsageError(
                     f"complementary tokens come last, so they need all {total} tokens; leave {k_name} out."
                 )
-        return Selection(self, count, output)
+        if dimensions is None:
+            return Selection(self, count, self.kind(output))
+        known = self.dimensions(output, None if k is None else count)
+        if isinstance(dimensions, bool) or dimensions not in known:
+            sizes = sorted(known)
+            at = f" at {k_name} = {count}" if k is not None and self.kind(output) == CONCAT else ""
+            many = len(sizes) > 1
+            raise UsageError(
+                f"{dimensions_name} is {'one of ' * many}{', '.join(map(str, sizes))} for this output{at}, the only "
+                f"size{'s that were' if many else ' that was'} trained; got {_shown(dimensions)}."
+            )
+        count, dim = known[dimensions]
+        return Selection(self.narrowed(dim), count, self.kind(output))
+
+    def dimensions(self, output: str, k: int | None = None) -> dict[int, tuple[int, int]]:
+        """Map each size of a vector that was trained to the k, and the numbers of each token, that give it.
+
+        Args:
+            output: kind of vectors that this head has.
+            k: register tokens; None takes any number of them for ``concat``, the fewest that give a size.
+        """
+        kind = self.kind(output)
+        sizes = (*self.nested_dims, self.dim) if kind in SHARED_KINDS else (self.dim,)
+        if kind != CONCAT:
+            return {size: (self.num_register_tokens if k is None else k, size) for size in sizes}
+        most = self.num_overlapping_tokens
+        counts = range(1, most + 1) if k is None else (k,)
+        return {min(count, most) * size: (count, size) for size in sizes for count in counts}
+
+    def narrowed(self, dim: int) -> TokenLayout:
+        """Give the layout of tokens that are cut to their first ``dim`` numbers."""
+        return replace(self, dim=dim, nested_dims=tuple(size for size in self.nested_dims if size < dim))
 
     def truncated(self, count: int) -> TokenLayout:
         """Give the layout of the first ``count`` tokens, or of all if there are no more."""
@@ -84,7 +139,7 @@ class TokenLayout:
         if output == COMPLEMENTARY:
             complementary = self.num_overlapping_tokens < self.num_register_tokens
             return [Selection(self, self.num_register_tokens, output)] if complementary else []
-        return [Selection(self, k, output) for k in range(1, self.num_register_tokens + 1)]
+        return [Selection(self, k, self.kind(output)) for k in range(1, self.num_register_tokens + 1)]
 
 
 @dataclass(frozen=True)
@@ -95,7 +150,7 @@ class Selection:
     k: int
     """Register tokens to compute, from the first."""
     output: str
-    """One of `OUTPUT_KINDS`, or ``attention``."""
+    """One of `OUTPUT_KINDS`, or ``attention``; never ``pooled`` if the summary is ``concat``."""
 
     @property
     def graph_output(self) -> str:
@@ -129,11 +184,14 @@ class Selection:
         """Cut a batch of the graph's output, computed with at least ``k`` tokens, to this selection.
 
         Args:
-            values: `graph_output` of the graph, (B, K, ...) with K >= k.
+            values: `graph_output` of the graph, (B, K, ...) with K >= k; tokens and embeddings may be wider.
 
         Returns:
             (B, *shape); of attention (B, k, length).
         """
+        if self.output != ATTENTION and values.shape[-1] > self.layout.dim:
+            values = values[..., : self.layout.dim]
+            values = l2_normalize(values) if self.output == POOLED else values
         if self.output == POOLED:
             return values[:, self.k - 1]
         if self.output == CONCAT:
@@ -275,3 +333,22 @@ def maxsim(queries_QKD: Floats, items_BKD: Floats) -> Floats:
     queries, items = l2_normalize(queries_QKD), l2_normalize(items_BKD)
     scores = np.einsum("qkd,bjd->qbkj", queries, items, optimize=True)
     return np.asarray(scores.max(axis=-1).mean(axis=-1), dtype=np.float32)
+
+
+def similarity(queries: Floats, items: Floats) -> Floats:
+    """Compare embeddings of one kind: (Q, B) cosines of single vectors, or `maxsim` of tokens.
+
+    Args:
+        queries: (Q, D), or (Q, K, D); a single vector, (D,), is a list of one.
+        items: (B, D), or (B, J, D), likewise.
+
+    Raises:
+        UsageError: one side has single vectors and the other tokens, or the dimensions differ.
+    """
+    a, b = (np.atleast_2d(np.asarray(side)) for side in (queries, items))
+    if a.ndim != b.ndim or a.ndim > 3 or a.shape[-1] != b.shape[-1]:
+        raise UsageError(
+            "Vectors (items, dim) compare with such, and tokens (items, tokens, dim) with such, of one dim; "
+            f"got shapes {a.shape} and {b.shape}."
+        )
+    return maxsim(a, b) if a.ndim == 3 else l2_normalize(a) @ l2_normalize(b).T

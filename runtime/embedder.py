@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from fluxtalk.arrays import Array, Floats
 from fluxtalk.artifacts.bundle import Bundle, read_bundle
-from fluxtalk.errors import UsageError
+from fluxtalk.errors import InputError, UsageError
 from fluxtalk.preprocess import Preprocessor, Prompting
 from fluxtalk.preprocess.prompts import DOCUMENT, QUERY
 from fluxtalk.runtime.arguments import check_integer, check_items
@@ -20,9 +21,10 @@ from fluxtalk.runtime.backends.open_sessions import open_sessions
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.batching import batches_by_length
+from fluxtalk.runtime.item_kinds import guess_modality
 from fluxtalk.runtime.vectors import Vectors, quantize
 from fluxtalk.runtime.verify import verify_sessions
-from fluxtalk.tokens import ATTENTION, POOLED, Selection
+from fluxtalk.tokens import ATTENTION, POOLED, Selection, similarity
 
 _WINDOW = 4096
 """Items that are preprocessed and sorted by length together."""
@@ -64,8 +66,13 @@ class Embedder:
 
     @property
     def dim(self) -> int:
-        """Dimension of a token, and of a pooled embedding."""
+        """Dimension of a token, and of a pooled embedding that is a mean of tokens."""
         return self.bundle.manifest.dim
+
+    @property
+    def embedding_dim(self) -> int:
+        """Dimension of the embedding that `embed` gives without options: ``pooled``, at the largest k."""
+        return self.bundle.manifest.layout.select().values_per_item
 
     def embed(
         self,
@@ -78,6 +85,7 @@ class Embedder:
         dtype: str = "float32",
         role: str | None = None,
         prompt_name: str | None = None,
+        dimensions: int | None = None,
     ) -> Vectors:
         """Embed raw items.
 
@@ -95,6 +103,8 @@ class Embedder:
             role: ``query`` or ``document``: put the bundle's prompt for such texts before each, if it has one. None
                 takes the default prompt, if there is one. A role changes nothing for other modalities.
             prompt_name: name of the prompt to put before each text, in place of a role.
+            dimensions: numbers of a vector, one of the sizes that were trained (`TokenLayout.dimensions`); of tokens
+                side by side it may choose k. None cuts nothing.
 
         Returns:
             vectors in the order of ``items``.
@@ -102,13 +112,13 @@ class Embedder:
         Raises:
             TokenCountError: ``k`` is not in ``1..num_tokens``.
             UsageError: the modality, output, dtype, role or prompt is unknown; ``items`` is not a sequence;
-                ``batch_size`` is not an integer from 1; or ``complementary`` is asked for with fewer than all tokens,
-                or of a bundle that has none.
+                ``batch_size`` is not an integer from 1; ``complementary`` is asked for with fewer than all tokens, or
+                of a bundle that has none; or vectors of ``dimensions`` were not trained.
             InputError: an item cannot be preprocessed; its position is named.
         """
         self._check(modality, items, batch_size)
         preprocess = Prompting(role, prompt_name).apply(self._preprocess[modality])
-        selection = self.bundle.manifest.layout.select(k, output)
+        selection = self.bundle.manifest.layout.select(k, output, dimensions)
         parts = [
             quantize(
                 self._window(
@@ -125,21 +135,51 @@ class Embedder:
             return parts[0]
         return np.concatenate(parts) if parts else quantize(selection.empty(), dtype)
 
-    def encode_query(self, items: Sequence[Any], modality: str | None = None, **options: Any) -> Vectors:
-        """Embed queries: `embed` with the role ``query``.
+    def encode(self, items: Any, modality: str | None = None, **options: Any) -> Vectors:
+        """Embed items of one modality, or a single item, as libraries that expect an ``encode`` call it.
 
         Args:
-            modality: modality of the items; None is the only one of texts.
+            items: a list of raw items, or one of them.
+            modality: modality of the items; None takes the one that the first item fits: a string is a text, a path
+                what its suffix says, a PIL image or array of uint8 an image, a pair of array and rate a sound.
             options: arguments of `embed`.
+
+        Returns:
+            vectors in the order of ``items``, without the first dimension if it was one item.
 
         Raises:
             FluxTalkError: as for `embed`; UsageError if the modality has to be named.
         """
-        return self.embed(self._text_modality(modality), items, role=QUERY, **options)
+        one = isinstance(items, str | bytes | os.PathLike | tuple) or not hasattr(items, "__getitem__")
+        listed = [items] if one else items
+        name = modality
+        if name is None:
+            kinds = {m: preprocess.kind for m, preprocess in self._preprocess.items()}
+            # Of no items at all, any modality gives the same.
+            name = guess_modality(listed[0], kinds) if len(listed) else next(iter(kinds))
+        vectors = self.embed(name, listed, **options)
+        return vectors[0] if one else vectors
 
-    def encode_document(self, items: Sequence[Any], modality: str | None = None, **options: Any) -> Vectors:
-        """Embed what queries are to find: `embed` with the role ``document``; else as `encode_query`."""
-        return self.embed(self._text_modality(modality), items, role=DOCUMENT, **options)
+    def encode_query(self, items: Any, modality: str | None = None, **options: Any) -> Vectors:
+        """Embed queries: `encode` with the role ``query``."""
+        return self.encode(items, modality, role=QUERY, **options)
+
+    def encode_document(self, items: Any, modality: str | None = None, **options: Any) -> Vectors:
+        """Embed what queries are to find: `encode` with the role ``document``."""
+        return self.encode(items, modality, role=DOCUMENT, **options)
+
+    @staticmethod
+    def similarity(a: Floats, b: Floats) -> Floats:
+        """Compare embeddings: cosines (A, B) of vectors (A, dim) and (B, dim), or MaxSim of ``tokens``.
+
+        Args:
+            a: queries; one vector, (dim,), is a list of one.
+            b: what they are compared with.
+
+        Raises:
+            UsageError: the shapes do not fit.
+        """
+        return similarity(a, b)
 
     def attention(self, modality: str, items: Sequence[Any], k: int | None = None) -> list[Floats]:
         """Compute the attention of each register over an item's frozen features: last block, mean over the heads.
@@ -189,6 +229,22 @@ class Embedder:
         """
         return _prepared(modality, self._preprocess[modality], items, first)
 
+    def find_unusable(self, modality: str, items: Sequence[Any], role: str | None = None) -> dict[int, str]:
+        """Find the items that cannot be preprocessed: position to what is wrong.
+
+        Raises:
+            UsageError: as for `embed`.
+        """
+        self._check(modality, items)
+        preprocess = Prompting(role, None).apply(self._preprocess[modality])
+        found = {}
+        for position, item in enumerate(items):
+            try:
+                preprocess.prepare(item)
+            except InputError as error:
+                found[position] = str(error)
+        return found
+
     def describe(self) -> str:
         """Name the bundle, its head, its sessions and the reason for them, for people."""
         sessions = "; ".join(f"{m}: {session.describe()}" for m, session in self._sessions.items())
@@ -219,14 +275,6 @@ class Embedder:
         self._require_modality(modality)
         check_items(items)
         check_integer("batch_size", batch_size, 1)
-
-    def _text_modality(self, modality: str | None) -> str:
-        if modality is not None:
-            return modality
-        texts = [name for name, preprocess in self._preprocess.items() if preprocess.kind == "text"]
-        if len(texts) != 1:
-            raise UsageError(f"Name the modality, one of {', '.join(self._sessions)}: {len(texts)} are of texts.")
-        return texts[0]
 
     def _window(self, modality: str, prepared: Sequence[Array], selection: Selection, batch_size: int) -> Floats:
         if len(prepared) == 1:

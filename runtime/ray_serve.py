@@ -96,6 +96,7 @@ class Replica:
         output: str = "pooled",
         role: str | None = None,
         prompt_name: str | None = None,
+        dimensions: int | None = None,
     ) -> NDArray[np.float32]:
         """Embed raw items, for `DeploymentHandle`.
 
@@ -104,7 +105,7 @@ class Replica:
             items: strings or lists of token ids; bytes of image or sound files, or arrays; feature arrays. A path is
                 never opened.
             k: register tokens, from the first; None takes all.
-            output, role, prompt_name: as for `Embedder.embed`.
+            output, role, prompt_name, dimensions: as for `Embedder.embed`.
 
         Returns:
             float32, in the order of ``items``, shaped as `Embedder.embed` has it.
@@ -120,7 +121,8 @@ class Replica:
             name = model.require_modality(modality)
             model.require_count(len(items))
             given = [Item(name, value) for value in items]
-            request = EmbedRequest(given, model.select(k, output), model.prompting(given, role, prompt_name))
+            selection = model.select(k, output, dimensions=dimensions)
+            request = EmbedRequest(given, selection, model.prompting(given, role, prompt_name))
             return (await dispatcher.embed(request, time.monotonic() + self._settings.timeout_s)).vectors
         except ApiError as error:
             raise _library_error(error) from None

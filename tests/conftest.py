@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Iterator
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-import onnx
 import pytest
 import torch
 from PIL import Image
 
-from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import Bundle
+from fluxtalk.artifacts.files import hash_file
 from fluxtalk.datasets import PairDataset, glyphs, load_dataset
 from fluxtalk.export.graph import trace
-from fluxtalk.export.graph.to_onnx import export_onnx
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1, save_stage1
 from fluxtalk.model.checkpoints.trained_run import TrainedRun, open_run
-from fluxtalk.model.eager_embedder import EagerEmbedder
-from fluxtalk.preprocess import Preprocessor
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.run import fit
 from fluxtalk.train.stage1.pretrain import pretrain_modalities
+from tests.traced import keep_in, traced_once
+
+ROOT = Path(__file__).resolve().parents[1]
+MAKERS = ("torch", "onnx", "onnxscript", "onnx-ir", "matplotlib", "pillow", "transformers", "timm")
+"""Libraries that make a graph or a rendering."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,30 +39,41 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _trace_once() -> Iterator[None]:
-    """Keep the traced graph of each embedder: the same one is exported in many tests, and tracing is most of an export.
+Kept = Callable[..., Path]
 
-    Tests of tracing itself call `fluxtalk.export.graph.to_onnx`, where nothing is kept.
+
+@pytest.fixture(scope="session")
+def kept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    """Give a folder in pytest's cache, for what each process of `make test` would make anew.
+
+    It is called with a name, and with the parts of the repository that what is kept depends on: a change of one of
+    their files, or of a library's version, begins an empty folder.
     """
-    graphs: dict[str, onnx.ModelProto] = {}
+    cache = getattr(request.config, "cache", None)
 
-    def export_once(
-        embedder: EagerEmbedder, preprocess: Preprocessor, sample: Arrays, opset: int, attention: bool
-    ) -> onnx.ModelProto:
-        key = hashlib.sha256(repr((embedder, embedder.head.config, embedder.modality, opset, attention)).encode())
-        key.update(repr([(name, array.shape, array.dtype) for name, array in sample.items()]).encode())
-        for tensor in embedder.state_dict().values():
-            key.update(tensor.numpy().tobytes())
-        if key.hexdigest() not in graphs:
-            graphs[key.hexdigest()] = export_onnx(embedder, preprocess, sample, opset, attention)
-        # A copy, because conversions work in place.
-        model = onnx.ModelProto()
-        model.CopyFrom(graphs[key.hexdigest()])
-        return model
+    def folder(name: str, *parts: str) -> Path:
+        if cache is None:  # -p no:cacheprovider
+            return tmp_path_factory.mktemp(name)
+        digest = hashlib.sha256(repr([sys.version, *(f"{made} {version(made)}" for made in MAKERS)]).encode())
+        for part in parts:
+            for file in sorted((ROOT / part).rglob("*.py")):
+                digest.update(f"{file.relative_to(ROOT)} {hash_file(file)}".encode())
+        found: Path = cache.mkdir(f"{name}-{digest.hexdigest()[:16]}")
+        for old in found.parent.glob(f"{name}-*"):
+            # Tests of other code may be running.
+            if time.time() - old.stat().st_mtime > 3600 and old != found:
+                shutil.rmtree(old, ignore_errors=True)
+        return found
 
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _trace_once(kept: Kept) -> Iterator[None]:
+    """Trace each embedder once, in however many tests it is exported."""
+    keep_in(kept("graphs", "fluxtalk", "train", "export", "runtime", "bench", "tests"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trace, "export_onnx", export_once)
+        patch.setattr(trace, "export_onnx", traced_once)
         yield
 
 
@@ -68,9 +84,13 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def glyph_data(cache_dir: Path) -> PairDataset:
-    """The whole data set `glyphs`."""
-    return glyphs.load(cache_dir)
+def glyph_data(kept: Kept, cache_dir: Path) -> PairDataset:
+    """The whole data set `glyphs`; its rendering is in ``cache_dir``."""
+    folder = kept("glyphs", "fluxtalk/datasets", "fluxtalk/artifacts")
+    data = glyphs.load(folder)
+    for file in folder.glob("glyphs-*"):
+        shutil.copy(file, cache_dir)
+    return data
 
 
 @pytest.fixture(scope="session")

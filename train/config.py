@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from dataclasses import dataclass
 from typing import Any, Self, get_type_hints
 
@@ -18,24 +17,22 @@ from fluxtalk.config import (
     SCHEDULES,
     StrictConfig,
     require,
+    rising_integers,
 )
+from fluxtalk.datasets.bad_items import CHOICES as ON_BAD_ITEM
+from fluxtalk.datasets.bad_items import FAIL, LIMIT, BadItemPolicy
+from fluxtalk.errors import UsageError
 from fluxtalk.train.option_types import plain, spelled
 
 ENCODE = ("cache", "online")
 TRAINING_PRECISIONS = ("fp32", "bf16", "fp16")
 NESTED_DRAWS = ("independent", "batch", "all")
 FEATURE_DTYPES = ("fp16", "int8")
+SWEEPS = ("none", "small")
 DEVICES = ("auto", "cpu", "cuda")
 RECIPES: dict[str, dict[str, Any]] = {
     "specified": {},
     "recommended": {
-        "complementary_objective": "contrast",
-        "complementary_correlation_weight": 0.3,
-        "dropout": 0.1,
-        "feature_dropout": 0.1,
-        "token_dropout": 0.1,
-    },
-    "concat": {
         "num_overlapping_tokens": 4,
         "mean_path": "mlp",
         "heads": 2,
@@ -46,12 +43,19 @@ RECIPES: dict[str, dict[str, Any]] = {
         "dropout": 0.1,
         "feature_dropout": 0.1,
         "token_dropout": 0.3,
+        "patience": 5,
+    },
+    "private": {
+        "complementary_objective": "contrast",
+        "complementary_correlation_weight": 0.3,
+        "dropout": 0.1,
+        "feature_dropout": 0.1,
+        "token_dropout": 0.1,
     },
 }
-"""Named sets of options: `specified` is the defaults; `recommended` gives complementary tokens an objective, with the
-dropouts that some thousand pairs need (docs/quality.md); `concat` begins at the mean-pool MLP, compares tokens side by
-side and trains no complementary ones (docs/LOG.md). Ask a bundle of `concat` for the output `concat`, or for one
-token: the `pooled` mean of several, which is the default output, was not trained and not measured."""
+"""Named sets of options: `specified` is the defaults; `recommended` begins at the mean-pool MLP, compares tokens side
+by side, which is what its bundle gives of an item, and trains no complementary ones (docs/quality.md); `private` gives
+a complementary token an objective, with the dropouts that some thousand pairs need."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "encode": ENCODE,
@@ -67,6 +71,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "mean_path": MEAN_PATHS,
     "aggregation": AGGREGATIONS,
     "device": DEVICES,
+    "on_bad_item": ON_BAD_ITEM,
+    "sweep": SWEEPS,
 }
 """Option to the words that it takes."""
 LARGEST_RATE = 100.0
@@ -90,6 +96,14 @@ class TrainConfig(StrictConfig):
     """Forward passes per process and step; negatives span all of them (gradient caching)."""
     items_per_id: int = 1
     """Rows of each id in a batch, with different items of it if there are as many."""
+    hard_negatives: int = 0
+    """Nearest other ids, by the head itself once an epoch, that share an anchor's batch; 0 is off."""
+    hard_negative_margin: float = 0.0
+    """Similarity by which a hard negative is below the anchor's positive at least; nearer ids may be positives."""
+    hard_negative_relative_margin: float = 0.05
+    """The same as a share of the positive's similarity; the larger margin counts."""
+    hard_negative_max_score: float = 1.0
+    """Largest similarity of a hard negative."""
     epochs: int = 100
     num_register_tokens: int = 4
     num_overlapping_tokens: int = 3
@@ -114,6 +128,10 @@ class TrainConfig(StrictConfig):
     """Named set of options that this one began with."""
     data: str | None = None
     """Data set; None takes the one that the stage 1 checkpoint names."""
+    on_bad_item: str = FAIL
+    """What is done, when everything else is encoded, about items that cannot be used: `fail` or `skip`."""
+    bad_items_limit: float = LIMIT
+    """Largest share of a modality's items that `skip` leaves out."""
     dim: int = 256
     heads: int = 8
     depth: int = 1
@@ -124,6 +142,10 @@ class TrainConfig(StrictConfig):
     """Map of the features' mean that every token begins with; `mlp` has the baseline's hidden layer."""
     token_dim: int = 0
     """Numbers in a token; 0 is `dim`."""
+    feed_forward: int = 4
+    """Width of a block's feed-forward, in widths of the head."""
+    nested_dims: str = ""
+    """Smaller sizes of a token, such as 8,16,32, at which the loss is taken too; empty is none."""
     dropout: float = 0.1
     feature_dropout: float = 0.0
     token_dropout: float = 0.0
@@ -159,6 +181,10 @@ class TrainConfig(StrictConfig):
     """Epochs between validations; the last epoch is always validated."""
     patience: int = 0
     """Validations in a row without a better one that end a run; 0 never ends it early."""
+    sweep: str = "none"
+    """Search for learning rate, epochs, dropouts and weight decay before the run."""
+    sweep_minutes: float = 30.0
+    """Minutes after which a sweep begins no further trial."""
     seed: int = 0
     cache_dir: str | None = None
     device: str = "auto"
@@ -170,15 +196,20 @@ class TrainConfig(StrictConfig):
             object.__setattr__(self, name, plain(name, getattr(self, name), hint))
         self._check_numbers()
         self._check_words()
+        BadItemPolicy(self.on_bad_item, self.bad_items_limit)
 
     def _check_numbers(self) -> None:
         for name in ("batch_size", "accum_steps", "items_per_id", "epochs", "eval_every", "feature_pool"):
             require(getattr(self, name) >= 1, f"{spelled(name)} is at least 1; got {getattr(self, name)}.")
+        require(self.feed_forward >= 1, f"--feed-forward is at least 1; got {self.feed_forward}.")
         for name in (
             "complementary_reg_weight",
             "complementary_objective_weight",
             "complementary_correlation_weight",
             "weight_decay",
+            "hard_negatives",
+            "hard_negative_margin",
+            "hard_negative_relative_margin",
             "checkpoint_every",
             "feature_pca",
             "token_dim",
@@ -190,6 +221,7 @@ class TrainConfig(StrictConfig):
             0 < self.learning_rate <= LARGEST_RATE,
             f"--learning-rate is above 0 and at most {LARGEST_RATE:g}; got {self.learning_rate}.",
         )
+        require(self.sweep_minutes > 0, f"--sweep-minutes is positive; got {self.sweep_minutes}.")
         require(0 <= self.warmup_fraction <= 1, f"--warmup-fraction is in [0, 1]; got {self.warmup_fraction}.")
         require(self.gradient_clip > 0, f"--gradient-clip is positive; got {self.gradient_clip}.")
         require(0 <= self.ema_decay < 1, f"--ema-decay is in [0, 1); got {self.ema_decay}.")
@@ -230,19 +262,23 @@ class TrainConfig(StrictConfig):
         listed = f"--k-values is rising integers from 1 to {self.num_register_tokens}, such as 1,2,4"
         try:
             values = self.k_list
-        except ValueError:
-            values = (0,)
-        rising = all(before < after for before, after in itertools.pairwise((0, *values)))
-        require(rising and (not values or values[-1] <= self.num_register_tokens), f"{listed}; got {self.k_values!r}.")
+        except UsageError:
+            values = (self.num_register_tokens + 1,)
+        require(not values or values[-1] <= self.num_register_tokens, f"{listed}; got {self.k_values!r}.")
         require(
             not values or self.nested_draw == "all",
             "--k-values names the k of --nested-draw all; give that too, or leave the values out.",
         )
 
     @property
+    def bad_items(self) -> BadItemPolicy:
+        """What is done about items that cannot be used."""
+        return BadItemPolicy(self.on_bad_item, self.bad_items_limit)
+
+    @property
     def k_list(self) -> tuple[int, ...]:
         """Numbers of tokens at which the loss is taken in every step; none if they are drawn."""
-        return tuple(int(part) for part in self.k_values.split(",")) if self.k_values.strip() else ()
+        return rising_integers(self.k_values)
 
     @classmethod
     def required(cls) -> tuple[str, ...]:

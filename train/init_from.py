@@ -23,6 +23,7 @@ _SHAPE = (
     "output_projection",
     "mean_path",
     "token_dim",
+    "feed_forward",
 )
 
 

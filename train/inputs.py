@@ -8,15 +8,19 @@ from pathlib import Path
 
 import torch
 
-from fluxtalk.artifacts.run import RunDescription, read_description
+from fluxtalk.artifacts.run import RunDescription, RunFolder, read_description
 from fluxtalk.config import HeadConfig
+from fluxtalk.console import Log
 from fluxtalk.datasets import PairDataset, default_cache_dir
+from fluxtalk.datasets.bad_items import BadItemPolicy, read_report
+from fluxtalk.datasets.left_out import leave_out
 from fluxtalk.errors import CheckpointError
 from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.checkpoints.trained_run import find_data, find_stage1
 from fluxtalk.model.head.reduction import FeatureReduction
 from fluxtalk.model.process_group import ProcessGroup
 from fluxtalk.train.config import TrainConfig
+from fluxtalk.train.features.admit import admit, splits_with_items
 from fluxtalk.train.features.encoding import read_encoders_and_data
 from fluxtalk.train.features.sources import (
     CacheOptions,
@@ -63,6 +67,42 @@ class Inputs:
             say,
         )
 
+    def admitted(self, policy: BadItemPolicy, group: ProcessGroup, say: Log, split: str | None = None) -> Inputs:
+        """Encode everything, and leave out the items that cannot be used, if the policy allows.
+
+        Args:
+            split: the only split that is needed; None encodes all.
+
+        Raises:
+            DataError: the policy refuses them; or as for `sources`.
+        """
+        splits = splits_with_items(self.dataset) if split is None else [self.dataset.split(split).name]
+        dataset = admit(
+            self.stage1,
+            self.dataset,
+            splits,
+            self.encode,
+            self.cache_dir,
+            self.device,
+            self.options,
+            self.reductions,
+            group,
+            say,
+            policy,
+        )
+        return replace(self, dataset=dataset)
+
+    def as_recorded(self, folder: RunFolder) -> Inputs:
+        """Leave out what a run on the same data has left out.
+
+        Raises:
+            ArtifactError: the run's record of them is malformed.
+        """
+        if not folder.bad_items.is_file():
+            return self
+        data_hash, bad = read_report(folder.bad_items)
+        return replace(self, dataset=leave_out(self.dataset, bad)) if data_hash == self.dataset.content_hash else self
+
     def head_config(self, config: TrainConfig) -> HeadConfig:
         """Configure the head that fits these features."""
         shared = {name: getattr(config, name) for name in HeadConfig.__dataclass_fields__ if name != "dims"}
@@ -86,7 +126,9 @@ def read_inputs(
         DataError: the data set cannot be used.
     """
     cache_dir = default_cache_dir(config.cache_dir)
-    stage1, dataset = read_encoders_and_data(Path(config.stage1_checkpoint), config.data, cache_dir, group)
+    stage1, dataset = read_encoders_and_data(
+        Path(config.stage1_checkpoint), config.data, cache_dir, group, config.bad_items_limit
+    )
     options = CacheOptions(config.feature_dtype, config.feature_pca, config.feature_pool)
     known = dict(reductions or {})
     new = {m: part for m, part in stage1.modalities.items() if m not in known}
@@ -130,7 +172,7 @@ def inputs_of_run(
     """
     run = read_description(root)
     config = config_of_run(run, stage1_checkpoint, None, cache_dir)
-    inputs = read_inputs(config, group, device)
+    inputs = read_inputs(config, group, device).as_recorded(run.folder)
     if inputs.stage1.content_hash() != run.info.stage1_hash:
         raise CheckpointError(
             f"{config.stage1_checkpoint} is not the stage 1 checkpoint that {root} was trained on; "

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from bench.demo import report as demo_report
+from bench.demo.albums import HEADS, STEPS, train_albums
 from fluxtalk.artifacts.files import hash_file, hash_json, write_json
 from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.console import debug_option, option, progress, sentence_errors
@@ -124,6 +125,7 @@ def main(output: Path, stage1: str) -> None:
     _export(demo, inputs)
     _gallery(demo, data, inputs)
     _evaluate(demo, data, inputs)
+    _albums(demo, data)
     demo_report.print_report(demo.root, demo.seconds, time.monotonic() - started)
 
 
@@ -223,6 +225,13 @@ def _evaluate(demo: Demo, data: PairDataset, inputs: list[Any]) -> None:
     demo.stage("results", [*inputs, QUERIES], outputs, make)
     results = json.loads((demo.root / "results.json").read_text())
     write_json(demo.root / "results.json", {**results, "seconds": demo.seconds})
+
+
+def _albums(demo: Demo, data: PairDataset) -> None:
+    """Train and score heads on albums of several glyphs: the case in which k matters."""
+    output = demo.root / demo_report.ALBUMS
+    inputs = [hash_file(COMMITTED_STAGE1), data.content_hash, HEADS, STEPS]
+    demo.stage("albums", inputs, [output], lambda: train_albums(demo.cache, output))
 
 
 def _retrieval(embedder: Embedder, data: PairDataset) -> dict[str, Any]:

@@ -11,7 +11,10 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.demo.albums import print_albums
+
 ANSWERS = 10
+ALBUMS = "albums.json"
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,13 @@ def print_report(root: Path, seconds: dict[str, float], wall: float) -> None:
     click.echo("\n  text->image, all overlapping tokens:")
     click.echo(f"  without glyphs that look exactly like a training glyph: R@10 {100 * unseen['3']['10']:.1f} %")
     click.echo(f"  one token keeps {100 * best['1']['10'] / best['3']['10']:.0f} % of the Recall@10")
+    print_albums(json.loads((root / ALBUMS).read_text()))
     click.secho("\n== where everything is", bold=True)
     for name, what in (
         ("queries.png", "six text queries and the images found"),
         ("recall.png", "Recall@10 against the number of tokens"),
-        ("results.json", "every figure above"),
+        ("results.json", "every figure of single characters"),
+        (ALBUMS, "every figure of albums"),
         ("stage1.pth", "the frozen encoders"),
         ("run", "the training run: METADATA.txt, metrics.jsonl, checkpoints"),
         ("bundle", "what a server needs: ONNX graphs, tokenizer, manifest, golden vectors"),

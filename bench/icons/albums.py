@@ -109,13 +109,21 @@ def join_names(names: Sequence[str]) -> str:
 
 
 def queries(albums: Sequence[Album], seed: int) -> dict[str, dict[str, str]]:
-    """Write at most one query of each kind for every album.
+    """Write the queries of `named_members`: album's id to kind to text."""
+    return {
+        album: {kind: join_names([member.name for member in named]) for kind, named in kinds.items()}
+        for album, kinds in named_members(albums, seed).items()
+    }
+
+
+def named_members(albums: Sequence[Album], seed: int) -> dict[str, dict[str, list[Member]]]:
+    """Choose what at most one query of each kind names, for every album.
 
     In validation and test, an album gets a query only if no other album of its split has all the things that the query
     names, so that each query has one answer. Albums of two things have no query that names some.
 
     Returns:
-        Album's id to kind to text.
+        Album's id to kind to the members that are named, in the order of the query.
     """
     having: dict[str, dict[str, set[str]]] = {split: defaultdict(set) for split in SPLITS}
     for album in albums:
@@ -124,16 +132,16 @@ def queries(albums: Sequence[Album], seed: int) -> dict[str, dict[str, str]]:
     return {album.id: _album_queries(album, having[album.split], seed) for album in albums}
 
 
-def _album_queries(album: Album, having: Mapping[str, Collection[str]], seed: int) -> dict[str, str]:
+def _album_queries(album: Album, having: Mapping[str, Collection[str]], seed: int) -> dict[str, list[Member]]:
     source = random.Random(f"{seed}:queries:{album.id}")
     size = len(album.members)
-    written = {}
+    written: dict[str, list[Member]] = {}
     for kind in KINDS:
         counts = {"all": [size], "some": list(range(2, size)), "one": [1]}[kind]
         for _ in range(_TRIES if counts else 0):
             named = source.sample(album.members, source.choice(counts))
             if album.split == "train" or _answers(named, having) == 1:
-                written[kind] = join_names([member.name for member in named])
+                written[kind] = named
                 break
     return written
 

@@ -6,6 +6,8 @@ Shapes: B batch, L features, E feature dimension, N tokens, K tokens asked for, 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -92,36 +94,64 @@ class NarrowTokensHead(RegisterTokenModule):
 
 
 class MatryoshkaHead(TokenHead):
-    """One register whose output of N D numbers is useful cut to its first k D: the nested baseline at equal bytes.
+    """One vector of N D numbers, read from all N registers, that is useful cut to its first k D: nested dimensions.
 
-    Kusupati et al. 2022, "Matryoshka Representation Learning". Token ``j`` is the output with all but its block ``j``
-    set to 0, so the normalized mean of the first ``k`` tokens is exactly the normalized first k D numbers, and
-    nested dropout trains the truncations.
+    Kusupati et al. 2022, "Matryoshka Representation Learning", on the same blocks as the register head: the baseline at
+    equal bytes. Token ``j`` is the vector with all but its block ``j`` set to 0, so the normalized mean of the first
+    ``k`` tokens is exactly the normalized first k D numbers, and training at several k trains the truncations. All
+    registers are computed whatever k is.
     """
 
     def __init__(self, config: HeadConfig, seed: int = 0) -> None:
         super().__init__(config, seed)
-        count = config.num_register_tokens
-        self.register = nn.Parameter(torch.randn(1, config.dim) * 0.02)
-        self.feature_norm = _feature_norm(config)
-        self.feature_dropout = nn.Dropout(config.feature_dropout)
-        self.blocks = nn.ModuleList(
-            RegisterBlock(config.dim, config.dims, config.heads, False, config.dropout) for _ in range(config.depth)
-        )
-        self.output_norm = nn.LayerNorm(config.dim)
-        self.output = nn.Linear(config.dim, count * config.dim)
+        count, size = config.num_register_tokens, config.layout.dim
+        # The registers' own outputs stay as wide as the head: the one map after them makes the vector.
+        wide = replace(config, token_dim=0, output_projection="shared")
+        self.registers = RegisterTokenModule.from_config(wide, seed)
+        self.vector = nn.Linear(count * config.dim, count * size)
         self.block_of_number: Tensor
-        self.register_buffer("block_of_number", torch.arange(count).repeat_interleave(config.dim), persistent=False)
+        self.register_buffer("block_of_number", torch.arange(count).repeat_interleave(size), persistent=False)
 
     def tokens(self, modality: str, features_BLE: Tensor, mask_BL: Tensor | None, index_K: Tensor) -> Tensor:
         """Compute tokens of shape (B, K, N D)."""
+        every_N = torch.arange(self.config.num_register_tokens, device=index_K.device)
+        registers_BND = self.registers.tokens(modality, features_BLE, mask_BL, every_N)
+        numbers_B1X: Tensor = self.vector(registers_BND.flatten(1))[:, None]
+        return numbers_B1X * (self.block_of_number == index_K[:, None]).to(numbers_B1X.dtype)
+
+
+class ManyVectorsHead(TokenHead):
+    """Every feature vector, projected: the first N of them are the tokens, zero where there is no feature.
+
+    Like the late interaction of Khattab and Zaharia 2020, "ColBERT": as many bytes as there are features, so an upper
+    bound. A zero vector is 0 from everything; it never lowers a maximum that is above 0.
+    """
+
+    def __init__(self, config: HeadConfig, seed: int = 0) -> None:
+        super().__init__(config, seed)
+        self.feature_norm = _feature_norm(config)
+        self.feature_dropout = nn.Dropout(config.feature_dropout)
+        self.output = nn.ModuleDict(
+            {
+                name: nn.Sequential(
+                    nn.Linear(size, config.dim),
+                    nn.GELU(),
+                    nn.Dropout(config.dropout),
+                    nn.Linear(config.dim, config.layout.dim),
+                )
+                for name, size in config.dims.items()
+            }
+        )
+
+    def tokens(self, modality: str, features_BLE: Tensor, mask_BL: Tensor | None, index_K: Tensor) -> Tensor:
+        """Project the first N features: (B, K, D); ``index_K`` chooses among them."""
         mask = _mask(features_BLE, mask_BL)
-        features = self.feature_dropout(self.feature_norm[modality](features_BLE))
-        x: Tensor = self.register
-        for block in self.blocks:
-            x = block(x, features, mask, modality)
-        numbers: Tensor = self.output(self.output_norm(x))
-        return numbers * (self.block_of_number == index_K[:, None]).to(numbers.dtype)
+        count = self.config.num_register_tokens
+        features = self.feature_dropout(self.feature_norm[modality](features_BLE[:, :count]))
+        projected = self.output[modality](features) * mask[:, :count, None]
+        missing = max(0, count - projected.shape[1])
+        padded: Tensor = nn.functional.pad(projected, (0, 0, 0, missing))
+        return padded[:, index_K]
 
 
 def _bidirectional(config: HeadConfig) -> RegisterBlock:

@@ -28,6 +28,7 @@ from fluxtalk.scoring.metrics import first_hit_ranks
 from fluxtalk.scoring.pair_recall import PairRecall, measure_pair_recall
 from fluxtalk.scoring.parity import TIES, Neighbors, embedding_difference, largest, moved_neighbors
 from fluxtalk.scoring.retrieval import ItemTokens, retrieval
+from fluxtalk.tokens import Selection, TokenLayout
 
 MAX_RECALL_LOSS = 0.01
 """Largest loss of Recall@10 in any direction and at any k, by its one-sided 95 % bound over queries; a single query may
@@ -56,7 +57,8 @@ class HeldOut:
     prepared: Mapping[str, list[Array]]
     """Modality to its prepared items, in the order of the split."""
     preprocess: Mapping[str, Preprocessor]
-    num_overlapping: int
+    layout: TokenLayout
+    """Register tokens of the bundle."""
     aggregation: str
 
     def run(self, modality: str, session: Session, k: int) -> tuple[Floats, Floats]:
@@ -77,7 +79,7 @@ class HeldOut:
     def pair_recall(self, tokens: Mapping[str, Floats]) -> PairRecall:
         """Recall at every k of the query and of the items, of the tokens of all items."""
         ids = {modality: items.groups for modality, items in self.split.items.items()}
-        return measure_pair_recall(tokens, ids, self.num_overlapping)
+        return measure_pair_recall(tokens, ids, self.layout.num_overlapping_tokens, self.layout.summary)
 
     def rows_apart(self, modality: str, session: Session, k: int) -> float:
         """Largest difference between an item's embedding alone and in a batch of others."""
@@ -113,6 +115,10 @@ class Scores:
     """Direction to k to the queries that find a right item among the first 10."""
     rows: dict[str, float]
     """Modality to the largest difference between an item's embedding alone and in a batch."""
+
+    def outputs(self, selection: Selection, modality: str) -> Floats:
+        """Output of the graph from which a selection is cut."""
+        return (self.embeddings if selection.graph_output == "embeddings" else self.tokens)[modality]
 
 
 @dataclass(frozen=True)
@@ -191,7 +197,7 @@ def held_out_items(
     dataset: PairDataset,
     preprocess: Mapping[str, Preprocessor],
     limit: int,
-    num_overlapping: int,
+    layout: TokenLayout,
     aggregation: str,
     split_name: str = "validation",
 ) -> HeldOut:
@@ -220,7 +226,7 @@ def held_out_items(
         prepared[modality] = [part.prepare(value) for value in values]
         items[modality] = Items(values, position[whole.groups[rows]], np.ones(len(rows), dtype=bool))
     sample = Split(split.name, tuple(split.ids[i] for i in chosen.tolist()), items, split.seen[chosen])
-    return HeldOut(sample, prepared, preprocess, num_overlapping, aggregation)
+    return HeldOut(sample, prepared, preprocess, layout, aggregation)
 
 
 def score(held_out: HeldOut, sessions: Mapping[str, Session], num_tokens: int) -> Scores:
@@ -229,7 +235,8 @@ def score(held_out: HeldOut, sessions: Mapping[str, Session], num_tokens: int) -
     for modality, session in sessions.items():
         tokens[modality], embeddings[modality] = held_out.run(modality, session, num_tokens)
         rows[modality] = held_out.rows_apart(modality, session, num_tokens)
-    compared = {m: ItemTokens(t, held_out.num_overlapping, held_out.aggregation) for m, t in tokens.items()}
+    shared = held_out.layout.num_overlapping_tokens
+    compared = {m: ItemTokens(t, shared, held_out.aggregation) for m, t in tokens.items()}
     recall = retrieval(compared, held_out.split)["recall"]
     return Scores(tokens, embeddings, recall, _hits(compared, held_out.split), rows)
 
@@ -281,14 +288,12 @@ def compare_quality(
         dim = reference.embeddings[query].shape[-1]
         margin = max(TIES, 2 * math.sqrt(dim) * (noise[query] + noise[gallery]))
         for k, hits in by_k.items():
-            last = int(k) - 1
-            moved = moved_neighbors(
-                found.embeddings[query][:, last],
-                found.embeddings[gallery][:, last],
-                reference.embeddings[query][:, last],
-                reference.embeddings[gallery][:, last],
-                margin,
+            chosen = held_out.layout.select(int(k))
+            mine, theirs = (
+                [chosen.cut(scores.outputs(chosen, modality)) for modality in (query, gallery)]
+                for scores in (found, reference)
             )
+            moved = moved_neighbors(mine[0], mine[1], theirs[0], theirs[1], margin)
             neighbors = max(neighbors, moved, key=lambda one: (_moved(one), one.separated))
             # By the loss beyond what is allowed: one query of few is more points than ten of many.
             loss = RecallLoss.between(hits, found.hits[direction][k])

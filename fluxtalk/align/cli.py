@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from fluxtalk.console import GroupedCommand, allow_code_option, debug_option, option, sentence_errors
+from fluxtalk.datasets.bad_items import BadItemPolicy, bad_item_options
 from fluxtalk.scoring.parity import PRECISIONS
 from fluxtalk.train.config import DEVICES, FEATURE_DTYPES, RECIPES
 from fluxtalk.train.features.options import CacheOptions
@@ -81,6 +82,7 @@ _encoders, _training, _stored, _running = (
     type=int,
     help="Consecutive feature vectors averaged into one; 1 is off.",
 )
+@bad_item_options("Features")
 @_stored("--cache-dir", metavar="DIR", help="Folder for renderings and features.  [default: ~/.cache/fluxtalk]")
 @_running(
     "-o",
@@ -115,6 +117,8 @@ def main(
     feature_dtype: str,
     feature_pca: int,
     feature_pool: int,
+    on_bad_item: str,
+    bad_items_limit: float,
     **asked: Any,
 ) -> None:
     """Align the encoders of two modalities or more on DATA, from pairs to a bundle that is ready to serve.
@@ -132,6 +136,7 @@ def main(
         prompts=parse_prompts(prompts),
         default_prompts=parse_names(default_prompts),
         features=CacheOptions(feature_dtype, feature_pca, feature_pool),
+        bad_items=BadItemPolicy(on_bad_item, bad_items_limit),
         **asked,
     )
     _align(request, until)

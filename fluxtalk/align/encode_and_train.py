@@ -13,13 +13,14 @@ import torch
 from fluxtalk.align.budget import choose_budget
 from fluxtalk.align.work import Work
 from fluxtalk.artifacts.cache import MANIFEST, features_folder
-from fluxtalk.artifacts.files import hash_file, write_json
+from fluxtalk.artifacts.files import hash_file, write_atomically, write_json
 from fluxtalk.artifacts.run import read_description
 from fluxtalk.devices.memory import available_memory
 from fluxtalk.errors import CheckpointError
 from fluxtalk.model.checkpoints.stage1 import save_stage1
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import join_process_group
+from fluxtalk.train.features.admit import bad_items_report
 from fluxtalk.train.features.prebuild import prebuild
 from fluxtalk.train.records.record_file import read_records
 from fluxtalk.train.results.baseline import measure_baseline
@@ -54,19 +55,34 @@ def packed(work: Work) -> bool:
 
 def features(work: Work) -> dict[str, Any]:
     """Encode every item once, if it fits on the disk."""
-    request = work.request
+    request, policy = work.request, work.request.bad_items
     with join_process_group(request.device) as (group, device):
         caches = prebuild(
-            work.stage1_path, request.data, None, work.cache_dir, request.features, device, group, work.say
+            work.stage1_path, request.data, None, work.cache_dir, request.features, device, group, work.say, policy
         )
+    report = bad_items_report(work.stage1, work.whole, work.cache_dir)
+    work.folder.bad_items.unlink(missing_ok=True)
+    if report.is_file():
+        write_atomically(work.folder.bad_items, report.read_text(encoding="utf-8"))
+    work.forget_bad_items()
     names = [cache.manifest.key.folder(work.cache_dir).name for part in caches.values() for cache in part.values()]
-    return {"caches": names, "bytes_per_pair": sum(4 * cache.longest * cache.dim for cache in caches["train"].values())}
+    return {
+        "caches": names,
+        "bad_items": _bad_items(work),
+        "bytes_per_pair": sum(4 * cache.longest * cache.dim for cache in caches["train"].values()),
+    }
 
 
 def encoded(work: Work) -> bool:
-    """Return whether every cache is there."""
+    """Return whether every cache is there, and the record of what was left out."""
+    if work.recorded("features", "bad_items") != _bad_items(work):
+        return False
     names = work.recorded("features", "caches") or []
     return all((features_folder(work.cache_dir) / name / MANIFEST).is_file() for name in names)
+
+
+def _bad_items(work: Work) -> str | None:
+    return hash_file(work.folder.bad_items) if work.folder.bad_items.is_file() else None
 
 
 def train(work: Work, resume: bool) -> dict[str, Any]:
@@ -122,6 +138,8 @@ def _begun(work: Work) -> TrainConfig:
         feature_dtype=stored.dtype,
         feature_pca=stored.pca,
         feature_pool=stored.pool,
+        on_bad_item=request.bad_items.action,
+        bad_items_limit=request.bad_items.limit,
     )
 
 
@@ -148,7 +166,8 @@ def measure(work: Work) -> dict[str, Any]:
     has_test = bool(work.dataset.splits["test"].ids) if "test" in work.dataset.splits else False
     overlapping = read_description(folder.root).options["num_overlapping_tokens"]
     splits = ("validation", "test") if has_test else ("validation",)
-    record: dict[str, Any] = {"kind": "align-evaluation", "data": work.dataset.public_name, "splits": {}}
+    data = {"data": work.dataset.public_name, **work.dataset.told()}
+    record: dict[str, Any] = {"kind": "align-evaluation", **data, "splits": {}}
     for split in splits:
         scores = evaluate(Evaluation(folder.root, split=split, **_present(work)), work.say)
         record["splits"][split] = {

@@ -4,6 +4,7 @@
 
     DIR/
       align.json          stage to the hash of its inputs, whether it ended, and what it left
+      bad_items.jsonl     items that were left out because they cannot be used, if any
       stage1.pth          frozen encoders; absent if --stage1-checkpoint named them
       run/                the training run, its baselines in it
       evaluation.json     recall on validation and test, beside the baselines
@@ -61,6 +62,10 @@ class AlignFolder:
     @property
     def stage1(self) -> Path:
         return self.root / "stage1.pth"
+
+    @property
+    def bad_items(self) -> Path:
+        return self.root / "bad_items.jsonl"
 
     @property
     def run(self) -> RunFolder:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fluxtalk.config import require, require_modality_name
+from fluxtalk.datasets.bad_items import BadItemPolicy
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.train.config import DEVICES, RECIPES, SEEDS
 from fluxtalk.train.features.options import CacheOptions
@@ -39,6 +40,7 @@ class AlignRequest:
     precisions: tuple[str, ...] = ("fp32",)
     """Precisions of the bundle."""
     features: CacheOptions = field(default_factory=CacheOptions)
+    bad_items: BadItemPolicy = field(default_factory=BadItemPolicy)
     seed: int = 0
     device: str = "auto"
     cache_dir: str | None = None
@@ -93,5 +95,9 @@ class AlignRequest:
             value = getattr(self.features, name)
             if value != getattr(CacheOptions(), name):
                 parts += [f"--feature-{name}", str(value)]
+        if self.bad_items.action != BadItemPolicy().action:
+            parts += ["--on-bad-item", self.bad_items.action]
+        if self.bad_items.limit != BadItemPolicy().limit:
+            parts += ["--bad-items-limit", str(self.bad_items.limit)]
         parts += ["--allow-code"] * self.allow_code
         return shlex.join([*parts, "-o", str(self.output)])

@@ -12,7 +12,9 @@ from fluxtalk.align.folder import AlignFolder, StageRecord
 from fluxtalk.align.request import AlignRequest
 from fluxtalk.artifacts.files import hash_file, hash_json
 from fluxtalk.datasets import PairDataset, default_cache_dir, load_dataset
+from fluxtalk.datasets.bad_items import BadItemPolicy, read_report
 from fluxtalk.datasets.data_paths import first_existing
+from fluxtalk.datasets.left_out import leave_out
 from fluxtalk.errors import DataError, UsageError
 from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1, trust_code
 from fluxtalk.model.encoders.libraries import is_library_source
@@ -58,13 +60,28 @@ class Work:
 
     @cached_property
     def dataset(self) -> PairDataset:
-        """The data set.
+        """The data set without the items that the stage `features` left out.
+
+        Raises:
+            ArtifactError: the record of them is malformed.
+            FluxTalkError: as for `whole`.
+        """
+        if self.folder.bad_items.is_file():
+            data_hash, bad = read_report(self.folder.bad_items)
+            if data_hash == self.whole.content_hash:
+                return leave_out(self.whole, bad)
+        return self.whole
+
+    @cached_property
+    def whole(self) -> PairDataset:
+        """The data set as it was read.
 
         Raises:
             DataError: it cannot be used.
             UsageError: it lacks a modality that stage 1 encodes.
         """
-        dataset = load_dataset(self.request.data, self.cache_dir, self.stage1.kinds)
+        tolerated = self.request.bad_items.limit
+        dataset = load_dataset(self.request.data, self.cache_dir, self.stage1.kinds, tolerated)
         missing = sorted(set(self.stage1.modalities) - set(dataset.modalities))
         if missing:
             raise UsageError(
@@ -94,7 +111,14 @@ class Work:
 
     def forget_stage1(self) -> None:
         """Read the encoders again when they are asked for next: they were packed anew."""
-        for name in ("stage1", "stage1_hash", "dataset"):
+        self._forget("stage1", "stage1_hash", "dataset", "whole")
+
+    def forget_bad_items(self) -> None:
+        """Read what is left out of the data again when it is asked for next."""
+        self._forget("dataset")
+
+    def _forget(self, *names: str) -> None:
+        for name in names:
             self.__dict__.pop(name, None)
 
     def recorded(self, stage: str, output: str) -> Any:
@@ -115,12 +139,16 @@ class Work:
     def features_inputs(self) -> Mapping[str, Any]:
         """Return encoders, data, and how features are stored."""
         features = {name: value for name, value in self.request.features.to_dict().items() if name != "verify"}
-        return {"stage1": self.stage1_hash, "data": self.dataset.content_hash, "features": features}
+        policy = self.request.bad_items
+        bad_items = {} if policy == BadItemPolicy() else {"bad_items": [policy.action, policy.limit]}
+        return {"stage1": self.stage1_hash, "data": self.whole.content_hash, "features": features, **bad_items}
 
     def train_inputs(self) -> Mapping[str, Any]:
         """Return what the user asked for; not what memory made of it, so that a run resumes on another machine."""
         names = ("recipe", "epochs", "steps", "batch_size", "seed")
-        return {**self.features_inputs(), **{name: getattr(self.request, name) for name in names}}
+        encoded = {name: value for name, value in self.features_inputs().items() if name != "bad_items"}
+        asked = {name: getattr(self.request, name) for name in names}
+        return {**encoded, "data": self.dataset.content_hash, **asked}
 
     def evaluate_inputs(self) -> Mapping[str, Any]:
         """Return the trained head; its training names encoders and data."""

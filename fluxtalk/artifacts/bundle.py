@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ from fluxtalk.config import StrictConfig, require, require_modality_name
 from fluxtalk.errors import ArtifactError, BundleError, UsageError
 from fluxtalk.preprocess import Preprocessor, from_parts
 from fluxtalk.scoring.noise import Float32Noise
-from fluxtalk.scoring.pair_recall import PairRecall
+from fluxtalk.scoring.pair_recall import ServingCurve
 from fluxtalk.scoring.parity import Tolerance
-from fluxtalk.tokens import ATTENTION, OUTPUT_KINDS, TokenLayout
+from fluxtalk.tokens import ATTENTION, MEAN, SUMMARIES, TokenLayout
 
 FORMAT = "fluxtalk.bundle"
 SCHEMA_VERSION = 3
@@ -120,17 +120,6 @@ class ModalityEntry(StrictConfig):
 
 
 @dataclass(frozen=True)
-class ServingCurve:
-    """Gain and cost of each k in one precision, as the export measured them."""
-
-    recall: PairRecall
-    latency_ms: dict[str, dict[int, float]]
-    """Modality to k to milliseconds of one item in the session; empty if the export's machine cannot run the graph."""
-    latency_of: str
-    """What was timed, for people."""
-
-
-@dataclass(frozen=True)
 class PrecisionEntry(StrictConfig):
     """One precision of a bundle."""
 
@@ -153,14 +142,7 @@ recall."""
     def serving_curve(self) -> ServingCurve | None:
         """Typed measurements from which a search chooses its k; None in bundles from before, and without held-out
         pairs."""
-        if "pair_recall" not in self.serving:
-            return None
-        latency = self.serving.get("latency_ms", {})
-        return ServingCurve(
-            PairRecall.from_dict(self.serving["pair_recall"]),
-            {modality: {int(k): float(ms) for k, ms in by_k.items()} for modality, by_k in latency.items()},
-            self.serving.get("latency_of", ""),
-        )
+        return ServingCurve.from_serving(self.serving) if "pair_recall" in self.serving else None
 
 
 @dataclass(frozen=True)
@@ -193,6 +175,10 @@ class Manifest(StrictConfig):
     """Data set, best step and test recall of the run."""
     bytes_per_item: dict[str, Any] = field(default_factory=dict)
     """Kind of output to k to bytes of one item's vectors in float32."""
+    summary: str = MEAN
+    """One vector of an item that ``pooled`` gives, one of `fluxtalk.tokens.SUMMARIES`; a mean in bundles without it."""
+    nested_dims: list[int] = field(default_factory=list)
+    """Sizes below ``dim``, rising, to which a token may be cut."""
     format: str = FORMAT
     schema_version: int = SCHEMA_VERSION
 
@@ -207,6 +193,12 @@ class Manifest(StrictConfig):
         require(
             isinstance(self.trained_register_tokens, int) and self.trained_register_tokens >= self.num_register_tokens,
             f"trained_register_tokens is at least {self.num_register_tokens}; got {self.trained_register_tokens!r}",
+        )
+        require(self.summary in SUMMARIES, f"summary is one of {', '.join(SUMMARIES)}; got {self.summary!r}")
+        sizes = [0, *self.nested_dims, self.dim]
+        require(
+            all(type(size) is int for size in sizes) and sizes == sorted(set(sizes)),
+            f"nested_dims are rising integers below {self.dim}; got {self.nested_dims!r}",
         )
         _require_strings(self.outputs, "outputs")
         require(self.outputs in ([*OUTPUTS], [*OUTPUTS, ATTENTION]), f"outputs are {OUTPUTS}; got {self.outputs}")
@@ -239,20 +231,23 @@ class Manifest(StrictConfig):
     def layout(self) -> TokenLayout:
         """Register tokens of the bundle, which check and cut every ``k`` (`fluxtalk.tokens`)."""
         return TokenLayout(
-            self.num_register_tokens, self.num_overlapping_tokens, self.dim, attention=ATTENTION in self.outputs
+            self.num_register_tokens,
+            self.num_overlapping_tokens,
+            self.dim,
+            ATTENTION in self.outputs,
+            self.summary,
+            tuple(self.nested_dims),
         )
 
-    def space_id(self, output: str) -> str:
+    def space_id(self, output: str, token_dim: int = 0) -> str:
         """Identify the space of vectors: those of one space can be compared, whatever their precision, k or dtype.
 
         Args:
             output: one of `fluxtalk.tokens.OUTPUT_KINDS`.
+            token_dim: numbers to which each token is cut, whose space is another; 0 is all.
         """
-        return self._space_ids[output]
-
-    @cached_property
-    def _space_ids(self) -> dict[str, str]:
-        return {output: hash_json([self.stage1_hash, self.head_hash, output]) for output in OUTPUT_KINDS}
+        size = [token_dim] * (0 < token_dim < self.dim)
+        return _hash_of(self.stage1_hash, self.head_hash, self.layout.kind(output), *size)
 
 
 @dataclass(frozen=True)
@@ -322,6 +317,11 @@ class Bundle:
             return from_parts(entry.preprocess, files)
         except ArtifactError as error:
             raise BundleError(f"The bundle {self.folder} cannot be used: {error}") from None
+
+
+@cache
+def _hash_of(*parts: str | int) -> str:
+    return hash_json(parts)
 
 
 def graph_name(modality: str, precision: str) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,12 @@ class CacheShard(StrictConfig):
     vectors: int
     sha256: dict[str, str]
     """File name to checksum."""
+    bad: dict[str, str] = field(default_factory=dict)
+    """Row of each item that cannot be used, which has no vector here, to the reason."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain types; without bad items, as it was before there could be any."""
+        return {name: value for name, value in super().to_dict().items() if name != "bad" or value}
 
     def write(self, folder: Path, index: int) -> None:
         """Write the record, after which the shard counts."""
@@ -100,10 +106,15 @@ class CacheManifest:
     pairs_sha256: str
     shards: tuple[CacheShard, ...]
 
+    @property
+    def bad(self) -> dict[int, str]:
+        """Row of each item that cannot be used, to the reason, in the order of the rows."""
+        return {int(row): why for shard in self.shards for row, why in shard.bad.items()}
+
     def write(self, folder: Path) -> None:
         """Write it atomically, with a hash of itself."""
         content = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **asdict(self)}
-        content["shards"] = list(content["shards"])
+        content["shards"] = [shard.to_dict() for shard in self.shards]
         write_json(folder / MANIFEST, {**content, "content_hash": hash_json(content)})
 
 

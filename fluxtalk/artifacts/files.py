@@ -159,6 +159,16 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def require_free(path: Path, refuse: Callable[[str], Exception]) -> None:
+    """Refuse a folder that is in the way of a new one: one that exists and is not empty.
+
+    Args:
+        refuse: makes the exception from a sentence.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise refuse(f"{path} already exists and is not empty; name another place or remove it first.")
+
+
 @contextmanager
 def atomic_folder(path: Path, refuse: Callable[[str], Exception]) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``path`` on success, and is removed on failure.
@@ -167,8 +177,7 @@ def atomic_folder(path: Path, refuse: Callable[[str], Exception]) -> Iterator[Pa
         path: the folder to create; must not exist, or be empty.
         refuse: makes the exception, from a sentence, if the folder exists and is not empty.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise refuse(f"{path} already exists and is not empty; name another place or remove it first.")
+    require_free(path, refuse)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:

@@ -25,7 +25,7 @@ from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.artifacts.files import hash_file, write_json
 from fluxtalk.config import StrictConfig
 from fluxtalk.errors import IndexFileError, UsageError, reason
-from fluxtalk.tokens import POOLED, SHARED_KINDS, TOKENS
+from fluxtalk.tokens import POOLED, SHARED_KINDS, TOKENS, TokenLayout
 
 FORMAT = "fluxtalk.index"
 SCHEMA_VERSION = 2
@@ -46,24 +46,41 @@ class IndexSpec(StrictConfig):
     """Register tokens that were computed."""
     dtype: str = "float32"
     """Number format in which they are stored, one of `fluxtalk.runtime.vectors.DTYPES`."""
+    token_dim: int = 0
+    """Numbers to which each token was cut; 0 is none."""
 
     def __post_init__(self) -> None:
         if self.output not in SHARED_KINDS:
             raise UsageError(f"An index holds {', '.join(SHARED_KINDS)}; got {self.output!r}.")
         if self.dtype not in BITS_PER_NUMBER:
             raise UsageError(f"dtype is one of {', '.join(BITS_PER_NUMBER)}; got {self.dtype!r}.")
+        if type(self.token_dim) is not int or self.token_dim < 0:
+            raise UsageError(f"token_dim is an integer of at least 0; got {self.token_dim!r}.")
 
     @classmethod
     def of(
-        cls, bundle: Bundle, modality: str, output: str = POOLED, k: int | None = None, dtype: str = "float32"
+        cls,
+        bundle: Bundle,
+        modality: str,
+        output: str = POOLED,
+        k: int | None = None,
+        dtype: str = "float32",
+        dimensions: int | None = None,
     ) -> IndexSpec:
         """The vectors of one modality of a bundle.
 
         Raises:
             UsageError, TokenCountError: as for `TokenLayout.select`.
         """
-        k = bundle.manifest.layout.select(k, output).k
-        return cls(str(bundle.folder.resolve()), bundle.manifest.space_id(output), modality, output, k, dtype)
+        manifest = bundle.manifest
+        chosen = manifest.layout.select(k, output, dimensions)
+        size = chosen.layout.dim if chosen.layout.dim < manifest.dim else 0
+        space = manifest.space_id(chosen.output, size)
+        return cls(str(bundle.folder.resolve()), space, modality, chosen.output, chosen.k, dtype, size)
+
+    def narrowed(self, layout: TokenLayout) -> TokenLayout:
+        """Cut the register tokens of a bundle as these were cut."""
+        return layout.narrowed(self.token_dim) if self.token_dim else layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +101,8 @@ class IndexManifest(IndexSpec):
     """Folder to which paths among the items' names are relative."""
     items_from_index: str = ""
     """Path of that folder relative to the index."""
+    left_out: int = 0
+    """Number of items that were left out because they cannot be used."""
     format: str = FORMAT
     schema_version: int = SCHEMA_VERSION
 
@@ -195,7 +214,7 @@ class StoredIndex:
 
 
 def write_index_manifest(
-    folder: Path, final: Path, spec: IndexSpec, items: Sequence[str], shape: Sequence[int]
+    folder: Path, final: Path, spec: IndexSpec, items: Sequence[str], shape: Sequence[int], left_out: int = 0
 ) -> IndexManifest:
     """Write the items' names and, last of all files, the manifest.
 
@@ -203,6 +222,7 @@ def write_index_manifest(
         folder: holds the vectors, and the tokens if there are any.
         final: the folder that it becomes, from which relative paths are taken.
         shape: of one item's vectors: (dim,), or (tokens, dim).
+        left_out: number of items that could not be used.
     """
     files = IndexFiles(folder)
     write_json(files.items, list(items))
@@ -212,6 +232,7 @@ def write_index_manifest(
         **spec.to_dict(),
         dim=shape[-1],
         items=len(items),
+        left_out=left_out,
         bytes_per_item=vectors * vector_bytes(shape[-1], spec.dtype),
         bundle_from_index=_relative(spec.bundle, final),
         items_folder=str(Path.cwd()),

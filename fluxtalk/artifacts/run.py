@@ -5,10 +5,12 @@
     OUTPUT_DIR/LOG_NAME/
       METADATA.txt         who made this run, in plain text
       run.json             every option, the hashes of encoders and data, and what it ran on
+      bad_items.jsonl      items that were left out because they cannot be used, if any
       run.lock             locked while a training writes here
       train.log            printed lines
       metrics.jsonl        one record per line: training, validation, test
       tensorboard/         the numbers again, if tensorboard is installed
+      sweep.json           trials of a sweep, and what it chose, if there was one
       checkpoints/last.safetensors    with the training state, for --resume
       checkpoints/best.safetensors    the best by validation
       results.json         the scores of the best head on the test split
@@ -30,7 +32,16 @@ from fluxtalk.errors import ArtifactError, reason
 FORMAT = "fluxtalk.run"
 SCHEMA_VERSION = 1
 LAST, BEST = "last.safetensors", "best.safetensors"
-_BEFORE_TRAINING = {"METADATA.txt", "checkpoints", "run.json", "run.lock", "tensorboard", "train.log"}
+_BEFORE_TRAINING = {
+    "METADATA.txt",
+    "bad_items.jsonl",
+    "checkpoints",
+    "run.json",
+    "run.lock",
+    "sweep.json",
+    "tensorboard",
+    "train.log",
+}
 STORED_INFO = "facts"
 """Key of `RunInfo` in run.json: runs from before the class had its name must open."""
 
@@ -48,6 +59,10 @@ class RunFolder:
     @property
     def metadata(self) -> Path:
         return self.root / "METADATA.txt"
+
+    @property
+    def bad_items(self) -> Path:
+        return self.root / "bad_items.jsonl"
 
     @property
     def log(self) -> Path:
@@ -68,6 +83,10 @@ class RunFolder:
     @property
     def results(self) -> Path:
         return self.root / "results.json"
+
+    @property
+    def sweep(self) -> Path:
+        return self.root / "sweep.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -140,13 +159,15 @@ class RunInfo:
     parameters: int
     """Number of trainable parameters."""
     device: str
+    left_out: dict[str, Any] | None = None
+    """`LeftOut.facts` of the data, whose items are in bad_items.jsonl; None if all of it is used."""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as run.json holds them."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
-_TYPES = {"str": str, "str | None": str, "int": int, "dict[str, str]": dict}
+_TYPES = {"str": str, "str | None": str, "int": int, "dict[str, str]": dict, "dict[str, Any] | None": dict}
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fluxtalk.datasets import features_folder, glyphs
+from fluxtalk.datasets.bad_items import read_report
 from fluxtalk.datasets.data_name import GLYPHS, parse_data_name
+from fluxtalk.datasets.left_out import leave_out
 from fluxtalk.datasets.pairs import SPLIT_NAMES, Items, PairDataset, Split
 from fluxtalk.datasets.shards import shards
 from fluxtalk.datasets.tables import table
 from fluxtalk.errors import UsageError
 
-__all__ = ["SPLIT_NAMES", "Items", "PairDataset", "Split", "default_cache_dir", "load_dataset"]
+__all__ = ["SPLIT_NAMES", "Items", "PairDataset", "Split", "default_cache_dir", "load_dataset", "load_recorded"]
 
 
-def load_dataset(name: str, cache_dir: Path, kinds: Mapping[str, str] | None = None) -> PairDataset:
+def load_dataset(
+    name: str, cache_dir: Path, kinds: Mapping[str, str] | None = None, tolerated: float = 0.0
+) -> PairDataset:
     """Read the data set that ``--data`` names.
 
     Args:
@@ -28,6 +32,8 @@ def load_dataset(name: str, cache_dir: Path, kinds: Mapping[str, str] | None = N
         kinds: modalities that are used, to the kind of their preprocessing (`Stage1.kinds`). In a table, these alone
             link rows, and all but ``text`` hold paths. None uses every column, and takes those that look like paths
             as paths: give the same to every reader of one table, because ids and splits depend on it.
+        tolerated: largest share of missing files, malformed rows or unreadable members that reading passes on: the
+            encoding of the items finds them again, and `fluxtalk.datasets.bad_items` says what is done about them.
 
     Raises:
         UsageError: the name is not one of these, or its query is malformed.
@@ -38,14 +44,32 @@ def load_dataset(name: str, cache_dir: Path, kinds: Mapping[str, str] | None = N
         return glyphs.load(cache_dir)
     parsed = parse_data_name(name)
     if parsed is not None:
-        return shards.load(parsed) if parsed.suffix == ".tar" else table.load(parsed, kinds)
+        return shards.load(parsed, tolerated) if parsed.suffix == ".tar" else table.load(parsed, kinds, tolerated)
     if name and Path(name).is_dir():
-        return features_folder.load(name)
+        return features_folder.load(name, tolerated)
     raise UsageError(
         "--data is glyphs, a table of pairs (pairs.csv, .jsonl or .parquet; pairs.csv?image=COLUMN&text=COLUMN), "
         "WebDataset shards (shards-{000..099}.tar?image=jpg;png&text=txt) or an existing folder of features "
         f"(FOLDER/MODALITY/ID.npy or FOLDER/MODALITY.safetensors); got {name!r}."
     )
+
+
+def load_recorded(name: str, cache_dir: Path, kinds: Mapping[str, str] | None, report: Path) -> PairDataset:
+    """Read a data set without the items that a report left out of it; another data set, or without a report, whole.
+
+    Args:
+        report: bad items that a run has left out, which need not exist.
+
+    Raises:
+        ArtifactError: the report is malformed.
+        FluxTalkError: as for `load_dataset`.
+    """
+    if report.is_file():
+        data_hash, bad = read_report(report)
+        dataset = load_dataset(name, cache_dir, kinds, tolerated=1.0)
+        if dataset.content_hash == data_hash:
+            return leave_out(dataset, bad)
+    return load_dataset(name, cache_dir, kinds)
 
 
 def default_cache_dir(option: str | None) -> Path:

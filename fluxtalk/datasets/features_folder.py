@@ -8,7 +8,8 @@
     FOLDER/train|validation|test/...   the same below the splits; else ids are divided by hash, as tables are
 
 An array is (length, dim), or (dim,) for a single vector. Alternatives of each other, such as several captions of one
-clip, are called ``clip-1#0``, ``clip-1#1`` and so on. An id need not be in every modality.
+clip, are called ``clip-1#0``, ``clip-1#1`` and so on. An id need not be in every modality;
+one that is in a single modality is in no pair, and is passed over with a note.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from fluxtalk.artifacts.files import hash_bytes, hash_json
 from fluxtalk.config import require_modality_name
 from fluxtalk.datasets.pairs import SPLIT_NAMES, PairDataset
 from fluxtalk.datasets.reporting import abbreviate, with_progress
-from fluxtalk.datasets.splits import ItemColumn, make_splits, split_by_hash
+from fluxtalk.datasets.splits import ItemColumn, gap_notes, make_splits, split_by_hash
 from fluxtalk.datasets.tensor_files import TensorFiles, TensorName, tensor_names
 from fluxtalk.errors import DataError, InputError, UsageError, reason
 from fluxtalk.preprocess.features import FeaturesPreprocessor, read_array
@@ -46,23 +47,24 @@ class _Entry:
     source: Path | TensorName
 
 
-def load(text: str) -> PairDataset:
+def load(text: str, tolerated: float = 0.0) -> PairDataset:
     """Read a folder of precomputed features.
 
     Every array is read once, one at a time, to hash and check it.
 
     Args:
         text: the folder, as ``--data`` names it.
+        tolerated: see `fluxtalk.datasets.load_dataset`.
 
     Raises:
-        DataError: the folder has fewer than two modalities, a file that is not an array, arrays that are not finite
-            or not of one dimension per modality (all counted, the first 20 listed), an id in two splits, or an id with
-            features in fewer than two modalities.
+        DataError: the folder has fewer than two modalities, a file that is not an array, more than the tolerated
+            share of arrays that are not finite or not of one dimension per modality (all counted, the first 20
+            listed), an id in two splits, or no id with features in two modalities.
     """
     folder = Path(text)
     entries = _entries(folder)
     split_of = _splits_by_id(folder, entries)
-    digests = _digests(folder, entries)
+    digests = _digests(folder, entries, tolerated)
     index = {id_: position for position, id_ in enumerate(split_of)}
     codes: dict[str, int] = {}
     columns = {}
@@ -80,6 +82,7 @@ def load(text: str) -> PairDataset:
         modalities=tuple(entries),
         splits=make_splits(tuple(split_of), tuple(split_of.values()), columns),
         content_hash=hash_json({"features": key}),
+        notes=gap_notes(text, tuple(split_of), tuple(split_of), columns),
     )
 
 
@@ -153,7 +156,7 @@ def _splits_by_id(folder: Path, entries: dict[str, list[_Entry]]) -> dict[str, s
     return {id_: splits.pop() for id_, splits in sorted(everywhere.items())}
 
 
-def _digests(folder: Path, entries: dict[str, list[_Entry]]) -> dict[str, list[str]]:
+def _digests(folder: Path, entries: dict[str, list[_Entry]], tolerated: float) -> dict[str, list[str]]:
     """Modality to the SHA-256 of each preprocessed array, which does not depend on how it is stored."""
     sources = {entry.source for found in entries.values() for entry in found}
     files = {source if isinstance(source, Path) else source.path for source in sources}
@@ -168,9 +171,10 @@ def _digests(folder: Path, entries: dict[str, list[_Entry]]) -> dict[str, list[s
             array = _prepared(values[row], modality, dims)
         except (InputError, DataError) as error:
             problems.append(f"{entry.source} ({reason(error)})")
+            digests[modality].append(f"unusable: {entry.split}/{entry.id}#{entry.number}")
             continue
         digests[modality].append(hash_bytes(str(array.shape).encode() + array.tobytes()))
-    if problems:
+    if len(problems) > tolerated * len(flat):
         raise DataError(
             f"The folder {folder} has {len(problems)} unusable arrays of {len(flat)}: {abbreviate(problems)}."
         )

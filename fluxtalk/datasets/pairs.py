@@ -7,6 +7,7 @@ modalities, but never all but one: it would be in no pair.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fluxtalk.arrays import Booleans, Integers
+from fluxtalk.datasets.bad_items import BadItem
 from fluxtalk.errors import DataError
 
 SPLIT_NAMES = ("train", "validation", "test")
@@ -88,12 +90,25 @@ class PairDataset:
     """SHA-256 over the raw content and the split; it keys the feature cache."""
     notes: tuple[str, ...] = ()
     """Sentences about what looks wrong but may be meant, for the caller to print."""
+    bad_rows: tuple[BadItem, ...] = ()
+    """Rows of a table that could not be read, and that its reader was told to pass over."""
+    left_out: LeftOut | None = None
+    """What was left out of it; None of a data set as it was read."""
+
+    @property
+    def whole(self) -> PairDataset:
+        """The data set with the items that were left out: the one that is encoded, whatever is done about them."""
+        return self if self.left_out is None else self.left_out.whole
 
     @property
     def public_name(self) -> str:
         """The name without its folders, for files that are shared."""
         path, mark, columns = self.name.partition("?")
         return path.rpartition("/")[2] + mark + columns
+
+    def told(self) -> dict[str, Any]:
+        """Describe what was left out, as an entry of every result; empty if nothing was."""
+        return {} if self.left_out is None else {"left_out": self.left_out.facts()}
 
     def split(self, name: str) -> Split:
         """The split of that name.
@@ -107,3 +122,25 @@ class PairDataset:
                 f"{self.name} has no {name} items; it has {', '.join(n for n, s in self.splits.items() if s.ids)}."
             )
         return split
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Items that were left out of a data set because they cannot be used."""
+
+    whole: PairDataset
+    """The data set with them."""
+    bad: tuple[BadItem, ...]
+    rows: Mapping[str, Mapping[str, Integers]]
+    """Split to modality to the rows of ``whole`` that were kept, (items,)."""
+    ids: int
+    """Ids that went with them, because they had items in fewer than two modalities left."""
+
+    def facts(self) -> dict[str, Any]:
+        """Describe it for a result, in plain types: bad items by modality, and ids that went with them."""
+        return {"items": dict(Counter(item.modality for item in self.bad)), "ids": self.ids}
+
+    def sentence(self) -> str:
+        """Describe it for people."""
+        items = ", ".join(f"{count} of {modality}" for modality, count in self.facts()["items"].items())
+        return f"{len(self.bad)} items that cannot be used are left out ({items}), and {self.ids} ids with them"

@@ -21,7 +21,7 @@ def abbreviate(names: Sequence[str]) -> str:
     return ", ".join(names[:LISTED]) + more
 
 
-def require_files(what: str, wanted: Sequence[Path], shown: Sequence[str], hint: str) -> None:
+def require_files(what: str, wanted: Sequence[Path], shown: Sequence[str], hint: str, tolerated: float = 0.0) -> None:
     """Refuse a data set if files are missing, all of them in one sentence.
 
     Args:
@@ -29,12 +29,13 @@ def require_files(what: str, wanted: Sequence[Path], shown: Sequence[str], hint:
         wanted: paths, each once.
         shown: name of each path in the data set.
         hint: what to do.
+        tolerated: largest share of them that may be missing.
 
     Raises:
-        DataError: a path is not a file.
+        DataError: more than that share of the paths are not files.
     """
     missing = [name for path, name in zip(wanted, shown, strict=True) if not path.is_file()]
-    if missing:
+    if len(missing) > tolerated * len(wanted):
         raise DataError(
             f"{what} names {len(missing)} of {len(wanted)} files that do not exist: {abbreviate(missing)}; {hint}."
         )

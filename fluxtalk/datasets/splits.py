@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from fluxtalk.arrays import Booleans, Integers
 from fluxtalk.datasets.pairs import SPLIT_NAMES, Items, Split
+from fluxtalk.datasets.reporting import abbreviate
+from fluxtalk.errors import DataError
 
 _TRAIN_SHARE, _VALIDATION_SHARE = 0.8, 0.1
 
@@ -37,7 +39,7 @@ def split_by_hash(id_: str) -> str:
 
 
 def make_splits(ids: Sequence[str], split_names: Sequence[str], columns: Mapping[str, ItemColumn]) -> dict[str, Split]:
-    """Make every split.
+    """Make every split, of the ids that are in a pair: with items in two modalities or more.
 
     Args:
         ids: all different, in the order in which the splits list them.
@@ -47,10 +49,43 @@ def make_splits(ids: Sequence[str], split_names: Sequence[str], columns: Mapping
     Raises:
         DataError: see `Split`.
     """
-    numbers = np.array([SPLIT_NAMES.index(name) for name in split_names], dtype=np.int64)
+    paired = _paired(ids, columns)
+    numbers = np.where(paired, [SPLIT_NAMES.index(name) for name in split_names], -1)
     return {
         name: _split(name, ids, numbers == number, numbers == 0, columns) for number, name in enumerate(SPLIT_NAMES)
     }
+
+
+def gap_notes(
+    data: str, names: Sequence[str], ids: Sequence[str], columns: Mapping[str, ItemColumn]
+) -> tuple[str, ...]:
+    """Make a sentence about the ids that `make_splits` passes over; none if there is no gap.
+
+    Args:
+        data: name of the data set.
+        names: each id as people know it.
+
+    Raises:
+        DataError: there is nothing but gaps.
+    """
+    alone = [names[i] for i in np.flatnonzero(~_paired(ids, columns)).tolist()]
+    if not alone:
+        return ()
+    if len(alone) == len(ids):
+        raise DataError(
+            f"All of the {len(ids)} ids of {data} have items in fewer than two modalities: {abbreviate(alone)}; "
+            "items that belong together carry the same id."
+        )
+    return (
+        f"{len(alone)} of {len(ids)} ids have items in fewer than two modalities, are in no pair and therefore "
+        f"not used: {abbreviate(alone)}",
+    )
+
+
+def _paired(ids: Sequence[str], columns: Mapping[str, ItemColumn]) -> Booleans:
+    present = [np.bincount(column.groups, minlength=len(ids)) > 0 for column in columns.values()]
+    paired: Booleans = np.greater_equal(np.sum(present, axis=0, dtype=np.int64), min(2, len(present)))
+    return paired
 
 
 def _split(

@@ -24,7 +24,7 @@ class Embeddings(NamedTuple):
 
     tokens: Tensor
     embeddings: Tensor
-    """Row j - 1 is the pooled embedding of the first j tokens, of length 1."""
+    """Rows of length 1, of which the summary is made; see `TokenHead.embeddings`."""
 
 
 class EagerEmbedder(nn.Module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from fluxtalk.arrays import Floats
 from fluxtalk.config import StrictConfig, require
 from fluxtalk.scoring.metrics import MAX_SCORES, first_hit_ranks, ranks_of
-from fluxtalk.tokens import CONCAT, POOLED, SHARED_KINDS, TOKENS, concatenate, l2_normalize, pool
+from fluxtalk.tokens import CONCAT, MEAN, POOLED, SHARED_KINDS, TOKENS, concatenate, l2_normalize, pool
 
 CUTOFF = 10
 MOST_COUNTS = 8
@@ -80,8 +81,33 @@ class PairRecall(StrictConfig):
         return min(1.0, found / full) if full else 1.0
 
 
+@dataclass(frozen=True)
+class ServingCurve:
+    """Gain and cost of each k in one precision, as the export measured them."""
+
+    recall: PairRecall
+    latency_ms: dict[str, dict[int, float]]
+    """Modality to k to milliseconds of one item in the session; empty if the export's machine cannot run the graph."""
+    latency_of: str
+    """What was timed, for people."""
+
+    @classmethod
+    def from_serving(cls, serving: Mapping[str, Any]) -> ServingCurve:
+        """Read the curve among what a bundle says of a precision (`PrecisionEntry.serving`).
+
+        Raises:
+            UsageError: its recall is malformed.
+        """
+        latency = serving.get("latency_ms", {})
+        return cls(
+            PairRecall.from_dict(serving["pair_recall"]),
+            {modality: {int(k): float(ms) for k, ms in by_k.items()} for modality, by_k in latency.items()},
+            serving.get("latency_of", ""),
+        )
+
+
 def measure_pair_recall(
-    tokens: Mapping[str, Floats], ids: Mapping[str, NDArray[np.int64]], num_overlapping: int
+    tokens: Mapping[str, Floats], ids: Mapping[str, NDArray[np.int64]], num_overlapping: int, summary: str = MEAN
 ) -> PairRecall:
     """Score every direction, kind of output and pair of token counts, comparing with every item.
 
@@ -90,16 +116,17 @@ def measure_pair_recall(
         ids: modality to the ids of its items, (items,); equal ones belong together. A query whose id has no item to be
             found does not count.
         num_overlapping: tokens, from the first, that are shared between modalities.
+        summary: what ``pooled`` gives, one of `fluxtalk.tokens.SUMMARIES`; ``concat`` is measured once.
     """
     counts = token_counts(num_overlapping)
+    one_vector = POOLED if summary == MEAN else summary
     recall: dict[str, dict[str, Table]] = {}
     for source, target in itertools.permutations(tokens, 2):
         asked = np.isin(ids[source], ids[target])
         if asked.any():
             sides = (tokens[source][asked], tokens[target], ids[source][asked], ids[target])
             recall[f"{source}->{target}"] = {
-                POOLED: _one_vector(POOLED, *sides, num_overlapping, counts),
-                CONCAT: _one_vector(CONCAT, *sides, num_overlapping, counts),
+                **{o: _one_vector(o, *sides, num_overlapping, counts) for o in dict.fromkeys((one_vector, CONCAT))},
                 TOKENS: _late_interaction(*sides, counts),
             }
     return PairRecall(counts, recall)

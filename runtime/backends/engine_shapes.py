@@ -121,11 +121,15 @@ class EngineInputs:
         return number, padded
 
 
-def bucket_size(size: int) -> int:
-    """Round up to one of few sizes: four in every doubling, so that at most a quarter is padding."""
-    if size <= _STEPS:
+def bucket_size(size: int, steps: int = _STEPS) -> int:
+    """Round up to one of few sizes: ``steps`` in every doubling, so that at most a quarter (of 4) is padding.
+
+    Args:
+        steps: a power of two.
+    """
+    if size <= steps:
         return size
-    step = (1 << ((size - 1).bit_length() - 1)) // _STEPS
+    step = (1 << ((size - 1).bit_length() - 1)) // steps
     return -(-size // step) * step
 
 

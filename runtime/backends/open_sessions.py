@@ -71,7 +71,9 @@ def open_session(bundle: Bundle, modality: str, options: BackendOptions) -> Sess
         return TensorRTSession(bundle, modality, precision, NATIVE[backend], allow_host_code=options.allow_host_code)
     graph = bundle.graph(modality, precision)
     if backend == OPENVINO:
-        return OpenVinoSession(graph, options.threads, precision)
+        hides_padding = not bundle.preprocess(modality).fixed_length
+        longest = bundle.manifest.modalities[modality].max_length
+        return OpenVinoSession(graph, options.threads, precision, hides_padding, longest)
     if backend != "ort-tensorrt":
         return OnnxRuntimeSession(graph, backend, options.threads, precision, spinning=options.spinning)
     engines = bundle.engines / "ort-tensorrt" / bundle.graph_hash(modality, precision)[:16]

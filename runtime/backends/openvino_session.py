@@ -10,13 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from fluxtalk.arrays import Arrays, Floats
+from fluxtalk.arrays import Array, Arrays, Floats
 from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.errors import BackendError, InputError, reason
+from fluxtalk.runtime.backends.engine_shapes import bucket_size
 from fluxtalk.runtime.backends.session import with_token_index
 from fluxtalk.runtime.backends.threads import available_cores
+from fluxtalk.tokens import ATTENTION
 
 _TELEMETRY = "openvino_telemetry"
+_MASK = "mask"
+_STEPS_OF_ROWS = 2
+"""Numbers of rows in every doubling: 1, 2, 3, 4, 6, 8, 12, ... Every shape that comes is memory that OpenVINO keeps."""
+_STEP_OF_LENGTHS = 16
 _KEPT_ROWS = 32
 """Rows of the largest batch whose memory OpenVINO may keep. Freeing a larger one's costs a few percent of its time."""
 
@@ -75,6 +81,11 @@ class OpenVinoSession:
         graph: ONNX file.
         threads: threads of one operator; None takes the cores that are available to this process.
         precision: precision of the graph. ``bf16`` is multiplied in bfloat16 if the processor can, else in float32.
+        pads_length: the graph's mask hides padding, so that inputs may be padded to one of few lengths.
+        max_length: longest input that the graph takes; None if it takes any.
+
+    OpenVINO keeps memory for every shape that it has met, for as long as it runs. Rows and lengths are therefore padded
+    to one of few sizes, which changes no row.
 
     Raises:
         BackendError: OpenVINO is missing, or refuses the graph.
@@ -82,7 +93,16 @@ class OpenVinoSession:
 
     backend: str = "openvino"
 
-    def __init__(self, graph: Path, threads: int | None = None, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        graph: Path,
+        threads: int | None = None,
+        precision: str = "fp32",
+        pads_length: bool = False,
+        max_length: int | None = None,
+    ) -> None:
+        self._pads_length = pads_length
+        self._longest = max_length
         openvino = import_openvino()
         self._threads = threads or available_cores()
         self._type = "bf16" if precision == "bf16" and computes_bf16() else "f32"
@@ -118,10 +138,11 @@ class OpenVinoSession:
             BackendError: OpenVINO failed.
         """
         # OpenVINO would take a missing input from the run before, and cast a wrong type.
-        given = with_token_index(inputs, k)
+        given = with_token_index(inputs if ATTENTION in outputs else self._in_few_shapes(inputs), k)
         given_types = {name: array.dtype for name, array in given.items()}
         if given_types != self._types:
             raise InputError(f"The graph takes {_listed(self._types)}; got {_listed(given_types)}.")
+        rows = len(next(iter(inputs.values())))
         # A request serves one caller at a time; the list grows to the most callers that there were at once.
         try:
             request = self._idle.pop()
@@ -130,12 +151,12 @@ class OpenVinoSession:
         try:
             found = request.infer(given, share_inputs=True, share_outputs=True)
             # Copied: the request's next run writes into the same memory.
-            values = {name: np.array(found[name]) for name in outputs}
+            values = {name: np.array(found[name][:rows]) for name in outputs}
         except Exception as error:  # OpenVINO raises plain RuntimeError, for inputs that do not fit too
             kind = InputError if "incompatible" in str(error) else BackendError
             raise kind(f"OpenVINO could not run the graph: {_last_line(error)}.") from error
         self._idle.append(request)
-        if self._holds_too_much or len(next(iter(inputs.values()))) > _KEPT_ROWS:
+        if self._holds_too_much or rows > _KEPT_ROWS:
             self._release_memory()
         return values
 
@@ -147,6 +168,26 @@ class OpenVinoSession:
         self._idle.clear()
         self._model = None
 
+    def _in_few_shapes(self, inputs: Arrays) -> Arrays:
+        """Pad a batch to one of few numbers of rows and, if a mask hides padding, one of few lengths.
+
+        Inputs that do not agree about a size stay as they are, and the graph refuses them.
+        """
+        sizes = {len(array) for array in inputs.values()}
+        if len(sizes) != 1 or not min(sizes):
+            return inputs
+        rows = min(sizes)
+        further = bucket_size(rows, _STEPS_OF_ROWS) - rows
+        mask = inputs.get(_MASK) if self._pads_length else None
+        longer = 0
+        if mask is not None and mask.ndim == 2:
+            if any(array.shape[:2] != mask.shape for array in inputs.values()):
+                return inputs
+            length = mask.shape[1]
+            longer = max(0, min(_few_lengths(length), self._longest or sys.maxsize) - length)
+        # Further rows are like the first: their values are not of another range.
+        return {name: _padded(array, further, longer) for name, array in inputs.items()}
+
     def _release_memory(self) -> None:
         try:
             self._model.release_memory()
@@ -154,6 +195,18 @@ class OpenVinoSession:
         except RuntimeError:
             # OpenVINO refuses while another caller runs; try again after the next run.
             self._holds_too_much = True
+
+
+def _few_lengths(length: int) -> int:
+    """Round up to a multiple of 16, and above 64 to four lengths in every doubling."""
+    return bucket_size(-(-length // _STEP_OF_LENGTHS) * _STEP_OF_LENGTHS)
+
+
+def _padded(array: Array, further: int, longer: int) -> Array:
+    """Add rows like the first, and zeros behind the second axis."""
+    if further:
+        array = np.concatenate([array, np.repeat(array[:1], further, axis=0)])
+    return np.pad(array, [(0, 0), (0, longer), *[(0, 0)] * (array.ndim - 2)]) if longer else array
 
 
 def _listed(types: Mapping[str, Any]) -> str:

@@ -9,13 +9,14 @@ from typing import Any
 import click
 
 from fluxtalk.console import Function, debug_option, option, sentence_errors
+from fluxtalk.datasets.bad_items import SKIP, BadItemPolicy, bad_item_options
 from fluxtalk.errors import UsageError
 from fluxtalk.preprocess.prompts import ROLES
 from fluxtalk.runtime.backends.command_options import backend_options
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.bulk.inputs import open_input
 from fluxtalk.runtime.bulk.output import check_output
-from fluxtalk.runtime.bulk.stream import EmbedOptions, embed_to_file
+from fluxtalk.runtime.bulk.stream import EmbedOptions, bad_items_report, embed_to_file
 from fluxtalk.runtime.embedder import open_embedder
 from fluxtalk.runtime.vectors import DTYPES
 from fluxtalk.tokens import OUTPUT_KINDS, POOLED
@@ -57,10 +58,21 @@ input_options = _in_order(
 """The options of every command that embeds many items."""
 
 
+def told(left_out: int, output: Path) -> str:
+    """Say how many items were left out of an output, and where they are listed; empty if none was."""
+    return f"; {left_out} items cannot be used and are left out: {bad_items_report(output)}" if left_out else ""
+
+
 def kind_option(kinds: tuple[str, ...], text: str) -> Callable[[Function], Function]:
     """The option ``--kind``, which is ``output`` in Python and over HTTP: on a command line that is the file."""
     return option("--kind", default=POOLED, show_default=True, type=click.Choice(kinds), help=text)
 
+
+dimensions_option = option(
+    "--dimensions",
+    type=click.IntRange(1),
+    help="Numbers of a vector, one of the sizes that were trained; of tokens side by side it may choose k.",
+)
 
 dtype_option = option(
     "--dtype",
@@ -79,12 +91,14 @@ dtype_option = option(
 @option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .npy or .parquet to write.")
 @k_option("Register tokens to compute.  [default: all]")
 @kind_option(OUTPUT_KINDS, "Kind of vectors to write.")
+@dimensions_option
 @dtype_option
 @option(
     "--role",
     type=click.Choice(tuple(ROLES)),
     help="Role of texts, which chooses one of the bundle's prompts.  [default: its default prompt, if there is one]",
 )
+@bad_item_options()
 @serving_options
 @debug_option
 @sentence_errors
@@ -99,8 +113,11 @@ def embed(
     output: Path,
     k: int | None,
     kind: str,
+    dimensions: int | None,
     dtype: str,
     role: str | None,
+    on_bad_item: str,
+    bad_items_limit: float,
     batch_size: int,
     backend_options: BackendOptions,
 ) -> None:
@@ -113,13 +130,17 @@ def embed(
     fluxtalk embed BUNDLE image --input photos.csv --column path -o photos.parquet
     """
     check_output(output)
+    policy = BadItemPolicy(on_bad_item, bad_items_limit)
     if skip_empty and output.suffix.lower() == ".npy":
         raise UsageError(
             f"{output} would not say which rows were left out; with --skip-empty write .parquet, with ids."
         )
     with open_embedder(bundle, backend_options) as embedder:
-        opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column, skip_empty)
-        options = EmbedOptions(modality, k, kind, dtype, batch_size, role)
-        written = embed_to_file(embedder, opened, output, options, opened.count())
+        kind_of_items, pass_on = embedder.input_kind(modality), policy.action == SKIP
+        opened = open_input(kind_of_items, modality, items, input_file, column, id_column, skip_empty, pass_on)
+        for note in opened.notes():
+            click.echo(f"warning: {note}", err=True)
+        options = EmbedOptions(modality, k, kind, dtype, batch_size, role, dimensions)
+        written = embed_to_file(embedder, opened, output, options, opened.count(), policy=policy)
     resumed = f", {written.resumed} items of an earlier call" if written.resumed else ""
-    click.echo(f"{output}: {' x '.join(map(str, written.shape))} {dtype}{resumed}")
+    click.echo(f"{output}: {' x '.join(map(str, written.shape))} {dtype}{resumed}{told(written.left_out, output)}")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fluxtalk.datasets.tables.readers import Row, first_columns, is_table, malformed_row_error, open_table
+from fluxtalk.datasets.reporting import abbreviate
+from fluxtalk.datasets.tables.readers import Row, TableFile, first_columns, is_table, malformed_row_error, open_table
 from fluxtalk.errors import DataError, InputError, UsageError
 from fluxtalk.preprocess import FILE_SUFFIXES
+from fluxtalk.preprocess.visible_text import is_visible
 
 _ID = "id"
 
@@ -22,6 +25,13 @@ class Item(NamedTuple):
     """Name: the id in a table; else the text or path as it was given; else the number of the row."""
     value: Any
     """Input of the modality's preprocessing."""
+
+
+@dataclass(frozen=True)
+class UnusableRow:
+    """Value of a row that cannot be used, which no preprocessing takes."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,9 @@ class TableColumn:
     column: str
     id_column: str | None
     skip_empty: bool = False
-    """Leave out rows with an empty cell; if False, the first such row is an error."""
+    """Leave out rows with an empty cell; if False, they are errors."""
+    pass_on: bool = False
+    """Pass rows that cannot be used on as an `UnusableRow`; if False, they are refused, all in one sentence."""
 
     @classmethod
     def open(
@@ -51,6 +63,7 @@ class TableColumn:
         column: str | None,
         id_column: str | None,
         skip_empty: bool = False,
+        pass_on: bool = False,
     ) -> TableColumn:
         """Open a table, and find the named columns; by default the modality's own, and ``id`` if there is one."""
         with _input_errors():
@@ -62,7 +75,12 @@ class TableColumn:
                     f"The table {path} has the columns {', '.join(columns) or '(none)'} and no {wanted}; "
                     f"name one with {option}."
                 )
-        return cls(path, kind, name, id_column or (_ID if _ID in columns and name != _ID else None), skip_empty)
+        names = id_column or (_ID if _ID in columns and name != _ID else None)
+        return cls(path, kind, name, names, skip_empty, pass_on)
+
+    def notes(self) -> tuple[str, ...]:
+        """Nothing: a table's rows are all taken, or refused."""
+        return ()
 
     def count(self) -> int:
         """Number of items."""
@@ -73,20 +91,33 @@ class TableColumn:
     def __iter__(self) -> Iterator[Item]:
         table = open_table(self.path)
         wanted = {self.column, *([self.id_column] if self.id_column is not None else [])}
+        problems: list[str] = []
         with _input_errors():
             for row in table.rows(wanted):
-                if row.problem:
-                    raise malformed_row_error(table, row)
                 value = row.cells.get(self.column)
-                if value is None or (isinstance(value, str) and not value.strip()):
-                    if self.skip_empty:
-                        continue
-                    position = f"{table.row_word.capitalize()} {row.number} of the table {self.path}"
-                    raise InputError(
-                        f"{position} has no {self.column}, and every vector belongs to a row; "
-                        "leave the row out, or such rows with --skip-empty."
-                    )
-                yield Item(self._name(row, value), self._resolved(value))
+                empty = value is None or (isinstance(value, str) and not is_visible(value))
+                if empty and self.skip_empty and not row.problem:
+                    continue
+                problem = row.problem or (f"no {self.column}" if empty else "")
+                if problem and self.pass_on:
+                    place = f"{table.row_word} {row.number} of {self.path}"
+                    yield Item(place, UnusableRow(f"{place}: {problem}"))
+                elif problem:
+                    problems.append(self._refusal(table, row) if not problems else f"{row.number} ({problem})")
+                elif not problems:
+                    yield Item(self._name(row, value), self._resolved(value))
+            if problems:
+                others = f" {table.row_word.capitalize()}s like it: {abbreviate(problems[1:])}." if problems[1:] else ""
+                raise InputError(problems[0] + others)
+
+    def _refusal(self, table: TableFile, row: Row) -> str:
+        """Sentence about the first row that cannot be used."""
+        if row.problem:
+            return str(malformed_row_error(table, row))
+        return (
+            f"{table.row_word.capitalize()} {row.number} of the table {self.path} has no {self.column}, and every "
+            "vector belongs to a row; leave the row out, or such rows with --skip-empty."
+        )
 
     def _name(self, row: Row, value: Any) -> str:
         if self.id_column is not None:
@@ -120,6 +151,18 @@ class ItemList:
         """Number of items."""
         return sum(1 for _ in self)
 
+    def notes(self) -> tuple[str, ...]:
+        """Make a sentence about each folder's files that are passed over, because they are of another kind."""
+        notes = []
+        for folder in self.arguments if self.kind != "text" else ():
+            others = _files(self.kind, Path(folder))[1] if Path(folder).is_dir() else []
+            if others:
+                notes.append(
+                    f"{len(others)} files in {folder} do not end like a file of kind {self.kind} and are passed over: "
+                    f"{abbreviate(others)}"
+                )
+        return tuple(notes)
+
     def __iter__(self) -> Iterator[Item]:
         for argument in self.arguments:
             for value in [argument] if self.kind == "text" else _expand(self.kind, Path(argument)):
@@ -148,17 +191,19 @@ def open_input(
     column: str | None = None,
     id_column: str | None = None,
     skip_empty: bool = False,
+    pass_on: bool = False,
 ) -> Input:
     """Open what a command is to embed: an iterable that can be iterated again, and reads items as they are asked for.
 
     Args:
         kind: kind of the modality's preprocessing: ``text``, ``image``, ``audio`` or ``features``.
-        arguments: texts, or paths; a folder stands for the files of that kind in it, by name.
+        arguments: texts, or paths; a folder stands for the files of that kind in it and its sub-folders, by name.
         input_file: a table (``.csv``, ``.jsonl``, ``.parquet``), whose paths are relative to it; or a UTF-8 file with
             one more item per line, of which blank lines are skipped.
         column: column of the table to embed; None is the one named as the modality.
         id_column: column of the table with names; None is ``id`` if there is one, else the embedded column.
         skip_empty: leave out the table's rows that have nothing in the column.
+        pass_on: pass the table's rows that cannot be used on as an `UnusableRow`.
 
     Raises:
         UsageError: there is nothing to embed, there are both items and a table, an option needs a table, or the table
@@ -170,7 +215,7 @@ def open_input(
     if input_file is not None and is_table(input_file):
         if arguments:
             raise UsageError(f"Give items or the table {input_file}, not both.")
-        return TableColumn.open(input_file, kind, modality, column, id_column, skip_empty)
+        return TableColumn.open(input_file, kind, modality, column, id_column, skip_empty, pass_on)
     if column is not None or id_column is not None or skip_empty:
         raise UsageError(
             "--column, --id-column and --skip-empty need a table: give --input a .csv, .jsonl or .parquet file."
@@ -183,7 +228,23 @@ def open_input(
 def _expand(kind: str, path: Path) -> list[str]:
     if not path.is_dir():
         return [str(path)]
-    found = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in FILE_SUFFIXES[kind])
+    found, others = _files(kind, path)
     if not found:
-        raise InputError(f"The folder {path} has no {kind} file ({', '.join(sorted(FILE_SUFFIXES[kind]))}).")
+        raise InputError(
+            f"The folder {path} has no {kind} file ({', '.join(sorted(FILE_SUFFIXES[kind]))}), in its sub-folders "
+            f"neither; it has {abbreviate(others) or 'nothing'}."
+        )
     return found
+
+
+def _files(kind: str, folder: Path) -> tuple[list[str], list[str]]:
+    """Files of a kind in a folder and its sub-folders, by name, and the others; links to folders are not followed."""
+    files = sorted(os.path.join(at, name) for at, _, names in os.walk(folder) for name in names)
+    taken = [os.path.splitext(file)[1].lower() in FILE_SUFFIXES[kind] and not _is_hidden(file) for file in files]
+    found = [file for file, is_taken in zip(files, taken, strict=True) if is_taken]
+    return found, [file for file, is_taken in zip(files, taken, strict=True) if not is_taken]
+
+
+def _is_hidden(file: str) -> bool:
+    """True for what other programs leave, such as the ``._photo.jpg`` of macOS."""
+    return os.path.basename(file).startswith(".")

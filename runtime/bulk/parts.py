@@ -17,7 +17,7 @@ from fluxtalk.artifacts.files import canonical_json, write_atomically
 from fluxtalk.runtime.bulk.inputs import Item
 from fluxtalk.runtime.vectors import Vectors
 
-_VECTORS, _DIGEST, _IDS = "vectors", "digest", "ids"
+_VECTORS, _DIGEST, _IDS, _BAD = "vectors", "digest", "ids", "bad"
 
 
 class PartFiles:
@@ -43,10 +43,27 @@ class PartFiles:
         except (OSError, SafetensorError):
             return False
 
-    def write(self, number: int, items: Sequence[Item], vectors: Vectors) -> None:
-        """Write a part atomically."""
+    def bad(self, number: int) -> dict[int, str]:
+        """Positions of a part's items that have no vector, because they cannot be used, to the reason."""
+        with safe_open(self._path(number), framework="numpy") as file:
+            return {int(position): why for position, why in json.loads(file.metadata().get(_BAD, "{}")).items()}
+
+    def ids(self, number: int) -> list[str]:
+        """Ids of a part's vectors."""
+        with safe_open(self._path(number), framework="numpy") as file:
+            return list(json.loads(file.metadata()[_IDS]))
+
+    def write(self, number: int, items: Sequence[Item], vectors: Vectors, bad: Mapping[int, str]) -> None:
+        """Write a part atomically.
+
+        Args:
+            items: all of them.
+            vectors: those of the others than ``bad``.
+            bad: positions of items that cannot be used, to the reason.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        metadata = {_DIGEST: self._digest(items), _IDS: json.dumps([item.id for item in items])}
+        ids = [item.id for position, item in enumerate(items) if position not in bad]
+        metadata = {_DIGEST: self._digest(items), _IDS: json.dumps(ids), _BAD: json.dumps(dict(bad))}
         write_atomically(self._path(number), save({_VECTORS: np.ascontiguousarray(vectors)}, metadata))
 
     def read(self, count: int) -> Iterator[tuple[list[str], Vectors]]:

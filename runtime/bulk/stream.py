@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fluxtalk.console import progress
-from fluxtalk.errors import UsageError
-from fluxtalk.runtime.bulk.inputs import Item
+from fluxtalk.datasets.bad_items import (
+    BadItem,
+    BadItemPolicy,
+    abbreviated,
+    short_reason,
+    shown_item,
+    write_report,
+)
+from fluxtalk.errors import InputError, UsageError
+from fluxtalk.runtime.bulk.inputs import Item, UnusableRow
 from fluxtalk.runtime.bulk.output import check_output, write_output
 from fluxtalk.runtime.bulk.parts import PartFiles
 from fluxtalk.runtime.embedder import Embedder
 from fluxtalk.runtime.vectors import Vectors
 
+STRICT = BadItemPolicy()
+"""The default: any bad item is refused."""
 PART_ITEMS = 256
 """Items of a part: an interruption loses no more, and the progress bar moves once for each."""
 
@@ -31,6 +41,7 @@ class EmbedOptions:
     dtype: str = "float32"
     batch_size: int = 32
     role: str | None = None
+    dimensions: int | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,31 @@ class WrittenVectors:
     shape: tuple[int, ...]
     resumed: int
     """Number of items whose vectors were computed by an earlier call."""
+    left_out: int = 0
+    """Number of items that cannot be used and have no vector; `bad_items_report` lists them."""
+
+
+@dataclass(frozen=True)
+class EmbeddedParts:
+    """All items of a command, embedded in parts on the disk."""
+
+    parts: PartFiles
+    count: int
+    """Number of parts."""
+    items: int
+    """Number of vectors."""
+    resumed: int
+    """Number of items whose vectors were computed by an earlier call."""
+    bad: tuple[BadItem, ...]
+    """Items that cannot be used and are left out."""
+
+    def ids(self) -> list[str]:
+        """Ids of all vectors."""
+        return [id_ for number in range(self.count) for id_ in self.parts.ids(number)]
+
+    def vectors(self) -> Iterator[Vectors]:
+        """Read the vectors, part by part."""
+        return (vectors for _, vectors in self.parts.read(self.count))
 
 
 def embed_to_file(
@@ -49,69 +85,117 @@ def embed_to_file(
     options: EmbedOptions,
     total: int | None = None,
     part_items: int = PART_ITEMS,
+    policy: BadItemPolicy = STRICT,
 ) -> WrittenVectors:
-    """Embed items into ``.npy`` or Parquet, with progress and in bounded memory.
-
-    Parts of ``part_items`` items are kept in ``OUTPUT.parts`` until all are done. A later call takes those with the
-    same items at the same positions, of the same bundle in the same precision. It does not notice if a file's content
-    changed while its path stayed.
+    """Embed items into ``.npy`` or Parquet, with progress and in bounded memory, as `embed_in_parts` does.
 
     Args:
-        items: iterated once.
         output: the file, whose suffix is its format; see `write_output`.
-        total: number of items, if it is known.
 
     Raises:
-        UsageError: the output has no known suffix, there is no item, or as for `Embedder.embed`.
-        InputError, TokenCountError: as for `Embedder.embed`; finished parts are kept.
+        UsageError: the output has no known suffix; or as for `embed_in_parts`.
+        InputError, TokenCountError: as for `embed_in_parts`.
         BackendError: Parquet needs pyarrow.
     """
     check_output(output)
-    selection = embedder.bundle.manifest.layout.select(options.k, options.output)
+    embedded = embed_in_parts(embedder, items, output, options, total, part_items, policy)
+    shape = write_output(output, embedded.parts.read(embedded.count), embedded.items)
+    embedded.parts.remove()
+    return WrittenVectors(shape, embedded.resumed, len(embedded.bad))
+
+
+def embed_in_parts(
+    embedder: Embedder,
+    items: Iterable[Item],
+    output: Path,
+    options: EmbedOptions,
+    total: int | None = None,
+    part_items: int = PART_ITEMS,
+    policy: BadItemPolicy = STRICT,
+) -> EmbeddedParts:
+    """Embed items into parts of ``part_items`` items, with progress and in bounded memory.
+
+    They are kept in ``OUTPUT.parts`` until the caller removes them. A later call takes those with the same items at the
+    same positions, of the same bundle in the same precision, and tries bad items again. It does not notice if a file's
+    content changed while its path stayed.
+
+    Args:
+        items: iterated once.
+        output: what will be made of the parts.
+        total: number of items, if it is known.
+        policy: what is done about items that cannot be used, once all others are embedded; `bad_items_report` lists
+            them all.
+
+    Raises:
+        UsageError: there is no item, or as for `Embedder.embed`.
+        InputError: the policy refuses the bad items; everything else is kept.
+        TokenCountError: as for `Embedder.embed`; finished parts are kept.
+    """
+    selection = embedder.bundle.manifest.layout.select(options.k, options.output, options.dimensions)
     job = {
         "bundle": embedder.bundle.manifest.bundle_hash,
         "precision": embedder.precision,
         "modality": options.modality,
         "k": selection.k,
-        "output": options.output,
+        "output": selection.output,
         "dtype": options.dtype,
-        **({"role": options.role} if options.role is not None else {}),
+        **{n: getattr(options, n) for n in ("role", "dimensions") if getattr(options, n) is not None},
     }
     parts = PartFiles(output, job)
     done = resumed = count = 0
+    bad: list[BadItem] = []
     with _progress(options.modality, total) as update:
         for number, chunk in enumerate(_chunks(items, part_items)):
-            if parts.has(number, chunk):
+            if _is_done(parts, number, chunk, embedder, options):
                 resumed += len(chunk)
             else:
-                parts.write(number, chunk, _embed(embedder, chunk, options, done))
+                wrong, vectors = _embed(embedder, chunk, options, done)
+                parts.write(number, chunk, vectors, wrong)
+            bad += [_bad_item(chunk[i], done + i, options.modality, why) for i, why in parts.bad(number).items()]
             done += len(chunk)
             count += 1
             update(len(chunk))
     if not done:
         raise UsageError("There is nothing to embed: the input has no item.")
-    shape = write_output(output, parts.read(count), done)
-    parts.remove()
-    return WrittenVectors(shape, resumed)
+    report = bad_items_report(output)
+    if bad:
+        write_report(report, str(output), "", bad)
+    else:
+        report.unlink(missing_ok=True)
+    refusal = policy.refusal(bad, {options.modality: done}, "The input", report)
+    if refusal is None and len(bad) == done:
+        refusal = f"Not one of {done} items can be used: {abbreviated(bad)}; {report} lists all."
+    if refusal is not None:
+        raise InputError(refusal)
+    return EmbeddedParts(parts, count, done - len(bad), resumed, tuple(bad))
 
 
-def embed_chunks(
-    embedder: Embedder, items: Iterable[Item], options: EmbedOptions, total: int | None = None
-) -> Iterator[Vectors]:
-    """Embed items, a few hundred at a time, with progress.
+def bad_items_report(output: Path) -> Path:
+    """Return the file beside an output that lists the items that cannot be used; it exists only if there are any."""
+    return output.with_name(f"{output.name}.bad_items.jsonl")
 
-    Args:
-        total: number of items, if it is known.
 
-    Raises:
-        UsageError, InputError, TokenCountError: as for `Embedder.embed`.
-    """
-    done = 0
-    with _progress(options.modality, total) as update:
-        for chunk in _chunks(items, PART_ITEMS):
-            yield _embed(embedder, chunk, options, done)
-            done += len(chunk)
-            update(len(chunk))
+def _bad_item(item: Item, position: int, modality: str, why: str) -> BadItem:
+    if isinstance(item.value, UnusableRow):
+        return BadItem(item.id, why, modality, "", position, item.id)
+    shown = shown_item(item.value, item.id)
+    return BadItem(shown, f"{modality} item {position}: {short_reason(why)}", modality, "", position, item.id)
+
+
+def _is_done(parts: PartFiles, number: int, chunk: Sequence[Item], embedder: Embedder, options: EmbedOptions) -> bool:
+    """Return whether an earlier call left this part, with no bad item that can be used now."""
+    if not parts.has(number, chunk):
+        return False
+    tried = [chunk[i] for i in parts.bad(number)]
+    return len(_unusable(embedder, tried, options)) == len(tried)
+
+
+def _unusable(embedder: Embedder, items: Sequence[Item], options: EmbedOptions) -> dict[int, str]:
+    """Positions of the items that cannot be used, to the reason."""
+    rows = {i: item.value.reason for i, item in enumerate(items) if isinstance(item.value, UnusableRow)}
+    others = [i for i in range(len(items)) if i not in rows]
+    found = embedder.find_unusable(options.modality, [items[i].value for i in others], options.role)
+    return rows | {others[position]: why for position, why in found.items()}
 
 
 @contextmanager
@@ -124,17 +208,30 @@ def _progress(modality: str, total: int | None) -> Iterator[Callable[[int], Any]
         yield bar.update
 
 
-def _embed(embedder: Embedder, chunk: list[Item], options: EmbedOptions, done: int) -> Vectors:
-    return embedder.embed(
-        options.modality,
-        [item.value for item in chunk],
-        options.k,
-        options.output,
-        options.batch_size,
-        first=done or None,
-        dtype=options.dtype,
-        role=options.role,
-    )
+def _embed(embedder: Embedder, chunk: list[Item], options: EmbedOptions, done: int) -> tuple[dict[int, str], Vectors]:
+    """Positions of a chunk's bad items, to the reason, and the vectors of the others."""
+
+    def embed(items: Sequence[Item]) -> Vectors:
+        return embedder.embed(
+            options.modality,
+            [item.value for item in items],
+            options.k,
+            options.output,
+            options.batch_size,
+            first=done or None,
+            dtype=options.dtype,
+            role=options.role,
+            dimensions=options.dimensions,
+        )
+
+    try:
+        if not any(isinstance(item.value, UnusableRow) for item in chunk):
+            return {}, embed(chunk)
+    except InputError:
+        if not _unusable(embedder, chunk, options):
+            raise
+    bad = _unusable(embedder, chunk, options)
+    return bad, embed([item for position, item in enumerate(chunk) if position not in bad])
 
 
 def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

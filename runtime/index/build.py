@@ -16,7 +16,9 @@ from fluxtalk.runtime.vectors import directions, quantize
 from fluxtalk.tokens import TOKENS
 
 
-def build_index(output: Path, chunks: Iterable[Floats], items: Sequence[str], spec: IndexSpec) -> IndexManifest:
+def build_index(
+    output: Path, chunks: Iterable[Floats], items: Sequence[str], spec: IndexSpec, left_out: int = 0
+) -> IndexManifest:
     """Write an index, without ever holding all of its tokens in memory.
 
     Args:
@@ -24,6 +26,7 @@ def build_index(output: Path, chunks: Iterable[Floats], items: Sequence[str], sp
         chunks: the items' vectors (count, dim), or overlapping tokens (count, tokens, dim), a part after the other.
         items: their names.
         spec: which vectors they are.
+        left_out: number of items that could not be used.
 
     Raises:
         IndexFileError: the folder is in the way.
@@ -50,7 +53,7 @@ def build_index(output: Path, chunks: Iterable[Floats], items: Sequence[str], sp
         neighbors.save(files.vectors)
         if tokens is not None:
             tokens.close()
-        return write_index_manifest(folder, output, spec, items, shape)
+        return write_index_manifest(folder, output, spec, items, shape, left_out)
 
 
 class _TokensWriter:

@@ -6,20 +6,25 @@ from pathlib import Path
 
 import click
 
+from fluxtalk.artifacts.files import require_free
 from fluxtalk.artifacts.index import IndexSpec
 from fluxtalk.console import GroupedCommand, debug_option, option, sentence_errors
+from fluxtalk.datasets.bad_items import SKIP, BadItemPolicy, bad_item_options
+from fluxtalk.errors import IndexFileError
 from fluxtalk.preprocess.prompts import DOCUMENT
 from fluxtalk.runtime.backends.command_options import backend_options
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.bulk.cli import (
+    dimensions_option,
     dtype_option,
     input_options,
     k_option,
     kind_option,
     serving_options,
+    told,
 )
 from fluxtalk.runtime.bulk.inputs import open_input
-from fluxtalk.runtime.bulk.stream import EmbedOptions, embed_chunks
+from fluxtalk.runtime.bulk.stream import EmbedOptions, embed_in_parts
 from fluxtalk.runtime.embedder import open_embedder
 from fluxtalk.runtime.index.build import build_index
 from fluxtalk.runtime.index.limits import Limits
@@ -42,7 +47,9 @@ def main() -> None:
 @kind_option(
     SHARED_KINDS, "Kind of vectors to keep. tokens: the first finds candidates, all overlapping ones put them in order."
 )
+@dimensions_option
 @dtype_option
+@bad_item_options()
 @serving_options
 @debug_option
 @sentence_errors
@@ -57,30 +64,39 @@ def build(
     output: Path,
     k: int | None,
     kind: str,
+    dimensions: int | None,
     dtype: str,
+    on_bad_item: str,
+    bad_items_limit: float,
     batch_size: int,
     backend_options: BackendOptions,
 ) -> None:
     """Embed ITEMS (texts, or paths of files or folders) of MODALITY with BUNDLE into an index.
 
-    Texts get the bundle's prompt for documents, if it has one; `search` gives its query the one for queries.
+    Texts get the bundle's prompt for documents, if it has one; `search` gives its query the one for queries. If the
+    command is interrupted, the same command goes on where it stopped.
 
     fluxtalk index build BUNDLE image photos/ -o photos.index
     """
+    policy = BadItemPolicy(on_bad_item, bad_items_limit)
+    require_free(output, IndexFileError)
     with open_embedder(bundle, backend_options) as embedder:
-        opened = open_input(embedder.input_kind(modality), modality, items, input_file, column, id_column, skip_empty)
-        names = [item.id for item in opened]
-        spec = IndexSpec.of(embedder.bundle, modality, kind, k, dtype)
-        chunks = embed_chunks(
-            embedder, opened, EmbedOptions(modality, k, kind, batch_size=batch_size, role=DOCUMENT), len(names)
-        )
+        kind_of_items, pass_on = embedder.input_kind(modality), policy.action == SKIP
+        opened = open_input(kind_of_items, modality, items, input_file, column, id_column, skip_empty, pass_on)
+        for note in opened.notes():
+            click.echo(f"warning: {note}", err=True)
+        spec = IndexSpec.of(embedder.bundle, modality, kind, k, dtype, dimensions)
+        options = EmbedOptions(modality, k, kind, batch_size=batch_size, role=DOCUMENT, dimensions=dimensions)
+        embedded = embed_in_parts(embedder, opened, output, options, opened.count(), policy=policy)
+        chunks = embedded.vectors()
         if kind == TOKENS:
             shared = embedder.bundle.manifest.layout.select(k, kind).shared
             chunks = (chunk[:, :shared] for chunk in chunks)
-        manifest = build_index(output, chunks, names, spec)
+        manifest = build_index(output, chunks, embedded.ids(), spec, len(embedded.bad))
+        embedded.parts.remove()
     click.echo(
-        f"{output}: {manifest.items} {modality} items, {kind}, k = {manifest.k}, dimension {manifest.dim}, "
-        f"{manifest.bytes_per_item} bytes each in {dtype}"
+        f"{output}: {manifest.items} {modality} items, {manifest.output}, k = {manifest.k}, dimension {manifest.dim}, "
+        f"{manifest.bytes_per_item} bytes each in {dtype}{told(manifest.left_out, output)}"
     )
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fluxtalk.artifacts.bundle import ServingCurve
 from fluxtalk.errors import UsageError
+from fluxtalk.scoring.pair_recall import ServingCurve
 from fluxtalk.tokens import CONCAT, Comparison, StoredTokens, TokenLayout, check_token_count
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fluxtalk.arrays import Floats, Integers, vector_bytes
+from fluxtalk.artifacts.bundle import Manifest
 from fluxtalk.artifacts.index import read_index
 from fluxtalk.errors import UsageError
 from fluxtalk.preprocess.prompts import QUERY
@@ -17,6 +18,7 @@ from fluxtalk.runtime.embedder import Embedder
 from fluxtalk.runtime.index.limits import NO_LIMITS, Limits, Options, choose
 from fluxtalk.runtime.index.nearest_neighbors import NearestNeighbors
 from fluxtalk.runtime.index.rerank import Reranker
+from fluxtalk.scoring.pair_recall import ServingCurve
 from fluxtalk.tokens import CONCAT, POOLED, TOKENS, Comparison, StoredTokens, TokenLayout
 
 
@@ -59,7 +61,7 @@ class SearchIndex:
         manifest = self.stored.manifest
         shared = {
             POOLED: min(manifest.k, layout.num_overlapping_tokens),
-            CONCAT: manifest.dim // layout.dim,
+            CONCAT: manifest.dim // manifest.narrowed(layout).dim,
             TOKENS: self.num_tokens,
         }
         whole = manifest.output == POOLED or (manifest.output == CONCAT and manifest.dtype == "binary")
@@ -122,14 +124,42 @@ class SearchIndex:
         """
         manifest = embedder.bundle.manifest
         stored = self.stored.manifest
-        self.stored.require_space(manifest.space_id(stored.output), f"the bundle {embedder.bundle.folder}")
-        tokens = self.stored_tokens(manifest.layout)
+        self.require_space_of(manifest, f"the bundle {embedder.bundle.folder}")
+        tokens, layout = self.stored_tokens(manifest.layout), stored.narrowed(manifest.layout)
         if limits.given:
-            options = Options(tokens, manifest.layout, k, item_k, self._name)
-            curve = manifest.precisions[embedder.precision].serving_curve
+            options = Options(tokens, layout, k, item_k, self._name)
+            curve = self.curve(manifest, embedder.precision)
             return choose(options, limits, curve, modality, stored.modality, self.bytes_per_item).comparison
-        k = manifest.layout.truncated(stored.k).num_register_tokens if k is None else k
-        return tokens.compare(manifest.layout.select(k, stored.output), item_k, self._name)
+        k = layout.truncated(stored.k).num_register_tokens if k is None else k
+        return tokens.compare(layout.select(k, stored.output), item_k, self._name)
+
+    def require_space_of(self, manifest: Manifest, what: str) -> None:
+        """Refuse a bundle whose vectors do not compare with those of the index.
+
+        Args:
+            what: the bundle, for errors.
+
+        Raises:
+            IndexFileError: it is of another head or other encoders, or was not trained at the size of its tokens.
+        """
+        stored = self.stored.manifest
+        trained = not stored.token_dim or stored.token_dim in manifest.nested_dims
+        space = manifest.space_id(stored.output, stored.token_dim) if trained else ""
+        self.stored.require_space(space, what)
+
+    def curve(self, manifest: Manifest, precision: str) -> ServingCurve | None:
+        """Take the curve from which limits choose from a bundle's manifest; None if the export measured none.
+
+        Raises:
+            UsageError: the tokens of the index were cut, and the export measured whole ones.
+        """
+        size = self.stored.manifest.token_dim
+        if size:
+            raise UsageError(
+                f"The export measured recall at whole tokens, and {self._name} holds the first {size} numbers of each: "
+                "give k and item_k in place of limits."
+            )
+        return manifest.precisions[precision].serving_curve
 
     def search(
         self,
@@ -199,7 +229,8 @@ class SearchIndex:
             UsageError, InputError: as for `Embedder.embed`.
         """
         chosen = self.compare(embedder, modality, k, item_k, limits)
-        vectors = embedder.embed(modality, items, chosen.query.k, chosen.query.output, role=QUERY)
+        query = chosen.query
+        vectors = embedder.embed(modality, items, query.k, query.output, role=QUERY, dimensions=query.shape[-1])
         if chosen.query.output == TOKENS:
             vectors = vectors[:, : chosen.query_tokens]
         whole = chosen.query.output == POOLED or (item_k is None and not limits.given)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from fluxtalk.console import debug_option, option, sentence_errors
+from fluxtalk.console import debug_option, from_environment, option, sentence_errors
 from fluxtalk.errors import UsageError
 from fluxtalk.runtime.backends.command_options import backend_option, host_code_option, precision_option
 from fluxtalk.runtime.backends.options import BackendOptions
@@ -65,6 +65,11 @@ _MIB = 1 << 20
     multiple=True,
     help="Fetch images and sounds from https URLs of this host; repeatable.  [default: URLs are refused]",
 )
+@option(
+    "--accept-token-ids",
+    is_flag=True,
+    help="Take texts as lists of token ids, from clients that have the bundle's own tokenizer.",
+)
 @option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes that share the port.")
 @debug_option
 @sentence_errors
@@ -86,6 +91,7 @@ def serve(
     allow_url: tuple[str, ...],
     indexes: tuple[Path, ...],
     serve_items: bool,
+    accept_token_ids: bool,
     workers: int,
 ) -> None:
     """Serve BUNDLE: OpenAI's /v1/embeddings, a page at /, /v1/search, /info, /livez, /readyz, /metrics.
@@ -109,6 +115,7 @@ def serve(
         api_keys=_api_keys(api_key_file),
         allow_hosts=allow_host,
         allow_urls=allow_url,
+        accept_token_ids=accept_token_ids,
         workers=workers,
         indexes=indexes,
         serve_items=serve_items,
@@ -140,3 +147,7 @@ def _api_keys(file: Path | None) -> tuple[str, ...]:
     if not keys:
         raise UsageError(f"The file {file} of --api-key-file has no key; write one per line.")
     return keys
+
+
+# For containers: FLUXTALK_PORT=80 is --port 80.
+from_environment(serve, "FLUXTALK")

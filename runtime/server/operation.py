@@ -14,7 +14,7 @@ from msgspec import Meta
 from starlette.routing import Route
 
 from fluxtalk.runtime.server.execution.served_model import ServedModel
-from fluxtalk.tokens import CONCAT
+from fluxtalk.tokens import SHARED_KINDS
 
 Schema = dict[str, Any]
 MediaTypes = Mapping[str, Any]
@@ -114,7 +114,7 @@ def schemas_of(*types: type) -> dict[str, Schema]:
 def narrow(schemas: Mapping[str, Schema], model: ServedModel) -> None:
     """Add a bundle's limits to the fields of bodies that have them."""
     layout = model.layout
-    sizes = sorted({selection.values_per_item for selection in layout.selections(CONCAT)})
+    sizes = sorted({size for output in SHARED_KINDS for size in layout.dimensions(output)})
     prompts = list(dict.fromkeys(name for modality in model.kinds for name in model.prompts(modality)))
     k = ("integer", {"minimum": 1, "maximum": layout.num_register_tokens})
     items = ("array", {"minItems": 1, "maxItems": model.max_items})

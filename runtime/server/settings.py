@@ -33,6 +33,8 @@ class ServerSettings:
     """Names of this server, without a port, that the Host header of a request may have; none: any."""
     allow_urls: tuple[str, ...] = ()
     """Hosts from which images and sounds may be fetched; none: a URL is refused."""
+    accept_token_ids: bool = False
+    """True to take texts as lists of token ids of the bundle's own tokenizer."""
     workers: int = 1
     """Processes that share the port."""
     indexes: tuple[Path, ...] = ()

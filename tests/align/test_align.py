@@ -24,7 +24,7 @@ from tests.align.conftest import Aligned, run
 OPTIONS = {
     "--encoder", "--stage1-checkpoint", "--prompt", "--default-prompt", "--allow-code", "--recipe", "--epochs",
     "--steps", "--batch-size", "--seed", "--feature-dtype", "--feature-pca", "--feature-pool", "--cache-dir", "-o",
-    "--output", "--precision", "--device", "--until", "--debug", "data",
+    "--output", "--precision", "--device", "--until", "--debug", "data", "--on-bad-item", "--bad-items-limit",
 }  # fmt: skip
 
 

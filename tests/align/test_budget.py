@@ -29,7 +29,7 @@ def test_larger_data_take_larger_batches_and_fewer_epochs(ids: int, batch: int, 
     config = TrainConfig.with_recipe(
         "recommended", stage1_checkpoint="s", output_dir="o", log_name="n", **budget.options()
     )
-    assert config.token_dropout == (0.0 if ids >= 100_000 else 0.1)
+    assert config.token_dropout == (0.0 if ids >= 100_000 else 0.3)
 
 
 def test_little_memory_divides_a_step_into_passes_and_says_so() -> None:

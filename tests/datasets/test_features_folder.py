@@ -166,8 +166,11 @@ def test_a_malformed_folder_of_features_is_refused(tmp_path: Path) -> None:
     _npy(tmp_path / "Text", {"a": np.ones(3)})
     assert "'Text'" in _refused(tmp_path)
     (tmp_path / "Text").rename(tmp_path / "text")
-    _npy(tmp_path / "text", {"b": np.ones(3)})
-    assert "fewer than two modalities, for example 'b'" in _refused(tmp_path)
+    (tmp_path / "text" / "a.npy").rename(tmp_path / "text" / "b.npy")
+    assert "have items in fewer than two modalities: a, b;" in _refused(tmp_path)
+    _npy(tmp_path / "text", {"a": np.ones(3)})
+    (gap,) = load_dataset(str(tmp_path), tmp_path).notes
+    assert gap.startswith("1 of 2 ids have items in fewer than two modalities")
     _npy(tmp_path / "video", {"b": np.ones(4)})
     (tmp_path / "text" / "c.pt").write_bytes(b"")
     assert "not .npy: c.pt" in _refused(tmp_path)

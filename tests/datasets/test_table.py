@@ -161,8 +161,7 @@ def test_missing_files_are_all_counted_and_twenty_listed(tmp_path: Path, count: 
         ("title,caption,split\na,one,train\nb,two,dev\n", "line 3 (split 'dev' is not one of train"),
         ("title,caption,id,split\na,one,x,train\nb,two,x,test\n", "line 3 (id 'x', in train and in test)"),
         ("title,caption,split\na,one,train\na,two,test\n", "line 3 (linked to earlier rows, in train and in test)"),
-        ("title,caption,id\na,one,x\n,two,y\n", "1 of 2 ids with items in fewer than two modalities"),
-        ("title,caption\na,one\n,two\n", "in no pair: line 3;"),
+        ("title,caption,id\na,,x\n,two,y\n", "have items in fewer than two modalities"),
         ("title,id\na,x\n", "at least two modality columns"),
         (
             'title,caption\na,"one\nb,two\nc,three\n',

@@ -16,11 +16,11 @@ from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import OUTPUTS, TOKEN_INDEX
 from fluxtalk.export.graph.graph_tools import run_model
 from fluxtalk.export.graph.layers import detach
-from fluxtalk.export.graph.to_onnx import export_onnx
 from fluxtalk.model.eager_embedder import EagerEmbedder
 from fluxtalk.model.encoders import FrozenEncoder, GivenFeatures, SmallImageEncoder, SmallTextEncoder
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor, ImagePreprocessor, Preprocessor, TextPreprocessor
+from tests.traced import traced_once
 
 VOCABULARY, TOKENS = 1100, 4
 DIMS = {"text": 64, "image": 96, "features": 96}
@@ -42,7 +42,7 @@ def graph(modality: str) -> onnx.ModelProto:
         "features": GivenFeatures(),
     }
     encoder = FrozenEncoder(encoders[modality], preprocess[modality], DIMS[modality])
-    model = export_onnx(EagerEmbedder(encoder, head, modality), preprocess[modality], inputs(modality, 2))
+    model = traced_once(EagerEmbedder(encoder, head, modality), preprocess[modality], inputs(modality, 2))
     detach(model)
     return model
 

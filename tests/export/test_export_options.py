@@ -15,7 +15,7 @@ import torch
 from fluxtalk.artifacts.bundle import read_bundle
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BundleError, TokenCountError, UsageError
-from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
+from fluxtalk.export.graph.to_onnx import graph_files
 from fluxtalk.export.graph.trace import sample_batch
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_bundle import write_bundle
@@ -24,6 +24,7 @@ from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.runtime import load
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from tests.conftest import Made
+from tests.traced import traced_once
 
 TEXTS = ["latin small letter a", "greek capital letter omega with tonos", "snowman"]
 
@@ -108,7 +109,7 @@ def test_a_bundle_with_attention_serves_it(made: Made, table_data: PairDataset, 
 def test_large_weights_lie_beside_the_graph_and_are_hashed(made: Made, tmp_path: Path) -> None:
     preprocess = made.run.stage1.modalities["text"].preprocess
     batch = sample_batch(preprocess, TEXTS)
-    model = export_onnx(made.run.embedder("text"), preprocess, batch)
+    model = traced_once(made.run.embedder("text"), preprocess, batch)
     graph_files(model, tmp_path, "text.onnx", limit=10_000)
     assert {file.name for file in tmp_path.iterdir()} == {"text.onnx", "text.onnx.data"}
     locations = {

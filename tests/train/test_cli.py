@@ -10,8 +10,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-import pytest
 import torch
 from click.testing import CliRunner, Result
 
@@ -30,6 +30,11 @@ OPTIONS = {
     "--feature_dtype", "--feature_pca", "--feature_pool", "--compile", "--checkpoint_every", "--init_from",
     "--freeze_registers", "--view_dropout", "--complementary_correlation_weight", "--output_projection", "--config",
     "--allow-code", "--mean_path", "--token_dim", "--k_values", "--maxsim_sharpness", "--patience",
+    "--feed_forward",
+    "--nested_dims",
+    "--on_bad_item", "--bad_items_limit",
+    "--sweep", "--sweep_minutes", "--hard_negatives",
+    "--hard_negative_margin", "--hard_negative_relative_margin", "--hard_negative_max_score",
 }  # fmt: skip
 
 
@@ -149,29 +154,39 @@ def test_nan_loss_names_the_last_good_checkpoint(train_config: TrainConfig, tmp_
     assert max(tensor.abs().max().item() for tensor in kept.weights.values()) < 10
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_writes_a_checkpoint_and_resume_gives_the_uninterrupted_run(
-    train_config: TrainConfig, tmp_path: Path, number: signal.Signals
-) -> None:
-    long = {"epochs": 60, "eval_every": 20, "ema_decay": 0.9}
+LONG: dict[str, Any] = {"epochs": 60, "eval_every": 20, "ema_decay": 0.9}
+
+
+def stopped_by(number: signal.Signals, train_config: TrainConfig, folder: Path) -> None:
+    """Begin a long run in a process of its own, and send it a signal once it has taken a step."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "fluxtalk.train", *arguments(train_config, tmp_path / "a", **long)],
+        [sys.executable, "-m", "fluxtalk.train", *arguments(train_config, folder, **LONG)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    metrics = tmp_path / "a" / "run" / "metrics.jsonl"
+    metrics = folder / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (metrics.is_file() and metrics.stat().st_size):
         time.sleep(0.02)
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + number, errors
-    stopped = load_head(tmp_path / "a" / "run" / "checkpoints" / "last.safetensors")
+    stopped = load_head(folder / "run" / "checkpoints" / "last.safetensors")
     assert 0 < stopped.progress["step"] < stopped.progress["steps"]
-    resumed = run(*arguments(train_config, tmp_path / "a", **long), "--resume")
+
+
+def test_sigusr1_writes_a_checkpoint(train_config: TrainConfig, tmp_path: Path) -> None:
+    stopped_by(signal.SIGUSR1, train_config, tmp_path)
+
+
+def test_a_signal_writes_a_checkpoint_and_resume_gives_the_uninterrupted_run(
+    train_config: TrainConfig, tmp_path: Path
+) -> None:
+    stopped_by(signal.SIGTERM, train_config, tmp_path / "a")
+    resumed = run(*arguments(train_config, tmp_path / "a", **LONG), "--resume")
     assert resumed.exit_code == 0, resumed.output
-    whole = run(*arguments(train_config, tmp_path / "b", **long))
+    whole = run(*arguments(train_config, tmp_path / "b", **LONG))
     assert whole.exit_code == 0, whole.output
     first, second = (load_head(tmp_path / part / "run" / "checkpoints" / "last.safetensors") for part in "ab")
     assert first.progress == second.progress
@@ -179,5 +194,5 @@ def test_a_signal_writes_a_checkpoint_and_resume_gives_the_uninterrupted_run(
         assert torch.equal(first.weights[name], tensor), name
     for name, tensor in second.training_state.items():
         assert torch.equal(first.training_state[name], tensor), name
-    changed = run(*arguments(train_config, tmp_path / "a", **{**long, "learning_rate": 0.5}), "--resume")
+    changed = run(*arguments(train_config, tmp_path / "a", **{**LONG, "learning_rate": 0.5}), "--resume")
     one_sentence(changed, 2, "--learning-rate")

@@ -85,7 +85,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 def test_later_sources_win() -> None:
     """Defaults, the file's recipe, the file, a typed recipe, typed options."""
-    recommended, name = RECIPES["recommended"], "complementary_correlation_weight"
+    recommended, name = RECIPES["recommended"], "mean_path"
     file = {**REQUIRED, "recipe": "recommended", "dropout": 0.25, "epochs": 3}
     plain = merge_options(file, {})
     assert (plain.recipe, plain.dropout, plain.epochs) == ("recommended", 0.25, 3)
@@ -96,9 +96,11 @@ def test_later_sources_win() -> None:
     over = merge_options(whole, {"recipe": "recommended", "token_dropout": 0.0})
     assert {option: getattr(over, option) for option in recommended} == {**recommended, "token_dropout": 0.0}
     assert (over.recipe, over.epochs) == ("recommended", 3)
+    other = merge_options(plain.to_dict(), {"recipe": "private"})
+    assert (other.aggregation, other.complementary_objective) == ("mean", "contrast")
     back = merge_options(plain.to_dict(), {"recipe": "specified"})
     assert back == TrainConfig(**REQUIRED, epochs=3)
-    with pytest.raises(UsageError, match="--recipe is one of specified, recommended, concat; got 'other'"):
+    with pytest.raises(UsageError, match="--recipe is one of specified, recommended, private; got 'other'"):
         merge_options({**REQUIRED, "recipe": "other"}, {})
 
 

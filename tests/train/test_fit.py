@@ -202,7 +202,7 @@ def test_recipes_are_defaults_that_typed_options_override(train_config: TrainCon
     assert done.exit_code == 0, done.output
     options = json.loads((tmp_path / "run" / "run.json").read_text())["options"]
     for name, value in recommended.items():
-        assert options[name] == (0.25 if name == "dropout" else value), name
+        assert options[name] == {"dropout": 0.25, "heads": 4}.get(name, value), name
     assert options["recipe"] == "recommended"
     config = TrainConfig.with_recipe("recommended", stage1_checkpoint="a", output_dir="b", log_name="c", dropout=0.25)
     assert {name: getattr(config, name) for name in recommended} == {**recommended, "dropout": 0.25}

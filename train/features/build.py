@@ -8,13 +8,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
-from torch import Tensor
 
 from fluxtalk.artifacts.cache import (
     LENGTHS,
@@ -31,15 +28,16 @@ from fluxtalk.artifacts.cache import (
 )
 from fluxtalk.artifacts.files import atomic_file, hash_file
 from fluxtalk.console import Log, progress
-from fluxtalk.errors import DataError, UsageError
+from fluxtalk.errors import UsageError
 from fluxtalk.model.process_group import ProcessGroup
 from fluxtalk.train.features.encode_batch import MOST, EncodeBatch
+from fluxtalk.train.features.encode_shard import Decoded, EncodedShard, encode_shard, require_some
 from fluxtalk.train.features.encoding import Encoding
 
 _MOST_ITEMS = 16 * MOST
 """Items per shard. They are sorted by length within it, and a killed build loses no more than its current shard."""
 _SHARD_BYTES = 256 * 2**20
-_PREPARING_THREADS = min(4, os.cpu_count() or 1)
+PREPARING_THREADS = min(4, os.cpu_count() or 1)
 _PREPARED_TOGETHER = 32
 
 
@@ -72,8 +70,10 @@ def build_cache(
     Args:
         items_per_shard: by default a power of two that makes about 256 MB, at most 4,096.
 
+    An item that cannot be used gets no vector, and its shard's record says why.
+
     Raises:
-        DataError: an item cannot be read, has no feature vector, or its features do not fit the stored type.
+        DataError: not one of the items of a shard can be used.
     """
     items = encoding.items
     per_shard = items_per_shard or _items_per_shard(encoding)
@@ -83,14 +83,15 @@ def build_cache(
     if len(todo) < len(mine):
         say(f"{folder.name}: {len(mine) - len(todo)} of {len(mine)} shards are there from an interrupted build")
     what = f"encoding {key.split} {key.modality}"
-    pool = ThreadPoolExecutor(_PREPARING_THREADS)
+    pool = ThreadPoolExecutor(PREPARING_THREADS)
     batch = EncodeBatch(encoding, say)
     try:
         with progress(None, what, total=sum(len(rows[index]) for index in todo), unit="item") as bar:
             prepared = _prepare(pool, encoding, [rows[index] for index in todo])
             for index, arrays in zip(todo, prepared, strict=True):
-                encoded = _encode(encoding, arrays, rows[index], batch.size(arrays, rows[index]), key.dtype, bar)
-                write_shard(folder, index, key, rows[index].start, *encoded)
+                encoded = encode_shard(encoding, arrays, rows[index], batch, key.dtype, bar)
+                require_some(encoding, len(arrays), encoded.bad)
+                write_shard(folder, index, key, rows[index].start, encoded)
     finally:
         pool.shutdown(cancel_futures=True)
     group.all_reduce_sum(torch.zeros(1))  # every shard is there
@@ -104,12 +105,11 @@ def write_shard(
     index: int,
     key: CacheKey,
     start: int,
-    values: NDArray[Any],
-    lengths: NDArray[np.int32],
-    scales: NDArray[np.float32] | None,
+    encoded: EncodedShard,
 ) -> None:
     """Write a shard's files and last, so that the shard counts only when whole, the record with their checksums."""
-    parts = {VALUES: values, LENGTHS: lengths} | ({} if scales is None else {SCALES: scales})
+    parts = {VALUES: encoded.values, LENGTHS: encoded.lengths}
+    parts |= {} if encoded.scales is None else {SCALES: encoded.scales}
     hashes = {}
     for part, array in parts.items():
         path = folder / shard_file(index, part)
@@ -117,63 +117,16 @@ def write_shard(
             with temporary.open("wb") as file:
                 np.save(file, array)
             hashes[path.name] = hash_file(temporary)
-    CacheShard(key.hash(), start, len(lengths), len(values), hashes).write(folder, index)
+    bad = {str(row): why for row, why in encoded.bad.items()}
+    CacheShard(key.hash(), start, len(encoded.lengths), len(encoded.values), hashes, bad).write(folder, index)
 
 
-def quantize(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantize (V, D) float32 to int8 codes and float32 scales (V,): codes times scale is within half a scale."""
-    scales = vectors.abs().amax(dim=1) / 127
-    codes = (vectors / scales.clamp_min(torch.finfo(torch.float32).tiny)[:, None]).round()
-    return codes.to(torch.int8), scales
-
-
-def _encode(
-    encoding: Encoding, prepared: Sequence[NDArray[Any]], rows: range, batch: int, dtype: str, bar: Any
-) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.float32] | None]:
-    """Values, lengths and scales of one shard's items, in their order, encoded ``batch`` at a time."""
-    # Equal lengths together: no time goes into padding.
-    order = np.argsort([encoding.preprocess.length(array) for array in prepared], kind="stable")
-    vectors: list[NDArray[Any]] = [np.empty(0)] * len(prepared)
-    scales: list[NDArray[Any]] = [np.empty(0)] * len(prepared)
-    for chunk in np.array_split(order, -(-len(order) // batch)):
-        features, mask = encoding.encode([prepared[i] for i in chunk], [rows[int(i)] for i in chunk])
-        counts = mask.sum(dim=1).cpu().numpy()
-        if not counts.all():
-            raise DataError(
-                f"While encoding {encoding.split.name} {encoding.modality}: "
-                f"item {rows[int(chunk[counts.argmin()])]} has no feature vector at all."
-            )
-        stored, scale = _stored(encoding, features[mask], dtype)
-        for parts, array in ((vectors, stored), (scales, scale)):
-            for i, part in zip(chunk, np.split(array, np.cumsum(counts)[:-1]), strict=True):
-                parts[i] = part
-        bar.update(len(chunk))
-    lengths = np.array([len(part) for part in vectors], dtype=np.int32)
-    return np.concatenate(vectors), lengths, np.concatenate(scales) if dtype == "int8" else None
-
-
-def _stored(encoding: Encoding, vectors: Tensor, dtype: str) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Convert (V, D) to the stored type, with scales (V,), which are 1 in float16."""
-    if dtype == "int8":
-        codes, scales = quantize(vectors)
-        problem = None if scales.isfinite().all() else "NaN or infinite"
-    else:
-        codes, scales = vectors.half(), torch.ones(len(vectors))
-        problem = None if codes.isfinite().all() else "NaN, infinite or above 65,504, the limit of half precision"
-    if problem:
-        raise DataError(
-            f"While encoding {encoding.split.name} {encoding.modality}: features are {problem}; "
-            "correct the encoder or its inputs."
-        )
-    return codes.cpu().numpy(), scales.cpu().numpy()
-
-
-def _prepare(pool: ThreadPoolExecutor, encoding: Encoding, shards: Sequence[range]) -> Iterator[list[NDArray[Any]]]:
+def _prepare(pool: ThreadPoolExecutor, encoding: Encoding, shards: Sequence[range]) -> Iterator[list[Decoded]]:
     """Decode one shard after the other, the next one while the caller encodes the current."""
 
-    def submit(rows: range) -> Iterator[list[NDArray[Any]]]:
+    def submit(rows: range) -> Iterator[list[Decoded]]:
         parts = [rows[start : start + _PREPARED_TOGETHER] for start in range(0, len(rows), _PREPARED_TOGETHER)]
-        return pool.map(lambda part: [encoding.prepare(row) for row in part], parts)
+        return pool.map(lambda part: [encoding.try_decoding(row) for row in part], parts)
 
     upcoming = submit(shards[0]) if shards else iter(())
     for number in range(len(shards)):
@@ -189,10 +142,10 @@ def _items_per_shard(encoding: Encoding) -> int:
     if not count:
         return _MOST_ITEMS
     rows = sorted(set(np.linspace(0, count - 1, 16).astype(int).tolist()))
-    sample = [encoding.prepare(row) for row in rows]
-    features = encoding.encode(sample, rows)
-    per_item = max(sum(array.nbytes for array in sample), 2 * int(features.mask_BL.sum()) * encoding.reduction.dim)
-    fitting = _SHARD_BYTES * len(sample) / max(1, per_item)
+    decoded = [(row, array) for row in rows if not isinstance(array := encoding.try_decoding(row), str)]
+    vectors = sum(int(features.mask_BL.sum()) for _, features in encoding.encode_usable(decoded, {}))
+    per_item = max(sum(array.nbytes for _, array in decoded), 2 * vectors * encoding.reduction.dim)
+    fitting = _SHARD_BYTES * len(decoded) / max(1, per_item)
     return min(_MOST_ITEMS, 1 << max(0, int(math.log2(max(1, fitting)))))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fluxtalk.arrays import Integers
 from fluxtalk.artifacts.cache import (
     LENGTHS,
     SCALES,
@@ -41,6 +42,7 @@ class CachedFeatures:
         device: device of the batches.
         key: what the caller needs; None takes whatever the folder holds.
         verify: compare checksums; each process of ``group`` takes its share of the shards.
+        rows: (items,): rows of the folder's items that are items here; None takes all.
 
     Raises:
         ArtifactError: the cache is unfinished or damaged, or was made for something else, which is named.
@@ -53,7 +55,9 @@ class CachedFeatures:
         key: CacheKey | None = None,
         verify: bool = True,
         group: ProcessGroup | None = None,
+        rows: Integers | None = None,
     ) -> None:
+        self._rows = rows
         self.manifest = read_manifest(folder)
         if key is not None:
             require_key(folder, self.manifest.key, key)
@@ -76,7 +80,7 @@ class CachedFeatures:
         self._starts = np.concatenate([*starts, np.zeros(1, np.int64)])
 
     def __len__(self) -> int:
-        return self.manifest.items
+        return self.manifest.items if self._rows is None else len(self._rows)
 
     @property
     def longest(self) -> int:
@@ -85,6 +89,8 @@ class CachedFeatures:
 
     def batch(self, rows: NDArray[np.int64]) -> Features:
         """See `FeatureSource.batch`."""
+        if self._rows is not None:
+            rows = np.where(rows < 0, rows, self._rows[rows])
         lengths = self._lengths[rows]
         width = max(1, int(lengths.max(initial=0)))
         shards, starts = rows // self.manifest.items_per_shard, self._starts[rows]

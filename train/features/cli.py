@@ -8,6 +8,7 @@ import click
 
 from fluxtalk.console import allow_code_option, debug_option, option, sentence_errors
 from fluxtalk.datasets import SPLIT_NAMES, default_cache_dir
+from fluxtalk.datasets.bad_items import BadItemPolicy, bad_item_options
 from fluxtalk.errors import ArtifactError
 from fluxtalk.train.config import DEVICES, FEATURE_DTYPES
 from fluxtalk.train.features.options import CacheOptions
@@ -27,6 +28,7 @@ def main() -> None:
 @option(
     "--splits", metavar="LIST", help=f"Splits, separated by commas.  [default: those of {','.join(SPLIT_NAMES)} it has]"
 )
+@bad_item_options()
 @option("--cache_dir", metavar="DIR", help=_CACHE_HELP)
 @option(
     "--feature_dtype",
@@ -63,6 +65,8 @@ def build(
     stage1_checkpoint: str,
     data: str | None,
     splits: str | None,
+    on_bad_item: str,
+    bad_items_limit: float,
     cache_dir: str | None,
     feature_dtype: str,
     feature_pca: int,
@@ -76,6 +80,7 @@ def build(
     torchrun --nproc-per-node=N -m fluxtalk.train.features.cli build OPTIONS
     """
     options = CacheOptions(feature_dtype, feature_pca, feature_pool)
+    policy = BadItemPolicy(on_bad_item, bad_items_limit)
     # Imported here, so that `--help` and bad options do not wait for torch.
     from fluxtalk.model.checkpoints.stage1 import trust_code
     from fluxtalk.train.distributed import join_process_group
@@ -88,7 +93,7 @@ def build(
     folder = default_cache_dir(cache_dir)
     with join_process_group(device) as (group, torch_device):
         talk = click.echo if group.rank == 0 else lambda _: None
-        prebuild(Path(stage1_checkpoint), data, wanted, folder, options, torch_device, group, talk)
+        prebuild(Path(stage1_checkpoint), data, wanted, folder, options, torch_device, group, talk, policy)
 
 
 @main.command(name="list")

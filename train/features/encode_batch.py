@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from fluxtalk.console import Log
 from fluxtalk.devices.memory import available_memory
+from fluxtalk.errors import DataError
 from fluxtalk.train.features.encoding import Encoding
 
 MOST = 256
@@ -51,7 +52,10 @@ class EncodeBatch:
             return MOST
         length, largest = max((self._encoding.preprocess.length(item), n) for n, item in enumerate(prepared))
         if length not in self._bytes_of_length:
-            self._bytes_of_length[length] = self._trial(prepared[largest], rows[largest])
+            try:
+                self._bytes_of_length[length] = self._trial(prepared[largest], rows[largest])
+            except DataError:  # the item may be a bad one, which its batch will tell
+                return _FEW
         each = self._bytes_of_length[length]
         available = self._available if self._available is not None else _available(self._encoding.device)
         if available is None or not each:

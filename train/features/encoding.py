@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from fluxtalk.datasets import load_dataset
+from fluxtalk.datasets.bad_items import short_reason
 from fluxtalk.datasets.data_paths import first_existing
 from fluxtalk.datasets.pairs import Items, PairDataset, Split
 from fluxtalk.errors import DataError, InputError, UsageError
@@ -71,9 +72,25 @@ class Encoding:
             DataError: it cannot be used; the sentence names the item.
         """
         try:
-            return self.preprocess.prepare(self.items.values[row])
+            return self.decode(row)
         except InputError as error:
-            raise DataError(f"{self._named(row)} cannot be encoded: {error}") from None
+            raise DataError(f"{self.named(row)} cannot be encoded: {error}") from None
+
+    def decode(self, row: int) -> NDArray[Any]:
+        """Decode one item.
+
+        Raises:
+            InputError: it cannot be used.
+            DataError: its data set was changed.
+        """
+        return self.preprocess.prepare(self.items.values[row])
+
+    def try_decoding(self, row: int) -> NDArray[Any] | str:
+        """Decode one item; what is wrong with one that cannot be used is returned in its place."""
+        try:
+            return self.decode(row)
+        except InputError as error:
+            return short_reason(error)
 
     def encode(self, prepared: Sequence[NDArray[Any]], rows: Sequence[int]) -> Features:
         """Reduced features of decoded items, float32, without gradients.
@@ -92,6 +109,37 @@ class Encoding:
                 f"{describe_error(error)}; correct it or leave the item out; --debug shows where."
             ) from error
 
+    def encode_usable(
+        self, decoded: Sequence[tuple[int, NDArray[Any]]], bad: dict[int, str]
+    ) -> list[tuple[list[int], Features]]:
+        """Encode items, if the encoder fails one by one.
+
+        Args:
+            decoded: row and item of each.
+            bad: receives the row of each item on which the encoder fails, and the reason.
+
+        Returns:
+            rows and their features, as `encode` gives them.
+
+        Raises:
+            DataError: the encoder fails on every item.
+        """
+        rows = [row for row, _ in decoded]
+        try:
+            return [(rows, self.encode([item for _, item in decoded], rows))] if rows else []
+        except DataError:
+            found, failed = [], {}
+            # A GPU that failed once fails on everything after: then all fail, as they do with a broken encoder.
+            for row, item in decoded:
+                try:
+                    found.append(([row], self.encode([item], [row])))
+                except DataError as error:
+                    failed[row] = short_reason(error)
+            if not found or not failed:
+                raise
+            bad.update(failed)
+            return found
+
     def _culprit(self, prepared: Sequence[NDArray[Any]], rows: Sequence[int]) -> str:
         """Name the first item on which the encoder fails alone; if there is none, the batch."""
         # A GPU that failed once fails on everything after.
@@ -99,10 +147,10 @@ class Encoding:
             try:
                 self._encode([array])
             except Exception:
-                return self._named(row)
-        return f"Some of {len(rows)} items, the first of which is: {self._named(rows[0])},"
+                return self.named(row)
+        return f"Some of {len(rows)} items, the first of which is: {self.named(rows[0])},"
 
-    def _named(self, row: int) -> str:
+    def named(self, row: int) -> str:
         id_ = self.split.ids[int(self.items.groups[row])]
         return f"Item {row} of {self.modality} in the {self.split.name} split (id {id_!r})"
 
@@ -114,12 +162,13 @@ class Encoding:
 
 
 def read_encoders_and_data(
-    stage1_checkpoint: Path, data: str | None, cache_dir: Path, group: ProcessGroup
+    stage1_checkpoint: Path, data: str | None, cache_dir: Path, group: ProcessGroup, tolerated: float = 0.0
 ) -> tuple[Stage1, PairDataset]:
     """Read frozen encoders and a data set that has items for all of them, the first process before the others.
 
     Args:
         data: data set; None takes the one that stage 1 names.
+        tolerated: see `load_dataset`.
 
     Raises:
         CheckpointError: stage 1 cannot be used.
@@ -136,7 +185,7 @@ def read_encoders_and_data(
             "put it there, or say with --data where it is."
         )
     with wait_for_first(group):
-        dataset = load_dataset(name, cache_dir, stage1.kinds)
+        dataset = load_dataset(name, cache_dir, stage1.kinds, tolerated)
     missing = sorted(set(stage1.modalities) - set(dataset.modalities))
     if missing:
         raise UsageError(

@@ -17,7 +17,6 @@ from fluxtalk.console import progress
 from fluxtalk.datasets.pairs import PairDataset
 from fluxtalk.errors import ArtifactError
 from fluxtalk.model.checkpoints.stage1 import Stage1
-from fluxtalk.model.encoders import Features
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig, principal_components
 from fluxtalk.model.process_group import ProcessGroup
 from fluxtalk.train.features.encoding import Encoding
@@ -46,7 +45,7 @@ def fitted_reductions(
         Modality to its reduction, on the CPU; modalities that stay as they are, are absent.
 
     Raises:
-        DataError: the training split is empty, has an item that cannot be encoded, or too few feature vectors.
+        DataError: the training split is empty or has too few feature vectors, or the encoder fails.
         ArtifactError: a reduction that was fitted earlier is damaged.
     """
     reductions = {}
@@ -78,7 +77,7 @@ def _fitted(
         {
             "schema": _SCHEMA,
             "encoder": stage1.modalities[modality].content_hash(),
-            "data": dataset.content_hash,
+            "data": dataset.whole.content_hash,
             "modality": modality,
             "config": config.to_dict(),
             "items": _SAMPLE_ITEMS,
@@ -87,7 +86,7 @@ def _fitted(
     path = reduction_file(cache_dir, modality, config.pca, key)
     if group.rank == 0 and not path.is_file():
         pooled = FeatureReduction(ReductionConfig(config.dim, config.pool))
-        encoding = Encoding.of(stage1, dataset.split("train"), modality, device, pooled)
+        encoding = Encoding.of(stage1, dataset.whole.split("train"), modality, device, pooled)
         reduction = FeatureReduction(config, *principal_components(_sampled_vectors(encoding), config.pca))
         _save(reduction, key, path)
     group.all_reduce_sum(torch.zeros(1))  # the first process has left the file
@@ -101,8 +100,9 @@ def _sampled_vectors(encoding: Encoding) -> Iterator[Tensor]:
     starts = range(0, len(rows), _BATCH)
     for start in progress(starts, f"fitting PCA of {encoding.modality}", unit="batch"):
         batch = rows[start : start + _BATCH].tolist()
-        features: Features = encoding.encode([encoding.prepare(row) for row in batch], batch)
-        yield features.features_BLD[features.mask_BL]
+        decoded = [(row, array) for row in batch if not isinstance(array := encoding.try_decoding(row), str)]
+        for _, features in encoding.encode_usable(decoded, {}):
+            yield features.features_BLD[features.mask_BL]
 
 
 def _save(reduction: FeatureReduction, key: str, path: Path) -> None:

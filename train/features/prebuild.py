@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from fluxtalk.console import Log
-from fluxtalk.datasets import PairDataset
+from fluxtalk.datasets.bad_items import BadItemPolicy
 from fluxtalk.model.process_group import ProcessGroup
+from fluxtalk.train.features.admit import STRICT, admit, splits_with_items
 from fluxtalk.train.features.encoding import read_encoders_and_data
 from fluxtalk.train.features.options import CacheOptions
 from fluxtalk.train.features.sources import CachedFeatures, feature_sources, fitted_reductions
@@ -25,8 +26,11 @@ def prebuild(
     device: torch.device,
     group: ProcessGroup,
     say: Log,
+    policy: BadItemPolicy = STRICT,
 ) -> dict[str, dict[str, CachedFeatures]]:
     """Build the caches of every modality of some splits, unless they exist, once they are known to fit on the disk.
+
+    Bad items are dealt with when everything else is encoded; `bad_items_report` says where they are listed.
 
     Args:
         data: data set; None takes the one that stage 1 names.
@@ -38,26 +42,24 @@ def prebuild(
     Raises:
         CheckpointError: stage 1 cannot be used.
         UsageError: no data set is named, or it lacks a modality that stage 1 encodes.
-        DataError: the data set cannot be used, has no such split, or its features do not fit on the disk.
+        DataError: the data set cannot be used, has no such split, its features do not fit on the disk, or the policy
+            refuses its bad items.
     """
-    stage1, dataset = read_encoders_and_data(stage1_checkpoint, data, cache_dir, group)
+    stage1, dataset = read_encoders_and_data(stage1_checkpoint, data, cache_dir, group, policy.limit)
     for note in dataset.notes:
         say(f"warning: {note}")
-    chosen = [dataset.split(split).name for split in splits] if splits is not None else _splits_with_items(dataset)
+    chosen = [dataset.split(split).name for split in splits] if splits is not None else splits_with_items(dataset)
     reductions = fitted_reductions(stage1, dataset, options, cache_dir, device, group)
     if group.rank == 0:
         sizes = cache_sizes(stage1, dataset, chosen, cache_dir, options, reductions, device)
         require_space(sizes, cache_dir, options)
+    dataset = admit(stage1, dataset, chosen, "cache", cache_dir, device, options, reductions, group, say, policy)
     caches: dict[str, dict[str, CachedFeatures]] = {split: {} for split in chosen}
     for split in chosen:
         sources = feature_sources(stage1, dataset, split, "cache", cache_dir, device, options, reductions, group, say)
         for modality, source in sources.items():
             assert isinstance(source, CachedFeatures)  # what `encode="cache"` gives
             manifest = source.manifest
-            say(f"{split} {modality}: {manifest.items:,} items, {manifest.vectors:,} vectors of {manifest.dim}")
+            say(f"{split} {modality}: {len(source):,} items, {manifest.vectors:,} vectors of {manifest.dim}")
             caches[split][modality] = source
     return caches
-
-
-def _splits_with_items(dataset: PairDataset) -> list[str]:
-    return [name for name, split in dataset.splits.items() if split.ids]

@@ -14,6 +14,7 @@ from fluxtalk.artifacts.cache import CacheKey
 from fluxtalk.artifacts.files import hash_json
 from fluxtalk.console import Log
 from fluxtalk.datasets.pairs import PairDataset
+from fluxtalk.errors import DataError
 from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.encoders import Features
 from fluxtalk.model.head.reduction import FeatureReduction, ReductionConfig
@@ -34,6 +35,7 @@ __all__ = [
     "feature_sources",
     "fitted_reductions",
     "reduced_dims",
+    "whole_cache",
 ]
 
 
@@ -94,12 +96,12 @@ def cache_key(
     options: CacheOptions | None = None,
     reduction: FeatureReduction | None = None,
 ) -> CacheKey:
-    """Return the key of the cached features of one split and modality."""
+    """Return the key of the cached features of one split and modality: of all of its items, the bad ones too."""
     part = stage1.modalities[modality]
     return CacheKey(
         encoder=part.content_hash(),
         preprocessing=hash_json(part.preprocess.to_parts()),
-        data=dataset.content_hash,
+        data=dataset.whole.content_hash,
         split=split,
         modality=modality,
         dtype=(options or CacheOptions()).dtype,
@@ -121,16 +123,55 @@ def cached_features(
 ) -> CachedFeatures:
     """Open the cached features of one split and modality, encoding them first if they are missing.
 
+    Items that were left out are in the cache, and not in what is returned.
+
     Args:
         cache_dir: shared by all processes of ``group``.
         options: how they are stored; ``reduction`` has applied its `pca` and `pool` already.
         say: receives a line about every cache that is built.
 
     Raises:
-        DataError: an item cannot be encoded.
+        DataError: an item that was not left out cannot be encoded; or the encoder fails.
         ArtifactError: the cache is damaged or belongs to something else.
     """
     options, group = options or CacheOptions(), group or SingleProcess()
+    opened = whole_cache(stage1, dataset.whole, split, modality, cache_dir, device, options, reduction, group, say)
+    rows = None if dataset.left_out is None else dataset.left_out.rows[split][modality]
+    used = None if rows is None else set(rows.tolist())
+    bad = {row: why for row, why in opened.manifest.bad.items() if used is None or row in used}
+    if bad:
+        part = dataset.whole.split(split)
+        row, why = next(iter(bad.items()))
+        id_ = part.ids[int(part.items[modality].groups[row])]
+        others = f", nor can {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise DataError(
+            f"Item {row} of {modality} in the {split} split (id {id_!r}) cannot be encoded: {why}{others}; repair or "
+            "remove what cannot be used, or leave it out with --on-bad-item skip."
+        )
+    if rows is None:
+        return opened
+    key = cache_key(stage1, dataset, split, modality, options, reduction)
+    return CachedFeatures(key.folder(cache_dir), device, key, False, group, rows)
+
+
+def whole_cache(
+    stage1: Stage1,
+    dataset: PairDataset,
+    split: str,
+    modality: str,
+    cache_dir: Path,
+    device: torch.device,
+    options: CacheOptions,
+    reduction: FeatureReduction | None,
+    group: ProcessGroup,
+    say: Log,
+) -> CachedFeatures:
+    """Open or build a cache as `cached_features` does, with its bad items, which have no vector.
+
+    Raises:
+        DataError: the encoder fails.
+        ArtifactError: the cache is damaged or belongs to something else.
+    """
     key = cache_key(stage1, dataset, split, modality, options, reduction)
     folder = key.folder(cache_dir)
     with build_lock(folder, group, say) as missing:

@@ -56,7 +56,7 @@ def cache_sizes(
     """Estimate the caches of some splits, by modality, from at most 16 items of each modality.
 
     Raises:
-        DataError: an item of the sample cannot be encoded.
+        DataError: the encoder fails.
     """
     sizes = []
     for modality in stage1.modalities:
@@ -112,5 +112,6 @@ def _vectors_per_item(encoding: Encoding) -> float:
     """Mean number of feature vectors after reduction."""
     count = len(encoding.items)
     rows = sorted(set(np.linspace(0, count - 1, _SAMPLE).astype(int).tolist())) if count else []
-    counts = [int(encoding.encode([encoding.prepare(row)], [row]).mask_BL.sum()) for row in rows]
+    decoded = [(row, array) for row in rows if not isinstance(array := encoding.try_decoding(row), str)]
+    counts = [int(features.mask_BL.sum()) / len(part) for part, features in encoding.encode_usable(decoded, {})]
     return float(np.mean(counts)) if counts else 0.0

@@ -89,6 +89,7 @@ def build_loss(
         # A baseline of one token has one k, whatever the run that it is compared with trains.
         k_values=tuple(k for k in config.k_list if k <= sizes.num_register_tokens),
         maxsim_sharpness=config.maxsim_sharpness,
+        nested_dims=sizes.layout.nested_dims,
     )
 
 

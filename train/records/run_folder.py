@@ -21,7 +21,8 @@ from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.option_types import spelled
 
 _RESUMED_ANYWHERE = {
-    "accum_steps", "batch_size", "cache_dir", "data", "device", "output_dir", "log_name", "stage1_checkpoint"
+    "accum_steps", "bad_items_limit", "batch_size", "cache_dir", "data", "device", "output_dir", "log_name",
+    "on_bad_item", "stage1_checkpoint",
 }  # fmt: skip
 """Options that may change when a run is resumed, as long as `fluxtalk.train.records.resume` finds the same data,
 encoders and global batch."""

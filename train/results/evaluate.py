@@ -64,10 +64,12 @@ def evaluate(asked: Evaluation, say: Callable[[str], None] = lambda _: None) -> 
     checkpoint = load_head(asked.path)
     # A run of a machine with a GPU can be looked at on one without.
     with join_process_group("cpu" if config.device == "cpu" else "auto") as (group, device):
-        inputs = read_inputs(config, group, device, checkpoint.reductions)
+        inputs = read_inputs(config, group, device, checkpoint.reductions).as_recorded(run.folder)
         _require_same_encoders(checkpoint, asked.path, inputs, config)
         for note in inputs.dataset.notes:
             say(f"warning: {note}")
+        if inputs.dataset.left_out is None:
+            inputs = inputs.admitted(config.bad_items, group, say, asked.split)
         scores = _scores(checkpoint, inputs, asked.split, say)
     if inputs.dataset.content_hash != run.info.data_hash:
         # Items seen in training are known for the run's own data only.
@@ -82,6 +84,7 @@ def evaluate(asked: Evaluation, say: Callable[[str], None] = lambda _: None) -> 
         "data": inputs.dataset.name,
         "data_hash": inputs.dataset.content_hash,
         "split": asked.split,
+        **inputs.dataset.told(),
         **scores,
     }
 

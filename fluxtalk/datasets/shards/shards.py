@@ -6,9 +6,10 @@
 
 Their name is ``shards-{000000..000099}.tar?image=jpg;png&text=txt``: braces expand as in a shell, and the query lists
 each modality's extensions, of which the first that a sample has is taken. Without a query, ``image`` is
-``jpg;jpeg;png;webp``, ``text`` is ``txt``, ``audio`` is ``wav;flac;ogg`` and ``features`` is ``npy``, as far as they
-occur. A sample's key is its id; ids are split by hash, as those of tables are. A sample may lack modalities; a blank
-text counts as missing.
+``jpg;jpeg;png;webp`` and whatever else is read, ``text`` is ``txt``, ``audio`` is ``wav;flac;ogg`` and ``features``
+is ``npy``, as far as they occur. A sample's key is its id; ids are split by hash, as those of tables are. A sample
+may lack modalities, and a blank text counts as missing; a sample that is left with a single one is in no pair, and is
+passed over with a note.
 """
 
 from __future__ import annotations
@@ -30,49 +31,68 @@ from fluxtalk.datasets.pairs import PairDataset
 from fluxtalk.datasets.reporting import abbreviate, require_files, with_progress
 from fluxtalk.datasets.shards.tar_index import ShardSample, index_shard
 from fluxtalk.datasets.shards.values import ShardValues, decode
-from fluxtalk.datasets.splits import ItemColumn, make_splits, split_by_hash
-from fluxtalk.errors import BackendError, DataError, InputError, UsageError
+from fluxtalk.datasets.splits import ItemColumn, gap_notes, make_splits, split_by_hash
+from fluxtalk.errors import BackendError, DataError, InputError, UsageError, reason
+from fluxtalk.preprocess import FILE_SUFFIXES
+from fluxtalk.preprocess.visible_text import is_visible
 
-DEFAULT_EXTENSIONS = {
+_FIRST = {
     "image": ("jpg", "jpeg", "png", "webp"),
     "text": ("txt",),
     "audio": ("wav", "flac", "ogg"),
     "features": ("npy",),
 }
+"""Usual extensions that are looked for before all others of their kind."""
+DEFAULT_EXTENSIONS = {
+    kind: (*first, *(s[1:] for s in FILE_SUFFIXES.get(kind, ()) if s[1:] not in first))
+    for kind, first in _FIRST.items()
+}
 
 
-def load(name: DataName) -> PairDataset:
+def load(name: DataName, tolerated: float = 0.0) -> PairDataset:
     """Index shards, in one pass that also hashes them; items are read later, by shard, offset and size.
+
+    Args:
+        tolerated: see `fluxtalk.datasets.load_dataset`.
 
     Raises:
         UsageError: the query or the braces are malformed.
         BackendError: a library is missing.
-        DataError: shards are missing (all counted, the first 20 listed), damaged or cut off, a key occurs twice, a
-            text is not UTF-8, a modality does not occur, or a sample has fewer than two modalities.
+        DataError: shards are missing (all counted, the first 20 listed), damaged or cut off, a key occurs twice, more
+            than the tolerated share of members is not what its extension says (all counted, the first 20 listed), a
+            modality does not occur, or no sample has two modalities.
     """
     paths = shard_paths(name)
     extensions = modality_extensions(name)
     found = {modality: _FoundItems() for modality in extensions}
     keys: list[str] = []
     hashes = []
+    problems: list[str] = []
     total = sum(path.stat().st_size for path in paths)
     for shard, path in enumerate(with_progress(paths, f"indexing {len(paths)} shards", "shard", total)):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             for sample in index_shard(path, file):
-                _collect(path, file, shard, len(keys), sample, extensions, found)
+                _collect(path, file, shard, len(keys), sample, extensions, found, problems)
                 keys.append(sample.key)
         hashes.append([path.name, path.stat().st_size, digest])
     _require_unique(name, keys)
     if name.query is None:
         found = {modality: items for modality, items in found.items() if items.groups}
     _require_modalities(name, found)
+    members = sum(len(items.groups) for items in found.values())
+    if len(problems) > tolerated * members:
+        raise DataError(
+            f"{name.text!r} has {len(problems)} unusable of {members} members: {abbreviate(problems)}; correct them, "
+            "or leave them out."
+        )
     columns = {modality: items.column(paths, extensions[modality]) for modality, items in found.items()}
     return PairDataset(
         name=name.text,
         modalities=tuple(found),
         splits=make_splits(keys, [split_by_hash(key) for key in keys], columns),
-        content_hash=hash_json({"shards": hashes, "extensions": {m: extensions[m] for m in found}}),
+        content_hash=hash_json({"shards": hashes, "extensions": _hashed(name, extensions, found)}),
+        notes=gap_notes(repr(name.text), keys, keys, columns),
     )
 
 
@@ -191,7 +211,9 @@ def _collect(
     sample: ShardSample,
     extensions: Mapping[str, Sequence[str]],
     found: Mapping[str, _FoundItems],
+    problems: list[str],
 ) -> None:
+    """Add a sample's items; one that cannot be decoded is one too, and is told in ``problems``."""
     for modality, names in extensions.items():
         kind = next((i for i, name in enumerate(names) if name in sample.members), None)
         if kind is None:
@@ -199,8 +221,11 @@ def _collect(
         member = sample.members[names[kind]]
         file.seek(member.offset)
         data = file.read(member.size)
-        if _value(path, sample.key, names[kind], data) is None:
-            continue
+        try:
+            if _value(path, sample.key, names[kind], data) is None:
+                continue
+        except DataError as error:
+            problems.append(reason(error))
         items = found[modality]
         items.groups.append(group)
         items.shards.append(shard)
@@ -221,7 +246,17 @@ def _value(path: Path, key: str, extension: str, data: bytes) -> Any:
         value = decode(extension, data)
     except InputError as error:
         raise DataError(f"{key}.{extension} in the shard {path} cannot be used: {error}") from None
-    return None if isinstance(value, str) and not value.strip() else value
+    return None if isinstance(value, str) and not is_visible(value) else value
+
+
+def _hashed(
+    name: DataName, extensions: Mapping[str, Sequence[str]], found: Mapping[str, _FoundItems]
+) -> dict[str, list[str]]:
+    """Extensions that were looked for; usual ones that do not occur are left out, so that more may become usual."""
+    if name.query is not None:
+        return {m: list(extensions[m]) for m in found}
+    occurring = {m: {extensions[m][kind] for kind in set(items.kinds)} for m, items in found.items()}
+    return {m: [e for e in extensions[m] if e in _FIRST[m] or e in occurring[m]] for m in found}
 
 
 def _require_unique(name: DataName, keys: Sequence[str]) -> None:

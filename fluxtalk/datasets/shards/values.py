@@ -50,6 +50,7 @@ class ShardValues(Sequence[Any]):
 
         Raises:
             DataError: the shard was changed since it was indexed.
+            InputError: the member is not what its extension says.
         """
         if isinstance(index, slice):
             return ShardValues(self._paths, self._extensions, *(part[index] for part in self._members))
@@ -60,13 +61,13 @@ class ShardValues(Sequence[Any]):
                 file.seek(offset)
                 data = file.read(size)
             if len(data) != size:
-                raise InputError("it ends too early")
-            return decode(self._extensions[kind], data)
-        except (OSError, InputError) as error:
+                raise OSError("it ends too early")
+        except OSError as error:
             raise DataError(
                 f"The shard {path} was changed while it was used: the member at byte {offset} cannot be read "
                 f"({reason(error)}); start again."
             ) from None
+        return decode(self._extensions[kind], data)
 
     def take(self, rows: Integers) -> ShardValues:
         """Select rows, in this order."""

@@ -11,7 +11,8 @@ Columns other than ``id`` and ``split`` are modalities, unless the name of the d
 ``pairs.parquet?image=photo_path&text=caption&id=photo_id&split=part``. A column whose modality is preprocessed as text
 holds text, and one that is preprocessed as anything else holds paths relative to the table; if preprocessing is not
 known, a column holds paths if all of its cells end like a file (image, sound or ``.npy``). A row lacks a modality if
-its cell is empty or null. Without ``id``, rows that share a cell of a modality that is used get one id. Without
+its cell is empty, null or shows nothing; an id that is left with a single modality is in no pair, and is passed over
+with a note. Without ``id``, rows that share a cell of a modality that is used get one id. Without
 ``split``, ids are split by hash: 80 % train, 10 % validation, 10 % test.
 """
 
@@ -27,14 +28,16 @@ import numpy as np
 from fluxtalk.arrays import Integers
 from fluxtalk.artifacts.files import hash_file, hash_json
 from fluxtalk.config import require_modality_name
+from fluxtalk.datasets.bad_items import ROW, BadItem
 from fluxtalk.datasets.data_name import DataName
 from fluxtalk.datasets.pairs import SPLIT_NAMES, PairDataset
 from fluxtalk.datasets.reporting import abbreviate, require_files, with_progress
-from fluxtalk.datasets.splits import ItemColumn, make_splits, split_by_hash
+from fluxtalk.datasets.splits import ItemColumn, gap_notes, make_splits, split_by_hash
 from fluxtalk.datasets.tables.linked_rows import Cells, linkage_notes, linked_row_ids
 from fluxtalk.datasets.tables.readers import WholeTable, open_table, read_whole
 from fluxtalk.errors import DataError, UsageError
 from fluxtalk.preprocess import FILE_SUFFIXES
+from fluxtalk.preprocess.visible_text import is_visible
 
 _FILE_SUFFIXES = frozenset(suffix for suffixes in FILE_SUFFIXES.values() for suffix in suffixes)
 
@@ -52,24 +55,24 @@ class _Table:
     """Position of each row in the file: ``line 3``."""
 
 
-def load(name: DataName, kinds: Mapping[str, str] | None = None) -> PairDataset:
+def load(name: DataName, kinds: Mapping[str, str] | None = None, tolerated: float = 0.0) -> PairDataset:
     """Read a table of pairs.
 
     Args:
-        kinds: see `fluxtalk.datasets.load_dataset`.
+        kinds, tolerated: see `fluxtalk.datasets.load_dataset`.
 
     Raises:
         BackendError: the library that reads the format is missing.
-        DataError: the file is missing, lacks a column, has malformed rows, names missing files, an id is in two
-            splits or has items in fewer than two modalities. Rows and files are all counted, the first 20 listed.
+        DataError: the file is missing, lacks a column, more than the tolerated share of its rows are malformed or of
+            its files missing, an id is in two splits, or no id has items in two modalities. Rows and files are all
+            counted, the first 20 listed.
     """
-    table = _read(name)
+    table, bad_rows = _read(name, tolerated)
     files = frozenset(m for m, cells in table.cells.items() if _holds_files(cells, (kinds or {}).get(m)))
-    _require_cells_files(table, files)
+    _require_cells_files(table, files, tolerated)
     linking = {m: cells for m, cells in table.cells.items() if kinds is None or m in kinds}
     row_ids = table.ids if table.ids is not None else linked_row_ids(linking, len(table.positions))
     split_of = _splits_by_id(table, row_ids)
-    _require_pairs(table, row_ids)
     content = _content(table, files)
     rows = zip(*([cell and content[m][cell] for cell in cells] for m, cells in table.cells.items()), strict=True)
     key = [[split_of[id_], id_, *row] for id_, row in zip(row_ids, rows, strict=True)]
@@ -81,18 +84,23 @@ def load(name: DataName, kinds: Mapping[str, str] | None = None) -> PairDataset:
         modalities=tuple(table.cells),
         splits=make_splits(tuple(split_of), tuple(split_of.values()), columns),
         content_hash=hash_json({"table": key, "modalities": tuple(table.cells)}),
-        notes=linkage_notes(linking, len(table.positions)) if table.ids is None else (),
+        notes=(
+            *gap_notes(name.path, _names(table, row_ids), tuple(split_of), columns),
+            *(linkage_notes(linking, len(table.positions)) if table.ids is None else ()),
+        ),
+        bad_rows=bad_rows,
     )
 
 
-def _read(name: DataName) -> _Table:
+def _read(name: DataName, tolerated: float) -> tuple[_Table, tuple[BadItem, ...]]:
+    """Read the valid rows, and the others as bad ones if they are no more than the tolerated share."""
     path = Path(name.path)
     if not path.exists():
         raise DataError(f"The table {path.absolute()} does not exist; check --data.")
     raw = read_whole(open_table(path), None if name.query is None else set(name.query.values()))
     if not raw.numbers:
         # Without a row there may be no column, so problems of rows are reported first.
-        _require_rows(path, raw, raw.problems, "each is an object of columns")
+        _require_rows(path, raw, raw.problems, "each is an object of columns", 0.0)
         raise DataError(f"The table {path} has no rows.")
     sources = _sources(name, raw)
     cells = {key: raw.cells[column] for key, column in sources.items()}
@@ -100,14 +108,18 @@ def _read(name: DataName) -> _Table:
     problems = [*raw.problems, *_row_problems(raw.numbers, cells, modalities)]
     hint = f"each has text or nothing in {', '.join(modalities)}"
     hint += "".join(f", and its {key} in {sources[key]}" for key in ("id", "split") if key in sources)
-    _require_rows(path, raw, problems, hint)
-    return _Table(
+    _require_rows(path, raw, problems, hint, tolerated)
+    wrong = {number for number, _ in problems}
+    valid = [i for i, number in enumerate(raw.numbers) if number not in wrong]
+    table = _Table(
         path,
-        {m: [None if _is_empty(cell) else cell for cell in cells[m]] for m in modalities},
-        [str(cell) for cell in cells["id"]] if "id" in cells else None,
-        cells.get("split"),
-        [f"{raw.row_word} {number}" for number in raw.numbers],
+        {m: [None if _is_empty(cells[m][i]) else cells[m][i] for i in valid] for m in modalities},
+        [str(cells["id"][i]) for i in valid] if "id" in cells else None,
+        [cells["split"][i] for i in valid] if "split" in cells else None,
+        [f"{raw.row_word} {raw.numbers[i]}" for i in valid],
     )
+    places = [(f"{raw.row_word} {number} of {path}", number, what) for number, what in sorted(problems)]
+    return table, tuple(BadItem(place, what, ROW, row=number) for place, number, what in places)
 
 
 def _sources(name: DataName, raw: WholeTable) -> dict[str, str]:
@@ -141,15 +153,17 @@ def _sources(name: DataName, raw: WholeTable) -> dict[str, str]:
     return sources
 
 
-def _require_rows(path: Path, raw: WholeTable, problems: Sequence[tuple[int, str]], hint: str) -> None:
-    if problems:
+def _require_rows(
+    path: Path, raw: WholeTable, problems: Sequence[tuple[int, str]], hint: str, tolerated: float
+) -> None:
+    total = len(raw.numbers) + len(raw.problems)
+    if len(problems) > tolerated * total or (problems and len(problems) == total):
         shown = abbreviate([f"{raw.row_word} {number} ({what})" for number, what in sorted(problems)])
-        total = len(raw.numbers) + len(raw.problems)
         raise DataError(f"The table {path} has {len(problems)} malformed of {total} rows: {shown}; {hint}.")
 
 
 def _is_empty(cell: Any) -> bool:
-    return cell is None or (isinstance(cell, str) and not cell.strip())
+    return cell is None or (isinstance(cell, str) and not is_visible(cell))
 
 
 def _row_problems(
@@ -186,10 +200,10 @@ def _holds_files(cells: Cells, kind: str | None) -> bool:
     return bool(present) and all(Path(cell).suffix.lower() in _FILE_SUFFIXES for cell in present)
 
 
-def _require_cells_files(table: _Table, files: frozenset[str]) -> None:
+def _require_cells_files(table: _Table, files: frozenset[str], tolerated: float) -> None:
     wanted = list(dict.fromkeys(cell for m in sorted(files) for cell in table.cells[m] if cell is not None))
     paths = [table.path.parent / cell for cell in wanted]
-    require_files(f"The table {table.path}", paths, wanted, "paths are relative to the table")
+    require_files(f"The table {table.path}", paths, wanted, "paths are relative to the table", tolerated)
 
 
 def _splits_by_id(table: _Table, row_ids: Sequence[str]) -> dict[str, str]:
@@ -211,30 +225,22 @@ def _splits_by_id(table: _Table, row_ids: Sequence[str]) -> dict[str, str]:
     return split_of
 
 
-def _require_pairs(table: _Table, row_ids: Sequence[str]) -> None:
-    modalities: dict[str, set[str]] = {}
+def _names(table: _Table, row_ids: Sequence[str]) -> list[str]:
+    """Name of every id as its user knows it, in the order in which the ids first occur: its first row's place."""
     first: dict[str, str] = {}
-    for i, id_ in enumerate(row_ids):
-        first.setdefault(id_, table.positions[i])
-        modalities.setdefault(id_, set()).update(m for m, cells in table.cells.items() if cells[i] is not None)
-    alone = [
-        first[id_] if table.ids is None else f"{id_!r} ({first[id_]})"
-        for id_, has in modalities.items()
-        if len(has) < 2
-    ]
-    if alone:
-        raise DataError(
-            f"The table {table.path} has {len(alone)} of {len(first)} ids with items in fewer than two modalities, "
-            f"which are in no pair: {abbreviate(alone)}; complete them or leave them out."
-        )
+    for id_, position in zip(row_ids, table.positions, strict=True):
+        first.setdefault(id_, position)
+    return [position if table.ids is None else f"{id_!r} ({position})" for id_, position in first.items()]
 
 
 def _content(table: _Table, files: frozenset[str]) -> dict[str, dict[str, str]]:
     """Modality to cell to content, of files the hash: one picture under two names is one picture."""
     distinct = {m: dict.fromkeys(cell for cell in cells if cell is not None) for m, cells in table.cells.items()}
     paths = list(dict.fromkeys(table.path.parent / cell for m in files for cell in distinct[m]))
-    total = sum(path.stat().st_size for path in paths)
-    hashes = {path: hash_file(path) for path in with_progress(paths, f"hashing {table.path.name}", "file", total)}
+    present = [path for path in paths if path.is_file()]
+    total = sum(path.stat().st_size for path in present)
+    hashes = {path: hash_file(path) for path in with_progress(present, f"hashing {table.path.name}", "file", total)}
+    hashes |= {path: f"missing: {path.name}" for path in paths if path not in hashes}
     return {
         m: {cell: hashes[table.path.parent / cell] if m in files else cell for cell in cells}
         for m, cells in distinct.items()

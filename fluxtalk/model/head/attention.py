@@ -36,9 +36,11 @@ def merge_heads(x: Tensor) -> Tensor:
 class FeedForward(nn.Sequential):
     """Linear x4, GELU, linear."""
 
-    def __init__(self, dim: int, dropout: float = 0.0, expansion: int = 4) -> None:
+    def __init__(
+        self, dim: int, dropout: float = 0.0, expansion: int = 4, dropout_type: type[nn.Dropout] = nn.Dropout
+    ) -> None:
         super().__init__(
-            nn.Linear(dim, expansion * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(expansion * dim, dim)
+            nn.Linear(dim, expansion * dim), nn.GELU(), dropout_type(dropout), nn.Linear(expansion * dim, dim)
         )
 
 
@@ -69,14 +71,18 @@ class SelfAttention(nn.Module):
 
 
 class WeightedReads(Protocol):
-    """Features that can be scored against queries and averaged, as the absorbed form of `CrossAttention` needs."""
+    """Features y = n g + b that can be scored against queries and averaged, as the absorbed `CrossAttention` needs."""
 
     def scores(self, q: Tensor) -> Tensor:
-        """Score ([B,] M, E) queries: (B, L, M), up to a number that is the same for all L."""
+        """Score ([B,] M, E) queries: (B, M, L), up to a number that is the same for all L."""
         ...
 
     def averages(self, weights_BML: Tensor) -> Tensor:
-        """Average the features with these weights: (B, M, E)."""
+        """Average n with these weights: (B, M, E)."""
+        ...
+
+    def folded(self, linear: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Compute weight and bias of the map of n that equals this map of y; the weights of an average sum to one."""
         ...
 
 
@@ -129,8 +135,10 @@ class CrossAttention(nn.Module):
         Returns:
             (B, K, D). A row without any feature gives exactly 0, whatever its padding holds.
         """
-        if reads is not None or self.is_absorbed(x.shape[-2]):
-            read = self._absorbed(x, features_BLE, mask_BL, modality, index_K, weights, reads)
+        if reads is not None:
+            read = self._from_reads(x, mask_BL, modality, index_K, weights, reads)
+        elif self.is_absorbed(x.shape[-2]):
+            read = self._absorbed(x, features_BLE, mask_BL, modality, index_K, weights)
         else:
             read = self._plain(x, features_BLE, mask_BL, modality, index_K, weights)
         any_B11 = mask_BL.any(dim=1)[:, None, None].to(read.dtype)
@@ -170,22 +178,45 @@ class CrossAttention(nn.Module):
         modality: str,
         index_K: Tensor | None,
         weights: list[Tensor] | None,
-        reads: WeightedReads | None,
     ) -> Tensor:
         key, value = cast(nn.Linear, self.key[modality]), cast(nn.Linear, self.value[modality])
         key_HdE = torch.unflatten(key.weight, 0, (self.heads, -1))
         value_HdE = torch.unflatten(value.weight, 0, (self.heads, -1))
         q = split_heads(self.query(x), self.heads)  # ([B,] H, N, d)
         q = _chosen(_per_head(q * q.shape[-1] ** -0.5, key_HdE), index_K).flatten(-3, -2)  # ([B,] H K, E)
-        scores_BLM = torch.matmul(features_BLE, q.transpose(-1, -2)) if reads is None else reads.scores(q)
+        scores_BLM = torch.matmul(features_BLE, q.transpose(-1, -2))
         scores_BLM = scores_BLM + (~mask_BL).to(q.dtype)[..., None] * MASKED
         weights_BML = scores_BLM.softmax(dim=1).to(features_BLE.dtype).transpose(1, 2)
         if weights is not None:
             weights.append(torch.unflatten(weights_BML, 1, (self.heads, -1)))
-        mean_BME = torch.matmul(weights_BML, features_BLE) if reads is None else reads.averages(weights_BML)
+        mean_BME = torch.matmul(weights_BML, features_BLE)
         mean_BHKE = torch.unflatten(mean_BME, 1, (self.heads, -1))
         read_BHKd = _per_head(mean_BHKE, value_HdE.transpose(1, 2))
         return merge_heads(read_BHKd) + value.bias
+
+    def _from_reads(
+        self,
+        x: Tensor,
+        mask_BL: Tensor,
+        modality: str,
+        index_K: Tensor | None,
+        weights: list[Tensor] | None,
+        reads: WeightedReads,
+    ) -> Tensor:
+        """Read as `_absorbed` does; M is K by H here, so that no average is copied on its way to its head's product."""
+        key, value = cast(nn.Linear, self.key[modality]), cast(nn.Linear, self.value[modality])
+        q = split_heads(self.query(x), self.heads)  # ([B,] H, N, d)
+        q = _per_head(q * q.shape[-1] ** -0.5, torch.unflatten(key.weight, 0, (self.heads, -1)))
+        q = _chosen(q, index_K).transpose(-3, -2).flatten(-3, -2)  # ([B,] K H, E)
+        scores_BML = reads.scores(q) + (~mask_BL).to(q.dtype)[:, None] * MASKED
+        weights_BML = scores_BML.softmax(dim=-1)
+        if weights is not None:
+            weights.append(torch.unflatten(weights_BML, 1, (-1, self.heads)).transpose(1, 2))
+        mean_XHE = torch.unflatten(reads.averages(weights_BML), 1, (-1, self.heads)).flatten(0, 1)
+        weight, bias = reads.folded(value)
+        value_HEd = torch.unflatten(weight, 0, (self.heads, -1)).transpose(1, 2)
+        read_XHd = torch.bmm(mean_XHE.transpose(0, 1), value_HEd).transpose(0, 1)
+        return torch.unflatten(read_XHd.flatten(1), 0, (len(mask_BL), -1)) + bias
 
 
 def _chosen(x: Tensor, index_K: Tensor | None) -> Tensor:

@@ -1,15 +1,19 @@
 """The mean path: what mean pooling reads, as the part of a token that attention need not learn again.
 
-Shapes: B batch, L features, E feature dimension, M averages, K tokens asked for, N register tokens, O token dimension.
+Shapes: B batch, L features, E feature dimension, M averages, K tokens asked for, N register tokens,
+I width of the hidden layer, O token dimension.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fluxtalk.config import HeadConfig
+from fluxtalk.model.head.bit_dropout import BitDropout
 from fluxtalk.model.head.register_linear import RegisterLinear
 
 INITIAL_GATE = 0.1
@@ -31,7 +35,7 @@ class MeanPath(nn.Module):
         inputs = size
         if config.mean_path == "mlp":
             inputs = 4 * config.dim
-            self.hidden = nn.Sequential(nn.Linear(size, inputs), nn.GELU(), nn.Dropout(config.dropout))
+            self.hidden = nn.Sequential(nn.Linear(size, inputs), nn.GELU(), BitDropout(config.dropout))
         own = config.output_projection == "per_register"
         self.output = RegisterLinear(config.num_register_tokens, inputs, config.layout.dim, own)
         self.gate = nn.Parameter(torch.tensor(INITIAL_GATE))
@@ -41,10 +45,18 @@ class MeanPath(nn.Module):
 
         Only their slices of the last layer are computed, so the first k tokens stay the first k.
         """
-        hidden_BKI = self.hidden(mean_BE)[:, None]
-        if self.output.own:
-            hidden_BKI = hidden_BKI.expand(-1, read_BKO.shape[1], -1)
-        summed: Tensor = self.output(hidden_BKI, index_K) + self.gate * read_BKO
+        return self._added(self.hidden(mean_BE), read_BKO, index_K)
+
+    def from_reads(self, reads: FoldedLayerNorm, read_BKO: Tensor, index_K: Tensor) -> Tensor:
+        """Add the part of the mean of features whose norm is folded: (B, K, O), the numbers of `forward`."""
+        if len(self.hidden):
+            hidden_BI = self.hidden[1:](reads.mean_through(cast(nn.Linear, self.hidden[0])))
+        else:
+            hidden_BI = reads.normalized_mean()
+        return self._added(hidden_BI, read_BKO, index_K)
+
+    def _added(self, hidden_BI: Tensor, read_BKO: Tensor, index_K: Tensor) -> Tensor:
+        summed: Tensor = self.output.of_one(hidden_BI, index_K) + self.gate * read_BKO
         return summed
 
 
@@ -55,31 +67,58 @@ def mean_weights(mask_BL: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class FoldedLayerNorm:
-    """Layer normalization of frozen features, with its affine part folded into what reads them.
+    """Layer normalization of frozen features, folded into what reads them: nothing as large as the features is written.
 
-    With ``y = n * g + b``, n of mean 0 and variance 1, a score ``y q`` is ``n (g q)`` up to ``b q``, which is the same
-    for all features and which softmax ignores; an average ``sum_l w_l y_l`` is ``(sum_l w_l n_l) g + b sum_l w_l``.
-    So training writes n once, without a gradient, which frozen features need not have, and no further copy: dropout on
-    features, drawn once for a row, falls on the averages too.
+    With ``y = n * g + b`` and ``n = (x - mean(x)) / std(x)``: a score ``y q`` is ``x c / std(x)`` with ``c = g q`` less
+    its mean, up to ``b q``, which is the same for all features and which softmax ignores; an average
+    ``sum_l w_l n_l`` is ``sum_l v_l x_l - sum_l v_l mean(x_l)`` with ``v_l = w_l / std(x_l)``; and a linear map of y is
+    one of n. Mean and deviation of frozen features need no gradient. Dropout on features is drawn once for a row, and
+    falls on averages of n.
 
     Args:
         norm: LayerNorm over E.
         features_BLE: without gradient.
+        mask_BL: bool, True where there is a feature.
         dropout: drops single numbers in training.
     """
 
-    def __init__(self, norm: nn.LayerNorm, features_BLE: Tensor, dropout: nn.Module) -> None:
+    def __init__(self, norm: nn.LayerNorm, features_BLE: Tensor, mask_BL: Tensor, dropout: nn.Dropout) -> None:
         self._norm = norm
+        self._features_BLE = features_BLE
         with torch.no_grad():
-            self._normalized_BLE = F.layer_norm(features_BLE, norm.normalized_shape, None, None, norm.eps)
-            self._kept_B1E = dropout(torch.ones_like(features_BLE[:, :1]))
+            self._mean_BL1 = features_BLE.mean(dim=-1, keepdim=True)
+            square_BL1 = torch.linalg.vector_norm(features_BLE, dim=-1, keepdim=True).square() / features_BLE.shape[-1]
+            variance_BL1 = (square_BL1 - self._mean_BL1.square()).clamp_min(0.0)
+            self._scale_B1L = (variance_BL1 + norm.eps).rsqrt().transpose(1, 2)
+            self._kept_B1E = dropout(torch.ones_like(features_BLE[:, :1])) if dropout.p else None
+            self.mean_BE = self.averages(mean_weights(mask_BL, features_BLE.dtype))[:, 0]
+            self.present_B1 = mask_BL.any(dim=1, keepdim=True).to(features_BLE.dtype)
 
     def scores(self, q: Tensor) -> Tensor:
-        """Score ([B,] M, E) queries: (B, L, M), up to a number that is the same for all L."""
-        return torch.matmul(self._normalized_BLE, (q * self._norm.weight).transpose(-1, -2))
+        """Score ([B,] M, E) queries: (B, M, L), up to a number that is the same for all L."""
+        q = q * self._norm.weight
+        centered = q - q.mean(dim=-1, keepdim=True)
+        scores_BML: Tensor = torch.matmul(centered, self._features_BLE.transpose(1, 2)) * self._scale_B1L
+        return scores_BML
 
     def averages(self, weights_BML: Tensor) -> Tensor:
-        """Average the normalized features with these weights, and drop numbers of the averages: (B, M, E)."""
-        total_BME = torch.matmul(weights_BML, self._normalized_BLE)
-        bias_BME = weights_BML.sum(dim=-1, keepdim=True) * (self._kept_B1E * self._norm.bias)
-        return torch.addcmul(bias_BME, total_BME, self._kept_B1E * self._norm.weight)
+        """Average n with these weights, and drop numbers of the averages: (B, M, E)."""
+        scaled_BML = weights_BML * self._scale_B1L
+        total_BME = torch.baddbmm(-torch.bmm(scaled_BML, self._mean_BL1), scaled_BML, self._features_BLE)
+        return total_BME if self._kept_B1E is None else total_BME * self._kept_B1E
+
+    def folded(self, linear: nn.Linear) -> tuple[Tensor, Tensor]:
+        """Compute weight and bias of the map of n that equals this map of y; the weights of an average sum to one."""
+        return linear.weight * self._norm.weight, torch.addmv(linear.bias, linear.weight, self._norm.bias)
+
+    def normalized_mean(self) -> Tensor:
+        """Compute the mean of y over a row's features: (B, E); that of a row without any is 0."""
+        return self.mean_BE * self._norm.weight + self.present_B1 * self._norm.bias
+
+    def mean_through(self, linear: nn.Linear) -> Tensor:
+        """Map the mean of y over a row's features: (B, outputs); that of a row without any is 0.
+
+        The mean of n needs no gradient, so none is computed for it.
+        """
+        of_bias_B1 = self.present_B1 * torch.mv(linear.weight, self._norm.bias)
+        return F.linear(self.mean_BE, linear.weight * self._norm.weight, linear.bias) + of_bias_B1

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -38,3 +39,16 @@ class RegisterLinear(nn.Module):
         weight_KDO = torch.stack([linear.weight.T for linear in linears])[index_K]
         bias_K1O = torch.stack([linear.bias for linear in linears])[index_K][:, None]
         return torch.baddbmm(bias_K1O, x_BKD.transpose(0, 1), weight_KDO).transpose(0, 1)
+
+    def of_one(self, x_BD: Tensor, index_K: Tensor) -> Tensor:
+        """Map one and the same vector for the registers ``index_K``: (B, K, outputs), or (B, 1, outputs) if shared."""
+        if not self.own or len(self.maps) == 1 or not self.training:
+            x_B1D = x_BD[:, None]
+            mapped: Tensor = self(x_B1D.expand(-1, len(index_K), -1) if self.own else x_B1D, index_K)
+            return mapped
+        # One product with all maps, of which training needs every one; a graph that serves has them apart, for any k.
+        linears = [cast(nn.Linear, linear) for linear in self.maps]
+        weight, bias = (torch.cat([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
+        mapped_BND = torch.unflatten(F.linear(x_BD, weight, bias), 1, (len(linears), -1))
+        # Rising numbers, as many as there are registers, are all of them in order.
+        return mapped_BND if len(index_K) == len(linears) else mapped_BND[:, index_K]

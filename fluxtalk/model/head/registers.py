@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fluxtalk.config import HeadConfig
 from fluxtalk.model.head.attention import CrossAttention, FeedForward, SelfAttention, WeightedReads
+from fluxtalk.model.head.bit_dropout import BitDropout
 from fluxtalk.model.head.mean_path import FoldedLayerNorm, MeanPath, mean_weights
 from fluxtalk.model.head.register_linear import RegisterLinear
 from fluxtalk.model.head.token_head import TokenHead
@@ -27,7 +28,14 @@ class RegisterBlock(nn.Module):
     """
 
     def __init__(
-        self, dim: int, feature_dims: Mapping[str, int], heads: int, self_attention: bool, dropout: float
+        self,
+        dim: int,
+        feature_dims: Mapping[str, int],
+        heads: int,
+        self_attention: bool,
+        dropout: float,
+        dropout_type: type[nn.Dropout] = nn.Dropout,
+        expansion: int = 4,
     ) -> None:
         super().__init__()
         self.cross_norm = nn.LayerNorm(dim)
@@ -36,8 +44,8 @@ class RegisterBlock(nn.Module):
         # Causal: a register that saw a later one would change when the later one is cut off.
         self.self_attention = SelfAttention(dim, heads, causal=True) if self_attention else None
         self.feed_forward_norm = nn.LayerNorm(dim)
-        self.feed_forward = FeedForward(dim, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.feed_forward = FeedForward(dim, dropout, expansion, dropout_type)
+        self.dropout = dropout_type(dropout)
 
     def forward(
         self,
@@ -105,7 +113,9 @@ class RegisterTokenModule(TokenHead):
         # Not zeros: registers that start equal stay equal.
         self.registers = nn.Parameter(torch.randn(num_register_tokens, dim) * 0.02)
         self.feature_norm = nn.ModuleDict({name: nn.LayerNorm(size) for name, size in config.dims.items()})
-        self.feature_dropout = nn.Dropout(config.feature_dropout)
+        # Heads without a mean path keep the draws that they always had.
+        self._dropout_type = nn.Dropout if config.mean_path == "none" else BitDropout
+        self.feature_dropout = self._dropout_type(config.feature_dropout)
         self.blocks = nn.ModuleList(self._block_of_layer() for _ in range(config.depth))
         self.output_norm = nn.LayerNorm(dim)
         self.output = RegisterLinear(
@@ -166,10 +176,10 @@ class RegisterTokenModule(TokenHead):
         if mask_BL is None:
             mask_BL = torch.ones(features_BLE.shape[:2], dtype=torch.bool, device=features_BLE.device)
         norm = cast(nn.LayerNorm, self.feature_norm[modality])
-        reads: WeightedReads | None = None
+        reads: FoldedLayerNorm | None = None
         features = features_BLE
         if self._folds(features_BLE):
-            reads = FoldedLayerNorm(norm, features_BLE, self.feature_dropout)
+            reads = FoldedLayerNorm(norm, features_BLE, mask_BL, self.feature_dropout)
         else:
             features = self.feature_dropout(norm(features_BLE))
         # (N, D): the first block's queries are the same for all samples, so they are computed once.
@@ -180,9 +190,11 @@ class RegisterTokenModule(TokenHead):
             chosen = None
         tokens: Tensor = self.output(self.output_norm(x), index_K)
         if self.config.mean_path != "none":
-            weights_B1L = mean_weights(mask_BL, features.dtype)
-            mean_B1E = torch.matmul(weights_B1L, features) if reads is None else reads.averages(weights_B1L)
-            tokens = self.mean_path[modality](mean_B1E[:, 0], tokens, index_K)
+            path = cast(MeanPath, self.mean_path[modality])
+            if reads is not None:
+                return path.from_reads(reads, tokens, index_K)
+            mean_B1E = torch.matmul(mean_weights(mask_BL, features.dtype), features)
+            tokens = path(mean_B1E[:, 0], tokens, index_K)
         return tokens
 
     def _folds(self, features_BLE: Tensor) -> bool:
@@ -197,10 +209,17 @@ class RegisterTokenModule(TokenHead):
     def _block_of_layer(self) -> nn.Module:
         config = self.config
         if config.block_weights == "shared":
-            return RegisterBlock(config.dim, config.dims, config.heads, config.self_attention, config.dropout)
-        return nn.ModuleDict(
-            {
-                name: RegisterBlock(config.dim, {name: size}, config.heads, config.self_attention, config.dropout)
-                for name, size in config.dims.items()
-            }
+            return self._block(config.dims)
+        return nn.ModuleDict({name: self._block({name: size}) for name, size in config.dims.items()})
+
+    def _block(self, dims: Mapping[str, int]) -> RegisterBlock:
+        config = self.config
+        return RegisterBlock(
+            config.dim,
+            dims,
+            config.heads,
+            config.self_attention,
+            config.dropout,
+            self._dropout_type,
+            config.feed_forward,
         )

@@ -6,7 +6,7 @@ Shapes: B batch, L features, E feature dimension, N tokens, K tokens asked for, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from fluxtalk.config import HeadConfig
 from fluxtalk.errors import UsageError
 from fluxtalk.model.head.nested_dropout import NestedDropout
-from fluxtalk.model.head.pooling import pool_kept, prefix_embeddings, prefix_weights
+from fluxtalk.model.head.pooling import l2_normalize, pool_kept, prefix_embeddings, prefix_weights
 from fluxtalk.model.head.token_dropout import hide_features
-from fluxtalk.tokens import check_token_count
+from fluxtalk.tokens import CONCAT, check_token_count
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class RegisterOutputs:
     def pooled(self, modality: str) -> Tensor:
         """Average each sample's kept overlapping tokens and L2-normalize: (B, D)."""
         return pool_kept(self.tokens[modality], self.keep[modality], self.num_overlapping)
+
+    def narrowed(self, dim: int) -> RegisterOutputs:
+        """Cut every token to its first ``dim`` numbers."""
+        return replace(self, tokens={modality: tokens[..., :dim] for modality, tokens in self.tokens.items()})
 
     def has(self, modality: str) -> Tensor:
         """Return bool (B,): True if a sample has an item of the modality."""
@@ -142,7 +146,13 @@ class TokenHead(nn.Module):
         return RegisterOutputs(tokens, keep, self.config.num_overlapping_tokens, present)
 
     def embeddings(self, tokens_BKD: Tensor, index_K: Tensor) -> Tensor:
-        """Pool every prefix of ``tokens_BKD``: (B, K, D), each of length 1."""
+        """Compute what the summary of every prefix of ``tokens_BKD`` is made of: (B, K, D), each row of length 1.
+
+        Row j - 1 is the mean of the overlapping tokens among the first j. If the summary is ``concat``, it is the
+        direction of token j: the first j rows side by side, divided by sqrt(j), are the summary of j tokens.
+        """
+        if self.config.layout.summary == CONCAT:
+            return l2_normalize(tokens_BKD)
         return prefix_embeddings(tokens_BKD, self.prefix_weights[index_K][:, index_K])
 
     def modality_parameters(self, modality: str) -> set[str]:

@@ -5,7 +5,7 @@ Shapes: B anchors (this process's), G candidates (of all processes), V vectors p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fluxtalk.model.losses.similarity import Vectors, similarity
+from fluxtalk.model.losses.similarity import Vectors, prefix_similarities, similarity
 
 MAX_SCORES = 2**23
 """Scores held at once: 32 MB in float32, of which a loss and its gradient need about eight copies."""
@@ -87,11 +87,52 @@ def contrast(
             logits = logits + bias
         return row_loss(logits, ids[:, None] == candidates.ids_G[None], candidates.valid_G)
 
-    others = candidates.vectors
-    per_anchor = anchors.unit_BVD.shape[1] * others.unit_BVD.shape[1] * len(candidates.ids_G)
-    size = max(1, max_scores // max(1, per_anchor))
+    per_anchor = anchors.unit_BVD.shape[1] * candidates.vectors.unit_BVD.shape[1] * len(candidates.ids_G)
+    return _in_blocks(block, anchors, anchor_ids_B, candidates, (scale, bias), max_scores // max(1, per_anchor))
+
+
+def contrast_prefixes(
+    row_loss: RowLoss,
+    anchors: Vectors,
+    anchor_ids_B: Tensor,
+    candidates: Candidates,
+    counts: Sequence[int],
+    scales: Tensor,
+    bias: Tensor | None = None,
+    max_scores: int = MAX_SCORES,
+) -> Tensor:
+    """Compute what `contrast` does for the concatenations of the first tokens, at several numbers: (len(counts), B).
+
+    Args:
+        anchors: `fluxtalk.model.losses.similarity.unit_tokens`; the candidates' vectors likewise.
+        counts: rising numbers of tokens.
+        scales: (len(counts),), an inverse temperature for each.
+    """
+
+    def block(vectors: Vectors, ids: Tensor, others: Vectors, scales: Tensor, bias: Tensor | None) -> Tensor:
+        positive = ids[:, None] == candidates.ids_G[None]
+        losses = []
+        for scale, cosine in zip(scales, prefix_similarities(vectors, others, counts), strict=True):
+            logits = scale * cosine
+            losses.append(row_loss(logits if bias is None else logits + bias, positive, candidates.valid_G))
+        return torch.stack(losses)
+
+    per_anchor = len(counts) * len(candidates.ids_G)
+    return _in_blocks(block, anchors, anchor_ids_B, candidates, (scales, bias), max_scores // max(1, per_anchor))
+
+
+def _in_blocks(
+    block: Callable[[Vectors, Tensor, Vectors, Tensor, Tensor | None], Tensor],
+    anchors: Vectors,
+    anchor_ids_B: Tensor,
+    candidates: Candidates,
+    scale_and_bias: tuple[Tensor, Tensor | None],
+    size: int,
+) -> Tensor:
+    """Compute the losses (..., B) of so many anchors at a time, each again for its gradient if there are several."""
+    others, size = candidates.vectors, max(1, size)
     if len(anchor_ids_B) <= size:
-        return block(anchors, anchor_ids_B, others, scale, bias)
+        return block(anchors, anchor_ids_B, others, *scale_and_bias)
     parts = []
     for start in range(0, len(anchor_ids_B), size):
         part = slice(start, start + size)
@@ -101,10 +142,9 @@ def contrast(
                 anchors.rows(part),
                 anchor_ids_B[part],
                 others,
-                scale,
-                bias,
+                *scale_and_bias,
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
         )
-    return torch.cat(parts)
+    return torch.cat(parts, dim=-1)

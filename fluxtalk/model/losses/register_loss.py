@@ -24,8 +24,8 @@ from fluxtalk.model.losses.complementary import (
     complementary_diversity,
     complementary_l2,
 )
-from fluxtalk.model.losses.contrastive import Candidates, contrast, info_nce, sigmoid_loss
-from fluxtalk.model.losses.similarity import Vectors, aggregate
+from fluxtalk.model.losses.contrastive import Candidates, contrast, contrast_prefixes, info_nce, sigmoid_loss
+from fluxtalk.model.losses.similarity import Vectors, aggregate, unit_tokens
 from fluxtalk.model.process_group import ProcessGroup, SingleProcess
 
 INITIAL_TEMPERATURE = 0.07
@@ -68,6 +68,8 @@ class RegisterTokenLoss(nn.Module):
         k_values: numbers of tokens at which the loss is always taken, each with a temperature of its own; none if they
             are drawn, or a step has one.
         maxsim_sharpness: see `fluxtalk.model.losses.similarity.similarity`; 0 is the maximum itself.
+        nested_dims: sizes, below D, to which tokens are cut: the contrastive loss is the mean over them and D, each
+            with temperatures of its own (Kusupati et al. 2022, "Matryoshka Representation Learning").
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class RegisterTokenLoss(nn.Module):
         objective_weight: float = 1.0,
         k_values: Sequence[int] = (),
         maxsim_sharpness: float = 0.0,
+        nested_dims: Sequence[int] = (),
     ) -> None:
         super().__init__()
         for name, value in (
@@ -101,8 +104,10 @@ class RegisterTokenLoss(nn.Module):
         self.objective_weight = objective_weight
         self.k_values = tuple(k_values)
         self.maxsim_sharpness = maxsim_sharpness
+        self.nested_dims = tuple(nested_dims)
         initial = torch.tensor(math.log(1 / INITIAL_TEMPERATURE))
-        self.log_scale = nn.Parameter(initial.repeat(len(self.k_values)) if self.k_values else initial)
+        scales = (len(self.nested_dims) + 1) * max(1, len(self.k_values))
+        self.log_scale = nn.Parameter(initial.repeat(scales) if self.k_values or self.nested_dims else initial)
         bias = nn.Parameter(torch.tensor(-math.log(max(1, batch_size - 1)))) if contrastive == "sigmoid" else None
         self.bias: nn.Parameter | None
         self.register_parameter("bias", bias)
@@ -139,7 +144,10 @@ class RegisterTokenLoss(nn.Module):
             raise UsageError(f"Each row of a batch needs one id; got {len(ids)} ids.")
         # Autocast would make the logits bfloat16, whatever their inputs are.
         with torch.autocast(ids.device.type, enabled=False):
-            contrastive = self._contrastive_at(outputs, ids, prefix_counts)
+            scales = self.log_scale.exp().reshape(len(self.nested_dims) + 1, -1)
+            sizes = [*(outputs.narrowed(size) for size in self.nested_dims), outputs]
+            each = [self._at_each_k(cut, ids, prefix_counts, own) for cut, own in zip(sizes, scales, strict=True)]
+            contrastive = torch.stack(each).mean()
             l2, diversity = self._complementary(outputs)
             objective = torch.zeros_like(contrastive)
             if self.objective is not None:
@@ -148,14 +156,17 @@ class RegisterTokenLoss(nn.Module):
         total = contrastive + self.complementary_reg_weight * (l2 + diversity) + self.objective_weight * objective
         return LossTerms(total, contrastive, l2, diversity, objective)
 
-    def _contrastive_at(self, outputs: RegisterOutputs, ids: Tensor, prefix_counts: Sequence[int]) -> Tensor:
+    def _at_each_k(self, outputs: RegisterOutputs, ids: Tensor, prefix_counts: Sequence[int], scales: Tensor) -> Tensor:
+        if self.k_values and self.aggregation == "concat":
+            vectors = {m: unit_tokens(t, outputs.keep[m], outputs.num_overlapping) for m, t in outputs.tokens.items()}
+            return self._symmetric(vectors, outputs, ids, scales).mean()
         if self.k_values:
             each = [
                 self._contrastive(outputs, _first(outputs.keep, count), ids, scale)
-                for count, scale in zip(self.k_values, self.log_scale.exp(), strict=True)
+                for count, scale in zip(self.k_values, scales, strict=True)
             ]
             return torch.stack(each).mean()
-        scale = self.log_scale.exp()
+        scale = scales[0]
         if not prefix_counts:
             return self._contrastive(outputs, outputs.keep, ids, scale)
         # Beyond the overlapping tokens nothing changes, so such lengths share one computation.
@@ -170,6 +181,12 @@ class RegisterTokenLoss(nn.Module):
         vectors = {
             m: aggregate(self.aggregation, t, keep[m], outputs.num_overlapping) for m, t in outputs.tokens.items()
         }
+        return self._symmetric(vectors, outputs, ids, scale)
+
+    def _symmetric(
+        self, vectors: Mapping[str, Vectors], outputs: RegisterOutputs, ids: Tensor, scale: Tensor
+    ) -> Tensor:
+        """Average over the directions, each of which averages over its anchors; one loss for each scale."""
         present = {m: outputs.has(m) for m in vectors}
         everywhere = {
             m: Candidates(self._gathered(v), self.group.all_gather(ids), self.group.all_gather(present[m]))
@@ -180,27 +197,32 @@ class RegisterTokenLoss(nn.Module):
         sums, counts = [], []
         for a, b in directions:
             each, counted = self._anchors(vectors[a], ids, present[a], everywhere[b], scale)
-            sums.append((each * counted).sum())
+            sums.append((each * counted).sum(dim=-1))
             counts.append(counted.sum().to(sums[-1].dtype))
         totals = self.group.all_reduce_sum(torch.stack(counts))
-        means = torch.stack(sums) * self.group.size / totals.clamp_min(1)
-        return means.sum() / (totals > 0).sum().clamp_min(1)
+        means = torch.stack(sums, dim=-1) * self.group.size / totals.clamp_min(1)
+        return means.sum(dim=-1) / (totals > 0).sum().clamp_min(1)
 
     def _anchors(
         self, anchors: Vectors, ids: Tensor, present: Tensor, candidates: Candidates, scale: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Compute the loss of each anchor, and which anchors count: those with a positive, or all that are present."""
-        sharpness = self.maxsim_sharpness
-        if self.contrastive == "sigmoid":
-            return contrast(sigmoid_loss, anchors, ids, candidates, scale, self.bias, sharpness=sharpness), present
-        known = torch.isin(ids, candidates.ids_G[candidates.valid_G])
-        return contrast(info_nce, anchors, ids, candidates, scale, sharpness=sharpness), present & known
+        sigmoid = self.contrastive == "sigmoid"
+        row_loss, bias = (sigmoid_loss, self.bias) if sigmoid else (info_nce, None)
+        if scale.ndim:
+            each = contrast_prefixes(row_loss, anchors, ids, candidates, self.k_values, scale, bias)
+        else:
+            each = contrast(row_loss, anchors, ids, candidates, scale, bias, sharpness=self.maxsim_sharpness)
+        return each, present if sigmoid else present & torch.isin(ids, candidates.ids_G[candidates.valid_G])
 
     def _gathered(self, vectors: Vectors) -> Vectors:
         return Vectors(self.group.all_gather(vectors.unit_BVD), self.group.all_gather(vectors.keep_BV))
 
     def _complementary(self, outputs: RegisterOutputs) -> tuple[Tensor, Tensor]:
         first = outputs.num_overlapping
+        if all(tokens.shape[1] <= first for tokens in outputs.tokens.values()):
+            nothing = next(iter(outputs.tokens.values())).new_zeros((), dtype=torch.float32)
+            return nothing, nothing
         sums: list[tuple[Tensor, Tensor]] = []
         pairs: list[tuple[Tensor, Tensor]] = []
         for modality, tokens in outputs.tokens.items():

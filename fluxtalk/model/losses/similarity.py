@@ -5,6 +5,7 @@ Shapes: B anchors, G candidates, K tokens, V vectors per item, D dimension.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,11 +37,14 @@ def aggregate(aggregation: str, tokens_BKD: Tensor, keep_BK: Tensor, num_overlap
     """
     if aggregation == "mean":
         return single(pool_kept(tokens_BKD, keep_BK, num_overlapping))
+    vectors = unit_tokens(tokens_BKD, keep_BK, num_overlapping)
+    return single(l2_normalize(vectors.unit_BVD.flatten(1))) if aggregation == "concat" else vectors
+
+
+def unit_tokens(tokens_BKD: Tensor, keep_BK: Tensor, num_overlapping: int) -> Vectors:
+    """Normalize each kept overlapping token; dropped ones are 0."""
     keep = keep_BK[:, :num_overlapping]
-    unit = l2_normalize(tokens_BKD[:, :num_overlapping]) * keep[..., None]
-    if aggregation == "concat":
-        return single(l2_normalize(unit.flatten(1)))
-    return Vectors(unit, keep)
+    return Vectors(l2_normalize(tokens_BKD[:, :num_overlapping]) * keep[..., None], keep)
 
 
 def single(unit_BD: Tensor) -> Vectors:
@@ -69,3 +73,25 @@ def similarity(anchors: Vectors, candidates: Vectors, sharpness: float = 0.0) ->
         best_BVG = pairs_BVGV.amax(dim=-1)
     keep_BV1 = anchors.keep_BV[..., None].to(best_BVG.dtype)
     return (best_BVG * keep_BV1).sum(dim=1) / keep_BV1.sum(dim=1)
+
+
+def prefix_similarities(anchors: Vectors, candidates: Vectors, counts: Sequence[int]) -> list[Tensor]:
+    """Compare the concatenations of the first tokens, at several numbers of them: a (B, G) cosine for each.
+
+    Products of tokens add up, so those of a longer prefix are the shorter one's and a few more.
+
+    Args:
+        anchors: `unit_tokens`.
+        candidates: likewise.
+        counts: rising numbers of tokens; more than there are compare all.
+    """
+    cosines, total, start = [], torch.zeros((), device=anchors.unit_BVD.device), 0
+    for count in counts:
+        if start < min(count, anchors.unit_BVD.shape[1]):
+            parts = [vectors.unit_BVD[:, start:count].flatten(1) for vectors in (anchors, candidates)]
+            total = total + parts[0] @ parts[1].T
+            start = count
+        # The concatenation of n vectors of length 1 has the length sqrt(n).
+        inverse = [vectors.keep_BV[:, :count].sum(dim=1).to(total.dtype).rsqrt() for vectors in (anchors, candidates)]
+        cosines.append(total * inverse[0][:, None] * inverse[1])
+    return cosines

@@ -4,7 +4,8 @@
 
     {"model": ..., "input_type": ..., "texts": ["a cat"] | "images": ["data:image/png;base64,..."]
         | "inputs": [{"content": [{"type": "text", "text": ...}]}],
-     "embedding_types": ["float", "int8", "uint8", "binary", "ubinary", "base64"], "truncate": "END"}
+     "embedding_types": ["float", "int8", "uint8", "binary", "ubinary", "base64"], "truncate": "END",
+     "output_dimension": D}
 
 and FluxTalk's ``k`` and ``output`` (``pooled`` or ``concat``). Texts of ``search_query`` and ``search_document`` get
 the bundle's prompt for queries or documents, if it has one; the other input types change nothing. ``int8`` is
@@ -25,7 +26,7 @@ from fluxtalk.preprocess.prompts import DOCUMENT, QUERY
 from fluxtalk.runtime.server.api.answers import Vector, in_base64, typed_vectors
 from fluxtalk.runtime.server.api.chat import WithContent
 from fluxtalk.runtime.server.api.named_items import FILE_TEXT, item_of_content
-from fluxtalk.runtime.server.api.options import K, Tokens, check_dimensions, select
+from fluxtalk.runtime.server.api.options import K, Tokens, select
 from fluxtalk.runtime.server.execution.requests import Answer, EmbedRequest, Item
 from fluxtalk.runtime.server.execution.served_model import AnswerDescription, ServedModel
 from fluxtalk.runtime.server.http.errors import bad_request
@@ -71,9 +72,7 @@ def read(body: CohereRequest, model: ServedModel) -> EmbedRequest:
     """
     model.require_model(body.model)
     items = _items(body, model)
-    selection = select(model, body.k, body.tokens, body.output)
-    if body.output_dimension is not None:
-        check_dimensions(body.output_dimension, selection, "output_dimension")
+    selection = select(model, body.k, body.tokens, body.output, body.output_dimension, "output_dimension")
     return EmbedRequest(items, selection, Prompting(_ROLES.get(body.input_type or "")))
 
 

@@ -128,12 +128,15 @@ def _info(service: Service) -> dict[str, Any]:
         "num_register_tokens": model.layout.num_register_tokens,
         "num_overlapping_tokens": model.layout.num_overlapping_tokens,
         "dimension": model.layout.dim,
+        "summary": model.layout.summary,
         "modalities": {
             m: {"kind": kind, "engine": dispatcher.sessions()[m], **_prompts(model, m)}
             for m, kind in model.kinds.items()
         },
         "outputs": {
-            name: {"space_id": model.manifest.space_id(name)} for name in OUTPUT_KINDS if model.layout.selections(name)
+            name: {"space_id": model.manifest.space_id(name), "dimensions": sorted(model.layout.dimensions(name))}
+            for name in OUTPUT_KINDS
+            if model.layout.selections(name)
         },
         "curve": _curve(model),
         "embedding_types": list(EMBEDDING_TYPES),

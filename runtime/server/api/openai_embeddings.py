@@ -13,7 +13,8 @@ vectors (``tokens``, ``complementary``) carries their ``shape``. With ``embeddin
 type to vector, and its ``embedding`` is empty: OpenAI's clients would read any other base64 as float32.
 
 ``prompt_name`` names one of the bundle's prompts, ``input_type`` (as Voyage has it) the role of the texts, which
-chooses one; without either, texts get the default prompt, if there is one. Token ids take no prompt.
+chooses one; without either, texts get the default prompt, if there is one. Token ids are refused unless the server was
+told that they are those of the bundle's own tokenizer (``--accept-token-ids``); they take no prompt.
 
 It is Infinity's way, too: there ``modality`` may name a kind, and ``dimensions: 0`` is the size there is.
 """
@@ -68,5 +69,6 @@ def read(body: OpenAIRequest, model: ServedModel) -> tuple[EmbedRequest, AnswerF
             raise bad_request(
                 f"input must be a list of {described}; {param} is {type(value).__name__}.", param, "invalid_type"
             )
+        model.require_no_token_ids(modality, value, f"input[{position}]")
         items.append(Item(modality, value))
     return body.request(items, model), body.form()

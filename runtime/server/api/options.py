@@ -42,9 +42,7 @@ class EmbeddingOptions(Body):
             ApiError: 400 or 404, with the field at fault.
         """
         model.require_model(self.model)
-        selection = select(model, self.k, self.tokens, self.output)
-        if self.dimensions is not None:
-            check_dimensions(self.dimensions, selection)
+        selection = select(model, self.k, self.tokens, self.output, self.dimensions)
         role, param = self.role()
         if role is not None and self.prompt_name is not None:
             raise bad_request(f"{param} chooses a prompt, and so does prompt_name; give one of them.", param)
@@ -73,32 +71,21 @@ class AnswerForm:
     """Names of `EmbeddingType`, each written under ``embeddings``; none writes ``embedding`` alone."""
 
 
-def select(model: ServedModel, k: int | None, tokens: int | None, output: str | None) -> Selection:
+def select(
+    model: ServedModel,
+    k: int | None,
+    tokens: int | None,
+    output: str | None,
+    dimensions: int | None,
+    dimensions_name: str = "dimensions",
+) -> Selection:
     """`ServedModel.select` of a body, which may call k ``tokens``, as it was once called.
 
     Raises:
         ApiError: 400, with the field at fault.
     """
     if tokens is None or k == tokens:
-        return model.select(k, output)
+        return model.select(k, output, "k", dimensions, dimensions_name)
     if k is not None:
         raise bad_request(f"tokens is another name of k, so give one of them; got k {k} and tokens {tokens}.", "tokens")
-    return model.select(tokens, output, "tokens")
-
-
-def check_dimensions(asked: int, selection: Selection, field: str = "dimensions") -> None:
-    """Refuse ``dimensions`` that would cut: an embedding of another size was never trained.
-
-    Args:
-        field: its name in the body.
-
-    Raises:
-        ApiError: 400: it is not the size that the answer has.
-    """
-    size = selection.shape[-1]
-    if asked != size:
-        raise bad_request(
-            f"{field} is {size} for this output, and cannot be cut; got {str(asked)[:20]}: ask for fewer tokens (k) "
-            "instead.",
-            field,
-        )
+    return model.select(tokens, output, "tokens", dimensions, dimensions_name)

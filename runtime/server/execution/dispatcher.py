@@ -52,6 +52,7 @@ class Dispatcher:
             kinds={m: preprocess.kind for m, preprocess in self._preprocess.items()},
             manifest=manifest,
             max_items=settings.max_items,
+            accept_token_ids=settings.accept_token_ids,
         )
         self.max_batch_items = self._batch_items(settings)
         self.decode_pool = DecodePool(

@@ -46,6 +46,8 @@ class ServedModel:
     manifest: Manifest
     max_items: int
     """Items of one request."""
+    accept_token_ids: bool = False
+    """True to take texts as lists of token ids, which have to be those of the bundle's own tokenizer."""
 
     @property
     def layout(self) -> TokenLayout:
@@ -116,7 +118,27 @@ class ServedModel:
                 value = value.decode("utf-8")
             except UnicodeDecodeError:
                 raise bad_request(f"{param} must be a text in UTF-8; these bytes are not.", param) from None
+        self.require_no_token_ids(modality, value, param)
         return Item(modality, value)
+
+    def require_no_token_ids(self, modality: str, value: Any, param: str) -> None:
+        """Refuse a text as token ids, unless the server was told that its clients have the bundle's own tokenizer.
+
+        Nothing about ids shows whose they are: those of another tokenizer would be embedded as another text.
+
+        Raises:
+            ApiError: 400.
+        """
+        if self.accept_token_ids or self.kinds[modality] != "text" or not isinstance(value, list) or not value:
+            return
+        if all(isinstance(token, int) for token in value):
+            raise bad_request(
+                f"{param} is a list of token ids, which mean a text to the tokenizer that made them alone; send the "
+                "text as a string (LangChain's OpenAIEmbeddings does so with check_embedding_ctx_length=False), or "
+                "start the server with --accept-token-ids if its clients have the bundle's own tokenizer.",
+                param,
+                "token_ids",
+            )
 
     def require_count(self, count: int, param: str = "input") -> None:
         """Refuse no items, and more than a request may have.
@@ -134,23 +156,39 @@ class ServedModel:
                 "too_many_items",
             )
 
-    def select(self, k: int | None, output: str | None, k_name: str = "k") -> Selection:
-        """Check ``k`` and ``output`` against the bundle.
+    def select(
+        self,
+        k: int | None,
+        output: str | None,
+        k_name: str = "k",
+        dimensions: int | None = None,
+        dimensions_name: str = "dimensions",
+    ) -> Selection:
+        """Check ``k``, ``output`` and ``dimensions`` against the bundle.
 
         Args:
             k: register tokens; None takes all.
             output: None takes ``pooled``.
             k_name: the field in which the client sent k.
+            dimensions: numbers of a vector; None cuts nothing.
+            dimensions_name: the field in which the client sent them.
 
         Raises:
             ApiError: 400, with the field at fault.
         """
+        output = POOLED if output is None else output
         try:
-            return self.layout.select(k, POOLED if output is None else output, k_name=k_name)
+            whole = self.layout.select(k, output, k_name=k_name)
         except TokenCountError as error:
             raise bad_request(str(error), k_name) from None
         except UsageError as error:
             raise bad_request(str(error), k_name if k is not None and output in OUTPUT_KINDS else "output") from None
+        if dimensions is None:
+            return whole
+        try:
+            return self.layout.select(k, output, dimensions, k_name=k_name, dimensions_name=dimensions_name)
+        except UsageError as error:
+            raise bad_request(str(error), dimensions_name) from None
 
     def prompts(self, modality: str) -> dict[str, str]:
         """List a modality's prompts, name to text; most have none."""
@@ -182,11 +220,11 @@ class ServedModel:
 
     def describe(self, answer: Answer) -> AnswerDescription:
         """Describe an answer's vectors."""
-        output = answer.selection.output
+        selection = answer.selection
         return {
-            "k": answer.selection.k,
-            "output": output,
+            "k": selection.k,
+            "output": selection.output,
             "dimension": int(answer.vectors.shape[-1]),
             "revision": self.revision,
-            "space_id": self.manifest.space_id(output),
+            "space_id": self.manifest.space_id(selection.output, selection.layout.dim),
         }

@@ -1,8 +1,9 @@
 """KServe's Open Inference Protocol (v2) with its binary extension: every modality is a model.
 
 A request's outputs are those of the graph, ``tokens`` and ``embeddings``, FP32 (n, k, dim): row j - 1 of ``embeddings``
-is the pooled embedding of the first j tokens. An error is ``{"error": "a sentence"}``, as the clients of this protocol
-read it; `errors.is_kserve` says where.
+is the pooled embedding of the first j tokens, or, if the bundle's summary is ``concat``, the direction of token j: the
+first j rows side by side, divided by sqrt(j), are then that embedding. An error is ``{"error": "a sentence"}``, as the
+clients of this protocol read it; `errors.is_kserve` says where.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from fluxtalk.runtime.server.operation import (
     path_parameter,
 )
 from fluxtalk.runtime.server.service import Service
-from fluxtalk.tokens import POOLED, TOKENS
+from fluxtalk.tokens import CONCAT, POOLED, TOKENS, TokenLayout
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _BINARY = "application/octet-stream"
@@ -248,7 +249,7 @@ def _respond(
 ) -> Response:
     arrays = {"tokens": answer.vectors}
     if "embeddings" in wanted:
-        arrays["embeddings"] = _prefixes(answer.vectors, model.layout.num_overlapping_tokens)
+        arrays["embeddings"] = _embeddings(answer.vectors, model.layout)
     entries: list[dict[str, Any]] = []
     buffers: list[bytes] = []
     for name, binary in wanted.items():
@@ -281,6 +282,9 @@ def _respond(
     )
 
 
-def _prefixes(tokens: NDArray[np.float32], overlapping: int) -> NDArray[np.float32]:
-    """Pool each prefix, (n, k, dim), as the graph computes it."""
+def _embeddings(tokens: NDArray[np.float32], layout: TokenLayout) -> NDArray[np.float32]:
+    """Compute ``embeddings`` of tokens (n, k, dim), of the same shape, as the graph does."""
+    if layout.summary == CONCAT:
+        return token_algebra.l2_normalize(tokens)
+    overlapping = layout.num_overlapping_tokens
     return np.stack([token_algebra.pool(tokens, overlapping, j) for j in range(1, tokens.shape[1] + 1)], axis=1)

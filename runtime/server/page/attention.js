@@ -35,6 +35,10 @@ function map(bitmap, answer, register, overlapping) {
   canvas.width = Math.round(answer.image.width * scale);
   canvas.height = Math.round(answer.image.height * scale);
   const context = canvas.getContext("2d");
+  if (answer.image.background) {
+    context.fillStyle = `rgb(${answer.image.background.join(" ")})`;
+    context.fillRect(0, 0, canvas.width, canvas.height);
+  }
   context.imageSmoothingEnabled = bitmap.width >= 64;
   drawImage(context, bitmap, answer.image, canvas.width, canvas.height);
   context.imageSmoothingEnabled = true;

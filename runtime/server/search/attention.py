@@ -121,6 +121,9 @@ def _images(model: ServedModel) -> list[str]:
 
 
 def _image_shape(manifest: Manifest, modality: str) -> dict[str, Any]:
-    """Shape of the image that the encoder sees, in pixels, and how images get it (``crop`` or ``squash``)."""
+    """Shape of the image that the encoder sees, in pixels, how images get it, and the color under transparency.
+
+    The color is absent if transparency is dropped.
+    """
     settings = manifest.modalities[modality].preprocess
-    return {name: settings[name] for name in ("height", "width", "resize")}
+    return {name: settings[name] for name in ("height", "width", "resize", "background") if name in settings}

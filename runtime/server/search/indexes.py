@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fluxtalk.arrays import Floats
@@ -11,7 +12,7 @@ from fluxtalk.runtime.index.limits import Choice, Limits, Options, choose
 from fluxtalk.runtime.index.search import SearchIndex
 from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request
-from fluxtalk.tokens import POOLED, TOKENS, Comparison, StoredTokens
+from fluxtalk.tokens import CONCAT, POOLED, TOKENS, Comparison, StoredTokens
 
 RERANK = "rerank"
 """Ways to search. ``pooled`` compares one vector of the query with one of each item, in an index of tokens its first.
@@ -36,7 +37,7 @@ class ServedIndex:
         opened = SearchIndex(folder)
         self.name = name
         self.manifest = opened.stored.manifest
-        opened.stored.require_space(model.manifest.space_id(self.manifest.output), f"the bundle {model.name}")
+        opened.require_space_of(model.manifest, f"the bundle {model.name}")
         self.kind = model.kinds.get(self.manifest.modality, "")
         """Kind of its items, as in `ServedModel.kinds`."""
         self.items = opened.stored.items
@@ -44,6 +45,7 @@ class ServedIndex:
         """Finds the file of an item by its row."""
         self._opened = opened
         self._model = model
+        self._layout = self.manifest.narrowed(model.layout)
 
     @property
     def ways(self) -> tuple[str, ...]:
@@ -71,12 +73,13 @@ class ServedIndex:
         """
         model, stored, what = self._model, self._stored(how), f"the index {self.name}"
         if k is None and not limits.given:
-            k = model.layout.truncated(self.manifest.k).num_register_tokens
-        query = None if k is None else model.select(k, stored.output)
+            most = stored.k if stored.output == CONCAT else self.manifest.k
+            k = self._layout.truncated(most).num_register_tokens
+        query = None if k is None else replace(model.select(k, stored.output), layout=self._layout)
         try:
             if query is None or limits.given:
-                options = Options(stored, model.layout, k, item_k, what)
-                curve = model.manifest.precisions[model.precision].serving_curve
+                options = Options(stored, self._layout, k, item_k, what)
+                curve = self._opened.curve(model.manifest, model.precision)
                 choice = choose(options, limits, curve, modality, self.manifest.modality, self.bytes_per_item)
                 return choice.comparison, choice
             if item_k is None and how == RERANK:
@@ -108,7 +111,7 @@ class ServedIndex:
         """Describe the tokens of an item that such a search may read."""
         if how == POOLED and self.manifest.output == TOKENS:
             # In an index of tokens, one vector is the first.
-            return StoredTokens(POOLED, 1, 1, whole=True)
+            return StoredTokens(self._model.layout.kind(POOLED), 1, 1, whole=True)
         return self._opened.stored_tokens(self._model.layout)
 
 

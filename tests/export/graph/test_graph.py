@@ -15,13 +15,15 @@ from torch import nn
 from fluxtalk.errors import UsageError
 from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
 from fluxtalk.export.graph.trace import sample_batch
+from fluxtalk.export.options import DEFAULT_OPSET
 from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.eager_embedder import EagerEmbedder
-from fluxtalk.model.encoders import FrozenEncoder
+from fluxtalk.model.encoders import FrozenEncoder, build_encoder
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from tests.conftest import Made
+from tests.traced import traced_once
 
 RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout")
 
@@ -75,15 +77,20 @@ def test_shapes_are_dynamic_and_images_are_uint8(made: Made) -> None:
     assert pixels.type.tensor_type.elem_type == onnx.TensorProto.UINT8
 
 
-@pytest.mark.parametrize("opset", [18, 20, 22])
-def test_export_is_deterministic_and_keeps_the_opset(made: Made, stage1: Stage1, opset: int) -> None:
+@pytest.mark.parametrize("opset", [18, 22])
+def test_export_keeps_the_opset(made: Made, stage1: Stage1, opset: int) -> None:
     preprocess = stage1.modalities["text"].preprocess
     batch = sample_batch(preprocess, ["latin small letter a", "greek capital letter omega with tonos"])
-    first = export_onnx(made.run.embedder("text"), preprocess, batch, opset)
-    assert {o.domain: o.version for o in first.opset_import}[""] == opset
-    if opset == 20:
-        again = export_onnx(made.run.embedder("text"), preprocess, batch, opset)
-        assert again.SerializeToString(deterministic=True) == first.SerializeToString(deterministic=True)
+    found = traced_once(made.run.embedder("text"), preprocess, batch, opset)
+    assert {o.domain: o.version for o in found.opset_import}[""] == opset
+
+
+def test_export_is_deterministic(made: Made, stage1: Stage1) -> None:
+    preprocess = stage1.modalities["text"].preprocess
+    batch = sample_batch(preprocess, ["latin small letter a", "greek capital letter omega with tonos"])
+    first, again = (export_onnx(made.run.embedder("text"), preprocess, batch, DEFAULT_OPSET) for _ in range(2))
+    assert {o.domain: o.version for o in first.opset_import}[""] == DEFAULT_OPSET
+    assert again.SerializeToString(deterministic=True) == first.SerializeToString(deterministic=True)
 
 
 def test_opsets_out_of_range_are_refused(made: Made, stage1: Stage1) -> None:
@@ -92,20 +99,22 @@ def test_opsets_out_of_range_are_refused(made: Made, stage1: Stage1) -> None:
             export_onnx(made.run.embedder("text"), stage1.modalities["text"].preprocess, {}, opset)
 
 
-def test_every_kind_of_head_exports_with_every_k(stage1: Stage1, tmp_path: Path) -> None:
+def test_every_kind_of_head_exports_with_every_k(tmp_path: Path) -> None:
     """Options of the head that the shared run does not use: each graph against eager PyTorch, at every k."""
-    part = stage1.modalities["text"]
-    batch = sample_batch(part.preprocess, ["latin small letter a", "greek capital letter omega with tonos"])
-    dims = {m: p.spec.dim for m, p in stage1.modalities.items()}
+    preprocess = FeaturesPreprocessor(6)
+    encoder = FrozenEncoder(build_encoder("features:6", {}), preprocess, 6)
+    rng = np.random.default_rng(0)
+    batch = preprocess.collate([rng.standard_normal((length, 6)).astype(np.float32) for length in (3, 7)])
+    dims = {"sound": 6, "image": 5}
     kinds: tuple[dict[str, Any], ...] = (
         {"output_projection": "per_register"},
         {"block_weights": "per_modality", "self_attention": True, "depth": 2, "output_projection": "per_register"},
     )
     for options in kinds:
         head = RegisterTokenModule(dims, dim=16, heads=2, **options)
-        embedder = EagerEmbedder(part.build(), head, "text")
-        graph_files(export_onnx(embedder, part.preprocess, batch), tmp_path, "text.onnx")
-        session = OnnxRuntimeSession(tmp_path / "text.onnx")
+        embedder = EagerEmbedder(encoder, head, "sound")
+        graph_files(export_onnx(embedder, preprocess, batch), tmp_path, "sound.onnx")
+        session = OnnxRuntimeSession(tmp_path / "sound.onnx")
         for k in (1, 2, 4):
             tokens, embeddings = embedder.embed_arrays(batch, k)
             got = session.run(batch, k)

@@ -25,6 +25,7 @@ from fluxtalk.runtime import load
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.verify import verify_bundle
+from fluxtalk.tokens import TokenLayout
 from tests.conftest import Made
 
 MODALITIES = ("image", "text")
@@ -143,9 +144,9 @@ def test_one_precision_that_fails_does_not_discard_the_others(
     """What holds is written and serves; what does not is named, in the message and in the report."""
     folder = tmp_path / "bundle"
     with pytest.raises(
-        IncompleteError, match=r"was written with fp32, fp16, and without int8: int8 \(static\)"
+        IncompleteError, match=r"was written with fp32, fp16, and without int8: int8 \(weight-only\)"
     ) as caught:
-        write_bundle(made.run, table_data, folder, ExportOptions(("fp32", "int8", "fp16")))
+        write_bundle(made.run, table_data, folder, ExportOptions(("fp32", "int8", "fp16"), int8="weight-only"))
     assert caught.value.exit_code == 3
     bundle = read_bundle(folder)
     assert list(bundle.manifest.precisions) == ["fp32", "fp16"]
@@ -186,23 +187,24 @@ def test_without_held_out_pairs_only_float32_is_exported(made: Made, table_data:
 
 
 def test_the_gate_from_the_command_line(made: Made, tmp_path: Path, spoilt_int8: list[str]) -> None:
-    parts = ["onnx", str(made.run.root), "-o", str(tmp_path / "bundle"), "--precision", "int8"]
+    method = ["--int8", "weight-only"]
+    parts = ["onnx", str(made.run.root), "-o", str(tmp_path / "bundle"), "--precision", "int8", *method]
     done = CliRunner().invoke(main, parts)
     assert done.exit_code == 1
-    assert done.stderr.startswith("error: The quality gate does not hold for int8 (static)")
+    assert done.stderr.startswith("error: The quality gate does not hold for int8 (weight-only)")
     assert not (tmp_path / "bundle").exists()
     other = tmp_path / "partly"
-    both = ["onnx", str(made.run.root), "-o", str(other), "--precision", "fp32", "--precision", "int8"]
+    both = ["onnx", str(made.run.root), "-o", str(other), "--precision", "fp32", "--precision", "int8", *method]
     partly = CliRunner().invoke(main, both)
     assert partly.exit_code == 3
-    assert partly.stderr.startswith(f"error: {other} was written with fp32, and without int8: int8 (static): ")
+    assert partly.stderr.startswith(f"error: {other} was written with fp32, and without int8: int8 (weight-only): ")
     assert CliRunner().invoke(main, [*parts, "--allow-quality-loss"]).exit_code == 0
     assert read_bundle(tmp_path / "bundle").manifest.modalities["text"].graphs == {"int8": "text.int8.onnx"}
 
 
 def test_scores_of_a_known_change(made: Made, table_data: PairDataset) -> None:
     preprocess = {m: part.preprocess for m, part in made.run.stage1.modalities.items()}
-    held_out = held_out_items(table_data, preprocess, 20, 3, "mean")
+    held_out = held_out_items(table_data, preprocess, 20, TokenLayout(4, 3, 48), "mean")
     assert len(held_out.split.ids) == 20
     sessions = {m: OnnxRuntimeSession(made.bundle.graph(m)) for m in MODALITIES}
     reference = score(held_out, sessions, 4)

@@ -27,7 +27,7 @@ from fluxtalk.artifacts.bundle import (
     write_manifest,
 )
 from fluxtalk.artifacts.files import hash_file, write_atomically
-from fluxtalk.export.graph.to_onnx import export_onnx, graph_files, input_specs
+from fluxtalk.export.graph.to_onnx import graph_files, input_specs
 from fluxtalk.export.precision.convert import convert
 from fluxtalk.model.eager_embedder import EagerEmbedder
 from fluxtalk.model.encoders import FrozenEncoder, build_encoder
@@ -36,6 +36,7 @@ from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor, ImagePreprocessor, Preprocessor, TextPreprocessor
 from fluxtalk.scoring.parity import TOLERANCES
 from fluxtalk.tokens import ATTENTION
+from tests.traced import traced_once
 
 DIM = 32
 MAX_LENGTH = 24
@@ -185,7 +186,7 @@ def embedder_of(modality: str, kind: Kind, **head: Any) -> EagerEmbedder:
 def graph_of(modality: str, kind: Kind, attention: bool = False, **head: Any) -> onnx.ModelProto:
     """The exported float32 graph."""
     batch = kind.preprocess.collate([kind.preprocess.prepare(item) for item in kind.items])
-    return export_onnx(embedder_of(modality, kind, **head), kind.preprocess, batch, attention=attention)
+    return traced_once(embedder_of(modality, kind, **head), kind.preprocess, batch, attention=attention)
 
 
 def bundle_of(

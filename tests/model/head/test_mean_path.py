@@ -142,7 +142,7 @@ def test_hidden_features_are_not_averaged() -> None:
 def test_a_head_of_before_is_stored_as_before() -> None:
     """Configurations are hashed, so a field that a head does not use may not appear in them."""
     old = HeadConfig(DIMS, dim=DIM, heads=2).to_dict()
-    assert not {"mean_path", "token_dim"} & set(old)
+    assert not {"mean_path", "token_dim", "nested_dims"} & set(old)
     assert HeadConfig.from_dict(old) == HeadConfig(DIMS, dim=DIM, heads=2)
     new = HeadConfig(DIMS, dim=DIM, heads=2, mean_path="mlp", token_dim=WIDTH)
     assert (new.to_dict()["mean_path"], new.to_dict()["token_dim"], new.layout.dim) == ("mlp", WIDTH, WIDTH)
@@ -153,7 +153,11 @@ def test_a_head_of_before_is_stored_as_before() -> None:
 
 
 @pytest.mark.parametrize(("settings", "words"), [({"mean_path": "cubic"}, "mean_path is one of"),
-                                                 ({"token_dim": -1}, "token_dim is at least 1")])  # fmt: skip
+                                                 ({"token_dim": -1}, "token_dim is at least 1"),
+                                                 ({"nested_dims": "8,x"}, "nested_dims is rising integers below 256"),
+                                                 ({"nested_dims": "8,8"}, "such as 8,16,32; got '8,8'"),
+                                                 ({"nested_dims": "8,256"}, "nested_dims is rising integers below"),
+                                                 ({"nested_dims": "8,64", "token_dim": 64}, "below 64")])  # fmt: skip
 def test_impossible_settings_are_one_sentence(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         HeadConfig(DIMS, **settings)

@@ -69,3 +69,22 @@ def test_the_loss_at_fixed_k_is_the_mean_over_them_each_with_its_temperature(agg
     loss.log_scale.data.fill_(9.0)
     loss.clamp_temperature()
     assert loss.log_scale.exp().tolist() == pytest.approx([100.0] * 3)
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "concat", "maxsim"])
+@pytest.mark.parametrize("ks", [(), (1, 3)])
+def test_the_loss_at_nested_sizes_is_the_mean_over_them_and_whole_tokens(aggregation: str, ks: tuple[int, ...]) -> None:
+    keep = torch.ones(ROWS, TOKENS, dtype=torch.bool)
+    outputs = RegisterOutputs({"image": _tokens(0), "text": _tokens(1)}, {"image": keep, "text": keep}, TOKENS)
+    ids, sizes = torch.arange(ROWS), (1, 2, outputs.tokens["image"].shape[2])
+    loss = RegisterTokenLoss(0.0, aggregation=aggregation, k_values=ks, nested_dims=sizes[:-1]).double()
+    found = loss(outputs, ids)
+    expected = 0.0
+    for size in sizes:
+        one = RegisterTokenLoss(0.0, aggregation=aggregation, k_values=ks).double()
+        cut = RegisterOutputs({m: t[..., :size] for m, t in outputs.tokens.items()}, outputs.keep, TOKENS)
+        expected += one(cut, ids).contrastive.item() / len(sizes)
+    assert found.contrastive.item() == pytest.approx(expected, abs=1e-9)
+    found.total.backward()
+    assert loss.log_scale.grad is not None
+    assert loss.log_scale.grad.shape == (len(sizes) * max(1, len(ks)),)

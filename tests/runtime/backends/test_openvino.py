@@ -10,15 +10,18 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from fluxtalk.artifacts.bundle import Bundle, PrecisionEntry, read_bundle
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BackendError, InputError
 from fluxtalk.export.options import ExportOptions
 from fluxtalk.export.write_bundle import write_bundle
+from fluxtalk.preprocess import TextPreprocessor
 from fluxtalk.runtime import load
 from fluxtalk.runtime.backends import choose as backends
 from fluxtalk.runtime.backends import openvino_session as session_openvino
@@ -220,3 +223,39 @@ def test_the_file_may_change_while_it_serves(made: Made, tmp_path: Path) -> None
     bundle.graph("text").write_bytes(b"other")
     found = session.run(golden, 4)["embeddings"]
     np.testing.assert_allclose(found, expected["embeddings"], atol=1e-5)
+
+
+class Recording:
+    """A real request that remembers the shapes that it was given."""
+
+    def __init__(self, request: Any, shapes: set[tuple[int, ...]]) -> None:
+        self._request = request
+        self._shapes = shapes
+
+    def infer(self, given: dict[str, NDArray[Any]], **settings: Any) -> Any:
+        self._shapes.update(array.shape for name, array in given.items() if name == "mask")
+        return self._request.infer(given, **settings)
+
+
+def test_batches_of_every_size_and_length_are_few_shapes_and_the_same_rows(made: Made) -> None:
+    """OpenVINO keeps memory for every shape that it has met, for as long as it runs."""
+    draw, preprocess = np.random.default_rng(0), made.bundle.preprocess("text")
+    assert isinstance(preprocess, TextPreprocessor)
+    longest = preprocess.max_length
+    shapes: set[tuple[int, ...]] = set()
+    session = open_session(made.bundle, "text", BackendOptions("openvino", threads=1))
+    assert isinstance(session, OpenVinoSession)
+    reference = open_session(made.bundle, "text", BackendOptions("ort-cpu", threads=1))
+    session._idle.append(Recording(session._model.create_infer_request(), shapes))
+    given = [(1 + n % 11, length) for n, length in enumerate(range(1, longest + 1))]
+    for rows, length in given:
+        items = [preprocess.from_ids(draw.integers(1, 20, draw.integers(1, length + 1)).tolist()) for _ in range(rows)]
+        inputs = preprocess.collate([*items[1:], preprocess.from_ids([1] * length)])
+        found = session.run(inputs, 3)
+        assert found["tokens"].shape[:2] == (rows, 3)
+        if length % 13 == 0 or length == longest:
+            expected = reference.run(inputs, 3)
+            assert all(np.abs(found[name] - expected[name]).max() <= 1e-5 for name in found)
+    assert {shape for shape in shapes if shape[1] > longest} == set()
+    assert {shape[1] for shape in shapes} == {*range(16, 128, 16), *range(128, longest, 32), longest}
+    assert {shape[0] for shape in shapes} == {1, 2, 3, 4, 6, 8, 12}

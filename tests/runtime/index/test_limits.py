@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from fluxtalk.artifacts.bundle import ServingCurve
 from fluxtalk.errors import TokenCountError, UsageError
 from fluxtalk.runtime.index.limits import Choice, Limits, Options, choose
-from fluxtalk.scoring.pair_recall import PairRecall
+from fluxtalk.scoring.pair_recall import PairRecall, ServingCurve
 from fluxtalk.tokens import Comparison, StoredTokens, TokenLayout
 
 LAYOUT = TokenLayout(4, 3, 8)

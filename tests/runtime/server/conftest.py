@@ -30,7 +30,7 @@ from fluxtalk.runtime.server.service import Service
 from fluxtalk.runtime.server.settings import ServerSettings
 from tests.conftest import Made
 
-PATIENCE_S = 60
+PATIENCE_S = 180
 
 
 @dataclass
@@ -159,6 +159,22 @@ class Threaded:
 
     def embed(self, client: httpx.Client, *texts: str, **headers: str) -> httpx.Response:
         return client.post("/v1/embeddings", json={"input": list(texts)}, headers=headers)
+
+
+def least(measure: Callable[[], float], bound: float, tries: int = 3) -> float:
+    """The least of a few measurements, up to the first below ``bound``: another program can only add to them."""
+    found = measure()
+    for _ in range(tries - 1):
+        if found < bound:
+            break
+        found = min(found, measure())
+    return found
+
+
+def peak_mib(server: Process) -> float:
+    """The most memory that the server's process ever had."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

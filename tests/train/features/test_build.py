@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 
 from fluxtalk.artifacts.files import hash_file
 from fluxtalk.errors import ArtifactError, DataError
+from fluxtalk.model.encoders import FrozenEncoder
 from fluxtalk.model.process_group import SingleProcess
 from fluxtalk.train.features import build as feature_build
-from fluxtalk.train.features.build import build_lock
+from fluxtalk.train.features.build import build_cache, build_lock
 from fluxtalk.train.features.cached import CachedFeatures
 from fluxtalk.train.features.encoding import Encoding
+from fluxtalk.train.features.sources import cache_key
 from tests.artifacts.test_cache import WRITTEN
 from tests.train.features.given_features import CPU, DIM, PER_SHARD, build, flip, given, ragged, require_rows
 
@@ -51,14 +54,28 @@ class _Spoiled(nn.Module):
         ("NaN", "fp16", "NaN, infinite"),
         ("NaN", "int8", "NaN or infinite"),
         ("overflow", "fp16", "65,504"),
-        ("no features", "fp16", "item 0 has no feature vector"),
+        ("no features", "fp16", "it has no feature vector"),
     ],
 )
-def test_unusable_features_are_refused_and_leave_no_cache(tmp_path: Path, how: str, dtype: str, words: str) -> None:
-    """Values that the stored type cannot hold are refused, not stored."""
-    with pytest.raises(DataError, match=words):
-        build(tmp_path, ragged(), dtype, _Spoiled(how))
-    assert list(tmp_path.glob("*")) == []
+def test_unusable_features_are_told_and_not_stored(tmp_path: Path, how: str, dtype: str, words: str) -> None:
+    """Values that the stored type cannot hold have no vector; the items beside them keep theirs."""
+    values = ragged()
+    build(tmp_path, values, dtype, _Spoiled(how))
+    cache = CachedFeatures(tmp_path, CPU)
+    assert len(cache.manifest.bad) > 0
+    assert all(words in why for why in cache.manifest.bad.values())
+    lengths = cache.batch(np.arange(len(values))).mask_BL.sum(dim=1).tolist()
+    assert {row for row, length in enumerate(lengths) if not length} == cache.manifest.bad.keys()
+
+
+def test_an_encoder_that_gives_nothing_usable_ends_the_build(tmp_path: Path) -> None:
+    """Not the items are at fault then: encoding the rest would be hours for nothing."""
+    stage1, data = given(ragged())
+    encoding = Encoding.of(stage1, data.split("train"), "sound", CPU)
+    frozen = FrozenEncoder(_Spoiled("overflow"), encoding.preprocess, DIM)
+    encoding = dataclasses.replace(encoding, encoder=frozen)
+    with pytest.raises(DataError, match=r"Not one of 20 items.*id 0.*65,504.*correct the data or the encoder"):
+        build_cache(encoding, cache_key(stage1, data, "train", "sound"), tmp_path, SingleProcess(), print, 20)
 
 
 def test_int8_holds_what_half_precision_cannot(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from fluxtalk.artifacts.cache import CacheKey
 from fluxtalk.artifacts.files import hash_file
 from fluxtalk.errors import ArtifactError
 from fluxtalk.model.process_group import SingleProcess
-from fluxtalk.train.features.build import build_cache, quantize
+from fluxtalk.train.features.build import build_cache
 from fluxtalk.train.features.cached import CachedFeatures
+from fluxtalk.train.features.encode_shard import quantize
 from fluxtalk.train.features.encoding import Encoding
 from fluxtalk.train.features.sources import cache_key
 from tests.train.features.given_features import CPU, DIM, PER_SHARD, build, flip, given, ragged, require_rows

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +25,8 @@ from fluxtalk.train.features.sources import (
     fitted_reductions,
     reduced_dims,
 )
-from tests.train.features.given_features import CPU, DIM, given, ragged
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.train.features.given_features import CPU, DIM, given, ragged, require_rows
+from tests.train.forked import in_processes
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])
@@ -121,12 +117,14 @@ def test_what_changes_features_changes_the_key(stage1: Stage1, table_data: PairD
 
 
 def test_an_item_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    """Named by row, modality, split and id; and nothing is left that would pass for a cache."""
+    """Named by row, modality, split and id; everything else is encoded and kept."""
     stage1, data = given([*ragged(5), np.zeros((2, DIM + 1), np.float32)])
     with pytest.raises(DataError, match=r"Item 5 of sound in the train split \(id 'id 5'\) cannot be .*\(2, 7\)"):
         cached_features(stage1, data, "train", "sound", tmp_path, CPU)
     (folder,) = (path for path in (tmp_path / "features").iterdir() if path.is_dir())
-    assert not (folder / "manifest.json").exists()
+    kept = CachedFeatures(folder, CPU)
+    assert kept.manifest.bad.keys() == {5}
+    require_rows(kept.batch(np.arange(5)), ragged(5))
 
 
 def test_a_split_without_the_modality_is_said(tmp_path: Path) -> None:
@@ -211,8 +209,6 @@ def test_impossible_options_are_refused(options: dict[str, object], words: str) 
 
 
 _RANK = """
-import sys
-from pathlib import Path
 from fluxtalk.train.features.options import CacheOptions
 from fluxtalk.train.distributed import join_process_group
 from fluxtalk.train.features.build import build_cache
@@ -222,28 +218,21 @@ from tests.train.features.given_features import given, ragged
 def few(*arguments):
     build_cache(*arguments, items_per_shard=8)
 
-features.build_cache = few
-with join_process_group("cpu") as (group, device):
-    stage1, data = given(ragged())
-    options = CacheOptions(pca=3)
-    source = features.feature_sources(stage1, data, "train", "cache", Path(sys.argv[1]), device, options, None, group)
-    assert len(source["sound"]) == 40
-    (Path(sys.argv[1]) / f"rank-{group.rank}").write_text(str(len(source["sound"].manifest.shards)))
+def main(folder):
+    features.build_cache = few
+    with join_process_group("cpu") as (group, device):
+        stage1, data = given(ragged())
+        options = CacheOptions(pca=3)
+        source = features.feature_sources(stage1, data, "train", "cache", folder, device, options, None, group)
+        assert len(source["sound"]) == 40
+        (folder / f"rank-{group.rank}").write_text(str(len(source["sound"].manifest.shards)))
 """
 
 
 def test_two_processes_build_what_one_builds(tmp_path: Path) -> None:
     """Each its shards; and the cache is the same, byte for byte."""
-    (tmp_path / "rank.py").write_text(_RANK)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "rank.py"), str(tmp_path / "two")],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    (tmp_path / "each_rank.py").write_text(_RANK)
+    in_processes("each_rank:main", [(2, (tmp_path / "two",))], tmp_path, tmp_path)
     assert [(tmp_path / "two" / f"rank-{rank}").read_text() for rank in (0, 1)] == ["5", "5"]
     (two,) = (p for p in (tmp_path / "two" / "features").iterdir() if p.is_dir())
     options = CacheOptions(pca=3)

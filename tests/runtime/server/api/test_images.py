@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 import zlib
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,7 +17,7 @@ import pytest
 from PIL import Image
 
 from fluxtalk.runtime import Embedder
-from tests.runtime.server.conftest import Process
+from tests.runtime.server.conftest import Process, least, peak_mib, wait_for
 
 
 def saved(image: Image.Image, format_: str = "PNG", **options: Any) -> bytes:
@@ -145,14 +146,19 @@ def test_the_bomb_is_small() -> None:
 @pytest.mark.parametrize("name", bad_images())
 def test_a_bad_image_is_refused_at_once(client: httpx.Client, name: str) -> None:
     image = bad_images()[name]
-    begin = time.monotonic()
-    answer = embed(client, image)
-    assert answer.status_code in (400, 413, 422), answer.text
-    error = answer.json()["error"]
-    assert error["message"].startswith("input 0: ")
-    assert error["message"].endswith(".")
-    assert error["param"] == "input[0]"
-    assert time.monotonic() - begin < 2
+
+    def refused() -> float:
+        begin = time.monotonic()
+        answer = embed(client, image)
+        took = time.monotonic() - begin
+        assert answer.status_code in (400, 413, 422), answer.text
+        error = answer.json()["error"]
+        assert error["message"].startswith("input 0: ")
+        assert error["message"].endswith(".")
+        assert error["param"] == "input[0]"
+        return took
+
+    assert least(refused, 2) < 2
 
 
 def test_what_pillow_says_of_an_image_reaches_no_log(server: Process, client: httpx.Client) -> None:
@@ -178,6 +184,7 @@ def test_one_bad_image_of_several_is_named(client: httpx.Client) -> None:
     assert answer.json()["error"]["param"] == "input[1]"
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of another process is read from /proc")
 @pytest.mark.alone
 def test_nobody_else_notices(server: Process, embedder: Embedder) -> None:
     bad = list(bad_images().values())
@@ -186,6 +193,7 @@ def test_nobody_else_notices(server: Process, embedder: Embedder) -> None:
     text = embedder.embed("text", ["omega"])[0]
     end = threading.Event()
     refused: list[int] = []
+    before = peak_mib(server)
 
     def send_bad(start: int) -> None:
         with server.client() as client:
@@ -197,21 +205,26 @@ def test_nobody_else_notices(server: Process, embedder: Embedder) -> None:
     threads = [threading.Thread(target=send_bad, args=(start,)) for start in (0, 7, 16)]
     for thread in threads:
         thread.start()
-    slowest = 0.0
     try:
         with server.client() as client:
-            for _ in range(25):
-                begin = time.monotonic()
-                assert np.abs(vector(embed(client, good)) - expected).max() <= 1e-6
-                found = vector(client.post("/v1/embeddings", json={"input": "omega"}))
-                assert np.abs(found - text).max() <= 1e-6
-                slowest = max(slowest, time.monotonic() - begin)
+
+            def slowest_of_another() -> float:
+                slowest = 0.0
+                for _ in range(25):
+                    begin = time.monotonic()
+                    assert np.abs(vector(embed(client, good)) - expected).max() <= 1e-6
+                    found = vector(client.post("/v1/embeddings", json={"input": "omega"}))
+                    assert np.abs(found - text).max() <= 1e-6
+                    slowest = max(slowest, time.monotonic() - begin)
+                return slowest
+
+            wait_for(lambda: len(refused) > len(bad))
+            assert least(slowest_of_another, 1.5) < 1.5
             assert client.get("/readyz").status_code == 200
     finally:
         end.set()
         for thread in threads:
             thread.join()
-    assert len(refused) > len(bad)
     assert set(refused) <= {400, 413, 422}
-    # A bomb that was decoded would take many seconds.
-    assert slowest < 1.5
+    # A bomb that was decoded would be 169 million pixels.
+    assert peak_mib(server) - before < 128

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fluxtalk.runtime import Embedder
 from tests.conftest import Made
-from tests.runtime.server.conftest import Process
+from tests.runtime.server.conftest import Process, in_thread
 
 TEXTS = ["black chess queen", "omega", "latin small letter a with diaeresis and more words than the others have"]
 
@@ -47,11 +47,25 @@ def test_floats_and_base64_are_the_same_numbers(api: openai.OpenAI) -> None:
     assert np.abs(decoded - as_floats).max() <= 1e-6
 
 
-def test_token_ids(api: openai.OpenAI, embedder: Embedder) -> None:
+def test_token_ids_are_refused_because_they_may_be_those_of_another_tokenizer(api: openai.OpenAI) -> None:
+    """LangChain's OpenAIEmbeddings sends the ids of OpenAI's tokenizer unless it is told otherwise."""
+    for given in ([9906, 1917], [[9906, 1917]], [[9], [19]]):
+        with pytest.raises(openai.BadRequestError, match=r"check_embedding_ctx_length=False.*--accept-token-ids"):
+            api.embeddings.create(model="bundle", input=given)
+
+
+def test_token_ids_are_taken_if_the_server_was_told_that_they_are_the_bundles_own(
+    made: Made, embedder: Embedder
+) -> None:
     ids = [array.tolist() for array in embedder.prepare("text", TEXTS)]
     expected = embedder.embed("text", TEXTS)
-    assert np.abs(rows(api.embeddings.create(model="bundle", input=ids)) - expected).max() <= 1e-6
-    assert np.abs(rows(api.embeddings.create(model="bundle", input=ids[0])) - expected[:1]).max() <= 1e-6
+    with in_thread(made.bundle, accept_token_ids=True) as up, up.client() as client:
+        for given, wanted in ((ids, expected), (ids[0], expected[:1])):
+            data = client.post("/v1/embeddings", json={"input": given}).json()["data"]
+            assert np.abs(np.array([item["embedding"] for item in data]) - wanted).max() <= 1e-6
+        for wrong, param in (([1, -1], "input[0]"), ([[1], [10**9]], "input[1]"), ([1] * 500, "input[0]")):
+            refused = client.post("/v1/embeddings", json={"input": wrong})
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
 
 
 def test_only_the_size_that_was_trained_is_given(api: openai.OpenAI) -> None:
@@ -172,7 +186,7 @@ def test_models(api: openai.OpenAI) -> None:
         ({"input": [[]]}, "input[0]"),
         ({"input": [1, "a"]}, "input[0]"),
         ({"input": [1, -1]}, "input[0]"),
-        ({"input": [[1], [10**9]]}, "input[1]"),
+        ({"input": [[1], [10**9]]}, "input[0]"),
         ({"input": [1] * 500}, "input[0]"),
         ({"input": ["a", " "]}, "input[1]"),
         ({"input": "", "tokens": 1}, "input[0]"),

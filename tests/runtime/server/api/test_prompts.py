@@ -54,7 +54,10 @@ def searched(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(folder: Path, searched: Path) -> Iterator[httpx.Client]:
-    with in_thread(read_bundle(folder), indexes=(searched,)) as server, server.client() as client:
+    with (
+        in_thread(read_bundle(folder), indexes=(searched,), accept_token_ids=True) as server,
+        server.client() as client,
+    ):
         yield client
 
 

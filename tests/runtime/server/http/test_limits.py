@@ -130,7 +130,7 @@ def test_a_slow_body_ends_at_the_deadline(server: Process, client: httpx.Client)
             thread.join()
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"body_too_slow" in answer
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 15  # and not the server's 20
     text_is_served(client)
 
 
@@ -151,7 +151,7 @@ def test_slow_headers_end_at_the_deadline(impatient: str, sent: bytes) -> None:
         answer = everything(connection)
     assert answer.startswith(b"HTTP/1.1 408")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "headers_too_slow"
-    assert 0.4 < time.monotonic() - begin < 5
+    assert 0.4 < time.monotonic() - begin < 9  # and not after 10 s, as without the patch
 
 
 def test_slow_headers_of_a_later_request_end_at_the_deadline(impatient: str) -> None:

@@ -28,7 +28,7 @@ from fluxtalk.runtime.server.kserve.models import metadata, read_items
 from fluxtalk.runtime.server.kserve.routes import HEADER_LENGTH
 from fluxtalk.runtime.server.kserve.tensors import Tensor
 from tests.conftest import Made
-from tests.runtime.server.conftest import Process, in_thread, running
+from tests.runtime.server.conftest import Process, in_thread, least, peak_mib, running
 
 TEXTS = ["black chess queen", "omega"]
 
@@ -209,12 +209,6 @@ def test_tensors_that_cannot_be_meant(client: httpx.Client, tensors: Any) -> Non
     assert answer.json()["error"].endswith(".")
 
 
-def peak_mib(server: Process) -> float:
-    """The most memory that the server's process ever had."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
-
-
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of another process is read from /proc")
 @pytest.mark.alone
 @pytest.mark.parametrize(
@@ -235,16 +229,20 @@ def peak_mib(server: Process) -> float:
 )
 def test_a_small_body_costs_little_and_stops_nobody(server: Process, tensors: list[dict[str, Any]]) -> None:
     with server.client() as client, server.client() as other, ThreadPoolExecutor(1) as pool:
+
+        def slowest_of_another() -> float:
+            pending = pool.submit(infer, client, "text", *tensors)
+            slowest = 0.0
+            while not pending.done():
+                begin = time.monotonic()
+                assert other.get("/livez").status_code == 200
+                slowest = max(slowest, time.monotonic() - begin)
+            assert pending.result().status_code == 400
+            return slowest
+
         assert other.get("/livez").status_code == 200
         before = peak_mib(server)
-        pending = pool.submit(infer, client, "text", *tensors)
-        slowest = 0.0
-        while not pending.done():
-            begin = time.monotonic()
-            assert other.get("/livez").status_code == 200
-            slowest = max(slowest, time.monotonic() - begin)
-        assert pending.result().status_code == 400
-        assert slowest < 1
+        assert least(slowest_of_another, 1) < 1
         assert peak_mib(server) - before < 64
 
 
