@@ -254,7 +254,7 @@ class TrainConfig(StrictConfig):
 
     @property
     def bad_items(self) -> BadItemPolicy:
-        """What is done about items that cannot be used."""
+        """Policy on items that cannot be used."""
         return BadItemPolicy(self.on_bad_item, self.bad_items_limit)
 
     @property

@@ -37,7 +37,7 @@ _SHOWN_TEXT = 60
 
 @dataclass(frozen=True)
 class BadItemPolicy:
-    """What is done about bad items.
+    """Policy on bad items.
 
     Raises:
         UsageError: the word or the limit is not one of those that are possible.

@@ -172,6 +172,9 @@ class OpenVinoSession:
         """Pad a batch to one of few numbers of rows and, if a mask hides padding, one of few lengths.
 
         Inputs that do not agree about a size stay as they are, and the graph refuses them.
+
+        Raises:
+            InputError: they are longer than the graph takes, which OpenVINO would not notice.
         """
         sizes = {len(array) for array in inputs.values()}
         if len(sizes) != 1 or not min(sizes):
@@ -184,6 +187,8 @@ class OpenVinoSession:
             if any(array.shape[:2] != mask.shape for array in inputs.values()):
                 return inputs
             length = mask.shape[1]
+            if self._longest is not None and length > self._longest:
+                raise InputError(f"The graph takes inputs of a length up to {self._longest}; got {length}.")
             longer = max(0, min(_few_lengths(length), self._longest or sys.maxsize) - length)
         # Further rows are like the first: their values are not of another range.
         return {name: _padded(array, further, longer) for name, array in inputs.items()}
