@@ -28,6 +28,7 @@ ENCODE = ("cache", "online")
 TRAINING_PRECISIONS = ("fp32", "bf16", "fp16")
 NESTED_DRAWS = ("independent", "batch", "all")
 FEATURE_DTYPES = ("fp16", "int8")
+SWEEPS = ("none", "small")
 DEVICES = ("auto", "cpu", "cuda")
 RECIPES: dict[str, dict[str, Any]] = {
     "specified": {},
@@ -71,6 +72,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "aggregation": AGGREGATIONS,
     "device": DEVICES,
     "on_bad_item": ON_BAD_ITEM,
+    "sweep": SWEEPS,
 }
 """Option to the words that it takes."""
 LARGEST_RATE = 100.0
@@ -94,6 +96,14 @@ class TrainConfig(StrictConfig):
     """Forward passes per process and step; negatives span all of them (gradient caching)."""
     items_per_id: int = 1
     """Rows of each id in a batch, with different items of it if there are as many."""
+    hard_negatives: int = 0
+    """Nearest other ids, by the head itself once an epoch, that share an anchor's batch; 0 is off."""
+    hard_negative_margin: float = 0.0
+    """Similarity by which a hard negative is below the anchor's positive at least; nearer ids may be positives."""
+    hard_negative_relative_margin: float = 0.05
+    """The same as a share of the positive's similarity; the larger margin counts."""
+    hard_negative_max_score: float = 1.0
+    """Largest similarity of a hard negative."""
     epochs: int = 100
     num_register_tokens: int = 4
     num_overlapping_tokens: int = 3
@@ -171,6 +181,10 @@ class TrainConfig(StrictConfig):
     """Epochs between validations; the last epoch is always validated."""
     patience: int = 0
     """Validations in a row without a better one that end a run; 0 never ends it early."""
+    sweep: str = "none"
+    """Search for learning rate, epochs, dropouts and weight decay before the run."""
+    sweep_minutes: float = 30.0
+    """Minutes after which a sweep begins no further trial."""
     seed: int = 0
     cache_dir: str | None = None
     device: str = "auto"
@@ -193,6 +207,9 @@ class TrainConfig(StrictConfig):
             "complementary_objective_weight",
             "complementary_correlation_weight",
             "weight_decay",
+            "hard_negatives",
+            "hard_negative_margin",
+            "hard_negative_relative_margin",
             "checkpoint_every",
             "feature_pca",
             "token_dim",
@@ -204,6 +221,7 @@ class TrainConfig(StrictConfig):
             0 < self.learning_rate <= LARGEST_RATE,
             f"--learning-rate is above 0 and at most {LARGEST_RATE:g}; got {self.learning_rate}.",
         )
+        require(self.sweep_minutes > 0, f"--sweep-minutes is positive; got {self.sweep_minutes}.")
         require(0 <= self.warmup_fraction <= 1, f"--warmup-fraction is in [0, 1]; got {self.warmup_fraction}.")
         require(self.gradient_clip > 0, f"--gradient-clip is positive; got {self.gradient_clip}.")
         require(0 <= self.ema_decay < 1, f"--ema-decay is in [0, 1); got {self.ema_decay}.")
@@ -254,7 +272,7 @@ class TrainConfig(StrictConfig):
 
     @property
     def bad_items(self) -> BadItemPolicy:
-        """Policy on items that cannot be used."""
+        """Policy about items that cannot be used."""
         return BadItemPolicy(self.on_bad_item, self.bad_items_limit)
 
     @property

@@ -21,6 +21,7 @@ from fluxtalk.model.losses.register_loss import LossTerms
 from fluxtalk.model.process_group import ProcessGroup
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.features.sources import FeatureSource
+from fluxtalk.train.loop.hard_negatives import HardNegatives
 from fluxtalk.train.loop.loader import BatchLoader, read_batch
 from fluxtalk.train.loop.optimizer_step import MakeOptimizer, OptimizerStep, adamw
 from fluxtalk.train.loop.sampler import PairRows, PairSampler
@@ -89,6 +90,7 @@ class Trainer:
         self.steps = config.epochs * sampler.steps_per_epoch
         self.optimizer_step = OptimizerStep(head, self.loss, config, group, self.steps, optimizer)
         self.state = TrainState()
+        self.negatives = HardNegatives(config, sampler, sources, group.size) if config.hard_negatives else None
         self.stop = StopSignal()
         self._callbacks = Callbacks(callbacks)
         self._checkpoint_parts = dict(checkpoint_parts or {})
@@ -156,7 +158,11 @@ class Trainer:
         try:
             with self.stop, BatchLoader(self.sources, self._plan(), self.device) as loader:
                 throughput = Throughput(loader, self.state.step)
-                return self._run(loader, _Outputs(folder, log, validate, throughput, bar))
+                try:
+                    return self._run(loader, _Outputs(folder, log, validate, throughput, bar))
+                finally:
+                    if self.negatives is not None:
+                        self.negatives.end()
         finally:
             if bar is not None:
                 bar.close()
@@ -170,6 +176,8 @@ class Trainer:
                     f"{self.state.best_epoch}"
                 )
                 break
+            if self.negatives is not None:
+                self.negatives.prepare(self.state.step // self.sampler.steps_per_epoch, self.head)
             terms, bad = self.step(loader.next)
             if bad is not None:
                 report_bad_step(bad, self.state, outputs.folder, outputs.log)
@@ -212,6 +220,8 @@ class Trainer:
 
     def _plan(self) -> Iterator[PairRows]:
         for step in range(self.state.step, self.steps):
+            if self.negatives is not None and not self.negatives.wait(step // self.sampler.steps_per_epoch):
+                return
             yield from self._passes(step)
 
     def is_finite(self) -> bool:
@@ -277,7 +287,8 @@ class Trainer:
     def save(self, folder: RunFolder) -> None:
         """Write the last checkpoint with all that resuming needs (first process only)."""
         if self.group.rank == 0:
-            save_head(self._checkpoint(self.head.state_dict(), self.optimizer_step.state()), folder.last)
+            state = self.optimizer_step.state() | (self.negatives.state() if self.negatives is not None else {})
+            save_head(self._checkpoint(self.head.state_dict(), state), folder.last)
 
     def restore(self, checkpoint: HeadCheckpoint) -> None:
         """Restore the training state of a last checkpoint.
@@ -294,6 +305,8 @@ class Trainer:
             )
         self.head.load_state_dict(dict(checkpoint.weights))
         self.optimizer_step.restore(state)
+        if self.negatives is not None:
+            self.negatives.restore(state)
         self.state = TrainState(**{name: progress_[name] for name in TrainState.__dataclass_fields__})
 
     def _checkpoint(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> HeadCheckpoint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,15 @@ from fluxtalk.artifacts.files import Identity, git_revision, write_json
 from fluxtalk.artifacts.run import RunFolder, RunInfo
 from fluxtalk.datasets.bad_items import write_report
 from fluxtalk.datasets.data_paths import with_absolute_path, with_relative_path
-from fluxtalk.errors import CheckpointError
+from fluxtalk.errors import CheckpointError, UsageError
 from fluxtalk.model.checkpoints.head import load_head
 from fluxtalk.model.head.registers import RegisterTokenModule
+from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.model.process_group import ProcessGroup
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import join_process_group
 from fluxtalk.train.engine import Trainer
+from fluxtalk.train.features.sources import FeatureSource
 from fluxtalk.train.init_from import initialize_from, read_initial_head
 from fluxtalk.train.inputs import Inputs, build_sampler, read_inputs
 from fluxtalk.train.loop.train_state import Callback
@@ -30,6 +32,7 @@ from fluxtalk.train.records.log import RunLog
 from fluxtalk.train.records.resume import record_resumption, require_same_run
 from fluxtalk.train.records.run_folder import check_run_folder, lock_run_folder, write_description
 from fluxtalk.train.results.score import recall_lines, score_head
+from fluxtalk.train.sweep import Sweep, SweepStoppedError, with_chosen
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,17 @@ def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback]
     Raises:
         FluxTalkError: the options, the data, a file or the numbers make training impossible.
     """
+    root = RunFolder(Path(config.output_dir) / config.log_name)
+    config = with_chosen(config, root.sweep) if resume else config
     folder = check_run_folder(config, resume)
     identity = Identity(config.experiment_id, config.implementation, git_revision=git_revision())
     with join_process_group(config.device) as (group, device), ExitStack() as held:
         main = group.rank == 0
+        sweeps = config.sweep != "none" and not resume
+        if sweeps and group.size > 1:
+            raise UsageError(
+                f"--sweep runs in one process, not {group.size}; sweep without torchrun, and give what it chose."
+            )
         if resume and main:
             held.enter_context(lock_run_folder(folder))
         begun = read_initial_head(Path(config.init_from)) if config.init_from is not None else None
@@ -74,19 +84,31 @@ def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback]
             _require_same_run(folder, config, inputs, group)
         else:
             inputs = inputs.admitted(config.bad_items, group, say)
-        trainer = build_trainer(config, inputs, group, identity, say, callbacks=callbacks)
         validation_sources = inputs.sources("validation", group, say)
-        if main and not resume:
+        sources = inputs.sources("train", group, say)
+
+        def validate(head: TokenHead) -> dict[str, Any]:
+            return score_head(head, validation_sources, inputs.dataset.split("validation"))
+
+        if sweeps:
+            held.enter_context(lock_run_folder(folder))
+            check_run_folder(config, resume)
+            sweep = Sweep(config, folder.sweep)
+            with closing(RunLog(identity, folder)) as log:
+                try:
+                    sweep.run(
+                        lambda c: build_trainer(c, inputs, group, identity, sources), validate, identity, log.line
+                    )
+                except SweepStoppedError as stopped:
+                    return FitResult(folder, False, stopped.exit_code)
+            config = sweep.result()
+        trainer = build_trainer(config, inputs, group, identity, sources, callbacks=callbacks)
+        if main and not resume and not sweeps:
             held.enter_context(lock_run_folder(folder))
             check_run_folder(config, resume)  # again, because another training may have begun here since
         with closing(RunLog(identity, folder, active=main)) as log:
             _begin(trainer, inputs, folder, log, resume)
-            validation = inputs.dataset.split("validation")
-            finished = trainer.run(
-                folder,
-                log,
-                lambda head: score_head(head, validation_sources, validation),
-            )
+            finished = trainer.run(folder, log, validate)
             if not finished:
                 return FitResult(folder, False, 128 + (trainer.stop.number or 15))
             if main:
@@ -140,11 +162,16 @@ def build_trainer(
     inputs: Inputs,
     group: ProcessGroup,
     identity: Identity,
-    say: Callable[[str], None] = lambda _: None,
+    sources: Mapping[str, FeatureSource] | None = None,
     **parts: Any,
 ) -> Trainer:
-    """Build the trainer of these options; ``parts`` are further arguments of `Trainer`."""
-    sources = inputs.sources("train", group, say)
+    """Build the trainer of these options.
+
+    Args:
+        sources: the training split's features, if they are open already.
+        parts: further arguments of `Trainer`.
+    """
+    sources = inputs.sources("train", group) if sources is None else sources
     sampler = build_sampler(config, inputs, group)
     torch.manual_seed(config.seed)
     head = RegisterTokenModule.from_config(inputs.head_config(config), config.seed)

@@ -31,7 +31,7 @@ from fluxtalk.runtime.backends.threads import available_cores
 from fluxtalk.runtime.index.build import build_index
 from fluxtalk.runtime.index.nearest_neighbors import EXACT_UP_TO
 from fluxtalk.runtime.index.search import SearchIndex
-from fluxtalk.tokens import l2_normalize
+from fluxtalk.tokens import CONCAT, l2_normalize
 
 _SHOWN = 10
 _CANDIDATES = (20, 100, 500)
@@ -109,10 +109,13 @@ def measured(task: Task, embedder: Embedder) -> Iterator[dict[str, Any]]:
     """One row for each kind of index."""
     overlapping = task.gallery.shape[1]
     forms: dict[str, tuple[str, Floats, Floats]] = {}
+    layout = embedder.bundle.manifest.layout
     for k in range(1, overlapping + 1):
         name = "pooled" if k == overlapping else f"pooled k={k}"
-        forms[name] = ("pooled", _pooled(task.queries, k), _pooled(task.gallery, k))
-    forms["concat"] = ("concat", _concat(task.queries), _concat(task.gallery))
+        combine = _concat if layout.summary == CONCAT else _pooled
+        forms[name] = (layout.kind("pooled"), combine(task.queries[:, :k]), combine(task.gallery[:, :k]))
+    if layout.summary != CONCAT:
+        forms["concat"] = ("concat", _concat(task.queries), _concat(task.gallery))
     pooled = _best(similarity(*forms["pooled"][1:]))
     for name, (output, queries, gallery) in forms.items():
         own = _best(similarity(queries, gallery))
@@ -167,8 +170,8 @@ def _tokens(embedder: Embedder, modality: str, items: Any) -> Floats:
     return np.ascontiguousarray(embedder.embed(modality, items, output="tokens")[:, : embedder.num_overlapping])
 
 
-def _pooled(tokens: Floats, k: int) -> Floats:
-    return l2_normalize(tokens[:, :k].mean(axis=1))
+def _pooled(tokens: Floats) -> Floats:
+    return l2_normalize(tokens.mean(axis=1))
 
 
 def _concat(tokens: Floats) -> Floats:

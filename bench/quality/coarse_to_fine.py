@@ -10,6 +10,7 @@ them in order. Exact is the same with every item as a candidate.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -118,14 +119,15 @@ def _best(scores: Floats, count: int) -> Integers:
 @option("--variant", default="maxsim", show_default=True, help="Name of a head in bench/quality/retrieval/variants.py.")
 @click.option("--weights", required=True, type=click.Path(path_type=Path, exists=True), help="Its trained weights.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The JSON file to write.")
+@option("--tuned", default="{}", help="JSON object of the options that it was trained with beside the variant's own.")
 @task_options
 @debug_option
 @sentence_errors
-def main(task: str, variant: str, weights: Path, output: Path, **places: Any) -> None:
+def main(task: str, variant: str, weights: Path, output: Path, tuned: str, **places: Any) -> None:
     """Search the test items of a task coarse to fine with a trained head, and write OUTPUT."""
     torch.set_num_threads(1)
     made, chosen = task_named(task, tasks(**places)), variant_named(variant)
-    head = build_head(chosen, job_config(chosen, 0, BUDGETS.get(task, Budget()), {}, made), made)
+    head = build_head(chosen, job_config(chosen, 0, BUDGETS.get(task, Budget()), json.loads(tuned), made), made)
     head.load_state_dict(load_file(weights))
     layout = head.config.layout
     results: dict[str, Any] = {**machine_info(), "task": task, "variant": variant, "rows": {}}

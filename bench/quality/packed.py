@@ -1,4 +1,4 @@
-"""Which queries found what they asked for, small enough to keep for every run."""
+"""Flags of queries that found what they asked for, small enough to keep for every run."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """Processor time of a training step: a register head against a mean-pool MLP on the same frozen sequences.
 
+Run it with OMP_WAIT_POLICY=passive: threads that spin while they wait would count as working.
+
 The features are random numbers of the shapes of real encoders: only the time is measured. Heads take turns, so that
 other work on the machine slows them alike; quote the ratio.
 """
@@ -36,7 +38,7 @@ _LENGTHS = {"image": (49, 1280), "text": (8, 384)}
 _MLP, _POOLED = "mean-pool + mlp", "the same, pooled before"
 _HEADS: dict[str, dict[str, Any]] = {
     **{recipe: {"recipe": recipe} for recipe in RECIPES},
-    "concat, feed-forward 1": {"recipe": "concat", "feed_forward": 1},
+    **{f"concat, feed-forward {width}": {"recipe": "concat", "feed_forward": width} for width in (2, 1)},
 }
 
 
@@ -101,7 +103,7 @@ def _timed(name: str, batch_size: int) -> _Timed:
 @sentence_errors
 def main(batch_size: int, steps: int, names: tuple[str, ...], output: Path) -> None:
     """Measure the processor time of a step of each head, on one thread and on two, and its ratio to the MLP's."""
-    threads = {}
+    threads: dict[int, dict[str, Any]] = {}
     for count in (1, 2):
         torch.set_num_threads(count)
         load = os.getloadavg()[0]

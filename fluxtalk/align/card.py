@@ -15,6 +15,7 @@ from fluxtalk.artifacts.bundle import Manifest, read_bundle
 from fluxtalk.artifacts.files import hash_file, write_atomically
 from fluxtalk.artifacts.run import read_description
 from fluxtalk.datasets.data_name import parse_data_name
+from fluxtalk.tokens import CONCAT
 
 CUTOFFS = ("1", "5", "10")
 """Cut-offs of recall in the tables."""
@@ -43,13 +44,14 @@ def text(work: Work) -> str:
     manifest = read_bundle(work.folder.bundle, check_hashes=False).manifest
     # Names of folders and files without their paths, as the checkpoint keeps them.
     sources = {name: part.spec.source for name, part in work.stage1.modalities.items()}
+    size = f"{manifest.dim} times *k*" if manifest.summary == CONCAT else str(manifest.dim)
     parts = [
         *_header(sources, evaluation["data"]),
         f"# {' and '.join(sources)}: aligned with FluxTalk",
         "",
         f"Frozen encoders of {', '.join(sources)}, aligned by {manifest.num_register_tokens} register tokens, of which "
         f"the first {manifest.num_overlapping_tokens} are shared between modalities. Every number of tokens *k* from 1 "
-        f"gives a usable embedding of {manifest.dim} numbers, and is chosen at each call.",
+        f"gives a usable embedding of {size} numbers, and is chosen at each call.",
         "",
         "## Encoders",
         "",

@@ -10,6 +10,7 @@
       train.log            printed lines
       metrics.jsonl        one record per line: training, validation, test
       tensorboard/         the numbers again, if tensorboard is installed
+      sweep.json           trials of a sweep, and what it chose, if there was one
       checkpoints/last.safetensors    with the training state, for --resume
       checkpoints/best.safetensors    the best by validation
       results.json         the scores of the best head on the test split
@@ -37,6 +38,7 @@ _BEFORE_TRAINING = {
     "checkpoints",
     "run.json",
     "run.lock",
+    "sweep.json",
     "tensorboard",
     "train.log",
 }
@@ -81,6 +83,10 @@ class RunFolder:
     @property
     def results(self) -> Path:
         return self.root / "results.json"
+
+    @property
+    def sweep(self) -> Path:
+        return self.root / "sweep.json"
 
     @property
     def checkpoints(self) -> Path:

@@ -37,7 +37,7 @@ _SHOWN_TEXT = 60
 
 @dataclass(frozen=True)
 class BadItemPolicy:
-    """Policy on bad items.
+    """Policy about bad items.
 
     Raises:
         UsageError: the word or the limit is not one of those that are possible.

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fluxtalk.train.config import TrainConfig
-from tests.train.forked import in_processes
+from tests.forked import in_processes
 
 CASES: dict[str, dict[str, Any]] = {
     "specified": {},

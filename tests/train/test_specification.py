@@ -43,7 +43,8 @@ def test_the_specified_torchrun_line_trains_the_specified_module(stage1_path: Pa
     assert "[CURSOR]" in done.stdout
     # The first process alone talks.
     assert done.stdout.count("test recall of the best head") == 1
-    assert recorded["facts"]["global_batch"] == 128
+    # The table has fewer ids than the 128 that were asked for.
+    assert recorded["facts"]["global_batch"] == 96
     metadata = (root / "METADATA.txt").read_text()
     assert "Experiment: cursor_flux_talk_register_tokens" in metadata
     recall = json.loads((root / "results.json").read_text())["recall"]

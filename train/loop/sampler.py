@@ -67,15 +67,17 @@ class PairSampler:
                 f"The global batch of {self.global_batch} rows does not divide into --items-per-id {items_per_id}; "
                 "choose another --batch-size."
             )
-        self._ids_per_batch = self.global_batch // items_per_id
-        if self._ids_per_batch < 2:
+        self.ids_per_batch = self.global_batch // items_per_id
+        if self.ids_per_batch < 2:
             raise UsageError(
                 "A contrastive step needs a global batch of at least 2 ids; "
                 f"--batch-size {batch_size_per_process} with {processes} process(es) "
-                f"on {len(split.ids)} training ids gives {self._ids_per_batch}."
+                f"on {len(split.ids)} training ids gives {self.ids_per_batch}."
             )
-        self.steps_per_epoch = len(split.ids) // self._ids_per_batch
+        self.steps_per_epoch = len(split.ids) // self.ids_per_batch
         self.accum_steps = accum_steps
+        self.negatives: NDArray[np.int64] | None = None
+        """Hard negatives of each id, (ids, N), that share an anchor's batch; `ABSENT` if it has fewer."""
         self._ids = len(split.ids)
         self._items_per_id = items_per_id
         self._seed = seed
@@ -92,7 +94,10 @@ class PairSampler:
 
     def batch(self, epoch: int, step: int) -> PairRows:
         """Return this process's rows of step ``step`` (from 0) of epoch ``epoch`` (from 0)."""
-        ids = self._order(epoch)[step * self._ids_per_batch : (step + 1) * self._ids_per_batch]
+        if self.negatives is None:
+            ids = self._order(epoch)[step * self.ids_per_batch : (step + 1) * self.ids_per_batch]
+        else:
+            ids = self._with_negatives(self.negatives, epoch, step)
         rows = {}
         for modality, count in self._count.items():
             generator = np.random.default_rng(derive_seed(self._seed, "item", modality, epoch, step))
@@ -102,6 +107,28 @@ class PairSampler:
             rows[modality] = np.where(count[ids, None], chosen, ABSENT).reshape(-1)
         places = np.arange(self.global_batch)
         return PairRows(np.repeat(ids, self._items_per_id), rows, places).part(self.local)
+
+    def first_items(self) -> dict[str, NDArray[np.int64]]:
+        """Return the first item of each id, by modality: (ids,); `ABSENT` if the id has none."""
+        return {m: np.where(count > 0, self._first[m], ABSENT) for m, count in self._count.items()}
+
+    def _with_negatives(self, negatives: NDArray[np.int64], epoch: int, step: int) -> NDArray[np.int64]:
+        """Compose a batch of anchors, each with its hard negatives; duplicates make room for ids drawn at random.
+
+        Anchors are visited in turn, from epoch to epoch: with N negatives each id is one about every N + 1 epochs.
+        """
+        count = self.ids_per_batch // (negatives.shape[1] + 1)
+        places = (epoch * self.steps_per_epoch + step) * count + np.arange(count)
+        laps = places // self._ids
+        anchors = np.concatenate(
+            [self._order(lap)[places[laps == lap] % self._ids] for lap in np.unique(laps).tolist()]
+        )
+        chosen = np.concatenate([anchors[:, None], negatives[anchors]], axis=1).reshape(-1)
+        chosen = chosen[chosen != ABSENT]
+        chosen = chosen[np.sort(np.unique(chosen, return_index=True)[1])]
+        others = np.setdiff1d(np.arange(self._ids), chosen)
+        generator = np.random.default_rng(derive_seed(self._seed, "beside negatives", epoch, step))
+        return np.concatenate([chosen, generator.choice(others, self.ids_per_batch - len(chosen), replace=False)])
 
     def passes(self, batch: PairRows) -> list[PairRows]:
         """Divide a process's rows of one step into its forward passes."""

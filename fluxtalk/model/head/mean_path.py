@@ -98,7 +98,8 @@ class FoldedLayerNorm:
         """Score ([B,] M, E) queries: (B, M, L), up to a number that is the same for all L."""
         q = q * self._norm.weight
         centered = q - q.mean(dim=-1, keepdim=True)
-        return torch.matmul(centered, self._features_BLE.transpose(1, 2)) * self._scale_B1L
+        scores_BML: Tensor = torch.matmul(centered, self._features_BLE.transpose(1, 2)) * self._scale_B1L
+        return scores_BML
 
     def averages(self, weights_BML: Tensor) -> Tensor:
         """Average n with these weights, and drop numbers of the averages: (B, M, E)."""

@@ -75,6 +75,7 @@ class WorkerPool:
         """Mean seconds of a file, lately."""
         self._failed_starts = 0
         self._closed = threading.Event()
+        self._in_use: set[Worker] = set()
         self._given_up: set[Worker] = set()
         self._replacing: set[asyncio.Task[None]] = set()
 
@@ -84,9 +85,9 @@ class WorkerPool:
         return [worker.pid for worker in self._all]
 
     @property
-    def replacing(self) -> bool:
-        """True while a worker is started in the place of one that was killed."""
-        return bool(self._replacing)
+    def is_resting(self) -> bool:
+        """True if no worker decodes, and none is being started in the place of one that was killed."""
+        return not self._in_use and not self._replacing
 
     @property
     def why_not_ready(self) -> str | None:
@@ -121,8 +122,8 @@ class WorkerPool:
             worker.kill()
         for worker in list(self._all):
             worker.bury()
-        for worker in self._idle:
-            worker.close()  # those of the others are closed by who waits for them
+        for worker in self._all - self._in_use:  # who waits for one in use closes it
+            worker.close()
         self._all.clear()
         self._idle.clear()
 
@@ -199,6 +200,7 @@ class WorkerPool:
         """
         begin = time.monotonic()
         ended = "canceled"
+        self._in_use.add(worker)
         try:
             async with asyncio.timeout(_LONGEST_S):
                 reply = await worker.ask(header, data)
@@ -214,6 +216,7 @@ class WorkerPool:
             raise _took_too_long() from None
         finally:
             self._large_in_work = self._large_in_work and not large
+            self._in_use.discard(worker)
             self._given_up.discard(worker)
             if ended:
                 self._replace(worker, ended)
@@ -261,6 +264,9 @@ class WorkerPool:
 
     def _give_turns(self) -> None:
         """Give idle workers to those that wait; large files pass none of the others, and the others pass them."""
+        for worker in [worker for worker in self._idle if not worker.is_running]:
+            self._idle.remove(worker)
+            self._replace(worker, "crashed")
         for waiting in list(self._waiting):
             if not self._idle:
                 return
@@ -291,13 +297,7 @@ class WorkerPool:
         retry_s = _FIRST_RETRY_S
         while not self._closed.is_set():
             try:
-                worker = await asyncio.to_thread(Worker)
-                self._all.add(worker)
-                try:
-                    await asyncio.to_thread(worker.wait_until_ready)
-                except WorkerEndedError:
-                    self._all.discard(worker)
-                    raise
+                worker = await asyncio.to_thread(self._started)
             except (OSError, WorkerEndedError):
                 if self._closed.is_set():
                     return
@@ -307,15 +307,27 @@ class WorkerPool:
                 retry_s = min(2 * retry_s, _LAST_RETRY_S)
                 continue
             self._failed_starts = 0
-            if self._closed.is_set():
-                worker.kill()
-                worker.bury()
-                worker.close()
-                return
             self._idle.append(worker)
             self.metrics.decode_workers.set(len(self._all))
             self._give_turns()
             return
+
+    def _started(self) -> Worker:
+        """Start a worker, and wait until it is warm. `close` knows of it from the beginning.
+
+        Raises:
+            OSError, WorkerEndedError: it does not start.
+        """
+        worker = Worker()
+        self._all.add(worker)
+        if self._closed.is_set():
+            worker.kill()
+        try:
+            worker.wait_until_ready()
+        except WorkerEndedError:
+            self._all.discard(worker)
+            raise
+        return worker
 
 
 def _fits(preprocess: Preprocessor, shape: tuple[int, ...]) -> bool:

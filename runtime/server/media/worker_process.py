@@ -89,6 +89,11 @@ class Worker:
         """Identifier of the process."""
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        """True while the process runs."""
+        return self._process.poll() is None
+
     def wait_until_ready(self) -> None:
         """Block until the process takes requests.
 

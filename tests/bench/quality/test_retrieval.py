@@ -17,6 +17,7 @@ from bench.quality.report import ResultStore
 from bench.quality.retrieval import cli
 from bench.quality.retrieval.glyph_tasks import glyph_albums
 from bench.quality.retrieval.job import Budget
+from bench.quality.retrieval.registry import tasks
 from bench.quality.retrieval.sources import InMemoryFeatures, JoinedFeatures
 from bench.quality.retrieval.summary import summarize
 from bench.quality.retrieval.tasks import ITEM, QUERY, Task
@@ -152,7 +153,7 @@ def test_again_repeats_nothing(results: Path, cache_dir: Path, monkeypatch: pyte
 
 
 def test_a_process_finds_what_is_found_here(results: Path, cache_dir: Path, tmp_path: Path) -> None:
-    known = cli.tasks(cache_dir=str(cache_dir), characters=CHARACTERS)
+    known = tasks(cache_dir=str(cache_dir), characters=CHARACTERS)
     budget, weights = Budget(steps=2), default_cache_dir(str(cache_dir)) / "quality"
     places = {"cache_dir": str(cache_dir), "characters": CHARACTERS}
     store = ResultStore(tmp_path / "results.json")
@@ -167,7 +168,7 @@ def test_a_failed_run_is_one_sentence(tmp_path: Path, cache_dir: Path, monkeypat
     program.write_text("#!/bin/sh\necho noise >&2; echo 'error: No space.' >&2; exit 3\n")
     program.chmod(0o755)
     monkeypatch.setattr("bench.quality.retrieval.cli.sys.executable", str(program))
-    known = cli.tasks(cache_dir=str(cache_dir), characters=CHARACTERS)
+    known = tasks(cache_dir=str(cache_dir), characters=CHARACTERS)
     with pytest.raises(TrainingError, match=r"ended with status 3 \(No space\); start the benchmark again"):
         cli.run_task("glyph-albums", known, ["mlp-1"], 1, 2, 1, tmp_path, {})
 

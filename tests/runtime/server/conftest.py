@@ -30,7 +30,7 @@ from fluxtalk.runtime.server.service import Service
 from fluxtalk.runtime.server.settings import ServerSettings
 from tests.conftest import Made
 
-PATIENCE_S = 60
+PATIENCE_S = 180
 
 
 @dataclass

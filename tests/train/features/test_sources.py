@@ -25,8 +25,8 @@ from fluxtalk.train.features.sources import (
     fitted_reductions,
     reduced_dims,
 )
+from tests.forked import in_processes
 from tests.train.features.given_features import CPU, DIM, given, ragged, require_rows
-from tests.train.forked import in_processes
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])

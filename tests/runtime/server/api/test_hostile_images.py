@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -45,7 +45,17 @@ def counted(client: httpx.Client, name: str) -> float:
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """The processes that any thread of a process started."""
+    return [
+        int(child) for listed in Path(f"/proc/{pid}/task").glob("*/children") for child in listed.read_text().split()
+    ]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_everybody_else_is_served_beside_images_that_never_end(server: Process, embedder: Embedder) -> None:
@@ -82,6 +92,7 @@ def test_everybody_else_is_served_beside_images_that_never_end(server: Process, 
 def test_a_deadline_ends_the_work(server: Process) -> None:
     killed = 'fluxtalk_decode_workers_killed_total{cause="canceled"}'
     with server.client() as client:
+        wait_until(lambda: counted(client, "fluxtalk_decode_workers ") == 2)
         before, pids = counted(client, killed), children(server.process.pid)
         answer = send(client, NEVER_ENDS, **{"X-Request-Timeout": "0.5"})
         assert answer.status_code == 504
@@ -111,7 +122,7 @@ def test_base64_may_have_line_breaks(server: Process, embedder: Embedder, name: 
 def test_sigterm_ends_the_process_whatever_is_in_work(made: Made, tmp_path: Path) -> None:
     with running(made.bundle.folder, tmp_path / "log", "--timeout", 3) as up:
         workers = children(up.process.pid)
-        assert workers
+        assert len(workers) == 2
         statuses: list[int] = []
 
         def attack() -> None:
@@ -127,7 +138,7 @@ def test_sigterm_ends_the_process_whatever_is_in_work(made: Made, tmp_path: Path
         for thread in attackers:
             thread.join()
         assert set(statuses) <= {422, 429, 503, 504}
-        assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
 
 
 def test_a_thread_that_never_ends_does_not_hold_the_process(made: Made, tmp_path: Path) -> None:
@@ -153,10 +164,8 @@ serve([{str(made.bundle.folder)!r}, "--port", "0", "--timeout", "1"])
         up = Process(process.stdout.readline().split()[-1], process, log)
         up.wait_until_ready()
         workers = children(process.pid)
+        assert len(workers) == 2
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 1
     assert "ends with work that did not end in time" in log.read_text()
-    end = time.monotonic() + PATIENCE_S
-    while any(Path(f"/proc/{pid}").exists() for pid in workers):
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))

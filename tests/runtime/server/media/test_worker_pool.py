@@ -66,8 +66,8 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def whole(pool: WorkerPool) -> None:
-    """Wait until every worker that was killed has a successor."""
-    await until(lambda: len(pool.workers) == pool.count and not pool.replacing)
+    """Wait until no worker decodes, and every one that was killed has a successor."""
+    await until(lambda: len(pool.workers) == pool.count and pool.is_resting)
 
 
 def killed(pool: WorkerPool, cause: str) -> float:
@@ -138,7 +138,6 @@ def test_a_file_that_never_ends_is_ended_and_the_others_go_on(pool: WorkerPool) 
     ("what", "data"),
     {
         "chunks": inside(saved(picture(), "PNG"), 33, b"\0\0\0\0teXt\xcd\x9d\x8c\xa6" * 2_000_000),
-        "padding": inside(saved(picture(), "JPEG"), 2, b"\xff" * 16_000_000),
         "rationals": overlapping_exif(60, 1_000_000),
     }.items(),
 )
@@ -227,8 +226,6 @@ def test_a_worker_that_dies_costs_one_file(pool: WorkerPool) -> None:
             os.kill(pid, signal.SIGSEGV)
         with pytest.raises(InputError, match="breaks its decoder"):
             await slow
-        with pytest.raises(InputError, match="breaks its decoder"):
-            await decode(pool, SMALL)  # the other one is found to be dead
         assert (await decode(pool, SMALL)).shape == (24, 32, 3)
         await whole(pool)
 

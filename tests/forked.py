@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def in_processes(function: str, jobs: Sequence[tuple[int, Sequence[Path]]], folder: Path, *paths: Path) -> None:
@@ -35,7 +35,7 @@ def in_processes(function: str, jobs: Sequence[tuple[int, Sequence[Path]]], fold
     file = folder / "jobs.json"
     file.write_text(json.dumps([[count, [str(argument) for argument in arguments]] for count, arguments in jobs]))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.train.forked", function, str(file)],
+        [sys.executable, "-m", "tests.forked", function, str(file)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (ROOT, *paths)))},
         capture_output=True,
