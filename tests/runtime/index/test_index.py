@@ -183,7 +183,7 @@ def test_a_changed_file_is_refused_by_name(tmp_path: Path, output: str) -> None:
     facts = json.loads((folder / "index.json").read_text())
     changes: tuple[dict, ...] = (
         {"schema_version": 1},
-        {"output": "complementary"},
+        {"output": "attention"},
         {"dtype": "int4"},
         {"files": {}},
         {"more": 1},
