@@ -38,7 +38,7 @@ _LENGTHS = {"image": (49, 1280), "text": (8, 384)}
 _MLP, _POOLED = "mean-pool + mlp", "the same, pooled before"
 _HEADS: dict[str, dict[str, Any]] = {
     **{recipe: {"recipe": recipe} for recipe in RECIPES},
-    **{f"concat, feed-forward {width}": {"recipe": "concat", "feed_forward": width} for width in (2, 1)},
+    **{f"recommended, feed-forward {width}": {"recipe": "recommended", "feed_forward": width} for width in (2, 1)},
 }
 
 
@@ -126,7 +126,7 @@ def main(batch_size: int, steps: int, names: tuple[str, ...], output: Path) -> N
     for count, seconds in threads.items():
         click.echo(f"{count} thread(s), load {loads[count]} before")
         for name, value in seconds.items():
-            click.echo(f"{name:<26}{1000 * value:>8.0f} ms{value / seconds[_MLP]:>8.2f} times the MLP's")
+            click.echo(f"{name:<32}{1000 * value:>8.0f} ms{value / seconds[_MLP]:>8.2f} times the MLP's")
 
 
 if __name__ == "__main__":
