@@ -4,9 +4,9 @@ One thread runs one modality's session. Requests of different k share a batch: i
 cut to its own, which is exact because tokens are prefixes. A batch holds items of like length, and no more of them than
 its weight allows.
 
-Callers take turns by the work of their items (self-clocked fair queueing: Golestani, "A self-clocked fair queueing
-scheme for broadband applications", 1994), so a long request never stands before a short one of somebody else. A request
-that falls behind the pace which its deadline asks for goes first.
+Callers take turns by the work of their items (Goyal, Vin and Cheng, "Start-time fair queueing", 1996), so a long
+request never stands before a short one of somebody else, and single items are served as they come. A request that falls
+behind the pace which its deadline asks for goes first.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ class Batcher:
         self._number = 0
         self._now = 0.0
         """Turn of the last item that was taken: virtual time."""
-        self._last_turns: dict[Caller, float] = {}
-        """Turns of the last items of the callers that wait; how many jobs each has, and each client's callers."""
+        self._next_turns: dict[Caller, float] = {}
+        """Next turns of the callers that wait; how many jobs each has, and each client's callers."""
         self._jobs: Counter[Caller] = Counter()
         self._callers: Counter[str] = Counter()
         self._long: list[Job] = []
@@ -185,17 +185,17 @@ class Batcher:
                 return job.future
             caller = job.caller
             self._join(job)
-            turn = max(self._now, self._last_turns.get(caller, 0.0))
+            turn = max(self._now, self._next_turns.get(caller, 0.0))
             for position, (array, length) in enumerate(zip(job.arrays, lengths, strict=True)):
                 weight = self._weight(array, length)
-                # Connections of one client share its turns.
-                turn += (1 / 32 + weight * length) * self._callers[caller.client]
                 self._number += 1
                 entry = _Entry(turn, self._number, job, position, length, weight, now)
+                # Connections of one client share its turns.
+                turn += (1 / 32 + weight * length) * self._callers[caller.client]
                 heapq.heappush(self._heap, entry)
                 if len(job.arrays) > self._max_weight:
                     job.waiting.append(entry)
-            self._last_turns[caller] = turn
+            self._next_turns[caller] = turn
             self._changed.notify()
         job.future.add_done_callback(lambda _: self._leave(job))
         return job.future
@@ -219,7 +219,7 @@ class Batcher:
         with self._changed:
             self._jobs[job.caller] -= 1
             if not self._jobs[job.caller]:
-                del self._jobs[job.caller], self._last_turns[job.caller]
+                del self._jobs[job.caller], self._next_turns[job.caller]
                 self._callers[job.caller.client] -= 1
                 if not self._callers[job.caller.client]:
                     del self._callers[job.caller.client]
