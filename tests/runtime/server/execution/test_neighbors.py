@@ -83,8 +83,8 @@ def test_huge_images_of_one_client_change_nobodys_price(made: Made) -> None:
     huge = bomb(4000)
     small = images(png(np.zeros((64, 64), dtype=np.uint8)))
     with in_thread(made.bundle) as up:
-        answer, statuses = beside(up, images(*[huge] * 12), small)
-        assert answer.status_code == 200
+        answer, statuses = beside(up, images(*[huge] * 4), small)
+        assert answer.status_code in (200, 413), answer.text
         with up.client() as client:
             for _ in range(20):
                 statuses[client.post("/v1/embeddings", json=small).status_code] += 1
