@@ -26,7 +26,9 @@ POOLED, CONCAT, TOKENS, COMPLEMENTARY, ATTENTION = "pooled", "concat", "tokens",
 OUTPUT_KINDS = (POOLED, CONCAT, TOKENS, COMPLEMENTARY)
 """Kinds of embeddings; `TokenLayout.select` defines each."""
 SHARED_KINDS = (POOLED, CONCAT, TOKENS)
-"""Kinds that can be compared between modalities, and searched."""
+"""Kinds that can be compared between modalities."""
+SEARCHED_KINDS = (*SHARED_KINDS, COMPLEMENTARY)
+"""Kinds that an index can hold; ``complementary`` is searched from the index's own modality alone."""
 MEAN = "mean"
 SUMMARIES = (MEAN, CONCAT)
 """Vectors that ``pooled`` may give of an item: the mean of its tokens, or the tokens side by side."""
@@ -230,11 +232,11 @@ class StoredTokens:
     """Register tokens that an index holds of each item, of which a search may read the first few."""
 
     output: str
-    """Kind of vectors, one of `SHARED_KINDS`."""
+    """Kind of vectors, one of `SEARCHED_KINDS`."""
     k: int
     """Register tokens that were computed."""
     shared: int
-    """Overlapping tokens among them."""
+    """Overlapping tokens among them; of ``complementary``, which is read whole, all of them."""
     whole: bool = False
     """True if an item's vector can only be read as it was stored: a mean, or bits that are compared all together."""
 
@@ -328,6 +330,11 @@ def concatenate(tokens_BKD: Floats, num_overlapping: int, k: int | None = None) 
     count = check_token_count(k, tokens_BKD.shape[1], "these embeddings")
     chosen = l2_normalize(tokens_BKD[:, : min(count, num_overlapping)])
     return l2_normalize(chosen.reshape(len(chosen), -1))
+
+
+def side_by_side(tokens_BKD: Floats) -> Floats:
+    """Put all tokens of an item side by side, each normalized, and scale to length 1: (B, K * D)."""
+    return concatenate(tokens_BKD, tokens_BKD.shape[1])
 
 
 def maxsim(queries_QKD: Floats, items_BKD: Floats) -> Floats:

@@ -26,7 +26,7 @@ from fluxtalk.artifacts.json_files import read_json, read_object
 from fluxtalk.config import StrictConfig
 from fluxtalk.errors import IndexFileError, UsageError, reason
 from fluxtalk.field_types import shown
-from fluxtalk.tokens import POOLED, SHARED_KINDS, TOKENS, TokenLayout
+from fluxtalk.tokens import POOLED, SEARCHED_KINDS, TOKENS, TokenLayout
 
 FORMAT = "fluxtalk.index"
 SCHEMA_VERSION = 2
@@ -43,7 +43,8 @@ class IndexSpec(StrictConfig):
     """See `Manifest.space_id`."""
     modality: str
     output: str
-    """One of `SHARED_KINDS`: one vector for each item, or, for ``tokens``, its overlapping tokens."""
+    """One of `SEARCHED_KINDS`: one vector for each item (complementary tokens side by side), or, for ``tokens``, its
+    overlapping tokens."""
     k: int
     """Register tokens that were computed."""
     dtype: str = "float32"
@@ -52,8 +53,8 @@ class IndexSpec(StrictConfig):
     """Numbers to which each token was cut; 0 is none."""
 
     def __post_init__(self) -> None:
-        if self.output not in SHARED_KINDS:
-            raise UsageError(f"An index holds {', '.join(SHARED_KINDS)}; got {self.output!r}.")
+        if self.output not in SEARCHED_KINDS:
+            raise UsageError(f"An index holds {', '.join(SEARCHED_KINDS)}; got {self.output!r}.")
         if self.dtype not in BITS_PER_NUMBER:
             raise UsageError(f"dtype is one of {', '.join(BITS_PER_NUMBER)}; got {self.dtype!r}.")
         if type(self.token_dim) is not int or self.token_dim < 0:

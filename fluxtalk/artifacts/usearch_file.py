@@ -81,9 +81,11 @@ def _find_wrong(path: Path, dim: int, dtype: str, items: int) -> str:
     nodes_at = levels_at + 2 * items
     if len(content) < nodes_at:
         return f"it has {len(content):,} bytes, and {items:,} vectors of {dim} numbers need more"
-    if _MATRIX.unpack_from(content) != (items, width):
+    if _MATRIX.unpack_from(content.data) != (items, width):
         return f"it does not hold {items:,} vectors of {width} bytes"
-    magic, major, _, _, metric, scalar, key, slot, present, deleted, dims, multi = _HEAD.unpack_from(content, head_at)
+    magic, major, _, _, metric, scalar, key, slot, present, deleted, dims, multi = _HEAD.unpack_from(
+        content.data, head_at
+    )
     if (magic, major) != (_MAGIC, _MAJOR):
         return f"its head is not that of usearch {_MAJOR}"
     if (chr(metric), scalar, key, slot, multi) != (*_KINDS[dtype], _U64, _U32, 0):
@@ -91,7 +93,7 @@ def _find_wrong(path: Path, dim: int, dtype: str, items: int) -> str:
     numbers = 8 * width if dtype == "binary" else dim
     if (present, deleted, dims) != (items, 0, numbers):
         return f"its head speaks of {present:,} vectors of {dims:,} numbers, {deleted:,} of them deleted"
-    size, connectivity, base, top, entry = _GRAPH.unpack_from(content, graph_at)
+    size, connectivity, base, top, entry = _GRAPH.unpack_from(content.data, graph_at)
     if size != items or entry >= max(items, 1):
         return f"its graph has {size:,} nodes, and begins at node {entry:,}"
     if not 2 <= connectivity <= base <= _MOST_NEIGHBORS:

@@ -30,7 +30,7 @@ from fluxtalk.runtime.embedder import open_embedder
 from fluxtalk.runtime.index.build import build_index
 from fluxtalk.runtime.index.limits import Limits
 from fluxtalk.runtime.index.search import SearchIndex
-from fluxtalk.tokens import SHARED_KINDS, TOKENS
+from fluxtalk.tokens import COMPLEMENTARY, SEARCHED_KINDS, TOKENS, side_by_side
 
 
 @click.group(name="index")
@@ -46,7 +46,9 @@ def main() -> None:
 @option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The index's folder, new or empty.")
 @k_option("Register tokens to compute.  [default: all]")
 @kind_option(
-    SHARED_KINDS, "Kind of vectors to keep. tokens: the first finds candidates, all overlapping ones put them in order."
+    SEARCHED_KINDS,
+    "Kind of vectors to keep. tokens: the first finds candidates, all overlapping ones put them in order. "
+    "complementary: what only MODALITY knows, searched from it alone.",
 )
 @dimensions_option
 @dtype_option
@@ -96,6 +98,8 @@ def build(
         if kind == TOKENS:
             shared = embedder.bundle.manifest.layout.select(k, kind).shared
             chunks = (chunk[:, :shared] for chunk in chunks)
+        if kind == COMPLEMENTARY:
+            chunks = (side_by_side(chunk) for chunk in chunks)
         manifest = build_index(output, chunks, embedded.ids(), spec, len(embedded.bad))
         embedded.parts.remove()
     click.echo(

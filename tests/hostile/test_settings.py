@@ -77,7 +77,10 @@ def written(folder: Path, content: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("modality", ["text", "image", "sound"])
+# What is accepted is built, tried and exported, which takes a second or so for each value.
+@pytest.mark.parametrize(
+    "modality", [pytest.param("text", marks=pytest.mark.slow), pytest.param("image", marks=pytest.mark.slow), "sound"]
+)
 def test_every_field_of_a_specification(folder: Path, modality: str) -> None:
     # Alone: every value builds and tries what the others have.
     whole = {"data": "pairs.csv", "modalities": {modality: SPECIFICATION["modalities"][modality]}}

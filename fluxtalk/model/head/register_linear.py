@@ -44,7 +44,7 @@ class RegisterLinear(nn.Module):
         """Map one and the same vector for the registers ``index_K``: (B, K, outputs), or (B, 1, outputs) if shared."""
         if not self.own or len(self.maps) == 1 or not self.training:
             x_B1D = x_BD[:, None]
-            mapped: Tensor = self(x_B1D.expand(-1, len(index_K), -1) if self.own else x_B1D, index_K)
+            mapped: Tensor = self(x_B1D.expand(-1, index_K.shape[0], -1) if self.own else x_B1D, index_K)
             return mapped
         # One product with all maps, of which training needs every one; a graph that serves has them apart, for any k.
         linears = [cast(nn.Linear, linear) for linear in self.maps]

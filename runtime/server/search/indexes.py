@@ -71,6 +71,10 @@ class ServedIndex:
         Raises:
             ApiError: 400, with the field at fault.
         """
+        try:
+            self._opened.require_comparable(modality, limits)
+        except UsageError as error:
+            raise bad_request(str(error), (*limits.given, modality)[0]) from None
         model, stored, what = self._model, self._stored(how), f"the index {self.name}"
         if k is None and not limits.given:
             most = stored.k if stored.output == CONCAT else self.manifest.k

@@ -199,8 +199,8 @@ def test_what_does_not_fit_leaves_no_index(tmp_path: Path) -> None:
     for count in (49, 51, 0):
         with pytest.raises(UsageError, match="for each of its"):
             build_index(tmp_path / "index", [vectors] if count else [], NAMES[:count], content())
-    with pytest.raises(UsageError, match="pooled, concat, tokens"):
-        content("complementary")
+    with pytest.raises(UsageError, match="pooled, concat, tokens, complementary"):
+        content("attention")
     with pytest.raises(UsageError, match="dtype"):
         content(dtype="int4")
     assert not list(tmp_path.iterdir())

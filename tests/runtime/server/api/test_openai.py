@@ -65,7 +65,8 @@ def test_token_ids_are_taken_if_the_server_was_told_that_they_are_the_bundles_ow
             assert np.abs(np.array([item["embedding"] for item in data]) - wanted).max() <= 1e-6
         for wrong, param in (([1, -1], "input[0]"), ([[1], [10**9]], "input[1]"), ([1] * 500, "input[0]")):
             refused = client.post("/v1/embeddings", json={"input": wrong})
-            assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+            assert refused.status_code in (400, 422)
+            assert refused.json()["error"]["param"] == param
 
 
 def test_only_the_size_that_was_trained_is_given(api: openai.OpenAI) -> None:

@@ -19,7 +19,6 @@ from fluxtalk.runtime import Embedder, load, maxsim, similarity
 from fluxtalk.runtime.index.build import build_index
 from fluxtalk.runtime.index.limits import Limits
 from fluxtalk.runtime.index.search import SearchIndex
-from fluxtalk.runtime.server.search.attention import grid_of
 from tests.conftest import Made
 from tests.runtime.server.conftest import PATIENCE_S, running, start
 
@@ -372,21 +371,6 @@ def test_attention_over_the_image(client: httpx.Client, attentive: Path, picture
     assert np.abs(np.array(fewer["attention"]) - found[:2]).max() <= 1e-6
     assert client.post("/v1/attention", json={"text": "a"}).status_code == 400
     assert client.post("/v1/attention", json={"image": "AAAA"}).status_code == 422
-
-
-@pytest.mark.parametrize(
-    ("length", "size", "grid"),
-    [
-        (16, (32, 32), (4, 4)),
-        (196, (224, 224), (14, 14)),
-        (197, (224, 224), (14, 14)),  # a class token before them
-        (261, (224, 224), (16, 16)),  # and four registers of the encoder
-        (129, (256, 128), (16, 8)),
-        (40, (256, 255), None),
-    ],
-)
-def test_how_features_lie_over_an_image(length: int, size: tuple[int, int], grid: tuple[int, int] | None) -> None:
-    assert grid_of(length, *size) == grid
 
 
 def test_an_index_of_another_space_ends_the_start(
