@@ -67,7 +67,7 @@ class TextPreprocessor:
                 f"got {json.dumps(max_length, default=repr)}."
             )
         self._json = tokenizer_json
-        self.max_length = max_length
+        self.max_length = self._max_tokens = max_length
         try:
             self.tokenizer = Tokenizer.from_str(tokenizer_json)
             self.truncation_side = _truncation_side(self.tokenizer) if truncation_side is None else truncation_side
@@ -114,6 +114,23 @@ class TextPreprocessor:
         prompted = copy.copy(self)
         prompted._use(self.prompts[name])
         return prompted
+
+    def shortened(self, max_tokens: int) -> Self:
+        """Make the preprocessing that reads at most so many ids of a text, special tokens included; it shares the
+        tokenizer. What is padded is padded as before.
+
+        Raises:
+            InputError: the special tokens alone are as many.
+        """
+        added = self.tokenizer.num_special_tokens_to_add(False)
+        if max_tokens <= added:
+            raise InputError(
+                f"The tokenizer adds {added} special tokens to every text, so at least {added + 1} are read; got "
+                f"{max_tokens}."
+            )
+        shortened = copy.copy(self)
+        shortened._max_tokens = min(max_tokens, self.max_length)
+        return shortened
 
     def prepare(self, item: Any) -> Array:
         """Tokenize one string, after its prompt.
@@ -233,7 +250,8 @@ class TextPreprocessor:
 
     def _encode(self, text: str) -> list[int]:
         try:
-            ids: list[int] = self.tokenizer.encode(self._cleaned(text)).ids
+            encoding = self.tokenizer.encode(self._cleaned(text))
+            ids: list[int] = encoding.ids
         except TypeError:
             # Lone surrogates cannot become UTF-8, which is what the tokenizer works on.
             raise InputError("A text must be valid Unicode; this one holds lone surrogates.") from None
@@ -242,7 +260,16 @@ class TextPreprocessor:
                 f"The tokenizer cannot read the text {text[:40]!r} ({_told(error)}); give the tokenizer an unk_token, "
                 "or the text words that it knows."
             ) from None
-        return ids
+        return ids if len(ids) <= self._max_tokens else self._cut(ids, encoding.special_tokens_mask)
+
+    def _cut(self, ids: list[int], is_special: list[int]) -> list[int]:
+        """Drop ids of a text, on the side that is truncated, and none of the special ones around it."""
+        before = next(place for place, special in enumerate([*is_special, 0]) if not special)
+        after = next(place for place, special in enumerate([*reversed(is_special), 0]) if not special)
+        text = ids[before : len(ids) - after]
+        room = max(0, self._max_tokens - before - after)
+        kept = text[len(text) - room :] if self.truncation_side == "left" else text[:room]
+        return ids[:before] + kept + ids[len(ids) - after :]
 
     def _cleaned(self, text: str) -> str:
         if self.unescape_html and "&" in text:

@@ -28,6 +28,7 @@ from fluxtalk.preprocess import Prompting
 from fluxtalk.preprocess.prompts import QUERY
 from fluxtalk.runtime.index.limits import Choice, Limits
 from fluxtalk.runtime.server.answering import answer_body, in_thread
+from fluxtalk.runtime.server.execution.admission import Caller
 from fluxtalk.runtime.server.execution.requests import Item
 from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request, json_response
@@ -152,9 +153,9 @@ def search_routes(service: Service, indexes: Indexes) -> list[ApiRoute]:
     roots = [folder.resolve() for folder in service.settings.serve_items]
 
     async def search(request: Request) -> Response:
-        async def work(body: tuple[dict[str, Any], bool], deadline: float) -> Response:
+        async def work(body: tuple[dict[str, Any], bool], deadline: float, caller: Caller) -> Response:
             asked = read_search(*body, service.require_dispatcher().model, indexes)
-            return json_response(await _search(service, asked, deadline))
+            return json_response(await _search(service, asked, deadline, caller))
 
         return await answer_body(request, service, READERS, work)
 
@@ -173,7 +174,11 @@ def search_routes(service: Service, indexes: Indexes) -> list[ApiRoute]:
                 content, media_type = await thumbnail(dispatcher.decode_pool, path, THUMBNAIL_SIDE, deadline)
         except TimeoutError:
             raise ApiError(504, "The time that this request may take is over.", "deadline_exceeded") from None
-        headers = {"cache-control": "private, max-age=3600", "x-content-type-options": "nosniff"}
+        headers = {
+            "cache-control": "private, max-age=3600",
+            "cross-origin-resource-policy": "same-origin",
+            "x-content-type-options": "nosniff",
+        }
         return Response(content, headers=headers, media_type=media_type)
 
     return [
@@ -223,11 +228,11 @@ def describe_index(index: ServedIndex, serve_items: bool) -> dict[str, Any]:
     }
 
 
-async def _search(service: Service, asked: SearchRequest, deadline: float) -> SearchAnswer:
+async def _search(service: Service, asked: SearchRequest, deadline: float, caller: Caller) -> SearchAnswer:
     dispatcher = service.require_dispatcher()
     index, comparison = asked.index, asked.comparison
     begin = time.perf_counter()
-    answer = await embed_item(dispatcher, asked.item, comparison.query, deadline, Prompting(QUERY))
+    answer = await embed_item(dispatcher, asked.item, comparison.query, deadline, caller, Prompting(QUERY))
     embedded = time.perf_counter()
     rows, scores = await in_thread(dispatcher, index.search, answer.vectors[0], comparison, asked.n)
     found = time.perf_counter()
