@@ -65,7 +65,7 @@ _MIB = 1 << 20
 )
 @option("--index", "indexes", multiple=True, type=click.Path(path_type=Path), help="An index to search; repeatable.")
 @option(
-    "--serve-items",
+    "--serve_items",
     metavar="DIR",
     multiple=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
