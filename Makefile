@@ -82,7 +82,7 @@ bench-export: install ## Sizes, parity, quality and latency of every precision o
 	$(BIN)/python -m bench.latency.export --run $(DEMO)/run -o bench/results/export.json --docs docs/export.md
 	$(BIN)/python -m bench.latency.head -o bench/results/head.json
 
-bench-server: install ## Load, overload and faults of a running server (15 minutes)
+bench-server: install ## Load, overload and faults of a running server (17 minutes)
 	$(BIN)/python -m bench.server --bundle $(DEMO)/bundle -o bench/results/server.json --docs docs/serving.md
 
 bench-backends: install ## ONNX Runtime against OpenVINO, by size, precision and length (5 minutes)

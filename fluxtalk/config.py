@@ -10,6 +10,7 @@ from dataclasses import MISSING, dataclass
 from typing import Any, Self
 
 from fluxtalk.errors import UsageError
+from fluxtalk.field_types import field_types, fits, shown, type_words
 from fluxtalk.tokens import CONCAT, MEAN, TokenLayout
 
 SCHEDULES = ("linear", "uniform", "pow2", "geometric")
@@ -36,8 +37,10 @@ class StrictConfig:
         """Read back what `to_dict` gave.
 
         Raises:
-            UsageError: a field is unknown, is missing, or has an impossible value.
+            UsageError: a field is unknown, is missing, is of another type, or has an impossible value.
         """
+        if not isinstance(values, Mapping):
+            raise UsageError(f"{cls.__name__} is an object; got {shown(values)}.")
         known = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         unknown = sorted(set(values) - set(known))
         missing = sorted(
@@ -52,6 +55,9 @@ class StrictConfig:
                 missing
             )
             raise UsageError(f"{cls.__name__} does not fit this version of FluxTalk: {'; '.join(parts)}.")
+        for name, hint in field_types(cls).items():  # type: ignore[arg-type]
+            if name in values and not fits(values[name], hint):
+                raise UsageError(f"{cls.__name__}.{name} is {type_words(hint)}; got {shown(values[name])}.")
         return cls(**values)
 
 

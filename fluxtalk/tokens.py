@@ -26,7 +26,9 @@ POOLED, CONCAT, TOKENS, COMPLEMENTARY, ATTENTION = "pooled", "concat", "tokens",
 OUTPUT_KINDS = (POOLED, CONCAT, TOKENS, COMPLEMENTARY)
 """Kinds of embeddings; `TokenLayout.select` defines each."""
 SHARED_KINDS = (POOLED, CONCAT, TOKENS)
-"""Kinds that can be compared between modalities, and searched."""
+"""Kinds that can be compared between modalities."""
+SEARCHED_KINDS = (*SHARED_KINDS, COMPLEMENTARY)
+"""Kinds that an index can hold; ``complementary`` is searched from the index's own modality alone."""
 MEAN = "mean"
 SUMMARIES = (MEAN, CONCAT)
 """Vectors that ``pooled`` may give of an item: the mean of its tokens, or the tokens side by side."""
@@ -99,7 +101,8 @@ class TokenLayout:
         if dimensions is None:
             return Selection(self, count, self.kind(output))
         known = self.dimensions(output, None if k is None else count)
-        if isinstance(dimensions, bool) or dimensions not in known:
+        size = _integer(dimensions)
+        if size not in known:
             sizes = sorted(known)
             at = f" at {k_name} = {count}" if k is not None and self.kind(output) == CONCAT else ""
             many = len(sizes) > 1
@@ -107,7 +110,7 @@ class TokenLayout:
                 f"{dimensions_name} is {'one of ' * many}{', '.join(map(str, sizes))} for this output{at}, the only "
                 f"size{'s that were' if many else ' that was'} trained; got {_shown(dimensions)}."
             )
-        count, dim = known[dimensions]
+        count, dim = known[size]
         return Selection(self.narrowed(dim), count, self.kind(output))
 
     def dimensions(self, output: str, k: int | None = None) -> dict[int, tuple[int, int]]:
@@ -229,11 +232,11 @@ class StoredTokens:
     """Register tokens that an index holds of each item, of which a search may read the first few."""
 
     output: str
-    """Kind of vectors, one of `SHARED_KINDS`."""
+    """Kind of vectors, one of `SEARCHED_KINDS`."""
     k: int
     """Register tokens that were computed."""
     shared: int
-    """Overlapping tokens among them."""
+    """Overlapping tokens among them; of ``complementary``, which is read whole, all of them."""
     whole: bool = False
     """True if an item's vector can only be read as it was stored: a mean, or bits that are compared all together."""
 
@@ -282,15 +285,20 @@ def check_token_count(k: SupportsIndex | None, available: int, what: str, name: 
     """
     if k is None:
         return available
-    try:
-        count = 0 if isinstance(k, bool) else operator.index(k)
-    except TypeError:
-        count = 0
+    count = _integer(k)
     if not 1 <= count <= available:
         raise TokenCountError(
             f"{name} must be an integer from 1 to {available}, the register tokens of {what}; got {_shown(k)}."
         )
     return count
+
+
+def _integer(value: Any) -> int:
+    """Return an integer, Python's or numpy's, as Python's; 0 for what is none."""
+    try:
+        return 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return 0
 
 
 def _shown(k: object) -> str:
@@ -322,6 +330,11 @@ def concatenate(tokens_BKD: Floats, num_overlapping: int, k: int | None = None) 
     count = check_token_count(k, tokens_BKD.shape[1], "these embeddings")
     chosen = l2_normalize(tokens_BKD[:, : min(count, num_overlapping)])
     return l2_normalize(chosen.reshape(len(chosen), -1))
+
+
+def side_by_side(tokens_BKD: Floats) -> Floats:
+    """Put all tokens of an item side by side, each normalized, and scale to length 1: (B, K * D)."""
+    return concatenate(tokens_BKD, tokens_BKD.shape[1])
 
 
 def maxsim(queries_QKD: Floats, items_BKD: Floats) -> Floats:

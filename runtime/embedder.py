@@ -13,7 +13,7 @@ import numpy as np
 
 from fluxtalk.arrays import Array, Floats
 from fluxtalk.artifacts.bundle import Bundle, read_bundle
-from fluxtalk.errors import InputError, UsageError
+from fluxtalk.errors import BackendError, InputError, UsageError
 from fluxtalk.preprocess import Preprocessor, Prompting
 from fluxtalk.preprocess.prompts import DOCUMENT, QUERY
 from fluxtalk.runtime.arguments import check_integer, check_items
@@ -48,6 +48,7 @@ class Embedder:
         self._sessions = dict(sessions)
         self._preprocess: dict[str, Preprocessor] = {m: bundle.preprocess(m) for m in sessions}
         self._reason = reason
+        self._closed = False
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -255,9 +256,11 @@ class Embedder:
         )
 
     def close(self) -> None:
-        """Release every session."""
-        for session in self._sessions.values():
-            session.close()
+        """Release every session, also if one fails to; closing again does nothing."""
+        self._closed = True
+        with ExitStack() as closing:
+            for session in self._sessions.values():
+                closing.callback(session.close)
 
     def __enter__(self) -> Self:
         return self
@@ -268,6 +271,8 @@ class Embedder:
         self.close()
 
     def _require_modality(self, modality: str) -> None:
+        if self._closed:
+            raise BackendError("This embedder was closed; load the bundle again.")
         if not isinstance(modality, str) or modality not in self._sessions:
             raise UsageError(f"This bundle embeds {', '.join(self._sessions)}; got modality {modality!r}.")
 

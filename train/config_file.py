@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from fluxtalk.artifacts.json_files import decode_json, read_text
 from fluxtalk.artifacts.run import FORMAT
 from fluxtalk.errors import UsageError, reason
 from fluxtalk.train.config import RECIPES, TrainConfig
@@ -70,11 +70,11 @@ def _parse(path: Path) -> dict[str, Any]:
     if path.suffix not in (".toml", ".json"):
         raise UsageError(f"--config is a .toml or .json file; got {path}.")
     try:
-        text = path.read_text(encoding="utf-8")
-        content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        text = read_text(path)
+        content = tomllib.loads(text) if path.suffix == ".toml" else decode_json(text)
     except FileNotFoundError:
         raise UsageError(f"The file {path} of --config does not exist; check the path.") from None
-    except ValueError as error:  # both decoders' errors, and text that is not UTF-8
+    except (ValueError, RecursionError) as error:  # both decoders' errors, and text that is not UTF-8
         raise UsageError(f"{path} is not valid {path.suffix[1:].upper()} ({reason(error)}); correct it.") from None
     if not isinstance(content, dict):
         raise UsageError(f'{path} is not an object of options; write {{"epochs": 10}}.')

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from fluxtalk.artifacts.files import Identity, hash_json, strict_json, write_json
+from fluxtalk.artifacts.files import Identity, hash_json, write_json
+from fluxtalk.artifacts.json_files import read_json
 from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.errors import ArtifactError, FluxTalkError, TrainingError
 from fluxtalk.model.head.nested_dropout import derive_seed
@@ -198,7 +199,7 @@ def read_sweep(file: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        record = strict_json(file.read_text(encoding="utf-8"))
+        record = read_json(file)
         known = {"sweep", "key", "began_with", "chosen", "ended_by_budget", "trials"} <= set(record)
     except (ValueError, TypeError, OSError):
         known = False

@@ -1,4 +1,7 @@
-"""The picture of the server's page: ``python -m bench.demo.page BUNDLE --index INDEX -o docs/images/page.png``."""
+"""The picture of the server's page.
+
+``python -m bench.demo.page BUNDLE --index INDEX --serve-items DIR -o docs/images/page.png``
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ _SERVE = "from fluxtalk.runtime.server.cli import serve; serve()"
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--index", "indexes", multiple=True, required=True, type=click.Path(path_type=Path))
+@click.option("--serve-items", "folders", multiple=True, type=click.Path(path_type=Path), help="As for serving.")
 @click.option("--text", default="rightwards two-headed arrow with tail", show_default=True, help="The query.")
 @click.option("--image", type=click.Path(path_type=Path), help="An image file to query instead of the text.")
 @click.option("-k", "--k", type=int, help="Tokens to set the slider to.  [default: all]")
@@ -33,6 +37,7 @@ _SERVE = "from fluxtalk.runtime.server.cli import serve; serve()"
 def main(
     bundle: Path,
     indexes: tuple[Path, ...],
+    folders: tuple[Path, ...],
     text: str,
     image: Path | None,
     k: int | None,
@@ -41,7 +46,7 @@ def main(
     output: Path,
 ) -> None:
     """Serve BUNDLE, ask the page for something, and write what it looks like."""
-    with _serving(bundle, indexes) as url, browser() as started:
+    with _serving(bundle, indexes, folders) as url, browser() as started:
         page = started.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme).new_page()
         page.goto(url)
         page.locator("#main").wait_for()
@@ -71,9 +76,10 @@ def _settle(page: Any) -> None:
 
 
 @contextlib.contextmanager
-def _serving(bundle: Path, indexes: tuple[Path, ...]) -> Iterator[str]:
+def _serving(bundle: Path, indexes: tuple[Path, ...], folders: tuple[Path, ...]) -> Iterator[str]:
     options = [part for index in indexes for part in ("--index", str(index))]
-    command = [sys.executable, "-c", _SERVE, str(bundle), "--port", "0", "--serve_items", *options]
+    options += [part for folder in folders for part in ("--serve-items", str(folder))]
+    command = [sys.executable, "-c", _SERVE, str(bundle), "--port", "0", *options]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     try:

@@ -24,7 +24,7 @@ from fluxtalk.runtime import Embedder, load
 _WORDS = ("red", "blue", "cat", "dog", "black", "queen", "small", "letter")
 _BATCHES = (1, 1, 1, 2, 3, 5, 8, 13, 16, 32)
 _LONGEST = 120
-"""Words of the longest text; images have the size that the bundle takes."""
+"""Words of the longest text, and vectors of the longest features; images have the size that the bundle takes."""
 
 
 def resident_mb() -> float:
@@ -37,14 +37,20 @@ def batches(embedder: Embedder, modality: str, seed: int) -> Callable[[], list[A
     """Return a function that draws the next batch."""
     draw = random.Random(seed)
     kind = embedder.input_kind(modality)
-    if kind not in ("text", "image"):
-        raise click.UsageError(f"Batches are drawn of texts and images; {modality} is of kind {kind}.")
+    if kind not in ("text", "image", "features"):
+        raise click.UsageError(f"Batches are drawn of texts, images and features; {modality} is of kind {kind}.")
+    dim = embedder.bundle.manifest.modalities[modality].preprocess.get("dim", 1)
     pixels = np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 
     def text() -> str:
         return " ".join(draw.choice(_WORDS) for _ in range(draw.randint(1, _LONGEST)))
 
-    return lambda: [text() if kind == "text" else pixels for _ in range(draw.choice(_BATCHES))]
+    def item() -> Any:
+        if kind == "features":
+            return np.ones((draw.randint(1, _LONGEST), dim), np.float32)
+        return text() if kind == "text" else pixels
+
+    return lambda: [item() for _ in range(draw.choice(_BATCHES))]
 
 
 def measure(embedder: Embedder, modality: str, seconds: float, seed: int = 0) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Load, overload and faults of a running server, on loopback.
 
 ``python -m bench.server --bundle BUNDLE``: starts `fluxtalk serve` as a user would, and measures throughput and latency
-in closed loops, twice the capacity in an open loop, memory, what harmful requests do to others, and what SIGTERM does
-under load. The load generator shares the machine's cores, and says how many it took.
+in closed loops, twice the capacity in an open loop, memory, what harmful requests and crowds do to others, and what
+SIGTERM does under load. The load generator shares the machine's cores, and says how many it took.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import click
 from bench.machine import processor
 from bench.server.bare import bare_rates
 from bench.server.client import Client, post
+from bench.server.crowds import crowds, crowds_phase
 from bench.server.load import closed_loop
 from bench.server.phases import closed_phase, drain_phase, memory_phase, neighbors_phase, overload_phase
 from bench.server.process import serving
@@ -33,8 +34,8 @@ from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.runtime import load
 
 _PACKAGES = ("fluxtalk", "onnxruntime", "starlette", "uvicorn", "httptools", "uvloop", "orjson", "numpy")
-_CLOSED_S, _OVERLOAD_S, _NEIGHBORS_S, _DRAIN_S, _MEMORY_S = 8.0, 60.0, 10.0, 3.0, 600.0
-_QUICK = (2.5, 10.0, 4.0, 2.0, 20.0)
+_CLOSED_S, _OVERLOAD_S, _NEIGHBORS_S, _DRAIN_S, _MEMORY_S, _CROWDS_S = 8.0, 60.0, 10.0, 3.0, 600.0, 15.0
+_QUICK = (2.5, 10.0, 4.0, 2.0, 20.0, 3.0)
 _IDLE_SERVER = """
 import asyncio
 class Idle(asyncio.Protocol):
@@ -52,7 +53,7 @@ asyncio.run(main())
 @option("--bundle", required=True, type=click.Path(path_type=Path), help="A bundle with texts, such as the demo's.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The .json to write.")
 @click.option("--docs", type=click.Path(path_type=Path), help="A Markdown file to put the tables into, at its marks.")
-@click.option("--quick", is_flag=True, help="Take 2 minutes instead of 15, to see that it works.")
+@click.option("--quick", is_flag=True, help="Take 3 minutes instead of 17, to see that it works.")
 @debug_option
 @sentence_errors
 def main(bundle: Path, output: Path | None, docs: Path | None, quick: bool) -> None:
@@ -67,7 +68,10 @@ def main(bundle: Path, output: Path | None, docs: Path | None, quick: bool) -> N
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in _PACKAGES if importlib.util.find_spec(name)},
         **asyncio.run(
-            measured(bundle, *(_QUICK if quick else (_CLOSED_S, _OVERLOAD_S, _NEIGHBORS_S, _DRAIN_S, _MEMORY_S)))
+            measured(
+                bundle,
+                *(_QUICK if quick else (_CLOSED_S, _OVERLOAD_S, _NEIGHBORS_S, _DRAIN_S, _MEMORY_S, _CROWDS_S)),
+            )
         ),
     }
     for table in tables(results):
@@ -81,7 +85,13 @@ def main(bundle: Path, output: Path | None, docs: Path | None, quick: bool) -> N
 
 
 async def measured(
-    bundle: Path, closed_s: float, overload_s: float, neighbors_s: float, drain_s: float, memory_s: float
+    bundle: Path,
+    closed_s: float,
+    overload_s: float,
+    neighbors_s: float,
+    drain_s: float,
+    memory_s: float,
+    crowds_s: float,
 ) -> dict[str, Any]:
     """Run one phase after the other, with a new server for each kind of phase."""
     found: dict[str, Any] = {"generator": await _generator(closed_s)}
@@ -110,6 +120,10 @@ async def measured(
             found["memory"] = await memory_phase(server, client, workload, harm, memory_s)
             click.echo("SIGTERM under load")
             found["drain"] = await drain_phase(server, client, workload, drain_s)
+    with serving(bundle) as server:
+        click.echo("beside crowds")
+        hostile = crowds({name: entry["kind"] for name, entry in info["modalities"].items()}, info["limits"]["items"])
+        found["crowds"] = await crowds_phase(server, workload, hostile, crowds_s)
     return found
 
 

@@ -13,6 +13,7 @@ MIN_GOODPUT = 0.9
 MAX_P99_OVER_P50 = 3.0
 MAX_GROWTH_MIB = 16.0
 MAX_DIFFERENCE = 1e-5
+MAX_CROWD_MIB, MAX_LEFT_MIB = 1024.0, 64.0
 
 
 def promises(results: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
@@ -53,6 +54,13 @@ def promises(results: Mapping[str, Any]) -> Iterator[tuple[str, bool, str]]:
         not row["statuses"].get("lost") and not row["exit_status"],
         f"{row['statuses']}, exit status {row['exit_status']} after {row['ended_after_s']} s",
     )
+    rows = results.get("crowds", ())
+    if rows:
+        others = {status for row in rows for status in row["statuses"]} - {"200"}
+        yield "beside crowds, every request of a neighbor is answered with 200", not others, ", ".join(others) or "yes"
+        largest, left = max(row["largest_mib"] for row in rows), rows[-1]["after_mib"] - rows[0]["before_mib"]
+        yield f"memory beside crowds at most {MAX_CROWD_MIB:g} MiB", largest <= MAX_CROWD_MIB, f"{largest} MiB"
+        yield f"and at most {MAX_LEFT_MIB:g} MiB more after them than before", left <= MAX_LEFT_MIB, f"{left:.1f} MiB"
     row = results["memory"]
     yield (
         f"memory grows by at most {MAX_GROWTH_MIB:g} MiB under load",
@@ -95,6 +103,19 @@ def tables(results: Mapping[str, Any]) -> list[str]:
             for name, row in results["overload"].items()
         ],
     )
+    crowds = markdown_table(
+        ["beside", "p50, ms", "p99, ms", "neighbor", "crowd", "largest, MiB", "after, MiB"],
+        [
+            [
+                row["beside"],
+                *(_shown(row[key]) for key in ("p50_ms", "p99_ms")),
+                *(", ".join(f"{n} x {s}" for s, n in row[key].items()) for key in ("statuses", "crowd")),
+                f"{row['largest_mib']:.0f}",
+                f"{row['after_mib']:.0f}",
+            ]
+            for row in results.get("crowds", ())
+        ],
+    )
     kept = markdown_table(
         ["promise", "kept", "measured"],
         [[what, "yes" if holds else "**no**", shown] for what, holds, shown in promises(results)],
@@ -105,6 +126,8 @@ def tables(results: Mapping[str, Any]) -> list[str]:
         "that calls nothing but the session, on ready arrays, a request's items as one batch:\n\n" + closed,
         f"An open loop: arrivals at twice the capacity for {seconds:g} s, which wait for nobody. Times are of what was "
         "answered with 200, from its arrival:\n\n" + overload,
+        "A neighbor of four clients beside crowds that do one thing as fast as they can, and the server's memory "
+        "meanwhile and 10 s later at most:\n\n" + crowds,
         "What was promised:\n\n" + kept,
     ]
 

@@ -13,6 +13,7 @@ from fluxtalk.align.export_and_verify import largest_differences
 from fluxtalk.align.work import Work
 from fluxtalk.artifacts.bundle import Manifest, read_bundle
 from fluxtalk.artifacts.files import hash_file, write_atomically
+from fluxtalk.artifacts.json_files import read_object
 from fluxtalk.artifacts.run import read_description
 from fluxtalk.datasets.data_name import parse_data_name
 from fluxtalk.tokens import CONCAT
@@ -39,8 +40,8 @@ def written(work: Work) -> bool:
 
 def text(work: Work) -> str:
     """Compose the card."""
-    evaluation = json.loads(work.folder.evaluation.read_text(encoding="utf-8"))
-    verification = json.loads(work.folder.verification.read_text(encoding="utf-8"))
+    evaluation = read_object(work.folder.evaluation)
+    verification = read_object(work.folder.verification)
     manifest = read_bundle(work.folder.bundle, check_hashes=False).manifest
     # Names of folders and files without their paths, as the checkpoint keeps them.
     sources = {name: part.spec.source for name, part in work.stage1.modalities.items()}

@@ -193,11 +193,10 @@ def _summary(work: Any, until: str, refused: Sequence[str]) -> list[str]:
 
 
 def _recall(evaluation: Path) -> list[str]:
-    import json
-
     from fluxtalk.align.card import CUTOFFS, recall_rows
+    from fluxtalk.artifacts.json_files import read_object
 
-    splits = json.loads(evaluation.read_text(encoding="utf-8"))["splits"]
+    splits = read_object(evaluation)["splits"]
     split, scores = list(splits.items())[-1]
     lines = [f"recall on the {split} split ({scores['ids']:,} ids), percent; k is the number of tokens:"]
     lines.append(f"  {'':<38}" + "".join(f"{f'R@{cutoff}':>8}" for cutoff in CUTOFFS))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from fluxtalk.align.budget import choose_budget
 from fluxtalk.align.work import Work
 from fluxtalk.artifacts.cache import MANIFEST, features_folder
 from fluxtalk.artifacts.files import hash_file, write_atomically, write_json
+from fluxtalk.artifacts.json_files import read_object
 from fluxtalk.artifacts.run import read_description
 from fluxtalk.devices.memory import available_memory
 from fluxtalk.errors import CheckpointError
@@ -182,7 +182,7 @@ def measure(work: Work) -> dict[str, Any]:
         if not output.is_file():
             _train_baseline(work, projection)
         name = f"mean-pool + {projection}"
-        record["splits"]["test"]["baselines"][name] = json.loads(output.read_text())["recall"]
+        record["splits"]["test"]["baselines"][name] = read_object(output)["recall"]
         record["splits"]["validation"]["baselines"][name] = _best_validation(folder.baseline(projection).metrics)
     if not has_test:
         work.say("warning: the data have no test split, so the baselines are not trained")

@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -25,6 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fluxtalk.artifacts.files import write_json
+from fluxtalk.artifacts.json_files import read_object
 from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.errors import ArtifactError, UsageError
 
@@ -103,11 +103,11 @@ class AlignFolder:
                 )
             return {}
         try:
-            content = json.loads(self.record.read_text(encoding="utf-8"))
+            content = read_object(self.record)
             if content["format"] != FORMAT or content["schema_version"] != SCHEMA_VERSION:
                 raise ValueError
             return {name: StageRecord(**stage) for name, stage in content["stages"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise ArtifactError(
                 f"{self.record} is not a record that this FluxTalk wrote; restore it, or choose another --output."
             ) from None

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -25,8 +24,10 @@ import numpy as np
 
 from fluxtalk.artifacts.files import hash_file, hash_json, write_json
 from fluxtalk.artifacts.golden import GoldenVectors, read_golden_file
+from fluxtalk.artifacts.json_files import read_json, read_text
+from fluxtalk.artifacts.onnx_file import validate_onnx_file
 from fluxtalk.config import StrictConfig, require, require_modality_name
-from fluxtalk.errors import ArtifactError, BundleError, UsageError
+from fluxtalk.errors import ArtifactError, BundleError, UsageError, reason
 from fluxtalk.preprocess import Preprocessor, from_parts
 from fluxtalk.scoring.noise import Float32Noise
 from fluxtalk.scoring.pair_recall import ServingCurve
@@ -47,6 +48,8 @@ QUALITY = "quality.json"
 ENGINES = "engines"
 """Folder of compiled engines, which are not part of the exported files."""
 _OWN_HASH = "manifest_hash"
+_MOST = 256 << 20
+"""Bytes of the largest tokenizer.json that is read."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,12 @@ class TensorSpec(StrictConfig):
     """Sizes by dimension; the axis (``batch``, ``length`` or ``k``) for one that may vary."""
 
     def __post_init__(self) -> None:
-        _require_strings([self.name, self.dtype], "name and dtype")
         try:
             np.dtype(self.dtype)
         except TypeError:
             raise UsageError(f"dtype is a type of numpy's; got {self.dtype!r}") from None
         require(
-            isinstance(self.shape, list) and all(size in AXES or type(size) is int for size in self.shape),
+            all(size in AXES or type(size) is int for size in self.shape),
             f"shape holds {', '.join(AXES)} and integers; got {self.shape!r}",
         )
 
@@ -94,16 +96,12 @@ class ModalityEntry(StrictConfig):
     """Measured noise of float32 and the promise of the float32 graph; the smallest promise in bundles without it."""
 
     def __post_init__(self) -> None:
-        require(isinstance(self.graphs, dict) and bool(self.graphs), "graphs is an object with a graph")
-        _require_strings(list(self.graphs.values()), "graphs")
+        require(bool(self.graphs), "graphs names at least one")
         require(bool(self.inputs), "inputs names at least one tensor")
         require(
-            self.max_length is None or (type(self.max_length) is int and self.max_length >= 1),
+            self.max_length is None or self.max_length >= 1,
             f"max_length is a positive integer or null; got {self.max_length!r}",
         )
-        require(isinstance(self.preprocess, dict), "preprocess is an object")
-        require(isinstance(self.preprocess_files, dict), "preprocess_files is an object")
-        _require_strings(list(self.preprocess_files.values()), "preprocess_files")
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ModalityEntry:
@@ -185,22 +183,21 @@ class Manifest(StrictConfig):
     def __post_init__(self) -> None:
         for name in ("num_register_tokens", "num_overlapping_tokens", "dim", "opset"):
             value = getattr(self, name)
-            require(isinstance(value, int) and value >= 1, f"{name} is a positive integer; got {value!r}")
+            require(1 <= value < 1 << 31, f"{name} is a positive integer of at most 31 bits; got {value!r}")
         require(
             self.num_overlapping_tokens <= self.num_register_tokens,
             f"num_overlapping_tokens is in 1..{self.num_register_tokens}; got {self.num_overlapping_tokens}",
         )
         require(
-            isinstance(self.trained_register_tokens, int) and self.trained_register_tokens >= self.num_register_tokens,
+            self.trained_register_tokens >= self.num_register_tokens,
             f"trained_register_tokens is at least {self.num_register_tokens}; got {self.trained_register_tokens!r}",
         )
         require(self.summary in SUMMARIES, f"summary is one of {', '.join(SUMMARIES)}; got {self.summary!r}")
         sizes = [0, *self.nested_dims, self.dim]
         require(
-            all(type(size) is int for size in sizes) and sizes == sorted(set(sizes)),
+            sizes == sorted(set(sizes)),
             f"nested_dims are rising integers below {self.dim}; got {self.nested_dims!r}",
         )
-        _require_strings(self.outputs, "outputs")
         require(self.outputs in ([*OUTPUTS], [*OUTPUTS, ATTENTION]), f"outputs are {OUTPUTS}; got {self.outputs}")
         require(bool(self.modalities), "it has no modality")
         require(bool(self.precisions), "it has no precision")
@@ -209,9 +206,6 @@ class Manifest(StrictConfig):
                 set(entry.graphs) == set(self.precisions),
                 f"{name} has graphs in {', '.join(entry.graphs)}, the bundle in {', '.join(self.precisions)}",
             )
-        _require_strings([self.golden, self.stage1_hash, self.head_hash], "golden, stage1_hash and head_hash")
-        require(isinstance(self.files, dict), "files is an object")
-        _require_strings(list(self.files.values()), "files")
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Manifest:
@@ -310,12 +304,10 @@ class Bundle:
     def preprocess(self, modality: str) -> Preprocessor:
         """Build the preprocessing of a modality."""
         entry = self.manifest.modalities[modality]
-        files = {
-            name: (self.folder / file).read_text(encoding="utf-8") for name, file in entry.preprocess_files.items()
-        }
         try:
+            files = {name: read_text(self.folder / file, _MOST) for name, file in entry.preprocess_files.items()}
             return from_parts(entry.preprocess, files)
-        except ArtifactError as error:
+        except (ArtifactError, ValueError) as error:
             raise BundleError(f"The bundle {self.folder} cannot be used: {error}") from None
 
 
@@ -327,13 +319,6 @@ def _hash_of(*parts: str | int) -> str:
 def graph_name(modality: str, precision: str) -> str:
     """File name of a graph in a bundle."""
     return f"{modality}.{precision}.onnx"
-
-
-def _require_strings(values: object, what: str) -> None:
-    require(
-        isinstance(values, list) and all(isinstance(value, str) for value in values),
-        f"{what} holds text; got {values!r}",
-    )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -350,13 +335,13 @@ def read_bundle(folder: Path, check_hashes: bool = True) -> Bundle:
     """
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise BundleError(
             f"{folder} is not a bundle: it has no {MANIFEST}; make one with `fluxtalk-export onnx`."
         ) from None
     except ValueError as error:
-        raise BundleError(f"{path} is not valid JSON ({error}); export the bundle again.") from None
+        raise BundleError(f"{path} is not valid JSON ({reason(error)}); export the bundle again.") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise BundleError(f"{path} does not describe a FluxTalk bundle; make one with `fluxtalk-export onnx`.")
     if content.get("schema_version") != SCHEMA_VERSION:
@@ -369,8 +354,8 @@ def read_bundle(folder: Path, check_hashes: bool = True) -> Bundle:
         raise BundleError(f"{path} was changed since the bundle was written; export or copy it again.")
     try:
         manifest = Manifest.from_json(content)
-    except (UsageError, KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{path} is malformed ({error}); export the bundle again.") from None
+    except (UsageError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path} is malformed ({reason(error)}); export the bundle again.") from None
     _require_local_names(folder, manifest)
     for name, expected in manifest.files.items():
         file = folder / name
@@ -380,6 +365,9 @@ def read_bundle(folder: Path, check_hashes: bool = True) -> Bundle:
             raise BundleError(
                 f"{file} was changed since the bundle was written: its hash does not match; export or copy it again."
             )
+    if check_hashes:
+        for graph in {graph for entry in manifest.modalities.values() for graph in entry.graphs.values()}:
+            validate_onnx_file(folder / graph)
     return Bundle(folder, manifest)
 
 

@@ -15,13 +15,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fluxtalk.artifacts.files import canonical_json, hash_file, hash_json, write_atomically, write_json
+from fluxtalk.artifacts.json_files import read_object
 from fluxtalk.config import StrictConfig
 from fluxtalk.errors import ArtifactError, UsageError
 
@@ -148,7 +148,7 @@ def read_shard(folder: Path, index: int) -> CacheShard:
     Raises:
         OSError, ValueError, TypeError, AttributeError, UsageError: it is missing or malformed.
     """
-    return CacheShard.from_dict(json.loads((folder / shard_file(index, "json")).read_text()))
+    return CacheShard.from_dict(read_object(folder / shard_file(index, "json")))
 
 
 def count_shards(folder: Path) -> int:
@@ -172,7 +172,7 @@ def read_manifest(folder: Path) -> CacheManifest:
     if not path.is_file():
         raise ArtifactError(f"{folder} is not a finished feature cache: it has no {MANIFEST}; build it, or remove it.")
     try:
-        content = json.loads(path.read_text())
+        content = read_object(path)
         schema = content["schema_version"]
         if schema != SCHEMA_VERSION:
             raise ArtifactError(

@@ -13,7 +13,6 @@ of the name is a hash of the profiles and the builder's options.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from typing import Any, Literal
 
 from fluxtalk.artifacts.bundle import AXES, Manifest
 from fluxtalk.artifacts.files import Identity, hash_bytes, hash_json, write_atomically, write_json
+from fluxtalk.artifacts.json_files import read_json
 from fluxtalk.config import StrictConfig, require, require_modality_name
 from fluxtalk.errors import ArtifactError, BackendError, UsageError
 
@@ -218,7 +218,7 @@ def read_record(folder: Path, engine: str) -> EngineRecord | None:
     """
     path = record_path(folder, engine)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -237,7 +237,7 @@ def read_record(folder: Path, engine: str) -> EngineRecord | None:
         )
     try:
         record = _from_json(content)
-    except (UsageError, KeyError, TypeError, AttributeError) as error:
+    except (UsageError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"The record {path} is malformed ({error}); {_again(folder)}.") from None
     if record.file != engine:
         raise ArtifactError(

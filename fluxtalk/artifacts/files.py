@@ -9,17 +9,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import math
 import os
 import re
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from fluxtalk.artifacts.unfinished import file_mode, other_writer, sweep, unfinished_folder
 
 IMPLEMENTATION_VERSION = "1.0"
 
@@ -73,31 +72,6 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def strict_json(text: str) -> Any:
-    """Decode JSON whose numbers are all finite: neither NaN nor 1e999, which is beyond what a float holds.
-
-    Raises:
-        ValueError: it is not valid JSON, or has another number.
-    """
-    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float, parse_int=_finite_int)
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _finite_float(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise ValueError(f"{digits} is too large a number")
-    return value
-
-
-def _finite_int(digits: str) -> int:
-    _finite_float(digits)
-    return int(digits)
-
-
 def hash_json(value: Any) -> str:
     """SHA-256, in hex, of a JSON value's canonical spelling."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
@@ -121,18 +95,23 @@ _NOT_WRITTEN = ("inline_container.cc", "I/O error: ")
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it is synced and renamed over it, else removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    """Yield a temporary path near ``path``; on success it is synced and renamed over it, else removed.
+
+    The file has the permissions that the umask gives, whatever wrote it.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "There is something else than a file", str(path))
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        sweep(path)
+        with unfinished_folder(path) as folder:
+            temporary = folder / path.name
+            temporary.touch()
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(file_mode(folder))
+            temporary.replace(path)
+            _sync_folder(path.parent)
     except OSError as error:
         raise _with_path(error, path) from None
     except Exception as error:
@@ -144,8 +123,6 @@ def atomic_file(path: Path) -> Iterator[Path]:
             )
             raise OSError(code, why, str(path)) from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
@@ -175,28 +152,35 @@ def atomic_folder(path: Path, refuse: Callable[[str], Exception]) -> Iterator[Pa
 
     Args:
         path: the folder to create; must not exist, or be empty.
-        refuse: makes the exception, from a sentence, if the folder exists and is not empty.
+        refuse: makes the exception, from a sentence, if the folder exists and is not empty, or another process writes
+            it.
     """
     require_free(path, refuse)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    sweep(path, again=True)
+    if other_writer(path):
+        raise refuse(f"Another process is writing {path}; wait until it ends, or name another place.")
     try:
-        yield temporary
-        temporary.chmod(0o755)
-        if path.exists():
-            path.rmdir()
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        with unfinished_folder(path) as temporary:
+            yield temporary
+            try:
+                if path.exists():
+                    path.rmdir()
+                temporary.replace(path)
+            except OSError:
+                if not path.exists():
+                    raise
+                raise refuse(
+                    f"{path} was written by another process in the meantime, and stays as that left it; "
+                    "name another place."
+                ) from None
+            _sync_folder(path.parent)
     except OSError as error:
         raise _with_path(error, path) from None
-    finally:
-        if temporary.exists():
-            shutil.rmtree(temporary)
 
 
 def _with_path(error: OSError, path: Path) -> OSError:
-    """Add the path to an error that names none, such as that of a full disk."""
-    if error.filename is None:
+    """Add the path to an error that names none, such as that of a full disk, or the temporary one."""
+    if error.filename is None or ".held-" in str(error.filename):
         error.filename = str(path)
     return error
 

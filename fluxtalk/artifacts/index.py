@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,12 +22,15 @@ from fluxtalk.arrays import BITS_PER_NUMBER, Array, vector_bytes
 from fluxtalk.artifacts.bundle import MANIFEST as BUNDLE_MANIFEST
 from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.artifacts.files import hash_file, write_json
+from fluxtalk.artifacts.json_files import read_json, read_object
 from fluxtalk.config import StrictConfig
 from fluxtalk.errors import IndexFileError, UsageError, reason
-from fluxtalk.tokens import POOLED, SHARED_KINDS, TOKENS, TokenLayout
+from fluxtalk.field_types import shown
+from fluxtalk.tokens import POOLED, SEARCHED_KINDS, TOKENS, TokenLayout
 
 FORMAT = "fluxtalk.index"
 SCHEMA_VERSION = 2
+_MOST_BYTES_OF_NAMES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class IndexSpec(StrictConfig):
     """See `Manifest.space_id`."""
     modality: str
     output: str
-    """One of `SHARED_KINDS`: one vector for each item, or, for ``tokens``, its overlapping tokens."""
+    """One of `SEARCHED_KINDS`: one vector for each item (complementary tokens side by side), or, for ``tokens``, its
+    overlapping tokens."""
     k: int
     """Register tokens that were computed."""
     dtype: str = "float32"
@@ -50,8 +53,8 @@ class IndexSpec(StrictConfig):
     """Numbers to which each token was cut; 0 is none."""
 
     def __post_init__(self) -> None:
-        if self.output not in SHARED_KINDS:
-            raise UsageError(f"An index holds {', '.join(SHARED_KINDS)}; got {self.output!r}.")
+        if self.output not in SEARCHED_KINDS:
+            raise UsageError(f"An index holds {', '.join(SEARCHED_KINDS)}; got {self.output!r}.")
         if self.dtype not in BITS_PER_NUMBER:
             raise UsageError(f"dtype is one of {', '.join(BITS_PER_NUMBER)}; got {self.dtype!r}.")
         if type(self.token_dim) is not int or self.token_dim < 0:
@@ -105,6 +108,13 @@ class IndexManifest(IndexSpec):
     """Number of items that were left out because they cannot be used."""
     format: str = FORMAT
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("k", "dim", "items", "bytes_per_item"):
+            value = getattr(self, name)
+            if not 1 <= value < 1 << 31:
+                raise UsageError(f"{name} is a positive integer of at most 31 bits; got {shown(value)}.")
 
 
 @dataclass(frozen=True)
@@ -174,11 +184,29 @@ class StoredIndex:
         tried = [folder / self.items[row] for folder in folders]
         return next((path for path in tried if path.is_file()), tried[0])
 
+    def item_below(self, row: int, roots: Sequence[Path]) -> Path | None:
+        """Find the file of an item, if it is below one of some folders when every link is followed; else None.
+
+        An index may be a stranger's, and list any path: the folders, and not the index, say what may be read.
+
+        Args:
+            row: number of the item.
+            roots: folders, as `Path.resolve` gives them.
+        """
+        for folder in self._candidates(self.manifest.items_folder, self.manifest.items_from_index):
+            try:
+                path = (folder / self.items[row]).resolve(strict=True)
+            except (OSError, RuntimeError, ValueError):  # not there, a ring of links, a name that no file has
+                continue
+            if any(path.is_relative_to(root) for root in roots) and path.is_file():
+                return path
+        return None
+
     def read_tokens(self) -> Array:
         """The tokens of an index of tokens, (items, tokens, dim) in its number format; memory-mapped.
 
         Raises:
-            IndexFileError: the file cannot be read.
+            IndexFileError: the file cannot be read, or does not hold what the manifest says.
         """
         try:
             tokens: Array = np.load(self.files.tokens, mmap_mode="r", allow_pickle=False)
@@ -186,6 +214,15 @@ class StoredIndex:
             raise IndexFileError(
                 f"{self.files.tokens} cannot be read ({reason(error)}); build the index again."
             ) from None
+        manifest = self.manifest
+        width = -(-manifest.dim // 8) if manifest.dtype == "binary" else manifest.dim
+        number = np.dtype("uint8" if manifest.dtype == "binary" else manifest.dtype)
+        count = manifest.bytes_per_item // vector_bytes(manifest.dim, manifest.dtype) - 1
+        if (tokens.dtype, tokens.shape) != (number, (manifest.items, count, width)) or count < 1:
+            raise IndexFileError(
+                f"{self.files.tokens} holds {tokens.dtype} of shape {tokens.shape}, and its index says {number} of "
+                f"shape {(manifest.items, count, width)}; build the index again."
+            )
         return tokens
 
     def require_space(self, space_id: str, what: str) -> None:
@@ -251,7 +288,7 @@ def read_index_manifest(folder: Path) -> IndexManifest:
     """
     files = IndexFiles(folder)
     try:
-        content = json.loads(files.manifest.read_text(encoding="utf-8"))
+        content = read_object(files.manifest)
         if content["format"] != FORMAT or content["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"its format is {content['format']} {content['schema_version']}, not {SCHEMA_VERSION}")
         manifest = IndexManifest.from_dict(content)
@@ -277,7 +314,17 @@ def read_index(folder: Path) -> StoredIndex:
             raise IndexFileError(
                 f"{folder / name} is missing or was changed since the index was built; build it again."
             )
-    return StoredIndex(folder, manifest, json.loads(IndexFiles(folder).items.read_text(encoding="utf-8")))
+    return StoredIndex(folder, manifest, _read_items(IndexFiles(folder).items, manifest.items))
+
+
+def _read_items(path: Path, count: int) -> list[str]:
+    try:
+        items = read_json(path, _MOST_BYTES_OF_NAMES)
+    except (OSError, ValueError) as error:
+        raise IndexFileError(f"{path} cannot be read ({reason(error)}); build the index again.") from None
+    if not isinstance(items, list) or len(items) != count or not all(isinstance(item, str) for item in items):
+        raise IndexFileError(f"{path} is not a list of {count:,} names, as its index says; build the index again.")
+    return items
 
 
 def _relative(target: str | Path, index: Path) -> str:

@@ -26,8 +26,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fluxtalk.artifacts.files import Identity, strict_json, write_json
+from fluxtalk.artifacts.files import Identity, write_json
+from fluxtalk.artifacts.json_files import read_object
+from fluxtalk.artifacts.unfinished import is_unfinished
 from fluxtalk.errors import ArtifactError, reason
+from fluxtalk.field_types import field_types, fits, shown, type_words
 
 FORMAT = "fluxtalk.run"
 SCHEMA_VERSION = 1
@@ -112,8 +115,8 @@ class RunFolder:
         """Return whether a new run may begin here: only files of before a first checkpoint are there."""
         if not self.root.is_dir():
             return not self.root.exists()
-        found = {path.name for path in self.root.iterdir() if not _is_unfinished(path)}
-        kept = self.checkpoints.is_dir() and not all(map(_is_unfinished, self.checkpoints.iterdir()))
+        found = {path.name for path in self.root.iterdir() if not is_unfinished(path)}
+        kept = self.checkpoints.is_dir() and not all(map(is_unfinished, self.checkpoints.iterdir()))
         return found <= _BEFORE_TRAINING and not kept
 
     def read_results(self) -> dict[str, Any] | None:
@@ -123,11 +126,6 @@ class RunFolder:
             ArtifactError: it is not a JSON object.
         """
         return _read_object(self.results) if self.results.is_file() else None
-
-
-def _is_unfinished(path: Path) -> bool:
-    """Return whether a file was being written when its process was killed."""
-    return path.name.startswith(".") and path.suffix == ".tmp"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,9 +163,6 @@ class RunInfo:
     def to_dict(self) -> dict[str, Any]:
         """The fields as run.json holds them."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
-
-
-_TYPES = {"str": str, "str | None": str, "int": int, "dict[str, str]": dict, "dict[str, Any] | None": dict}
 
 
 @dataclass(frozen=True)
@@ -234,15 +229,20 @@ def read_description(root: Path) -> RunDescription:
     """
     content, folder = read_run_json(root), RunFolder(root)
     found = content[STORED_INFO]
-    known = {field.name: field for field in dataclasses.fields(RunInfo)}
-    for name, field in known.items():
-        missing = name not in found and field.default is dataclasses.MISSING
-        if missing or (name in found and not isinstance(found[name], _TYPES[str(field.type)])):
-            raise ArtifactError(
-                f"{folder.description} needs {STORED_INFO}.{name}, a {_TYPES[str(field.type)].__name__}; "
-                f"got {found.get(name)!r}; restore it or train again."
-            )
+    known = field_types(RunInfo)
+    required = {field.name for field in dataclasses.fields(RunInfo) if field.default is dataclasses.MISSING}
     identity = {name: content[name] for name in Identity().fields() if name in content}
+    for what, values, types in (
+        (f"{STORED_INFO}.", {**dict.fromkeys(required), **found}, known),
+        ("", identity, field_types(Identity)),
+        ("", {"environment": content.get("environment", {})}, {"environment": dict[str, Any]}),
+    ):
+        for name, hint in types.items():
+            if name in values and not fits(values[name], hint):
+                raise ArtifactError(
+                    f"{folder.description} needs {what}{name}, {type_words(hint)}; got {shown(values[name])}; "
+                    "restore it or train again."
+                )
     return RunDescription(
         folder,
         Identity(**identity),
@@ -254,9 +254,6 @@ def read_description(root: Path) -> RunDescription:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = strict_json(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except ValueError as error:
         raise ArtifactError(f"{path} is not valid JSON ({reason(error)}); restore it or train again.") from None
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path} is not a JSON object; restore it or train again.")
-    return content

@@ -21,6 +21,14 @@ def abbreviate(names: Sequence[str]) -> str:
     return ", ".join(names[:LISTED]) + more
 
 
+def is_file(path: Path) -> bool:
+    """Return whether a path is a file that can be looked at; False too for a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # longer than names are, in a folder that is closed to us, with a null character
+        return False
+
+
 def require_files(what: str, wanted: Sequence[Path], shown: Sequence[str], hint: str, tolerated: float = 0.0) -> None:
     """Refuse a data set if files are missing, all of them in one sentence.
 
@@ -34,7 +42,7 @@ def require_files(what: str, wanted: Sequence[Path], shown: Sequence[str], hint:
     Raises:
         DataError: more than that share of the paths are not files.
     """
-    missing = [name for path, name in zip(wanted, shown, strict=True) if not path.is_file()]
+    missing = [name for path, name in zip(wanted, shown, strict=True) if not is_file(path)]
     if len(missing) > tolerated * len(wanted):
         raise DataError(
             f"{what} names {len(missing)} of {len(wanted)} files that do not exist: {abbreviate(missing)}; {hint}."

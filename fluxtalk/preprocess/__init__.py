@@ -54,11 +54,11 @@ def from_parts(config: Mapping[str, Any], files: Mapping[str, str]) -> Preproces
         "features": FeaturesPreprocessor,
     }
     kind = config.get("kind")
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise ArtifactError(f"Preprocessing is one of {', '.join(kinds)}; got {kind!r}.")
     try:
         return kinds[kind].from_parts(dict(config), dict(files))  # type: ignore[attr-defined, no-any-return]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ArtifactError(
             f"The {kind} preprocessing is incomplete or malformed ({error}); make the artifact again."
         ) from None

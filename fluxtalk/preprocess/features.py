@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from fluxtalk.arrays import Array
-from fluxtalk.errors import InputError, reason
+from fluxtalk.errors import InputError, UsageError, reason
+from fluxtalk.field_types import shown
 from fluxtalk.preprocess.base import pad_and_mask, require_keys
 
 
@@ -26,6 +27,10 @@ class FeaturesPreprocessor:
     kind = "features"
     fixed_length = False
     input_names = ("features", "mask")
+
+    def __post_init__(self) -> None:
+        if type(self.dim) is not int or not 1 <= self.dim < 1 << 31:
+            raise UsageError(f"The dim of features is a positive integer of at most 31 bits; got {shown(self.dim)}.")
 
     def prepare(self, item: Any) -> Array:
         """Read one feature sequence; a single vector (dim,) counts as a sequence of one.

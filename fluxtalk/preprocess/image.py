@@ -12,8 +12,9 @@ from PIL import Image, ImageColor, ImageOps
 
 from fluxtalk.arrays import Array
 from fluxtalk.errors import InputError, UsageError
+from fluxtalk.field_types import field_types, fits, shown, type_words
 from fluxtalk.preprocess.base import require_keys
-from fluxtalk.preprocess.image_files import eight_bits, on_background, read_image, readable
+from fluxtalk.preprocess.image_files import MAX_SIDE, eight_bits, on_background, read_image, readable
 from fluxtalk.preprocess.image_geometry import ROUNDINGS, resized_center, scaled_size
 
 _MODES = {1: "L", 3: "RGB"}
@@ -84,8 +85,11 @@ class ImagePreprocessor:
             raise UsageError(f"Image preprocessing resizes by {_listed(_RESIZES)}; got {self.resize!r}.")
         if self.filter not in _FILTERS:
             raise UsageError(f"Image preprocessing filters by {_listed(_FILTERS)}; got {self.filter!r}.")
-        if self.height < 1 or self.width < 1:
-            raise UsageError(f"Image preprocessing needs a positive size; got {self.height} x {self.width}.")
+        if not (1 <= self.height <= MAX_SIDE and 1 <= self.width <= MAX_SIDE):
+            raise UsageError(
+                f"Image preprocessing needs a size from 1 to {MAX_SIDE:,} pixels on a side; "
+                f"got {self.height} x {self.width}."
+            )
         for name in ("mean", "std", "fill"):
             if len(getattr(self, name)) not in (1, self.channels):
                 raise UsageError(
@@ -149,6 +153,9 @@ class ImagePreprocessor:
         """Read back what `to_parts` gave; what is left out is as it was before there was a setting for it."""
         require_keys(config, set(cls.__dataclass_fields__), "image")
         settings = {name: _setting(name, value) for name, value in config.items() if name != "kind"}
+        for name, value in settings.items():
+            if not fits(value, field_types(cls)[name]):
+                raise UsageError(f"The {name} of images is {type_words(field_types(cls)[name])}; got {shown(value)}.")
         return cls(**{**_AS_BEFORE, **settings})
 
     def _resized(self, image: Image.Image) -> Image.Image:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fluxtalk.arrays import Floats
 from fluxtalk.config import StrictConfig, require
+from fluxtalk.field_types import fits, shown
 
 MelScale = Literal["slaney", "htk", "kaldi"]
 Logarithm = Literal["ln", "log10", "db", "none"]
@@ -27,6 +28,8 @@ Fill = Literal["none", "zeros", "repeat", "repeat-whole"]
 _Doubles = NDArray[np.float64]
 _MOST_SAMPLES = 1 << 16
 """Largest window and transform, so that a file from a stranger cannot ask for any amount of memory."""
+_LARGEST = 1e12
+"""Largest number of a setting, far within float32."""
 _FRAMES_AT_A_TIME = 256
 """Frames that are transformed together, few enough to stay in a core's cache."""
 _BASES: dict[str, tuple[float, float]] = {"ln": (1.0, 1.0), "log10": (1.0, math.log(10)), "db": (10.0, math.log(10))}
@@ -201,8 +204,8 @@ class Spectrogram(StrictConfig):
             require(isinstance(value, bool), f"A spectrogram's {name} is true or false; got {value!r}.")
         elif annotation.startswith("float") and (value is not None or "None" not in annotation):
             require(
-                isinstance(value, float | int) and not isinstance(value, bool) and math.isfinite(value),
-                f"A spectrogram's {name} is a finite number; got {value!r}.",
+                fits(value, float) and abs(value) <= _LARGEST,
+                f"A spectrogram's {name} is a number of at most {_LARGEST:g}; got {shown(value)}.",
             )
 
     def _filled(self, samples: _Doubles, length: int) -> _Doubles:

@@ -6,6 +6,7 @@ import copy
 import html
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ from tokenizers import Tokenizer
 
 from fluxtalk.arrays import Array
 from fluxtalk.artifacts.files import hash_bytes
-from fluxtalk.errors import ArtifactError, InputError
+from fluxtalk.errors import ArtifactError, InputError, reason
 from fluxtalk.preprocess.base import pad_and_mask, require_keys
 from fluxtalk.preprocess.visible_text import is_visible
 
@@ -66,21 +67,24 @@ class TextPreprocessor:
                 f"got {json.dumps(max_length, default=repr)}."
             )
         self._json = tokenizer_json
-        self.max_length = max_length
+        self.max_length = self._max_tokens = max_length
         try:
             self.tokenizer = Tokenizer.from_str(tokenizer_json)
-        except Exception as error:  # the library raises bare Exception
+            self.truncation_side = _truncation_side(self.tokenizer) if truncation_side is None else truncation_side
+            # Before the first text: a file may ask for padding that no memory holds.
+            self.tokenizer.no_padding()
+            self.tokenizer.no_truncation()
+            self._try()
+        except BaseException as error:  # the library raises bare Exception, and panics, which are not even that
             raise ArtifactError(
-                f"The tokenizer.json cannot be read ({error}); save it again with the tokenizers library."
+                f"The tokenizer.json cannot be read ({_told(error)}); save it again with the tokenizers library."
             ) from None
-        self.truncation_side = _truncation_side(self.tokenizer) if truncation_side is None else truncation_side
         self.pad_id, self.pad_side = pad_id, pad_side
         self.lowercase, self.unescape_html = lowercase, unescape_html
         self.prompts: Mapping[str, str] = {} if prompts is None else prompts
         self.default_prompt_name = default_prompt_name
         self._check()
         self.prompts = dict(self.prompts)
-        self.tokenizer.no_padding()
         added = self.tokenizer.num_special_tokens_to_add(False)
         if max_length <= added:
             raise ArtifactError(
@@ -110,6 +114,23 @@ class TextPreprocessor:
         prompted = copy.copy(self)
         prompted._use(self.prompts[name])
         return prompted
+
+    def shortened(self, max_tokens: int) -> Self:
+        """Make the preprocessing that reads at most so many ids of a text, special tokens included; it shares the
+        tokenizer. What is padded is padded as before.
+
+        Raises:
+            InputError: the special tokens alone are as many.
+        """
+        added = self.tokenizer.num_special_tokens_to_add(False)
+        if max_tokens <= added:
+            raise InputError(
+                f"The tokenizer adds {added} special tokens to every text, so at least {added + 1} are read; got "
+                f"{max_tokens}."
+            )
+        shortened = copy.copy(self)
+        shortened._max_tokens = min(max_tokens, self.max_length)
+        return shortened
 
     def prepare(self, item: Any) -> Array:
         """Tokenize one string, after its prompt.
@@ -221,18 +242,34 @@ class TextPreprocessor:
         """Words that are put before each text."""
         self._ids_of_nothing = len(self._encode(prompt)) if prompt else self.tokenizer.num_special_tokens_to_add(False)
 
+    def _try(self) -> None:
+        """Tokenize a word, which shows a tokenizer that contradicts itself: the library panics."""
+        self.tokenizer.num_special_tokens_to_add(False)
+        with suppress(Exception):  # a word-level model may know no unknown token
+            self.tokenizer.encode("a")
+
     def _encode(self, text: str) -> list[int]:
         try:
-            ids: list[int] = self.tokenizer.encode(self._cleaned(text)).ids
+            encoding = self.tokenizer.encode(self._cleaned(text))
+            ids: list[int] = encoding.ids
         except TypeError:
             # Lone surrogates cannot become UTF-8, which is what the tokenizer works on.
             raise InputError("A text must be valid Unicode; this one holds lone surrogates.") from None
-        except Exception as error:  # the library raises bare Exception, of a word-level model without unknown token
+        except BaseException as error:  # bare Exception of a word-level model without unknown token, and panics
             raise InputError(
-                f"The tokenizer cannot read the text {text[:40]!r} ({error}); give the tokenizer an unk_token, or the "
-                "text words that it knows."
+                f"The tokenizer cannot read the text {text[:40]!r} ({_told(error)}); give the tokenizer an unk_token, "
+                "or the text words that it knows."
             ) from None
-        return ids
+        return ids if len(ids) <= self._max_tokens else self._cut(ids, encoding.special_tokens_mask)
+
+    def _cut(self, ids: list[int], is_special: list[int]) -> list[int]:
+        """Drop ids of a text, on the side that is truncated, and none of the special ones around it."""
+        before = next(place for place, special in enumerate([*is_special, 0]) if not special)
+        after = next(place for place, special in enumerate([*reversed(is_special), 0]) if not special)
+        text = ids[before : len(ids) - after]
+        room = max(0, self._max_tokens - before - after)
+        kept = text[len(text) - room :] if self.truncation_side == "left" else text[:room]
+        return ids[:before] + kept + ids[len(ids) - after :]
 
     def _cleaned(self, text: str) -> str:
         if self.unescape_html and "&" in text:
@@ -247,6 +284,17 @@ class TextPreprocessor:
 
 OPTIONS = ("truncation_side", "pad_id", "pad_side", "lowercase", "unescape_html", "prompts", "default_prompt_name")
 """Settings of `TextPreprocessor` that may be left out."""
+
+
+def _told(error: BaseException) -> str:
+    """What the tokenizer's library says, in one line. A panic of it is a `BaseException`; others of these go on.
+
+    Raises:
+        BaseException: the error itself, if it is of another kind, such as the user's interrupt.
+    """
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+    return reason(error)
 
 
 def _truncation_side(tokenizer: Tokenizer) -> str:

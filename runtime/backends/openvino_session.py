@@ -22,7 +22,8 @@ _TELEMETRY = "openvino_telemetry"
 _MASK = "mask"
 _STEPS_OF_ROWS = 2
 """Numbers of rows in every doubling: 1, 2, 3, 4, 6, 8, 12, ... Every shape that comes is memory that OpenVINO keeps."""
-_STEP_OF_LENGTHS = 16
+_SHORT = 32
+"""Length up to which steps are smaller: short queries are the common ones, and padding would cost them most."""
 _KEPT_ROWS = 32
 """Rows of the largest batch whose memory OpenVINO may keep. Freeing a larger one's costs a few percent of its time."""
 
@@ -172,6 +173,9 @@ class OpenVinoSession:
         """Pad a batch to one of few numbers of rows and, if a mask hides padding, one of few lengths.
 
         Inputs that do not agree about a size stay as they are, and the graph refuses them.
+
+        Raises:
+            InputError: they are longer than the graph takes, which OpenVINO would not notice.
         """
         sizes = {len(array) for array in inputs.values()}
         if len(sizes) != 1 or not min(sizes):
@@ -184,6 +188,8 @@ class OpenVinoSession:
             if any(array.shape[:2] != mask.shape for array in inputs.values()):
                 return inputs
             length = mask.shape[1]
+            if self._longest is not None and length > self._longest:
+                raise InputError(f"The graph takes inputs of a length up to {self._longest}; got {length}.")
             longer = max(0, min(_few_lengths(length), self._longest or sys.maxsize) - length)
         # Further rows are like the first: their values are not of another range.
         return {name: _padded(array, further, longer) for name, array in inputs.items()}
@@ -198,8 +204,9 @@ class OpenVinoSession:
 
 
 def _few_lengths(length: int) -> int:
-    """Round up to a multiple of 16, and above 64 to four lengths in every doubling."""
-    return bucket_size(-(-length // _STEP_OF_LENGTHS) * _STEP_OF_LENGTHS)
+    """Round up to a multiple of 8, above 32 to one of 16, and above 128 to four lengths in every doubling."""
+    step = 8 if length <= _SHORT else 16
+    return bucket_size(-(-length // step) * step)
 
 
 def _padded(array: Array, further: int, longer: int) -> Array:

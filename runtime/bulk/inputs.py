@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from fluxtalk.preprocess import FILE_SUFFIXES
 from fluxtalk.preprocess.visible_text import is_visible
 
 _ID = "id"
+_MOST_PIPED = 1 << 30
+"""Bytes of a list that is kept in memory because it can be read only once."""
 
 
 class Item(NamedTuple):
@@ -146,6 +149,28 @@ class ItemList:
     kind: str
     arguments: Sequence[str]
     list_file: Path | None = None
+    piped: str | None = None
+    """Text of a list that can be read only once, such as a pipe."""
+
+    @classmethod
+    def open(cls, kind: str, arguments: Sequence[str], list_file: Path | None) -> ItemList:
+        """Take a list, and read what comes from a pipe: it is asked for more than once.
+
+        Raises:
+            InputError: the pipe holds too much, or something else than UTF-8.
+        """
+        if list_file is None or not list_file.exists() or list_file.is_file() or list_file.is_dir():
+            return cls(kind, arguments, list_file)
+        try:
+            with list_file.open("rb") as file:
+                content = file.read(_MOST_PIPED + 1)
+            if len(content) > _MOST_PIPED:
+                raise InputError(
+                    f"The list {list_file} is not a file, and has more than {_MOST_PIPED:,} bytes; save it in a file."
+                )
+            return cls(kind, arguments, list_file, content.decode())
+        except (OSError, UnicodeDecodeError) as error:
+            raise _unreadable(list_file, error) from None
 
     def count(self) -> int:
         """Number of items."""
@@ -170,14 +195,16 @@ class ItemList:
         if self.list_file is None:
             return
         try:
-            with self.list_file.open(encoding="utf-8") as file:
+            with self.list_file.open(encoding="utf-8") if self.piped is None else io.StringIO(self.piped) as file:
                 for line in file:
                     if line.strip():
                         yield Item(line.strip(), line.strip())
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"The list {self.list_file} cannot be read ({error}); give a UTF-8 file with one item per line."
-            ) from None
+            raise _unreadable(self.list_file, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"The list {path} cannot be read ({error}); give a UTF-8 file with one item per line.")
 
 
 Input = TableColumn | ItemList
@@ -222,7 +249,7 @@ def open_input(
         )
     if not arguments and input_file is None:
         raise UsageError("There is nothing to embed: give items, or a list or table with --input.")
-    return ItemList(kind, arguments, input_file)
+    return ItemList.open(kind, arguments, input_file)
 
 
 def _expand(kind: str, path: Path) -> list[str]:

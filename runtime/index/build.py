@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from fluxtalk.arrays import Array, Floats
+from fluxtalk.arrays import Floats
 from fluxtalk.artifacts.files import atomic_folder
 from fluxtalk.artifacts.index import IndexFiles, IndexManifest, IndexSpec, write_index_manifest
 from fluxtalk.errors import IndexFileError, UsageError
@@ -29,14 +31,17 @@ def build_index(
         left_out: number of items that could not be used.
 
     Raises:
-        IndexFileError: the folder is in the way.
+        IndexFileError: the folder is in the way, or another process writes it.
         UsageError: there are not as many vectors as names.
         BackendError: usearch is not installed.
+        OSError: the disk is full, or cannot be written.
     """
-    with atomic_folder(output, IndexFileError) as folder:
-        files = IndexFiles(folder)
+    with (
+        atomic_folder(output, IndexFileError) as folder,
+        closing(_TokensWriter(IndexFiles(folder).tokens, len(items), spec.dtype)) as tokens,
+    ):
+        several = spec.output == TOKENS
         neighbors: NearestNeighbors | None = None
-        tokens = _TokensWriter(files.tokens, len(items), spec.dtype) if spec.output == TOKENS else None
         shape: tuple[int, ...] = ()
         count = 0
         for chunk in chunks:
@@ -45,14 +50,13 @@ def build_index(
                 break
             shape = chunk.shape[1:]
             neighbors = neighbors or NearestNeighbors.empty(shape[-1], spec.dtype)
-            neighbors.add(chunk if tokens is None else directions(chunk[:, 0]))
-            if tokens is not None:
+            neighbors.add(directions(chunk[:, 0]) if several else chunk)
+            if several:
                 tokens.add(chunk)
         if neighbors is None or count != len(items):
             raise UsageError(f"An index needs a vector for each of its {len(items)} names; got {count}.")
-        neighbors.save(files.vectors)
-        if tokens is not None:
-            tokens.close()
+        neighbors.save(IndexFiles(folder).vectors)
+        tokens.close()
         return write_index_manifest(folder, output, spec, items, shape, left_out)
 
 
@@ -69,21 +73,24 @@ class _TokensWriter:
         self._path = path
         self._items = items
         self._dtype = dtype
-        self._file: Array | None = None
-        self._written = 0
+        # Written and not memory-mapped: on a full disk, a map would end the process.
+        self._file: BinaryIO | None = None
 
     def add(self, tokens: Floats) -> None:
         """Append tokens (count, tokens, dim)."""
-        stored = quantize(tokens, self._dtype)
+        stored = np.ascontiguousarray(quantize(tokens, self._dtype))
         if self._file is None:
-            self._file = np.lib.format.open_memmap(
-                self._path, mode="w+", dtype=stored.dtype, shape=(self._items, *stored.shape[1:])
-            )
-        self._file[self._written : self._written + len(stored)] = stored
-        self._written += len(stored)
+            self._file = self._path.open("wb")
+            header = {
+                "descr": np.lib.format.dtype_to_descr(stored.dtype),
+                "fortran_order": False,
+                "shape": (self._items, *stored.shape[1:]),
+            }
+            np.lib.format.write_array_header_1_0(self._file, header)
+        self._file.write(stored.data)
 
     def close(self) -> None:
-        """Write what is still in memory."""
-        if isinstance(self._file, np.memmap):
-            self._file.flush()
-        self._file = None
+        """Write what is still in memory; closing again does nothing."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None

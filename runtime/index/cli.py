@@ -10,6 +10,7 @@ from fluxtalk.artifacts.files import require_free
 from fluxtalk.artifacts.index import IndexSpec
 from fluxtalk.console import GroupedCommand, debug_option, option, sentence_errors
 from fluxtalk.datasets.bad_items import SKIP, BadItemPolicy, bad_item_options
+from fluxtalk.datasets.outside import outside_notes
 from fluxtalk.errors import IndexFileError
 from fluxtalk.preprocess.prompts import DOCUMENT
 from fluxtalk.runtime.backends.command_options import backend_options
@@ -23,13 +24,13 @@ from fluxtalk.runtime.bulk.cli import (
     serving_options,
     told,
 )
-from fluxtalk.runtime.bulk.inputs import open_input
+from fluxtalk.runtime.bulk.inputs import TableColumn, open_input
 from fluxtalk.runtime.bulk.stream import EmbedOptions, embed_in_parts
 from fluxtalk.runtime.embedder import open_embedder
 from fluxtalk.runtime.index.build import build_index
 from fluxtalk.runtime.index.limits import Limits
 from fluxtalk.runtime.index.search import SearchIndex
-from fluxtalk.tokens import SHARED_KINDS, TOKENS
+from fluxtalk.tokens import COMPLEMENTARY, SEARCHED_KINDS, TOKENS, side_by_side
 
 
 @click.group(name="index")
@@ -45,7 +46,9 @@ def main() -> None:
 @option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The index's folder, new or empty.")
 @k_option("Register tokens to compute.  [default: all]")
 @kind_option(
-    SHARED_KINDS, "Kind of vectors to keep. tokens: the first finds candidates, all overlapping ones put them in order."
+    SEARCHED_KINDS,
+    "Kind of vectors to keep. tokens: the first finds candidates, all overlapping ones put them in order. "
+    "complementary: what only MODALITY knows, searched from it alone.",
 )
 @dimensions_option
 @dtype_option
@@ -85,6 +88,9 @@ def build(
         opened = open_input(kind_of_items, modality, items, input_file, column, id_column, skip_empty, pass_on)
         for note in opened.notes():
             click.echo(f"warning: {note}", err=True)
+        if isinstance(opened, TableColumn) and opened.kind != "text":
+            for note in outside_notes(opened.path, (item.value for item in opened if isinstance(item.value, str))):
+                click.echo(f"note: {note}", err=True)
         spec = IndexSpec.of(embedder.bundle, modality, kind, k, dtype, dimensions)
         options = EmbedOptions(modality, k, kind, batch_size=batch_size, role=DOCUMENT, dimensions=dimensions)
         embedded = embed_in_parts(embedder, opened, output, options, opened.count(), policy=policy)
@@ -92,6 +98,8 @@ def build(
         if kind == TOKENS:
             shared = embedder.bundle.manifest.layout.select(k, kind).shared
             chunks = (chunk[:, :shared] for chunk in chunks)
+        if kind == COMPLEMENTARY:
+            chunks = (side_by_side(chunk) for chunk in chunks)
         manifest = build_index(output, chunks, embedded.ids(), spec, len(embedded.bad))
         embedded.parts.remove()
     click.echo(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fluxtalk.arrays import Floats, Integers
-from fluxtalk.errors import BackendError
+from fluxtalk.artifacts.usearch_file import validate_usearch_file
+from fluxtalk.errors import BackendError, IndexFileError, UsageError, reason
 from fluxtalk.runtime.vectors import quantize
 
 EXACT_UP_TO = 20_000
 """Number of vectors up to which a search compares with all; above, the graph of near neighbors may miss some."""
+NOT_FINITE = "The index holds vectors whose numbers are not finite; build it again."
 _KINDS = {"float32": ("cos", "f32"), "float16": ("cos", "f16"), "int8": ("cos", "i8"), "binary": ("hamming", "b1")}
 
 
@@ -39,12 +42,14 @@ class NearestNeighbors:
         return cls(_usearch().Index(ndim=_padded(dim, dtype), metric=metric, dtype=scalar), dtype)
 
     @classmethod
-    def view(cls, path: Path, dtype: str) -> NearestNeighbors:
+    def view(cls, path: Path, dim: int, dtype: str, items: int) -> NearestNeighbors:
         """Open a file, which stays on disk.
 
         Raises:
             BackendError: usearch is not installed.
+            IndexFileError: the file is not one of so many such vectors.
         """
+        validate_usearch_file(path, dim, dtype, items)
         return cls(_usearch().Index.restore(str(path), view=True), dtype)
 
     def __len__(self) -> int:
@@ -56,8 +61,15 @@ class NearestNeighbors:
         self._index.add(np.arange(start, start + len(vectors)), quantize(vectors, self._dtype))
 
     def save(self, path: Path) -> None:
-        """Write all vectors, and the graph of near neighbors, to a file."""
-        self._index.save(str(path))
+        """Write all vectors, and the graph of near neighbors, to a file.
+
+        Raises:
+            OSError: it cannot be written, as on a full disk.
+        """
+        try:
+            self._index.save(str(path))
+        except RuntimeError as error:  # the library does not tell the system's reason
+            raise OSError(errno.EIO, f"It could not be written whole ({reason(error)})") from error
 
     def search(self, query: Floats, count: int, exact: bool | None = None) -> tuple[Integers, Floats]:
         """Find the vectors nearest to a query.
@@ -69,12 +81,20 @@ class NearestNeighbors:
 
         Returns:
             Numbers and similarities (see `fluxtalk.runtime.vectors.similarity`), best first.
+
+        Raises:
+            UsageError: the query is not finite.
+            IndexFileError: a vector that was found is not.
         """
         exact = len(self) <= EXACT_UP_TO if exact is None else exact
+        if not np.isfinite(query).all():
+            raise UsageError("A query is a vector of finite numbers; this one has others.")
         matches = self._index.search(quantize(query, self._dtype), count, exact=exact)
         distances = np.asarray(matches.distances, dtype=np.float32)
         if self._dtype == "binary":
             distances = distances * np.float32(2 / _padded(len(query), self._dtype))
+        if not np.isfinite(distances).all():
+            raise IndexFileError(NOT_FINITE)
         return np.asarray(matches.keys).astype(np.int64), 1 - distances
 
 

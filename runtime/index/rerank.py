@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from fluxtalk.arrays import Array, Floats, Integers
-from fluxtalk.runtime.index.nearest_neighbors import NearestNeighbors
+from fluxtalk.errors import IndexFileError
+from fluxtalk.runtime.index.nearest_neighbors import NOT_FINITE, NearestNeighbors
 from fluxtalk.runtime.vectors import directions, maxsim
 
 MIN_CANDIDATES = 100
@@ -38,10 +39,15 @@ class Reranker:
 
         Returns:
             Numbers and MaxSim scores, best first.
+
+        Raises:
+            UsageError, IndexFileError: as for `NearestNeighbors.search`.
         """
         wanted = max(count, candidates or max(MIN_CANDIDATES, _CANDIDATES_PER_ANSWER * count))
         # In the order in which they are on disk.
         found = np.sort(self._first.search(directions(query[0]), wanted, exact)[0])
         scores = maxsim(query, self._tokens[found])[0]
+        if not np.isfinite(scores).all():
+            raise IndexFileError(NOT_FINITE)
         order = np.argsort(-scores, kind="stable")[:count]
         return found[order], scores[order]

@@ -19,7 +19,16 @@ from fluxtalk.runtime.index.limits import NO_LIMITS, Limits, Options, choose
 from fluxtalk.runtime.index.nearest_neighbors import NearestNeighbors
 from fluxtalk.runtime.index.rerank import Reranker
 from fluxtalk.scoring.pair_recall import ServingCurve
-from fluxtalk.tokens import CONCAT, POOLED, TOKENS, Comparison, StoredTokens, TokenLayout
+from fluxtalk.tokens import (
+    COMPLEMENTARY,
+    CONCAT,
+    POOLED,
+    TOKENS,
+    Comparison,
+    StoredTokens,
+    TokenLayout,
+    side_by_side,
+)
 
 
 @dataclass(frozen=True)
@@ -42,9 +51,10 @@ class SearchIndex:
     def __init__(self, folder: Path) -> None:
         self.stored = read_index(folder)
         """Manifest, names of the items, and paths of the items and of the bundle."""
-        self.neighbors = NearestNeighbors.view(self.stored.files.vectors, self.stored.manifest.dtype)
+        manifest = self.stored.manifest
+        self.neighbors = NearestNeighbors.view(self.stored.files.vectors, manifest.dim, manifest.dtype, manifest.items)
         """The first token, or the only vector, of each item."""
-        self._tokens = self.stored.read_tokens() if self.stored.manifest.output == TOKENS else None
+        self._tokens = self.stored.read_tokens() if manifest.output == TOKENS else None
         self._name = f"the index {folder.name}"
 
     @property
@@ -63,8 +73,9 @@ class SearchIndex:
             POOLED: min(manifest.k, layout.num_overlapping_tokens),
             CONCAT: manifest.dim // manifest.narrowed(layout).dim,
             TOKENS: self.num_tokens,
+            COMPLEMENTARY: manifest.k,
         }
-        whole = manifest.output == POOLED or (manifest.output == CONCAT and manifest.dtype == "binary")
+        whole = manifest.output in (POOLED, COMPLEMENTARY) or (manifest.output == CONCAT and manifest.dtype == "binary")
         return StoredTokens(manifest.output, manifest.k, shared[manifest.output], whole)
 
     def bytes_per_item(self, comparison: Comparison) -> int:
@@ -95,9 +106,34 @@ class SearchIndex:
         Returns:
             their rows and similarities, best first: cosines, or MaxSim scores.
         """
+        if comparison.query.output == COMPLEMENTARY:
+            query = side_by_side(query[None])[0]
         if comparison.query.output == TOKENS:
             return self._by_tokens(query[: comparison.query_tokens], count, exact, candidates, comparison.item_tokens)
         return self._by_one_vector(query, count, exact)
+
+    def require_comparable(self, modality: str, limits: Limits) -> None:
+        """Refuse what complementary tokens do not compare with: other modalities, and limits, whose curve lacks them.
+
+        Raises:
+            UsageError: the index holds such tokens, and the query is of another modality or sets limits.
+        """
+        own = self.stored.manifest.modality
+        if self.stored.manifest.output != COMPLEMENTARY:
+            return
+        if modality != own:
+            raise UsageError(
+                f"{self._begin} holds what only {own} knows, so a query is of that modality; got {modality}."
+            )
+        if limits.given:
+            raise UsageError(
+                f"{self._begin} holds complementary tokens, of which no recall was measured; "
+                f"leave {', '.join(limits.given)} out."
+            )
+
+    @property
+    def _begin(self) -> str:
+        return self._name[:1].upper() + self._name[1:]
 
     def compare(
         self,
@@ -122,6 +158,7 @@ class SearchIndex:
             TokenCountError: k or item_k is out of range.
             UsageError: the two do not compare, nothing is within the limits, or the bundle has no curve.
         """
+        self.require_comparable(modality, limits)
         manifest = embedder.bundle.manifest
         stored = self.stored.manifest
         self.require_space_of(manifest, f"the bundle {embedder.bundle.folder}")
@@ -231,9 +268,11 @@ class SearchIndex:
         chosen = self.compare(embedder, modality, k, item_k, limits)
         query = chosen.query
         vectors = embedder.embed(modality, items, query.k, query.output, role=QUERY, dimensions=query.shape[-1])
+        if chosen.query.output == COMPLEMENTARY:
+            vectors = side_by_side(vectors)
         if chosen.query.output == TOKENS:
             vectors = vectors[:, : chosen.query_tokens]
-        whole = chosen.query.output == POOLED or (item_k is None and not limits.given)
+        whole = chosen.query.output in (POOLED, COMPLEMENTARY) or (item_k is None and not limits.given)
         return self.search(vectors, count, candidates, item_tokens=None if whole else chosen.item_tokens)
 
     def _by_tokens(

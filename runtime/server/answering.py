@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
@@ -10,16 +11,22 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from fluxtalk.runtime.server.execution.admission import Caller
 from fluxtalk.runtime.server.execution.dispatcher import Dispatcher
 from fluxtalk.runtime.server.execution.requests import Answer, EmbedRequest
 from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.body import time_limit
 from fluxtalk.runtime.server.http.errors import ApiError
+from fluxtalk.runtime.server.http.held_response import HeldResponse
+from fluxtalk.runtime.server.http.memory import parsed_bytes
+from fluxtalk.runtime.server.operation import JSON
 from fluxtalk.runtime.server.service import Service
 
 _LARGE_BODY = 1 << 16
 _LARGE_ANSWER = 1 << 15
 """Bytes of a body, and numbers of an answer, beyond which they are read and written outside the event loop."""
+_COMPUTED_BYTES, _WRITTEN_BYTES = 4, 16
+"""Memory of a number of an answer: as float32, and at most in one of the ways in which it may be written."""
 
 T = TypeVar("T")
 
@@ -36,38 +43,44 @@ async def answer_embedding(request: Request, service: Service, read: ReadRequest
         ApiError: the request cannot be answered.
         ClientDisconnect: the client hung up.
     """
-    dispatcher = service.require_dispatcher()
+    dispatcher, caller = service.require_dispatcher(), caller_of(request, service)
     stages = service.metrics.stage_seconds
     begin = time.monotonic()
     deadline = begin + time_limit(request, service.settings.timeout_s)
-    data = await service.bodies.read(request, deadline)
-    stages.labels("read").observe(time.monotonic() - begin)
+    charge = service.memory.charge()
     try:
-        if len(data) > _LARGE_BODY:
-            typed, respond = await in_thread(dispatcher, read, data, dispatcher.model)
-        else:
-            typed, respond = read(data, dispatcher.model)
-        answer = await while_connected(request, service, dispatcher.embed(typed, deadline))
-    finally:
-        service.bodies.release(data)
-    begin = time.monotonic()
-    large = answer.vectors.size > _LARGE_ANSWER
-    response = await in_thread(dispatcher, respond, answer) if large else respond(answer)
-    stages.labels("answer").observe(time.monotonic() - begin)
-    return response
+        data = await service.bodies.read(request, deadline, charge)
+        stages.labels("read").observe(time.monotonic() - begin)
+
+        def read_typed() -> tuple[EmbedRequest, Respond]:
+            charge.hold(_read_bytes(request, data))
+            return read(data, dispatcher.model)
+
+        typed, respond = await in_thread(dispatcher, read_typed) if len(data) > _LARGE_BODY else read_typed()
+        numbers = len(typed.items) * typed.selection.values_per_item
+        charge.hold((_COMPUTED_BYTES + _WRITTEN_BYTES * typed.forms) * numbers)
+        answer = await while_connected(request, service, dispatcher.embed(typed, deadline, caller))
+        begin = time.monotonic()
+        large = answer.vectors.size > _LARGE_ANSWER
+        response = await in_thread(dispatcher, respond, answer) if large else respond(answer)
+        stages.labels("answer").observe(time.monotonic() - begin)
+        return HeldResponse(response, charge)
+    except BaseException:
+        charge.release()
+        raise
 
 
 async def answer_body(
     request: Request,
     service: Service,
     readers: Mapping[str, Callable[[bytes, str], T]],
-    work: Callable[[T, float], Awaitable[Response]],
+    work: Callable[[T, float, Caller], Awaitable[Response]],
 ) -> Response:
     """Read a request's body in a thread, and await what is made of it.
 
     Args:
         readers: media type to what reads a body, given its whole ``Content-Type``.
-        work: given the read body, and the deadline on the clock of `time.monotonic`.
+        work: given the read body, the deadline on the clock of `time.monotonic`, and the request's sender.
 
     Raises:
         ApiError: the body is not one that is taken (400, 413, 415), or came too late (408).
@@ -76,16 +89,34 @@ async def answer_body(
     dispatcher = service.require_dispatcher()
     deadline = time.monotonic() + time_limit(request, service.settings.timeout_s)
     read = body_reader(request, readers)  # refused before its body is read
-    data = await service.bodies.read(request, deadline)
+    with service.memory.charge() as charge:
+        data = await service.bodies.read(request, deadline, charge)
 
-    async def answer() -> Response:
-        content_type = request.headers.get("content-type", "")
-        return await work(await in_thread(dispatcher, read, data, content_type), deadline)
+        def read_body() -> T:
+            charge.hold(_read_bytes(request, data))
+            return read(data, request.headers.get("content-type", ""))
 
-    try:
+        async def answer() -> Response:
+            return await work(await in_thread(dispatcher, read_body), deadline, caller_of(request, service))
+
         return await while_connected(request, service, answer())
-    finally:
-        service.bodies.release(data)
+
+
+def _read_bytes(request: Request, data: bytes) -> int:
+    """Estimate the memory of what a body becomes when it is read: values of JSON, or the parts of anything else."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type in (JSON, "") or request.url.path.endswith("/infer"):
+        return parsed_bytes(data)
+    return len(data)
+
+
+def caller_of(request: Request, service: Service) -> Caller:
+    """Find the sender of a request: its key if keys are asked for, else its address; and its connection."""
+    host, port = request.client or ("", 0)
+    client = str(host)
+    if service.settings.api_keys:
+        client = hashlib.sha256(request.headers.get("authorization", "").encode()).hexdigest()
+    return Caller(client, f"{host}:{port}")
 
 
 def body_reader(request: Request, readers: Mapping[str, T]) -> T:

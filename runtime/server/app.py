@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 from uvicorn.config import STARTUP_FAILURE
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from fluxtalk.errors import FluxTalkError
 from fluxtalk.runtime.server.api.info import info_routes
@@ -24,16 +27,20 @@ from fluxtalk.runtime.server.http.middleware import (
     FailureMiddleware,
     HostMiddleware,
     MetricsMiddleware,
+    RootPathMiddleware,
 )
 from fluxtalk.runtime.server.http.page_routes import page_routes
-from fluxtalk.runtime.server.http.protocol import OVERLOADED
-from fluxtalk.runtime.server.kserve.routes import kserve_routes
+from fluxtalk.runtime.server.http.places import Places, connections_allowed
+from fluxtalk.runtime.server.http.protocol import PLACES
+from fluxtalk.runtime.server.kserve.routes import HEADER_LENGTH, kserve_routes
 from fluxtalk.runtime.server.openapi import openapi_route
 from fluxtalk.runtime.server.search.attention import attention_route
 from fluxtalk.runtime.server.search.indexes import Indexes
 from fluxtalk.runtime.server.search.routes import search_routes
 from fluxtalk.runtime.server.service import Service
 from fluxtalk.runtime.server.settings import ServerSettings
+
+_CORS_HEADERS = ("Authorization", "Content-Type", "X-Request-Timeout", HEADER_LENGTH)
 
 log = logging.getLogger("fluxtalk.server")
 
@@ -60,15 +67,21 @@ def build_app(service: Service) -> Starlette:
     served = routes(service)
 
     @contextlib.asynccontextmanager
-    async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, Callable[[], None]]]:
+    async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, Any]]:
         await service.start()
         try:
             # The protocol refuses before a request reaches the application; it counts here.
-            yield {OVERLOADED: service.metrics.rejections.labels(OVERLOADED).inc}
+            yield {
+                PLACES: Places(
+                    lambda code: service.metrics.rejections.labels(code).inc(),
+                    connections_allowed(),
+                    frozenset(service.settings.trusted_proxies),
+                )
+            }
         finally:
             await service.stop()
 
-    return Starlette(
+    app = Starlette(
         routes=served,
         middleware=list(_middleware(service, {route.endpoint: route.path for route in served})),
         exception_handlers={
@@ -78,12 +91,26 @@ def build_app(service: Service) -> Starlette:
         },
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # on_http_exception does it, whatever the address that a proxy has
+    return app
 
 
 def _middleware(service: Service, paths: Mapping[object, str]) -> Iterator[Middleware]:
     """List the middleware, from the outside in."""
     settings = service.settings
+    if settings.trusted_proxies:
+        yield Middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
+    if settings.root_path:
+        yield Middleware(RootPathMiddleware, root_path=settings.root_path)
     yield Middleware(MetricsMiddleware, metrics=service.metrics, paths=paths)
+    if settings.cors_origins:
+        yield Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=_CORS_HEADERS,
+            expose_headers=("Retry-After", HEADER_LENGTH),
+        )
     yield Middleware(FailureMiddleware, draining=lambda: service.draining)
     if settings.allow_hosts:
         yield Middleware(HostMiddleware, hosts=settings.allow_hosts)

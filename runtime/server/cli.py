@@ -39,6 +39,12 @@ _MIB = 1 << 20
 @option("--queue", default=4096, show_default=True, type=click.IntRange(1), help="Items of a modality before 429.")
 @option("--max_body", default=32, show_default=True, type=click.IntRange(1), help="Mebibytes of a body.")
 @option(
+    "--memory",
+    type=click.IntRange(1),
+    help="Mebibytes of a process that requests may hold: bodies, what is made of them, answers.  [default: a quarter "
+    "of what there is, at most 512]",
+)
+@option(
     "--timeout",
     default=30.0,
     show_default=True,
@@ -58,12 +64,32 @@ _MIB = 1 << 20
     "or other machines reach the address, else localhost alone]",
 )
 @option("--index", "indexes", multiple=True, type=click.Path(path_type=Path), help="An index to search; repeatable.")
-@option("--serve_items", is_flag=True, help="Give out small pictures of the image files that the indexes list.")
+@option(
+    "--serve-items",
+    metavar="DIR",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Give out small pictures of the image files that the indexes list, if they are in this folder or below it; "
+    "repeatable.  [default: none is given out]",
+)
 @option(
     "--allow_url",
     metavar="HOST",
     multiple=True,
     help="Fetch images and sounds from https URLs of this host; repeatable.  [default: URLs are refused]",
+)
+@option(
+    "--cors_origin",
+    metavar="ORIGIN",
+    multiple=True,
+    help="Let web pages of this origin (https://app.example, or * for any) call the server; repeatable.",
+)
+@option("--root_path", default="", metavar="PREFIX", help="Prefix under which a proxy shows the server, such as /api.")
+@option(
+    "--trust_proxy",
+    metavar="ADDRESS",
+    multiple=True,
+    help="Believe X-Forwarded-For and X-Forwarded-Proto of the proxy at this address; repeatable.",
 )
 @option(
     "--accept-token-ids",
@@ -85,12 +111,16 @@ def serve(
     max_batch_items: int | None,
     queue: int,
     max_body: int,
+    memory: int | None,
     timeout: float,
     api_key_file: Path | None,
     allow_host: tuple[str, ...],
     allow_url: tuple[str, ...],
     indexes: tuple[Path, ...],
-    serve_items: bool,
+    serve_items: tuple[Path, ...],
+    cors_origin: tuple[str, ...],
+    root_path: str,
+    trust_proxy: tuple[str, ...],
     accept_token_ids: bool,
     workers: int,
 ) -> None:
@@ -111,10 +141,14 @@ def serve(
         max_batch_items=max_batch_items,
         queue=queue,
         max_body_bytes=max_body * _MIB,
+        memory_bytes=None if memory is None else memory * _MIB,
         timeout_s=timeout,
         api_keys=_api_keys(api_key_file),
         allow_hosts=allow_host,
         allow_urls=allow_url,
+        cors_origins=cors_origin,
+        root_path=root_path,
+        trusted_proxies=trust_proxy,
         accept_token_ids=accept_token_ids,
         workers=workers,
         indexes=indexes,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import orjson
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
@@ -13,9 +15,36 @@ SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable under which prometheus_client finds the files that several workers share."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+_WORKERS_FILE = "workers.json"
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128)
 _RATIOS = (0, 0.025, 0.05, 0.075, 0.1, 0.125, 0.25, 0.5)
+
+
+@dataclass(frozen=True)
+class WorkerState:
+    """Workers of a server, as its supervisor sees them; it writes them into the folder that they share."""
+
+    expected: int
+    running: int
+    """Those that serve, or start for the first time."""
+    failed_starts: int
+    """Replacements that could not start, so far."""
+
+    def write(self, folder: Path) -> None:
+        """Write it for the workers, whole or not at all."""
+        part = folder / f".{_WORKERS_FILE}"
+        part.write_bytes(orjson.dumps(asdict(self)))
+        part.replace(folder / _WORKERS_FILE)
+
+    @classmethod
+    def read(cls) -> WorkerState | None:
+        """Read it in a worker; None if this process is the only one."""
+        folder = os.environ.get(SHARED_FOLDER)
+        try:
+            return cls(**orjson.loads((Path(folder) / _WORKERS_FILE).read_bytes())) if folder else None
+        except (OSError, ValueError, TypeError):
+            return None
 
 
 class Metrics:
@@ -86,8 +115,8 @@ class Metrics:
         self.rejections = Counter(
             "fluxtalk_rejections",
             "Requests that were refused or given up: queue_full, too_slow (the wait would exceed the deadline), "
-            "decoding_full and decoding_too_slow (the same before decoding), deadline, memory, hung_up, not_ready, "
-            "overloaded.",
+            "too_much_work (for its deadline), decoding_full and decoding_too_slow (the same before decoding), "
+            "deadline, memory, hung_up, not_ready, overloaded, body_too_slow.",
             ["reason"],
             registry=self._registry,
         )
@@ -110,6 +139,24 @@ class Metrics:
             registry=self._registry,
             multiprocess_mode="livesum",
         )
+        self.workers_missing = Gauge(
+            "fluxtalk_workers_missing",
+            "Workers that ended, and whose replacement does not serve yet.",
+            registry=self._registry,
+            multiprocess_mode="livemax",
+        )
+        self.worker_failed_starts = Gauge(
+            "fluxtalk_worker_failed_starts",
+            "Replacements of workers that could not start, so far.",
+            registry=self._registry,
+            multiprocess_mode="livemax",
+        )
+        self.memory = Gauge(
+            "fluxtalk_memory_bytes",
+            "Bytes charged to requests, when each worker was last asked for metrics.",
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
         self.ready = Gauge(
             "fluxtalk_ready",
             "How many workers are ready; each knows of itself when it was last asked for metrics.",
@@ -119,6 +166,10 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """Write everything in Prometheus's text format, over all workers."""
+        workers = WorkerState.read()
+        if workers is not None:
+            self.workers_missing.set(workers.expected - workers.running)
+            self.worker_failed_starts.set(workers.failed_starts)
         folder = os.environ.get(SHARED_FOLDER)
         if not folder:
             return generate_latest(self._registry)

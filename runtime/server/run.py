@@ -7,33 +7,38 @@ import os
 import signal
 import socket
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from uvicorn import Config, Server
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
 
 from fluxtalk.artifacts.bundle import read_bundle
 from fluxtalk.errors import BackendError, UsageError
 from fluxtalk.runtime.backends.choose import choose
 from fluxtalk.runtime.server.app import AppFactory, build_app
 from fluxtalk.runtime.server.execution.decoding import ignore_pillow_warnings
+from fluxtalk.runtime.server.http.places import accepted_at_a_time
 from fluxtalk.runtime.server.http.protocol import DeadlineProtocol
+from fluxtalk.runtime.server.http.quiet_log import OncePerSecond
 from fluxtalk.runtime.server.metrics import SHARED_FOLDER
 from fluxtalk.runtime.server.service import Service, drain_seconds
 from fluxtalk.runtime.server.settings import ServerSettings
+from fluxtalk.runtime.server.supervisor import Supervisor
 
 _LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(process)d %(message)s"}},
+    "filters": {"once": {"()": OncePerSecond}},
     "handlers": {
-        "stderr": {"class": "logging.StreamHandler", "formatter": "line"},
+        "stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["once"]},
         "nowhere": {"class": "logging.NullHandler"},
     },
     "loggers": {
         "fluxtalk.server": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
         "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
+        "asyncio": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
         # These libraries read bodies, and log what they find odd in them.
         "python_multipart": {"handlers": ["nowhere"], "propagate": False},
         "PIL": {"handlers": ["nowhere"], "propagate": False},
@@ -84,6 +89,7 @@ def uvicorn_config(settings: ServerSettings, app: Any, factory: bool = False) ->
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        backlog=accepted_at_a_time(),
         timeout_keep_alive=_IDLE_S,
         timeout_graceful_shutdown=drain_seconds(settings),
         timeout_worker_healthcheck=_WORKER_SILENCE_S,
@@ -128,15 +134,6 @@ def _allow_connections() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-class _Supervisor(Multiprocess):
-    """uvicorn's supervisor, which gives up the port with its workers: a connection that nobody accepts would hang."""
-
-    def terminate_all(self) -> None:
-        super().terminate_all()
-        for listening in self.sockets:
-            listening.close()
-
-
 def _run_workers(settings: ServerSettings, listening: socket.socket) -> None:
     """Let uvicorn supervise the workers; one that dies is replaced.
 
@@ -149,7 +146,7 @@ def _run_workers(settings: ServerSettings, listening: socket.socket) -> None:
     settings = dataclasses.replace(settings, revision=bundle.manifest.bundle_hash)
     with tempfile.TemporaryDirectory(prefix="fluxtalk-metrics-") as folder:
         os.environ[SHARED_FOLDER] = folder
-        supervisor = _Supervisor(uvicorn_config(settings, AppFactory(settings), factory=True), [listening])
+        supervisor = Supervisor(uvicorn_config(settings, AppFactory(settings), factory=True), [listening], Path(folder))
         supervisor.run()
         codes = [process.exitcode for process in supervisor.processes]
     if STARTUP_FAILURE in codes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ from fluxtalk.runtime.server.execution.dispatcher import Dispatcher
 from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.body import BodyReader
 from fluxtalk.runtime.server.http.errors import ApiError
+from fluxtalk.runtime.server.http.memory import MemoryBudget
 from fluxtalk.runtime.server.metrics import Metrics
 from fluxtalk.runtime.server.settings import ServerSettings
 
@@ -48,6 +50,7 @@ class Service:
     ) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.memory = MemoryBudget(settings.memory, self.metrics.rejections.labels("memory").inc)
         self.bodies = BodyReader(settings.max_body_bytes)
         self.failure: Exception | None = None
         """Reason why the bundle could not be loaded."""
@@ -91,6 +94,7 @@ class Service:
         One of several workers returns when it is ready: earlier, it would take requests from those that are.
         """
         self.metrics.ready.set(0)
+        asyncio.get_running_loop().set_exception_handler(_on_loop_error)
         self._handle_signals()
         self._loading = asyncio.create_task(self._load())
         if self.settings.workers > 1:
@@ -120,7 +124,7 @@ class Service:
         log.info("ready: %s", self._dispatcher.describe())
 
     def _open(self) -> Dispatcher:
-        dispatcher = Dispatcher(self._open_embedder(self.settings), self.settings, self.metrics)
+        dispatcher = Dispatcher(self._open_embedder(self.settings), self.settings, self.metrics, self.memory)
         try:
             dispatcher.warm()
             for prepare in self.on_loaded:
@@ -169,6 +173,15 @@ class Service:
 def drain_seconds(settings: ServerSettings) -> int:
     """Seconds that requests have to end after the port closed: as long as one may take, and a little."""
     return int(settings.timeout_s) + 5
+
+
+def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Say in a sentence that no connection can be accepted; asyncio tries again after a second."""
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+        log.error("No connection can be accepted for now: %s.", error.strerror)
+    else:
+        loop.default_exception_handler(context)
 
 
 def open_verified(settings: ServerSettings) -> Embedder:

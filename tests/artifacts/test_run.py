@@ -96,8 +96,11 @@ def test_the_first_runs_did_not_record_where_their_data_was(tmp_path: Path) -> N
         ({"format": "other"}, "does not describe a FluxTalk run"),
         ({"facts": [1]}, "does not describe a FluxTalk run"),
         ({"schema_version": 2}, "has run schema 2; this FluxTalk reads 1: install the version that wrote it"),
-        ({"facts": {**WRITTEN["facts"], "steps": "many"}}, r"needs facts\.steps, a int; got 'many'"),
-        ({"facts": {}}, r"needs facts\.data, a str; got None"),
+        (
+            {"facts": {**WRITTEN["facts"], "steps": "many"}},
+            r"needs facts\.steps, an integer of at most 64 bits; got 'many'",
+        ),
+        ({"facts": {}}, r"needs facts\.data, text; got None"),
     ],
 )
 def test_a_record_that_was_changed_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:

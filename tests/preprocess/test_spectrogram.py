@@ -17,7 +17,7 @@ import soundfile
 import transformers
 from transformers import ASTFeatureExtractor, ClapFeatureExtractor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
-from fluxtalk.errors import ArtifactError, InputError, UsageError
+from fluxtalk.errors import InputError, UsageError
 from fluxtalk.preprocess import Array, AudioPreprocessor, Spectrogram, from_parts
 from fluxtalk.train.stage1.preprocessing.hf_audio import audio_preprocessor_of
 
@@ -278,5 +278,5 @@ def test_a_preprocessor_either_normalizes_or_makes_a_spectrogram_of_at_least_a_f
         AudioPreprocessor(8000, 15, features=settings)
     with pytest.raises(UsageError, match="normalize to be true or false; got 1"):
         from_parts({"kind": "audio", "sample_rate": 8000, "max_length": 10, "normalize": 1}, {})
-    with pytest.raises(ArtifactError, match="incomplete or malformed"):
+    with pytest.raises(UsageError, match="Spectrogram is an object; got 3"):
         from_parts({"kind": "audio", "sample_rate": 8000, "max_length": 10, "features": 3}, {})

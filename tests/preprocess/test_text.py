@@ -187,3 +187,16 @@ def test_a_role_changes_nothing_for_other_modalities() -> None:
     preprocess = ImagePreprocessor(8, 8)
     assert Prompting(role="query").apply(preprocess) is preprocess
     assert preprocess.prepare(picture()).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_shortened_text_is_what_a_shorter_encoder_would_read(side: str) -> None:
+    whole = TextPreprocessor(tokenizer_json(True), 9, truncation_side=side)
+    for length in (3, 4, 6, 7, 9, 100):
+        expected = TextPreprocessor(tokenizer_json(True), min(length, 9), truncation_side=side)
+        assert whole.shortened(length).token_ids(LONG) == expected.token_ids(LONG)
+    assert whole.token_ids(LONG) == [1, 3, 4, 5, 6, 7, 2]
+    with pytest.raises(InputError, match=r"adds 2 special tokens .* at least 3 are read; got 2"):
+        whole.shortened(2)
+    padded = TextPreprocessor(tokenizer_json(True), 9, pad_id=0).shortened(4)
+    assert padded.prepare(LONG).tolist() == [1, 3, 4, 2, 0, 0, 0, 0, 0]

@@ -63,6 +63,7 @@ def test_a_mean_is_cut_and_has_length_one(k: int) -> None:
         (None, "complementary", 24, "size is 48 for this output, the only size that was trained; got 24."),
         (None, "pooled", True, "got True."),
         (None, "pooled", "24", "got '24'."),
+        (None, "pooled", [24], "got [24]."),
     ],
 )
 def test_another_size_is_refused(k: int | None, output: str, dimensions: object, sentence: str) -> None:

@@ -27,6 +27,7 @@ from fluxtalk.artifacts.cache import (
     write_pairs,
 )
 from fluxtalk.artifacts.files import atomic_file, hash_file
+from fluxtalk.artifacts.unfinished import remove
 from fluxtalk.console import Log, progress
 from fluxtalk.errors import UsageError
 from fluxtalk.model.process_group import ProcessGroup
@@ -55,7 +56,7 @@ def build_lock(folder: Path, group: ProcessGroup, say: Log) -> Iterator[bool]:
             missing[0] = not (folder / MANIFEST).is_file()
             if missing.item():
                 for leftover in folder.glob(".*.tmp"):
-                    leftover.unlink()
+                    remove(leftover)
         yield bool(group.all_reduce_sum(missing).item())
 
 

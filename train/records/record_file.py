@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fluxtalk.artifacts.files import strict_json
+from fluxtalk.artifacts.json_files import decode_json, read_text
 from fluxtalk.errors import ArtifactError, reason
+
+_MAX_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,11 @@ def read_records(path: Path) -> RecordFile:
         ArtifactError: the file is missing, or a whole line is not a JSON object with a ``kind``.
     """
     try:
-        *lines, last = path.read_text(encoding="utf-8").split("\n")
+        *lines, last = read_text(path, _MAX_BYTES).split("\n")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise ArtifactError(f"{path} is not a file of records; give a .jsonl file.") from None
-    except UnicodeDecodeError as error:
-        raise ArtifactError(f"{path} is not text ({reason(error)}); give a .jsonl file.") from None
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not a text file ({reason(error)}); give a .jsonl file.") from None
     records = [_record(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     torn = False
     if last.strip():
@@ -56,7 +58,7 @@ def read_records(path: Path) -> RecordFile:
 
 def _record(path: Path, number: int, line: str) -> Record:
     try:
-        values = strict_json(line)
+        values = decode_json(line)
     except ValueError as error:
         raise ArtifactError(
             f"{path} line {number} is not valid JSON ({reason(error)}); mend or remove the line."

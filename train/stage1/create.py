@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fluxtalk.artifacts.files import Identity, git_revision
+from fluxtalk.artifacts.json_files import read_json, read_object, read_text
 from fluxtalk.datasets.data_paths import with_absolute_path
-from fluxtalk.errors import UsageError
+from fluxtalk.errors import UsageError, reason
 from fluxtalk.model.checkpoints.stage1 import Stage1, Stage1Modality
 from fluxtalk.model.encoders import EncoderSpec, build_encoder
 from fluxtalk.model.encoders.libraries import is_library_source
@@ -24,6 +24,8 @@ from fluxtalk.train.stage1.sources.weights import fit_weights, read_weights
 _KEYS = {"encoder", "options", "weights", "preprocess", "prompts", "default_prompt"}
 _LONGEST_STATED = 1_000_000
 """Bound of maximum lengths that mean something: tokenizers without one say 10^30."""
+_MOST_BYTES = 256 << 20
+"""Largest tokenizer.json that is read."""
 _IMAGE_EXAMPLE = (
     '{"kind": "image", "height": 224, "width": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}'
 )
@@ -42,11 +44,11 @@ def stage1_from_specification(path: Path, allow_code: bool = False) -> Stage1:
         CheckpointError: a weights file cannot be used.
     """
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except FileNotFoundError:
         raise UsageError(f"The specification {path} does not exist; check the path.") from None
     except ValueError as error:
-        raise UsageError(f"The specification {path} is not valid JSON: {error}.") from None
+        raise UsageError(f"The specification {path} is not valid JSON ({reason(error)}); correct it.") from None
     modalities = content.get("modalities") if isinstance(content, dict) else None
     if not isinstance(modalities, dict) or not modalities or set(content) - {"data", "modalities"}:
         raise UsageError(f"The specification {path} has the keys modalities (at least one) and, optionally, data.")
@@ -159,9 +161,11 @@ def _text(folder: Path, name: str, config: Mapping[str, Any]) -> Preprocessor:
         )
     options = {option: config[option] for option in OPTIONS if option in config}
     try:
-        return TextPreprocessor(file.read_text(encoding="utf-8"), config["max_length"], **options)
+        return TextPreprocessor(read_text(file, _MOST_BYTES), config["max_length"], **options)
     except FileNotFoundError:
         raise UsageError(f"The tokenizer {file} of {name} does not exist; check the path.") from None
+    except ValueError as error:
+        raise UsageError(f"The tokenizer {file} of {name} cannot be read ({reason(error)}); correct it.") from None
 
 
 def _stated_length(folder: Path) -> str:
@@ -172,8 +176,8 @@ def _stated_length(folder: Path) -> str:
         ("config.json", "max_position_embeddings"),
     ):
         try:
-            value = json.loads((folder / name).read_text(encoding="utf-8")).get(key)
-        except (OSError, ValueError, AttributeError):
+            value = read_object(folder / name, any_number=True).get(key)
+        except (OSError, ValueError):
             continue
         if type(value) is int and value < _LONGEST_STATED:
             return f"{folder / name} says {key} {value}"

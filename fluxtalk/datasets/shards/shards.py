@@ -15,6 +15,8 @@ passed over with a note.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import re
 import tarfile
 from array import array
 from collections import Counter
@@ -36,6 +38,8 @@ from fluxtalk.errors import BackendError, DataError, InputError, UsageError, rea
 from fluxtalk.preprocess import FILE_SUFFIXES
 from fluxtalk.preprocess.visible_text import is_visible
 
+MOST_SHARDS = 1_000_000
+_RANGE = re.compile(r"\{(-?[0-9]+)\.\.(-?[0-9]+)")
 _FIRST = {
     "image": ("jpg", "jpeg", "png", "webp"),
     "text": ("txt",),
@@ -151,7 +155,7 @@ def shard_names(name: DataName) -> list[str]:
     """Expand the braces of a name to paths, whether or not such files exist.
 
     Raises:
-        UsageError: the braces do not match.
+        UsageError: the braces do not match, or make more than `MOST_SHARDS` names.
         BackendError: a library is missing.
     """
     try:
@@ -159,7 +163,12 @@ def shard_names(name: DataName) -> list[str]:
     except ImportError:
         raise BackendError(f"The shards {name.path} need braceexpand: pip install 'fluxtalk[data]'.") from None
     try:
-        return list(braceexpand(name.path))
+        # The library makes a range whole before it gives the first name.
+        long = any(abs(int(last) - int(first)) >= MOST_SHARDS for first, last in _RANGE.findall(name.path))
+        names = [] if long else list(itertools.islice(braceexpand(name.path), MOST_SHARDS + 1))
+        if long or len(names) > MOST_SHARDS:
+            raise UsageError(f"The braces in {name.path!r} make more than {MOST_SHARDS:,} names; write fewer.")
+        return names
     except ValueError:
         raise UsageError(f"The braces in {name.path!r} do not match; write {{000000..000099}}.") from None
 

@@ -30,8 +30,9 @@ from fluxtalk.artifacts.files import hash_file, hash_json
 from fluxtalk.config import require_modality_name
 from fluxtalk.datasets.bad_items import ROW, BadItem
 from fluxtalk.datasets.data_name import DataName
+from fluxtalk.datasets.outside import outside_notes
 from fluxtalk.datasets.pairs import SPLIT_NAMES, PairDataset
-from fluxtalk.datasets.reporting import abbreviate, require_files, with_progress
+from fluxtalk.datasets.reporting import abbreviate, is_file, require_files, with_progress
 from fluxtalk.datasets.splits import ItemColumn, gap_notes, make_splits, split_by_hash
 from fluxtalk.datasets.tables.linked_rows import Cells, linkage_notes, linked_row_ids
 from fluxtalk.datasets.tables.readers import WholeTable, open_table, read_whole
@@ -87,6 +88,7 @@ def load(name: DataName, kinds: Mapping[str, str] | None = None, tolerated: floa
         notes=(
             *gap_notes(name.path, _names(table, row_ids), tuple(split_of), columns),
             *(linkage_notes(linking, len(table.positions)) if table.ids is None else ()),
+            *outside_notes(table.path, _file_paths(table, files)),
         ),
         bad_rows=bad_rows,
     )
@@ -206,6 +208,10 @@ def _require_cells_files(table: _Table, files: frozenset[str], tolerated: float)
     require_files(f"The table {table.path}", paths, wanted, "paths are relative to the table", tolerated)
 
 
+def _file_paths(table: _Table, files: frozenset[str]) -> set[Path]:
+    return {table.path.parent / cell for m in files for cell in table.cells[m] if cell is not None}
+
+
 def _splits_by_id(table: _Table, row_ids: Sequence[str]) -> dict[str, str]:
     """Split of every id, in the order in which the ids first occur."""
     split_of: dict[str, str] = {}
@@ -237,7 +243,7 @@ def _content(table: _Table, files: frozenset[str]) -> dict[str, dict[str, str]]:
     """Modality to cell to content, of files the hash: one picture under two names is one picture."""
     distinct = {m: dict.fromkeys(cell for cell in cells if cell is not None) for m, cells in table.cells.items()}
     paths = list(dict.fromkeys(table.path.parent / cell for m in files for cell in distinct[m]))
-    present = [path for path in paths if path.is_file()]
+    present = [path for path in paths if is_file(path)]
     total = sum(path.stat().st_size for path in present)
     hashes = {path: hash_file(path) for path in with_progress(present, f"hashing {table.path.name}", "file", total)}
     hashes |= {path: f"missing: {path.name}" for path in paths if path not in hashes}

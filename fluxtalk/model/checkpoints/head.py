@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fluxtalk.artifacts.files import Identity, atomic_file, canonical_json, hash_bytes
+from fluxtalk.artifacts.json_files import decode_json
 from fluxtalk.artifacts.run import LAST
 from fluxtalk.config import HeadConfig
 from fluxtalk.errors import CheckpointError, UsageError, reason
@@ -111,7 +111,7 @@ def load_head(path: Path) -> HeadCheckpoint:
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a FluxTalk stage 2 checkpoint; give one that fluxtalk-train wrote.")
     try:
-        header = json.loads(metadata["header"])
+        header = decode_json(metadata["header"])
         schema_version, content_hash = header["schema_version"], metadata["content_hash"]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is a malformed stage 2 checkpoint ({reason(error)}); restore it.") from None

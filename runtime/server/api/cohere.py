@@ -73,7 +73,8 @@ def read(body: CohereRequest, model: ServedModel) -> EmbedRequest:
     model.require_model(body.model)
     items = _items(body, model)
     selection = select(model, body.k, body.tokens, body.output, body.output_dimension, "output_dimension")
-    return EmbedRequest(items, selection, Prompting(_ROLES.get(body.input_type or "")))
+    prompting = Prompting(_ROLES.get(body.input_type or ""))
+    return EmbedRequest(items, selection, prompting, forms=max(1, len(set(body.embedding_types or ()))))
 
 
 def write_answer(answer: Answer, types: list[CohereType] | None, model: ServedModel) -> CohereAnswer:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from fluxtalk.runtime.server.api.options import EMBEDDING_TYPES
 from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import error_body, json_response
-from fluxtalk.runtime.server.metrics import CONTENT_TYPE
+from fluxtalk.runtime.server.metrics import CONTENT_TYPE, WorkerState
 from fluxtalk.runtime.server.operation import (
     ANYTHING,
     BUNDLE_ERRORS,
@@ -53,12 +53,15 @@ def info_routes(service: Service) -> list[ApiRoute]:
 
     async def readyz(_request: Request) -> Response:
         why_not = service.why_not_ready
+        workers = WorkerState.read()
         if why_not is None:
-            return json_response({"ready": True})
+            shown = {} if workers is None else {"workers": {"expected": workers.expected, "running": workers.running}}
+            return json_response({"ready": True, **shown})
         return json_response({"ready": False, **error_body(503, f"Not ready: {why_not}.", "not_ready")}, 503)
 
     async def metrics(_request: Request) -> Response:
         service.metrics.ready.set(service.why_not_ready is None)
+        service.metrics.memory.set(service.memory.held)
         return Response(service.metrics.exposition(), headers={"content-type": CONTENT_TYPE})
 
     async def info(_request: Request) -> Response:
@@ -140,9 +143,11 @@ def _info(service: Service) -> dict[str, Any]:
         },
         "curve": _curve(model),
         "embedding_types": list(EMBEDDING_TYPES),
+        "throughput": dispatcher.throughput(),
         "limits": {
             "items": model.max_items,
             "body_bytes": settings.max_body_bytes,
+            "memory_bytes": settings.memory,
             "seconds": settings.timeout_s,
             "queued_items": settings.queue,
             "batch_items": dispatcher.max_batch_items,

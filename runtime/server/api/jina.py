@@ -47,6 +47,10 @@ class JinaRequest(EmbeddingOptions, kw_only=True):
     truncate: Always | None = None
     late_chunking: Never | None = None
 
+    def num_forms(self) -> int:
+        """Count the ways in which vectors are written side by side."""
+        return len(set(self.embedding_type)) if isinstance(self.embedding_type, list) else super().num_forms()
+
     def role(self) -> tuple[str | None, str]:
         """Read the role of the texts, and the field that says it.
 

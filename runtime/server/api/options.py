@@ -18,6 +18,7 @@ EmbeddingType = Literal["float", "base64", "float16", "int8", "binary", "ubinary
 EMBEDDING_TYPES: tuple[str, ...] = get_args(EmbeddingType)
 K = Annotated[int, Meta(extra_json_schema={"description": "an integer: how many register tokens, from the first"})]
 Tokens = Annotated[int, Meta(extra_json_schema={"description": "an integer: another name of k", "deprecated": True})]
+MaxTokens = Annotated[int, Meta(ge=-1, le=1 << 31)]
 Output = Annotated[str, Meta(extra_json_schema={"enum": list(OUTPUT_KINDS)})]
 
 
@@ -34,6 +35,7 @@ class EmbeddingOptions(Body):
     embedding_types: list[EmbeddingType] | None = None
     prompt_name: str | None = None
     input_type: Literal["query", "document"] | None = None
+    truncate_prompt_tokens: MaxTokens | None = None
 
     def request(self, items: Sequence[Item], model: ServedModel) -> EmbedRequest:
         """Check these fields, and make the typed request.
@@ -46,7 +48,27 @@ class EmbeddingOptions(Body):
         role, param = self.role()
         if role is not None and self.prompt_name is not None:
             raise bad_request(f"{param} chooses a prompt, and so does prompt_name; give one of them.", param)
-        return EmbedRequest(items, selection, model.prompting(items, role, self.prompt_name))
+        prompting = model.prompting(items, role, self.prompt_name)
+        return EmbedRequest(items, selection, prompting, self._max_tokens(items), self.num_forms())
+
+    def num_forms(self) -> int:
+        """Count the ways in which vectors are written side by side."""
+        return max(1, len(set(self.embedding_types or ())))
+
+    def _max_tokens(self, items: Sequence[Item]) -> int | None:
+        """Read vLLM's ``truncate_prompt_tokens``, of which -1 is the encoder's own length.
+
+        Raises:
+            ApiError: 400: it is 0, or items are token ids, which are taken as they are.
+        """
+        asked, name = self.truncate_prompt_tokens, "truncate_prompt_tokens"
+        if asked is None or asked == -1:
+            return None
+        if asked == 0:
+            raise bad_request(f"{name} must be at least 1, or -1 for what the encoder takes; got 0.", name)
+        if any(isinstance(item.value, list) for item in items):
+            raise bad_request(f"{name} shortens texts, and token ids are taken as they are; leave it out.", name)
+        return asked
 
     def role(self) -> tuple[str | None, str]:
         """Read the role of the texts, and the field that says it.

@@ -3,6 +3,10 @@
 One thread runs one modality's session. Requests of different k share a batch: it runs at the largest, and each item is
 cut to its own, which is exact because tokens are prefixes. A batch holds items of like length, and no more of them than
 its weight allows.
+
+Callers take turns by the work of their items (Goyal, Vin and Cheng, "Start-time fair queueing", 1996), so a long
+request never stands before a short one of somebody else, and single items are served as they come. A request that falls
+behind the pace which its deadline asks for goes first.
 """
 
 from __future__ import annotations
@@ -12,7 +16,8 @@ import heapq
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,10 +27,11 @@ from numpy.typing import NDArray
 
 from fluxtalk.arrays import Array
 from fluxtalk.errors import InputError
-from fluxtalk.preprocess import AudioPreprocessor, Preprocessor
+from fluxtalk.preprocess import Preprocessor
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.batching import MAX_PADDING_SHARE
-from fluxtalk.runtime.server.execution.rate import ServiceRate
+from fluxtalk.runtime.server.execution.admission import COUNTED_ON, Caller
+from fluxtalk.runtime.server.execution.work import Throughput, run_unit
 from fluxtalk.runtime.server.http.errors import ApiError
 from fluxtalk.runtime.server.metrics import Metrics
 from fluxtalk.tokens import Selection
@@ -34,8 +40,6 @@ log = logging.getLogger("fluxtalk.server")
 
 _LOOK = 8
 """Items of the queue, in batches, that are searched for items of like length."""
-_UNITS = {"text": 256, "features": 256, "audio": 160_000, "image": 224 * 224}
-"""Kind to the length (or pixels) of an item of ordinary size, whose weight is 1."""
 
 
 @dataclass(eq=False)
@@ -50,11 +54,25 @@ class Job:
     """Output of every item, and its k. For attention, the items have one length."""
     deadline: float
     """Time on the clock of `time.monotonic` after which work that has not begun is dropped."""
+    caller: Caller = field(default_factory=Caller.alone)
     future: Future[NDArray[np.float32]] = field(default_factory=Future)
     """Vectors in the order of the arrays. If it is canceled, items that have not begun are never run."""
     rows: NDArray[np.float32] | None = None
     given: int = 0
     """Items whose vectors are in ``rows``."""
+    begun: float = 0.0
+    """Time at which it was queued."""
+    waiting: deque[_Entry] = field(default_factory=deque)
+    """Its items in order, if it is longer than a batch; those that were taken are dropped as they are met."""
+
+    def next_due(self) -> float:
+        """Time by which its next item has to be taken if all are to be done in time, one after the other."""
+        while self.waiting and self.waiting[0].taken:
+            self.waiting.popleft()
+        if not self.waiting or self.future.done():
+            return float("inf")
+        done = (self.waiting[0].position + 1) / len(self.arrays)
+        return self.begun + COUNTED_ON * (self.deadline - self.begun) * done
 
     def give(self, positions: list[int], vectors: NDArray[np.float32]) -> None:
         """Take the vectors of some items; the last of them complete the job."""
@@ -74,9 +92,9 @@ class Job:
 
 @dataclass(order=True)
 class _Entry:
-    """One item in the queue, in the order in which items are due."""
+    """One item in the queue, in the order in which items take turns."""
 
-    due: float
+    turn: float
     number: int
     job: Job = field(compare=False)
     position: int = field(compare=False)
@@ -84,6 +102,7 @@ class _Entry:
     weight: float = field(compare=False)
     """Weight of one unit of length."""
     queued: float = field(compare=False)
+    taken: bool = field(compare=False, default=False)
 
 
 class Batcher:
@@ -94,7 +113,7 @@ class Batcher:
         session: the session, which this thread alone runs.
         preprocess: preprocessing of the modality.
         max_weight: items of ordinary size in a batch, padding included.
-        queue: items that may be accepted and unanswered at a time.
+        throughput: told of every batch.
         metrics: counters, told of every batch.
         known_good: inputs that the session must be able to run. If it fails at an item, it is asked again with these,
             and the thread ends if it fails at them, too. None: it is not asked.
@@ -106,7 +125,7 @@ class Batcher:
         session: Session,
         preprocess: Preprocessor,
         max_weight: int,
-        queue: int,
+        throughput: Throughput,
         metrics: Metrics,
         known_good: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
@@ -114,22 +133,25 @@ class Batcher:
         self._session = session
         self._preprocess = preprocess
         self._max_weight = max_weight
-        self._queue = queue
+        self._throughput = throughput
         self._metrics = metrics
         self._known_good = known_good
         self._queue_seconds = metrics.queue_seconds.labels(modality)
         self._run_seconds = metrics.stage_seconds.labels("run")
-        self._outstanding_gauge = metrics.outstanding.labels(modality)
-        self._unit = _unit(preprocess)
+        self._unit = run_unit(preprocess)
         self._changed = threading.Condition()
         self._heap: list[_Entry] = []
         self._number = 0
-        self._outstanding = 0
+        self._now = 0.0
+        """Turn of the last item that was taken: virtual time."""
+        self._next_turns: dict[Caller, float] = {}
+        """Next turns of the callers that wait; how many jobs each has, and each client's callers."""
+        self._jobs: Counter[Caller] = Counter()
+        self._callers: Counter[str] = Counter()
+        self._long: list[Job] = []
         self._closing = False
         self._cause_of_death: BaseException | None = None
         self._running_since: float | None = None
-        self._seconds_per_item = 0.0  # of a batch alone
-        self._rate = ServiceRate()
         self._thread = threading.Thread(target=self._live, name=f"fluxtalk-{modality}", daemon=True)
         self._thread.start()
 
@@ -144,67 +166,38 @@ class Batcher:
         since = self._running_since
         return 0.0 if since is None else time.monotonic() - since
 
-    def estimated_wait_s(self, count: int = 1) -> float:
-        """Estimate the seconds until ``count`` items accepted now would be done, at the rate measured lately."""
-        return (self._outstanding + count) * self._seconds_each()
-
-    def admit(self, count: int, deadline: float) -> None:
-        """Reserve places for items before anything is spent on them; `release` gives them back.
+    def require_alive(self) -> None:
+        """Refuse work that nobody would do.
 
         Raises:
-            ApiError: 503 if the thread died; 429 if the queue is full, or so long that the deadline would pass.
+            ApiError: 503: the thread died.
         """
-        with self._changed:
-            if not self.alive:
-                raise self._dead()
-            wait = self.estimated_wait_s(count)
-            # A request of more than a batch may not take the places of all the small ones.
-            room = self._queue if count <= self._max_weight else max(self._queue // 2, self._max_weight)
-            if self._outstanding + count > room:
-                self._metrics.rejections.labels("queue_full").inc()
-                raise ApiError(
-                    429,
-                    f"The queue of {self.modality} has {self._outstanding} of {room} items; try again later.",
-                    "queue_full",
-                    retry_after_s=wait,
-                )
-            if self._outstanding and time.monotonic() + wait > deadline:
-                self._metrics.rejections.labels("too_slow").inc()
-                raise ApiError(
-                    429,
-                    f"The wait would be about {wait:.1f} s, longer than this request may take; try again later.",
-                    "too_slow",
-                    retry_after_s=self.estimated_wait_s(0),
-                )
-            if not self._outstanding:
-                self._rate.begin(time.monotonic())
-            self._outstanding += count
-            self._outstanding_gauge.set(self._outstanding)
-
-    def release(self, count: int) -> None:
-        """Give back what `admit` reserved."""
-        with self._changed:
-            self._outstanding -= count
-            self._outstanding_gauge.set(self._outstanding)
+        if not self.alive:
+            raise self._dead()
 
     def submit(self, job: Job) -> Future[NDArray[np.float32]]:
-        """Queue a job whose places were reserved.
-
-        A long job does not stand in the way of short ones: its items are due one after the other, at the measured
-        rate, and not all at once.
-        """
-        now = time.monotonic()
+        """Queue a job that was let in."""
+        now = job.begun = time.monotonic()
         lengths = [self._preprocess.length(array) for array in job.arrays]
         with self._changed:
             if not self.alive or self._closing:
                 job.fail(self._dead())
                 return job.future
+            caller = job.caller
+            self._join(job)
+            turn = max(self._now, self._next_turns.get(caller, 0.0))
             for position, (array, length) in enumerate(zip(job.arrays, lengths, strict=True)):
-                due = now + position * self._seconds_per_item
-                self._number += 1
                 weight = self._weight(array, length)
-                heapq.heappush(self._heap, _Entry(due, self._number, job, position, length, weight, now))
+                self._number += 1
+                entry = _Entry(turn, self._number, job, position, length, weight, now)
+                # Connections of one client share its turns.
+                turn += (1 / 32 + weight * length) * self._callers[caller.client]
+                heapq.heappush(self._heap, entry)
+                if len(job.arrays) > self._max_weight:
+                    job.waiting.append(entry)
+            self._next_turns[caller] = turn
             self._changed.notify()
+        job.future.add_done_callback(lambda _: self._leave(job))
         return job.future
 
     def close(self, patience_s: float) -> bool:
@@ -215,9 +208,23 @@ class Batcher:
         self._thread.join(patience_s)
         return not self._thread.is_alive()
 
-    def _seconds_each(self) -> float:
-        # If decoding takes most of the time, the rate of batches alone would promise too much.
-        return max(self._seconds_per_item, self._rate.seconds_per_item)
+    def _join(self, job: Job) -> None:
+        if not self._jobs[job.caller]:
+            self._callers[job.caller.client] += 1
+        self._jobs[job.caller] += 1
+        if len(job.arrays) > self._max_weight:
+            self._long.append(job)
+
+    def _leave(self, job: Job) -> None:
+        with self._changed:
+            self._jobs[job.caller] -= 1
+            if not self._jobs[job.caller]:
+                del self._jobs[job.caller], self._next_turns[job.caller]
+                self._callers[job.caller.client] -= 1
+                if not self._callers[job.caller.client]:
+                    del self._callers[job.caller.client]
+            if job in self._long:
+                self._long.remove(job)
 
     def _weight(self, array: Array, length: int) -> float:
         if self._preprocess.kind == "image":
@@ -254,29 +261,47 @@ class Batcher:
                 self._changed.wait()
 
     def _gather(self) -> list[_Entry]:
-        """Take the first item that is due, and those behind it that fit to it."""
+        """Take the first item whose turn it is, and those behind it that fit to it."""
         batch: list[_Entry] = []
         passed: list[_Entry] = []
-        longest = total = looked = 0
-        while self._heap and looked < _LOOK * self._max_weight:
-            entry = heapq.heappop(self._heap)
-            if not _is_wanted(entry.job):
-                continue
-            looked += 1
+        longest = total = 0
+        for entry, is_popped in self._in_turn():
             count, length = len(batch) + 1, max(longest, entry.length)
             padded = count * length
             # A short item still costs a row: it weighs at least 1.
             heavy = count * max(1.0, length * entry.weight) > self._max_weight
             if not batch or not (heavy or padded - (total + entry.length) > padded * MAX_PADDING_SHARE):
                 batch.append(entry)
+                entry.taken = True
                 longest, total = length, total + entry.length
                 if count >= self._max_weight:
                     break
-            else:
+            elif is_popped:
                 passed.append(entry)
         for entry in passed:
             heapq.heappush(self._heap, entry)
         return batch
+
+    def _in_turn(self) -> Iterator[tuple[_Entry, bool]]:
+        """Look through the queue: first at what is behind its pace, then at whose turn it is.
+
+        Yields:
+            each entry, and True if it is not in the heap any more.
+        """
+        late = min(self._long, key=Job.next_due, default=None)
+        if late is not None and late.next_due() < time.monotonic() and _is_wanted(late):
+            for entry in list(late.waiting)[: self._max_weight]:
+                if not entry.taken:
+                    yield entry, False
+        looked = 0
+        while self._heap and looked < _LOOK * self._max_weight:
+            entry = heapq.heappop(self._heap)
+            if entry.taken or not _is_wanted(entry.job):
+                continue
+            if not looked:
+                self._now = max(self._now, entry.turn)
+            looked += 1
+            yield entry, True
 
     def _run(self, batch: list[_Entry]) -> None:
         begin = time.monotonic()
@@ -332,22 +357,13 @@ class Batcher:
 
     def _observe(self, batch: list[_Entry], begin: float, elapsed: float) -> None:
         count = len(batch)
-        rate = elapsed / count
-        self._seconds_per_item = 0.8 * self._seconds_per_item + 0.2 * rate if self._seconds_per_item else rate
-        with self._changed:
-            self._rate.done(count, time.monotonic())
+        self._throughput.ran([entry.length for entry in batch], elapsed)
         padded = count * max(entry.length for entry in batch)
         self._run_seconds.observe(elapsed)
         self._metrics.batch_items.labels(self.modality).observe(count)
         self._metrics.padding_ratio.labels(self.modality).observe(1 - sum(e.length for e in batch) / padded)
         for entry in batch:
             self._queue_seconds.observe(begin - entry.queued)
-
-
-def _unit(preprocess: Preprocessor) -> float:
-    """Length of an item of ordinary size; a spectrogram has a position for many samples."""
-    unit = _UNITS.get(preprocess.kind, 1)
-    return unit / preprocess.hop_length if isinstance(preprocess, AudioPreprocessor) else unit
 
 
 def _is_wanted(job: Job) -> bool:

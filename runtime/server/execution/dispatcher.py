@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fluxtalk.preprocess import Preprocessor
+from fluxtalk.arrays import Array
+from fluxtalk.errors import InputError
+from fluxtalk.preprocess import Preprocessor, TextPreprocessor
 from fluxtalk.runtime.backends.threads import available_cores
 from fluxtalk.runtime.embedder import Embedder
+from fluxtalk.runtime.server.execution.admission import Admission, Caller, Claim
 from fluxtalk.runtime.server.execution.batcher import Batcher, Job
 from fluxtalk.runtime.server.execution.decode_pool import DecodePool
 from fluxtalk.runtime.server.execution.decoding import FILE_KINDS
 from fluxtalk.runtime.server.execution.requests import Answer, EmbedRequest
 from fluxtalk.runtime.server.execution.served_model import ServedModel
-from fluxtalk.runtime.server.http.errors import ApiError
+from fluxtalk.runtime.server.execution.work import Throughput
+from fluxtalk.runtime.server.http.errors import ApiError, bad_request
 from fluxtalk.runtime.server.http.fetch import Fetcher
+from fluxtalk.runtime.server.http.memory import Charge, MemoryBudget
+from fluxtalk.runtime.server.media.pixels import estimate_pixels
 from fluxtalk.runtime.server.metrics import Metrics
 from fluxtalk.runtime.server.settings import ServerSettings
 
 _ON_CPU, _ON_GPU = 8, 64
 """Items of a batch. On a CPU, more of them hardly make an item cheaper, and all of them wait for the last."""
+_DECODED_AT_A_TIME = 2
+_BYTES_PER_PIXEL = 8
+"""Images of one request that are decoded at a time, and the memory of a pixel: decoded, and converted once."""
+_MEMORY_POLL_S = 0.02
 _STALLED_S = 60.0
 """Seconds after which a batch is taken not to end."""
 
@@ -36,12 +47,14 @@ class Dispatcher:
         embedder: the bundle, which `close` closes.
         settings: limits.
         metrics: counters, told of everything.
+        memory: charged with decoded images.
     """
 
-    def __init__(self, embedder: Embedder, settings: ServerSettings, metrics: Metrics) -> None:
+    def __init__(self, embedder: Embedder, settings: ServerSettings, metrics: Metrics, memory: MemoryBudget) -> None:
         manifest = embedder.bundle.manifest
         self._embedder = embedder
         self._metrics = metrics
+        self._memory = memory
         self._patience_s = settings.timeout_s
         self._preprocess: dict[str, Preprocessor] = {m: embedder.bundle.preprocess(m) for m in embedder.modalities}
         self.model = ServedModel(
@@ -61,8 +74,15 @@ class Dispatcher:
             metrics,
             with_files=any(preprocess.kind in FILE_KINDS for preprocess in self._preprocess.values()),
         )
+        self._throughput = {m: Throughput(p, self.max_batch_items) for m, p in self._preprocess.items()}
+        self._admissions = {
+            m: Admission(m, _nouns(p.kind), settings.queue, self._throughput[m], metrics)
+            for m, p in self._preprocess.items()
+        }
         self._batchers = {
-            m: Batcher(m, embedder.session(m), p, self.max_batch_items, settings.queue, metrics, self._known_good(m))
+            m: Batcher(
+                m, embedder.session(m), p, self.max_batch_items, self._throughput[m], metrics, self._known_good(m)
+            )
             for m, p in self._preprocess.items()
         }
 
@@ -89,6 +109,10 @@ class Dispatcher:
         """Describe each modality's session."""
         return {m: self._embedder.session(m).describe() for m in self._embedder.modalities}
 
+    def throughput(self) -> dict[str, dict[str, float]]:
+        """Describe the throughput that admission counts on, of each modality."""
+        return {modality: throughput.describe() for modality, throughput in self._throughput.items()}
+
     def describe(self) -> str:
         """Describe the bundle, what runs each modality, and why: a backend that was passed over is named."""
         return self._embedder.describe()
@@ -104,33 +128,46 @@ class Dispatcher:
         for modality in self._embedder.modalities:
             inputs = bundle.golden.batch[modality].inputs
             rows = len(next(iter(inputs.values())))
+            measured = []
             for count in (1, self.max_batch_items):
                 chosen = np.resize(np.arange(rows), count)
                 batch = {name: array[chosen] for name, array in inputs.items()}
-                for k in range(1, bundle.manifest.num_register_tokens + 1):
+                lengths = batch["mask"].sum(axis=1).tolist() if "mask" in batch else [1] * count
+                seconds = []
+                for k in [*range(1, bundle.manifest.num_register_tokens + 1)] * 2:
+                    begin = time.monotonic()
                     self._embedder.session(modality).run(batch, k)
+                    seconds.append(time.monotonic() - begin)
+                measured.append((lengths, float(np.median(seconds))))
+            self._throughput[modality].calibrate(*measured)
         bundle.release_golden()
 
-    async def embed(self, request: EmbedRequest, deadline: float) -> Answer:
+    async def embed(self, request: EmbedRequest, deadline: float, caller: Caller | None = None) -> Answer:
         """Embed the items of a request. If it is canceled, items that have not begun are never run.
 
         Args:
             deadline: time on the clock of `time.monotonic`.
+            caller: its sender, with whose other requests it shares; None is one of its own.
 
         Raises:
-            ApiError: an item cannot be used (422), there is no room (429), the engine failed (500, 503), or the
-                deadline passed (504).
+            ApiError: an item cannot be used (422), there is no room (429), it is more than can be done in its time
+                (413), the engine failed (500, 503), or the deadline passed (504).
         """
+        caller = Caller.alone() if caller is None else caller
         positions: dict[str, list[int]] = {}
         for position, item in enumerate(request.items):
             positions.setdefault(item.modality, []).append(position)
         with ExitStack() as reserved:
+            claims: dict[str, Claim] = {}
             for modality, of_modality in positions.items():
-                self._batchers[modality].admit(len(of_modality), deadline)
-                reserved.callback(self._batchers[modality].release, len(of_modality))
+                self._batchers[modality].require_alive()
+                estimate, admission = self._throughput[modality].estimate, self._admissions[modality]
+                works = [estimate(request.items[position].value) for position in of_modality]
+                claims[modality] = admission.admit(caller, works, deadline)
+                reserved.callback(admission.release, claims[modality])
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
-                    return await self._answer(request, positions, deadline)
+                    return await self._answer(request, positions, claims)
             except TimeoutError:
                 self._metrics.rejections.labels("deadline").inc()
                 raise ApiError(504, "The time that this request may take is over.", "deadline_exceeded") from None
@@ -142,18 +179,24 @@ class Dispatcher:
         if all(ended):  # a session must not be closed under a batch that hangs
             self._embedder.close()
 
-    async def _answer(self, request: EmbedRequest, positions: dict[str, list[int]], deadline: float) -> Answer:
+    async def _answer(self, request: EmbedRequest, positions: dict[str, list[int]], claims: dict[str, Claim]) -> Answer:
         jobs: dict[str, Job] = {}
         begin = time.monotonic()
         units = 0
         for modality, of_modality in positions.items():
-            preprocess = self._preprocess[modality]
-            if preprocess.kind == "text":
-                preprocess = request.prompting.apply(preprocess)
+            preprocess, claim = self._preprocess[modality], claims[modality]
+            if isinstance(preprocess, TextPreprocessor):
+                preprocess = _of_request(preprocess, request)
             values = [request.items[position].value for position in of_modality]
-            arrays = await self.decode_pool.prepare(preprocess, values, of_modality, deadline)
-            units += sum(map(preprocess.length, arrays))
-            jobs[modality] = Job(arrays, of_modality, request.selection, deadline)
+            arrays = await self._prepared(preprocess, values, of_modality, modality, claim)
+            lengths = [preprocess.length(array) for array in arrays]
+            units += sum(lengths)
+            if preprocess.kind == "text":
+                self._throughput[modality].learn_tokens(
+                    sum(len(value) for value in values if isinstance(value, str)), sum(lengths)
+                )
+            self._admissions[modality].settle(claim, self._throughput[modality].of_lengths(lengths))
+            jobs[modality] = Job(arrays, of_modality, request.selection, claim.deadline, claim.caller)
         self._metrics.stage_seconds.labels("prepare").observe(time.monotonic() - begin)
         try:
             futures = [asyncio.wrap_future(self._batchers[m].submit(job)) for m, job in jobs.items()]
@@ -168,6 +211,42 @@ class Dispatcher:
                 vectors[job.positions] = rows
         return Answer(request.selection, vectors, units)
 
+    async def _prepared(
+        self,
+        preprocess: Preprocessor,
+        values: Sequence[Any],
+        positions: Sequence[int],
+        modality: str,
+        claim: Claim,
+    ) -> list[Array]:
+        """`DecodePool.prepare`, measured."""
+        throughput = self._throughput[modality]
+        with self._memory.charge() as charge:
+            if preprocess.kind == "image":
+                await self._hold_pixels(values, charge, claim.deadline)
+            throughput.begin_preparing(time.monotonic())
+            done = 0.0
+            try:
+                arrays = await self.decode_pool.prepare(preprocess, values, positions, claim.deadline)
+                done = claim.prepare
+            finally:
+                throughput.end_preparing(done, time.monotonic())
+        return arrays
+
+    async def _hold_pixels(self, values: Sequence[Any], charge: Charge, deadline: float) -> None:
+        """Charge the images of a request that are decoded at a time, and wait for memory up to half of its time.
+
+        Raises:
+            ApiError: 429: there is none in all that time.
+        """
+        largest = sorted(map(estimate_pixels, values))[-_DECODED_AT_A_TIME:]
+        # The largest image that is taken waits for others, and not for ever.
+        size = min(_BYTES_PER_PIXEL * sum(largest), self._memory.most_of_one // 2)
+        latest = (time.monotonic() + deadline) / 2
+        while not self._memory.has_room(size) and time.monotonic() < latest:
+            await asyncio.sleep(_MEMORY_POLL_S)
+        charge.hold(size)
+
     def _known_good(self, modality: str) -> dict[str, NDArray[Any]]:
         inputs = self._embedder.bundle.golden.batch[modality].inputs
         return {name: array[:1].copy() for name, array in inputs.items()}
@@ -181,3 +260,21 @@ class Dispatcher:
             return settings.max_batch_items
         on_cpu = all(how.startswith(("ort-cpu", "openvino")) for how in self.sessions().values())
         return _ON_CPU if on_cpu else _ON_GPU
+
+
+def _nouns(kind: str) -> tuple[str, str]:
+    """What one item of a kind, and several, are called."""
+    return {"features": ("feature array", "feature arrays"), "audio": ("sound", "sounds")}.get(kind, (kind, f"{kind}s"))
+
+
+def _of_request(preprocess: TextPreprocessor, request: EmbedRequest) -> Preprocessor:
+    """The preprocessing of texts with the prompt and the length that a request asks for.
+
+    Raises:
+        ApiError: 400: the length leaves no room for a text.
+    """
+    try:
+        shorter = preprocess if request.max_tokens is None else preprocess.shortened(request.max_tokens)
+    except InputError as error:
+        raise bad_request(str(error), "truncate_prompt_tokens") from None
+    return request.prompting.apply(shorter)

@@ -36,6 +36,10 @@ class EmbedRequest:
     selection: Selection
     prompting: Prompting = DEFAULT
     """Prompt of its texts (`ServedModel.prompting`); token ids take none."""
+    max_tokens: int | None = None
+    """Tokens of a text that are read at most, special tokens included; None is as many as the encoder takes."""
+    forms: int = 1
+    """Ways in which its numbers are written side by side, for an estimate of its answer."""
 
 
 @dataclass(frozen=True)

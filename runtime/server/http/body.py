@@ -1,4 +1,4 @@
-"""Bodies from strangers: refused while they stream in if they are too long, too slow, or too many at once."""
+"""Bodies from strangers: refused while they stream in if they are too long, too slow, or too many for the memory."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import time
 from starlette.requests import Request
 
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request
+from fluxtalk.runtime.server.http.memory import Charge
 
-_MAX_BODIES = 8
-"""Bodies of the largest size that may be in memory at a time."""
 _ON_ITS_WAY_S = 0.2
 """Seconds that a body has at least: if the client sent it at once, the deadline is at fault and not the body."""
 
 
 class BodyReader:
-    """Reads bodies, and knows how many bytes of them are in memory.
+    """Reads bodies.
 
     Args:
         limit: bytes of one body.
@@ -24,23 +23,24 @@ class BodyReader:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._held = 0
 
-    async def read(self, request: Request, deadline: float) -> bytes:
-        """Read a whole body, which `release` gives back.
+    async def read(self, request: Request, deadline: float, charge: Charge) -> bytes:
+        """Read a whole body.
 
         Args:
             deadline: time on the clock of `time.monotonic`.
+            charge: charged with the body.
 
         Raises:
             ApiError: 413 over the limit, 408 if it did not come by the deadline, 504 if it did and the deadline passed
-                all the same, 429 if too many bodies are in memory, 415 if it is compressed.
+                all the same, 429 if there is no memory for it, 415 if it is compressed.
             ClientDisconnect: the client hung up.
         """
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise ApiError(415, "A compressed body is not taken; send it as it is.", "unsupported_encoding")
         declared = request.headers.get("content-length", "0")
-        if declared.isascii() and declared.isdigit() and int(declared) > self._limit:
+        # Of more digits, Python would refuse to make an integer.
+        if declared.isascii() and declared.isdigit() and (len(declared) > 18 or int(declared) > self._limit):
             raise self._too_large()
         chunks: list[bytes] = []
         size = 0
@@ -48,25 +48,20 @@ class BodyReader:
             async with asyncio.timeout(max(deadline - time.monotonic(), _ON_ITS_WAY_S)):
                 async for chunk in request.stream():
                     size += len(chunk)
-                    self._held += len(chunk)
                     if size > self._limit:
                         raise self._too_large()
-                    if self._held > _MAX_BODIES * self._limit:
-                        raise ApiError(429, "Too many bodies at once; try again.", "memory", retry_after_s=1.0)
+                    charge.hold(len(chunk))
                     chunks.append(chunk)
-            if time.monotonic() > deadline:
-                raise ApiError(504, "The time that this request may take is over.", "deadline_exceeded")
         except TimeoutError:
-            self._held -= size
             raise ApiError(408, "The body did not arrive in time.", "body_too_slow") from None
-        except BaseException:
-            self._held -= size
-            raise
-        return b"".join(chunks)
-
-    def release(self, body: bytes) -> None:
-        """Give back the memory of a body."""
-        self._held -= len(body)
+        if time.monotonic() > deadline:
+            raise ApiError(504, "The time that this request may take is over.", "deadline_exceeded")
+        if len(chunks) == 1:
+            return chunks[0]
+        charge.hold(size)
+        body = b"".join(chunks)
+        charge.keep(charge.held - size)
+        return body
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"A body has at most {self._limit:,} bytes; send fewer items.", "body_too_large")

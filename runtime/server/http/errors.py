@@ -10,6 +10,8 @@ import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
+from starlette.types import Scope
 
 from fluxtalk.errors import FluxTalkError, InputError, TooLargeError, UsageError
 
@@ -71,6 +73,12 @@ def is_kserve(path: str) -> bool:
     return path == "/v2" or (path.startswith("/v2/") and path != "/v2/embed")
 
 
+def route_path(scope: Scope) -> str:
+    """The path of a request behind the prefix under which a proxy shows this server."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path.removeprefix(root) if root else path
+
+
 def error_response(error: ApiError, path: str) -> Response:
     """Make the answer that the clients of that route's protocol can read."""
     if is_kserve(path):
@@ -89,12 +97,15 @@ def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | 
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Render an error of Starlette: no such route, or not with this method."""
     assert isinstance(error, HTTPException)
+    elsewhere = _with_other_slash(request) if error.status_code == 404 else None
+    if elsewhere is not None:
+        return Response(status_code=307, headers={"location": elsewhere})
     sentences = {
         404: (f"There is no route {request.url.path}; GET /info says what is served.", "not_found"),
         405: (f"{request.url.path} does not take {request.method}.", "method_not_allowed"),
     }
     message, code = sentences.get(error.status_code, (str(error.detail), "http_error"))
-    response = error_response(ApiError(error.status_code, message, code), request.url.path)
+    response = error_response(ApiError(error.status_code, message, code), route_path(request.scope))
     response.headers.update(error.headers or {})
     return response
 
@@ -102,10 +113,26 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 async def on_api_error(request: Request, error: Exception) -> Response:
     """Render an `ApiError`."""
     assert isinstance(error, ApiError)
-    return error_response(error, request.url.path)
+    return error_response(error, route_path(request.scope))
 
 
 async def on_fluxtalk_error(request: Request, error: Exception) -> Response:
     """Render an error of the library."""
     assert isinstance(error, FluxTalkError)
-    return error_response(as_api_error(error), request.url.path)
+    return error_response(as_api_error(error), route_path(request.scope))
+
+
+def _with_other_slash(request: Request) -> str | None:
+    """Find a route whose path has a slash at its end that this one lacks, or the other way round.
+
+    Returns:
+        its address relative to this one, which holds behind any proxy; None if there is no such route.
+    """
+    path = str(request.scope["path"])
+    other = path[:-1] if path.endswith("/") else f"{path}/"
+    scope = {**request.scope, "path": other}
+    if not any(route.matches(scope)[0] is not Match.NONE for route in request.app.router.routes):
+        return None
+    last = other.rstrip("/").rpartition("/")[2]
+    query = f"?{request.url.query}" if request.url.query else ""
+    return (f"./{last}/" if other.endswith("/") else f"../{last}") + query

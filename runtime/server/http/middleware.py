@@ -1,4 +1,4 @@
-"""ASGI middleware, one concern each: failures, metrics, host names, API keys.
+"""ASGI middleware, one concern each: failures, prefixes, metrics, host names, API keys.
 
 Starlette's ``TrustedHostMiddleware`` is not used: it has no exempt paths (probes and balancers call ``/livez`` by any
 name), and answers in plain text with 400.
@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fluxtalk.runtime.server.http.errors import ApiError, error_response
+from fluxtalk.runtime.server.http.errors import ApiError, error_response, route_path
 from fluxtalk.runtime.server.http.page_routes import PAGE_FILES
 from fluxtalk.runtime.server.metrics import Metrics
 
@@ -77,7 +77,29 @@ class FailureMiddleware:
             if begun:
                 raise
             failed = ApiError(500, "The server failed at this request; its log says more.", "internal_error")
-            await error_response(failed, scope["path"])(scope, receive, watched_send)
+            await error_response(failed, route_path(scope))(scope, receive, watched_send)
+
+
+class RootPathMiddleware:
+    """Takes requests as a proxy passes them on that shows this server under a prefix, with the prefix or without it.
+
+    Args:
+        app: the next application.
+        root_path: the prefix, such as ``/embeddings``.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "http":
+            path = scope["path"]
+            if path != self._root_path and not path.startswith(f"{self._root_path}/"):
+                path = self._root_path + path
+            scope = {**scope, "root_path": self._root_path, "path": path}
+        await self._app(scope, receive, send)
 
 
 class MetricsMiddleware:
@@ -134,12 +156,12 @@ class HostMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         app = self._app
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and route_path(scope) not in OPEN_PATHS:
             host = _without_port(Headers(scope=scope).get("host", ""))
             if host not in self._hosts:
                 wanted = ", ".join(sorted(self._hosts))
                 sentence = f"This server answers as {wanted}, not as {host!r}; start it with --allow-host for others."
-                app = error_response(ApiError(421, sentence, "host_not_allowed"), scope["path"])
+                app = error_response(ApiError(421, sentence, "host_not_allowed"), route_path(scope))
         await app(scope, receive, send)
 
 
@@ -158,9 +180,9 @@ class ApiKeyMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         app = self._app
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._has_key(Headers(scope=scope)):
+        if scope["type"] == "http" and route_path(scope) not in OPEN_PATHS and not self._has_key(Headers(scope=scope)):
             refused = ApiError(401, "Give a valid key: Authorization: Bearer KEY.", "invalid_api_key")
-            app = error_response(refused, scope["path"])
+            app = error_response(refused, route_path(scope))
         await app(scope, receive, send)
 
     def _has_key(self, headers: Headers) -> bool:

@@ -160,7 +160,7 @@ def _model_routes(service: Service, prefix: str) -> list[ApiRoute]:
             tensors = read_tensors(body.inputs, data[length:], model.max_items)
             items = read_items(tensors, modality, preprocess, model)
             k = read_k(tensors, body.parameters.k if body.parameters else None, len(items))
-            typed = EmbedRequest(items, model.select(k, TOKENS))
+            typed = EmbedRequest(items, model.select(k, TOKENS), forms=len(wanted))
             return typed, lambda answer: _respond(answer, wanted, body.id, modality, model)
 
         return await answer_embedding(request, service, read)

@@ -1,4 +1,4 @@
-"""Headers of image files, read without a decoder: the size of a picture, and whether decoding it must be cheap.
+"""Headers of image files, read without a decoder: the size of the picture, and whether decoding it must be cheap.
 
 Everything here is plain Python over bytes, with a bound on every loop. A file is cheap only if it is built as common
 programs build theirs; whatever is unknown, rare or odd is not, and harms nobody in a process of its own.

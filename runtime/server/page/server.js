@@ -16,12 +16,13 @@ export function rememberKey(key) {
   sessionStorage.setItem(KEY, key);
 }
 
+// Paths are relative to the page, which a proxy may show under a prefix.
 async function ask(path, options = {}) {
   const key = sessionStorage.getItem(KEY);
   const headers = { ...options.headers, ...(key ? { authorization: `Bearer ${key}` } : {}) };
   let response;
   try {
-    response = await fetch(path, { ...options, headers });
+    response = await fetch(new URL(path, document.baseURI), { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ServerError(0, "unreachable", "The server cannot be reached; is it still running?");
@@ -46,9 +47,9 @@ function post(path, query, fields, signal) {
 
 const json = async (answer) => (await answer).json();
 
-export const info = () => json(ask("/info"));
-export const indexes = async () => (await json(ask("/v1/indexes"))).data;
-export const search = (query, fields, signal) => json(post("/v1/search", query, fields, signal));
-export const attention = (query, signal) => json(post("/v1/attention", query, {}, signal));
+export const info = () => json(ask("info"));
+export const indexes = async () => (await json(ask("v1/indexes"))).data;
+export const search = (query, fields, signal) => json(post("v1/search", query, fields, signal));
+export const attention = (query, signal) => json(post("v1/attention", query, {}, signal));
 export const picture = async (index, row) =>
-  (await ask(`/v1/indexes/${encodeURIComponent(index)}/items/${row}`)).blob();
+  (await ask(`v1/indexes/${encodeURIComponent(index)}/items/${row}`)).blob();

@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from fluxtalk.artifacts.bundle import Manifest
 from fluxtalk.runtime.server.answering import answer_body
+from fluxtalk.runtime.server.execution.admission import Caller
 from fluxtalk.runtime.server.execution.dispatcher import Dispatcher
 from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import bad_request, json_response
@@ -53,8 +54,8 @@ def attention_route(service: Service) -> ApiRoute:
     """Make ``/v1/attention``."""
 
     async def attention(request: Request) -> Response:
-        async def work(body: tuple[dict[str, Any], bool], deadline: float) -> Response:
-            return json_response(await _attention(service.require_dispatcher(), *body, deadline))
+        async def work(body: tuple[dict[str, Any], bool], deadline: float, caller: Caller) -> Response:
+            return json_response(await _attention(service.require_dispatcher(), *body, deadline, caller))
 
         return await answer_body(request, service, READERS, work)
 
@@ -87,7 +88,9 @@ def grid_of(length: int, height: int, width: int) -> tuple[int, int] | None:
     return None
 
 
-async def _attention(dispatcher: Dispatcher, fields: dict[str, Any], strict: bool, deadline: float) -> AttentionAnswer:
+async def _attention(
+    dispatcher: Dispatcher, fields: dict[str, Any], strict: bool, deadline: float, caller: Caller
+) -> AttentionAnswer:
     model = dispatcher.model
     images = _images(model)
     if not images:
@@ -98,7 +101,7 @@ async def _attention(dispatcher: Dispatcher, fields: dict[str, Any], strict: boo
             code="no_attention",
         )
     item, asked = read_item(fields, strict, AttentionOptions, images)
-    answer = await embed_item(dispatcher, item, model.select(asked.k, ATTENTION), deadline)
+    answer = await embed_item(dispatcher, item, model.select(asked.k, ATTENTION), deadline, caller)
     weights = answer.vectors[0]
     shape = _image_shape(model.manifest, item.modality)
     grid = grid_of(weights.shape[1], shape["height"], shape["width"])

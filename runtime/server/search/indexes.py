@@ -41,8 +41,8 @@ class ServedIndex:
         self.kind = model.kinds.get(self.manifest.modality, "")
         """Kind of its items, as in `ServedModel.kinds`."""
         self.items = opened.stored.items
-        self.item_path = opened.stored.item_path
-        """Finds the file of an item by its row."""
+        self.item_below = opened.stored.item_below
+        """Finds the file of an item by its row, below one of some folders."""
         self._opened = opened
         self._model = model
         self._layout = self.manifest.narrowed(model.layout)
@@ -71,6 +71,10 @@ class ServedIndex:
         Raises:
             ApiError: 400, with the field at fault.
         """
+        try:
+            self._opened.require_comparable(modality, limits)
+        except UsageError as error:
+            raise bad_request(str(error), (*limits.given, modality)[0]) from None
         model, stored, what = self._model, self._stored(how), f"the index {self.name}"
         if k is None and not limits.given:
             most = stored.k if stored.output == CONCAT else self.manifest.k

@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from fluxtalk.preprocess import Prompting
 from fluxtalk.preprocess.prompts import DEFAULT
+from fluxtalk.runtime.server.execution.admission import Caller
 from fluxtalk.runtime.server.execution.dispatcher import Dispatcher
 from fluxtalk.runtime.server.execution.requests import Answer, EmbedRequest, Item
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request
@@ -64,7 +65,12 @@ def item_body(options: type[ItemOptions], modalities: Iterable[str]) -> tuple[Me
 
 
 async def embed_item(
-    dispatcher: Dispatcher, item: Item, selection: Selection, deadline: float, prompting: Prompting = DEFAULT
+    dispatcher: Dispatcher,
+    item: Item,
+    selection: Selection,
+    deadline: float,
+    caller: Caller,
+    prompting: Prompting = DEFAULT,
 ) -> Answer:
     """`Dispatcher.embed` of one item, whose errors name the field of the body.
 
@@ -72,7 +78,7 @@ async def embed_item(
         ApiError: see `Dispatcher.embed`.
     """
     try:
-        return await dispatcher.embed(EmbedRequest([item], selection, prompting), deadline)
+        return await dispatcher.embed(EmbedRequest([item], selection, prompting), deadline, caller)
     except ApiError as error:
         if error.param != "input[0]":
             raise

@@ -4,7 +4,7 @@
 
     POST /v1/search                        {"text": ... or "image": base64, "index", "n", "how", "k", "item_k"}
     GET  /v1/indexes                       the indexes
-    GET  /v1/indexes/{name}/items/{row}    a small picture of an indexed image, with --serve-items
+    GET  /v1/indexes/{name}/items/{row}    a small picture of an indexed image below --serve-items
 
 ``min_recall``, ``max_bytes`` and ``deadline_ms`` choose k and item_k from the curve that the export measured.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
@@ -27,6 +28,7 @@ from fluxtalk.preprocess import Prompting
 from fluxtalk.preprocess.prompts import QUERY
 from fluxtalk.runtime.index.limits import Choice, Limits
 from fluxtalk.runtime.server.answering import answer_body, in_thread
+from fluxtalk.runtime.server.execution.admission import Caller
 from fluxtalk.runtime.server.execution.requests import Item
 from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request, json_response
@@ -148,30 +150,35 @@ def search_routes(service: Service, indexes: Indexes) -> list[ApiRoute]:
     """Make ``/v1/search``, ``/v1/indexes``, and the pictures of their items."""
     # One picture is decoded at a time: a page full of them must not keep requests from their threads.
     decoding = asyncio.Semaphore(1)
+    roots = [folder.resolve() for folder in service.settings.serve_items]
 
     async def search(request: Request) -> Response:
-        async def work(body: tuple[dict[str, Any], bool], deadline: float) -> Response:
+        async def work(body: tuple[dict[str, Any], bool], deadline: float, caller: Caller) -> Response:
             asked = read_search(*body, service.require_dispatcher().model, indexes)
-            return json_response(await _search(service, asked, deadline))
+            return json_response(await _search(service, asked, deadline, caller))
 
         return await answer_body(request, service, READERS, work)
 
     async def listed(_request: Request) -> Response:
         service.require_dispatcher()
-        shown = [describe_index(index, service.settings.serve_items) for index in indexes.by_name.values()]
+        shown = [describe_index(index, bool(roots)) for index in indexes.by_name.values()]
         answer: IndexList = {"object": "list", "data": shown}
         return json_response(answer)
 
     async def item(request: Request) -> Response:
         dispatcher = service.require_dispatcher()
-        path = _image_path(service, indexes, request.path_params["name"], request.path_params["row"])
+        path = _image_path(roots, indexes, request.path_params["name"], request.path_params["row"])
         deadline = time.monotonic() + service.settings.timeout_s
         try:
             async with asyncio.timeout(service.settings.timeout_s), decoding:
                 content, media_type = await thumbnail(dispatcher.decode_pool, path, THUMBNAIL_SIDE, deadline)
         except TimeoutError:
             raise ApiError(504, "The time that this request may take is over.", "deadline_exceeded") from None
-        headers = {"cache-control": "private, max-age=3600", "x-content-type-options": "nosniff"}
+        headers = {
+            "cache-control": "private, max-age=3600",
+            "cross-origin-resource-policy": "same-origin",
+            "x-content-type-options": "nosniff",
+        }
         return Response(content, headers=headers, media_type=media_type)
 
     return [
@@ -221,11 +228,11 @@ def describe_index(index: ServedIndex, serve_items: bool) -> dict[str, Any]:
     }
 
 
-async def _search(service: Service, asked: SearchRequest, deadline: float) -> SearchAnswer:
+async def _search(service: Service, asked: SearchRequest, deadline: float, caller: Caller) -> SearchAnswer:
     dispatcher = service.require_dispatcher()
     index, comparison = asked.index, asked.comparison
     begin = time.perf_counter()
-    answer = await embed_item(dispatcher, asked.item, comparison.query, deadline, Prompting(QUERY))
+    answer = await embed_item(dispatcher, asked.item, comparison.query, deadline, caller, Prompting(QUERY))
     embedded = time.perf_counter()
     rows, scores = await in_thread(dispatcher, index.search, answer.vectors[0], comparison, asked.n)
     found = time.perf_counter()
@@ -262,17 +269,21 @@ def _chosen(choice: Choice) -> Chosen:
     }
 
 
-def _image_path(service: Service, indexes: Indexes, name: str, row: int) -> Path:
-    """Find the file of an indexed image.
+def _image_path(roots: Sequence[Path], indexes: Indexes, name: str, row: int) -> Path:
+    """Find the file of an indexed image below one of the folders.
 
     Raises:
-        ApiError: 403 if the server does not give out files, 404 if the index lists no such image.
+        ApiError: 403 if the server does not give out files, 404 if the index lists no such image below the folders.
     """
-    if not service.settings.serve_items:
+    if not roots:
         raise ApiError(
-            403, "This server does not give out indexed files; start it with --serve-items.", "items_not_served"
+            403, "This server does not give out indexed files; start it with --serve-items DIR.", "items_not_served"
         )
     index = indexes.require(name)
     if index.kind != "image" or row >= len(index.items):
         raise ApiError(404, f"The index {index.name} has no image {row}.", "item_not_found")
-    return index.item_path(row)
+    path = index.item_below(row, roots)
+    if path is None:
+        # The same for a file that is elsewhere and for one that is not there: an index must not ask which exist.
+        raise ApiError(404, f"This server gives out no file of the image {row} of {index.name}.", "item_not_found")
+    return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -95,3 +96,25 @@ def test_no_named_column_is_there(tmp_path: Path, suffix: str) -> None:
     path = _write(tmp_path / f"rows{suffix}")
     with pytest.raises(DataError, match="no column bar, foo, which --data names; it has text, title"):
         load_dataset(f"{path}?image=foo&text=bar", tmp_path)
+
+
+def test_a_list_from_a_pipe_is_read_once_and_asked_twice(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    try:
+        os.write(write, "one\n\n two é\r\n".encode())
+        os.close(write)
+        opened = open_input("text", "text", (), Path(f"/dev/fd/{read}"))
+    finally:
+        os.close(read)
+    assert opened.count() == 2
+    assert [item.value for item in opened] == [item.value for item in opened] == ["one", "two é"]
+    read, write = os.pipe()
+    try:
+        os.write(write, b"\xff\n")
+        os.close(write)
+        with pytest.raises(InputError, match="give a UTF-8 file with one item per line"):
+            open_input("text", "text", (), Path(f"/dev/fd/{read}"))
+    finally:
+        os.close(read)
+    with pytest.raises(InputError, match="cannot be read"):
+        list(open_input("text", "text", (), tmp_path / "gone"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import os
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -182,7 +183,7 @@ def test_a_changed_file_is_refused_by_name(tmp_path: Path, output: str) -> None:
     facts = json.loads((folder / "index.json").read_text())
     changes: tuple[dict, ...] = (
         {"schema_version": 1},
-        {"output": "complementary"},
+        {"output": "attention"},
         {"dtype": "int4"},
         {"files": {}},
         {"more": 1},
@@ -198,8 +199,8 @@ def test_what_does_not_fit_leaves_no_index(tmp_path: Path) -> None:
     for count in (49, 51, 0):
         with pytest.raises(UsageError, match="for each of its"):
             build_index(tmp_path / "index", [vectors] if count else [], NAMES[:count], content())
-    with pytest.raises(UsageError, match="pooled, concat, tokens"):
-        content("complementary")
+    with pytest.raises(UsageError, match="pooled, concat, tokens, complementary"):
+        content("attention")
     with pytest.raises(UsageError, match="dtype"):
         content(dtype="int4")
     assert not list(tmp_path.iterdir())
@@ -299,6 +300,28 @@ def test_an_index_finds_its_bundle_and_items_from_anywhere(
     found(moved / "photos.index")
     shutil.rmtree(moved / "bundle")
     one_sentence(run("index", "search", moved / "photos.index", "text", "omega"), 1, "--bundle", str(moved / "bundle"))
+
+
+def test_only_files_below_the_named_folders_are_found(tmp_path: Path) -> None:
+    for name in ("given/a.png", "given/deep/b.png", "given-too/c.png", "private/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    given = tmp_path / "given"
+    (given / "out.png").symlink_to(tmp_path / "private" / "d.png")
+    (given / "up").symlink_to(tmp_path)
+    (given / "ring.png").symlink_to("ring.png")
+    (given / "in.png").symlink_to("deep/b.png")
+    os.mkfifo(given / "pipe.png")
+    inside = {"a.png": "a.png", "deep/b.png": "deep/b.png", "deep/../a.png": "a.png", "in.png": "deep/b.png"}
+    outside = ["out.png", "up/private/d.png", "../private/d.png", "../given-too/c.png", "ring.png", "gone.png", ".", ""]
+    outside += ["pipe.png", "nul\0.png", "n" * 300, "/etc/hostname", "/dev/zero"]
+    names = [*(str(given / name) for name in inside), *(str(given / name) for name in outside)]
+    build_index(tmp_path / "index", [clustered((len(names), 16))], names, content())
+    stored = SearchIndex(tmp_path / "index").stored
+    found = [stored.item_below(row, [given.resolve()]) for row in range(len(names))]
+    assert found == [given / name for name in inside.values()] + [None] * len(outside)
+    assert stored.item_below(0, []) is None
+    assert stored.item_below(names.index(str(given / "out.png")), [given, tmp_path / "private"]) is not None
 
 
 def test_the_index_commands(made: Made, tmp_path: Path) -> None:

@@ -59,9 +59,14 @@ class Process:
         raise AssertionError(self.log.read_text())
 
 
-def start(bundle: Path, log: Path, *options: object, **environment: str) -> Process:
-    """Start a server and wait until it listens."""
-    command = [sys.executable, "-c", "from fluxtalk.runtime.server.cli import serve; serve()", str(bundle)]
+def start(bundle: Path, log: Path, *options: object, open_files: int | None = None, **environment: str) -> Process:
+    """Start a server and wait until it listens.
+
+    Args:
+        open_files: files that it may have open at a time.
+    """
+    limited = [] if open_files is None else ["prlimit", f"--nofile={open_files}:{open_files}"]
+    command = [*limited, sys.executable, "-c", "from fluxtalk.runtime.server.cli import serve; serve()", str(bundle)]
     with log.open("w") as stderr:
         process = subprocess.Popen(
             [*command, "--port", "0", "--threads", "1", *map(str, options)],
@@ -80,9 +85,11 @@ def start(bundle: Path, log: Path, *options: object, **environment: str) -> Proc
 
 
 @contextlib.contextmanager
-def running(bundle: Path, log: Path, *options: object, **environment: str) -> Iterator[Process]:
+def running(
+    bundle: Path, log: Path, *options: object, open_files: int | None = None, **environment: str
+) -> Iterator[Process]:
     """A ready server that is ended afterwards."""
-    started = start(bundle, log, *options, **environment)
+    started = start(bundle, log, *options, open_files=open_files, **environment)
     try:
         started.wait_until_ready()
         yield started

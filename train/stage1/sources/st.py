@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fluxtalk.artifacts.json_files import decode_json, read_text
 from fluxtalk.errors import UsageError, reason
 from fluxtalk.model.encoders.libraries import import_library
 from fluxtalk.train.stage1.sources.hf import open_hf
@@ -80,7 +80,7 @@ def _download(source: SourceName) -> Path:
 
 def _json(source: SourceName, path: Path, default: Any = None) -> Any:
     try:
-        return json.loads(path.read_text())
+        return decode_json(read_text(path), any_number=True)
     except FileNotFoundError:
         if default is not None:
             return default
@@ -89,4 +89,4 @@ def _json(source: SourceName, path: Path, default: Any = None) -> Any:
             "transformers, say hf: instead."
         ) from None
     except ValueError as error:
-        raise UsageError(f"{path} is not valid JSON: {error}.") from None
+        raise UsageError(f"{path} is not valid JSON ({reason(error)}); restore it.") from None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fluxtalk.artifacts.json_files import read_object
 from fluxtalk.errors import UsageError, reason
 from fluxtalk.model.encoders.libraries import import_library
 from fluxtalk.model.encoders.timm_models import build_timm, wrap_timm
@@ -82,7 +82,7 @@ def _has_positions(timm: Any, name: str, arguments: dict[str, Any]) -> bool:
 
 def _folder_config(source: SourceName, folder: Path) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        config = read_object(folder / "config.json", any_number=True)
     except (OSError, ValueError) as error:
         raise UsageError(f"{folder} has no readable config.json as timm writes it ({reason(error)}).") from None
     if "architecture" not in config:

@@ -14,7 +14,9 @@ import pytest
 from fluxtalk.artifacts.bundle import OUTPUTS
 from fluxtalk.preprocess import FeaturesPreprocessor, ImagePreprocessor
 from fluxtalk.runtime import FakeSession
+from fluxtalk.runtime.server.execution.admission import Caller
 from fluxtalk.runtime.server.execution.batcher import Batcher, Job
+from fluxtalk.runtime.server.execution.work import Throughput
 from fluxtalk.runtime.server.http.errors import ApiError
 from fluxtalk.runtime.server.metrics import Metrics
 from fluxtalk.tokens import TokenLayout
@@ -68,17 +70,6 @@ class Gate:
         return [batch["mask"].sum(axis=1).tolist() for batch in self.batches]
 
 
-def ran_for(batcher: Batcher, gate: Gate, seconds: float) -> None:
-    """Have the rate measured: one item in so many seconds."""
-    future = batcher.submit(job(3))
-    assert gate.entered.acquire(timeout=30)
-    time.sleep(seconds)
-    gate.open(1)
-    future.result(30)
-    while batcher.estimated_wait_s() < seconds:  # it is noted behind the result
-        time.sleep(0.001)
-
-
 @pytest.fixture
 def gate() -> Gate:
     return Gate()
@@ -86,16 +77,23 @@ def gate() -> Gate:
 
 @pytest.fixture
 def batcher(gate: Gate) -> Iterator[Batcher]:
-    made = Batcher("text", gate, FEATURES, max_weight=4, queue=20, metrics=Metrics())
+    made = Batcher("text", gate, FEATURES, 4, Throughput(FEATURES), Metrics())
     yield made
     gate.open()
     assert made.close(30)
 
 
-def job(*lengths: int, k: int = 3, output: str = "pooled", deadline: float = FAR, seed: int = 0) -> Job:
+def job(
+    *lengths: int,
+    k: int = 3,
+    output: str = "pooled",
+    deadline: float = FAR,
+    seed: int = 0,
+    caller: Caller | None = None,
+) -> Job:
     random = np.random.default_rng(seed)
     arrays = [random.standard_normal((length, DIM)).astype(np.float32) for length in lengths]
-    return Job(arrays, list(range(len(lengths))), LAYOUT.select(k, output), deadline)
+    return Job(arrays, list(range(len(lengths))), LAYOUT.select(k, output), deadline, caller or Caller.alone())
 
 
 def alone(item: Job) -> np.ndarray:
@@ -148,7 +146,7 @@ def test_items_of_like_length_run_together_and_none_is_forgotten(batcher: Batche
     assert long.done()
     for lengths in gate.lengths:
         assert max(lengths) * len(lengths) - sum(lengths) <= max(lengths) * len(lengths) / 8
-    assert gate.lengths[1] == [100, 100, 100]
+    assert [100, 100, 100] in gate.lengths
 
 
 def test_long_items_weigh_more(batcher: Batcher, gate: Gate) -> None:
@@ -163,7 +161,8 @@ def test_long_items_weigh_more(batcher: Batcher, gate: Gate) -> None:
 
 def test_large_images_weigh_more() -> None:
     gate = Gate()
-    batcher = Batcher("image", gate, ImagePreprocessor(448, 448), max_weight=8, queue=20, metrics=Metrics())
+    preprocess = ImagePreprocessor(448, 448)
+    batcher = Batcher("image", gate, preprocess, 8, Throughput(preprocess), Metrics())
     pixels = np.zeros((448, 448, 3), dtype=np.uint8)
     batcher.submit(Job([pixels], [0], LAYOUT.select(1), FAR))
     assert gate.entered.acquire(timeout=30)
@@ -174,17 +173,51 @@ def test_large_images_weigh_more() -> None:
     assert batcher.close(30)
 
 
-def test_a_long_job_takes_turns_with_short_ones(batcher: Batcher, gate: Gate) -> None:
-    ran_for(batcher, gate, 0.2)
+def test_callers_take_turns_by_the_length_of_their_items(batcher: Batcher, gate: Gate) -> None:
     busy(batcher, gate)
     order: list[str] = []
-    long = batcher.submit(job(*[5] * 12))
-    long.add_done_callback(lambda _: order.append("long"))
-    short = batcher.submit(job(5, seed=9))
-    short.add_done_callback(lambda _: order.append("short"))
+
+    def submit(name: str, item: Job) -> None:
+        batcher.submit(item).add_done_callback(lambda _: order.append(name))
+
+    hog = Caller("a", "a:1")
+    for number in range(3):
+        submit(f"hog {number}", job(*[5] * 12, caller=hog, seed=number))
+    submit("long", job(2000))
+    submit("short", job(5, seed=9))
     gate.open()
-    long.result(30)
-    assert order == ["short", "long"]
+    while len(order) < 5:
+        time.sleep(0.001)
+    assert order == ["short", "long", "hog 0", "hog 1", "hog 2"]
+
+
+def test_connections_of_one_client_share_its_turns(batcher: Batcher, gate: Gate) -> None:
+    busy(batcher, gate)
+    many = [batcher.submit(job(*[5] * 3, caller=Caller("many", str(port)), seed=port)) for port in range(8)]
+    one = batcher.submit(job(*[5] * 3, caller=Caller("one", "1"), seed=99))
+    gate.let.release(5)
+    one.result(30)
+    assert sum(future.done() for future in many) <= 3
+    gate.open()
+    for future in many:
+        future.result(30)
+
+
+def test_a_long_job_that_falls_behind_its_pace_goes_first(batcher: Batcher, gate: Gate) -> None:
+    busy(batcher, gate)
+    begin = time.monotonic()
+    long = job(*[2000] * 12, deadline=begin + 40)
+    long.begun = begin
+    batcher.submit(long)
+    long.begun = begin - 1000  # as if all that time had passed without a turn
+    for seed in range(4):
+        batcher.submit(job(5, seed=seed))
+    gate.let.release(2)
+    for _ in range(2):
+        assert gate.entered.acquire(timeout=30)
+    assert gate.lengths[1] == [2000]
+    gate.open()
+    long.future.result(30)
 
 
 def test_what_is_too_late_is_never_run(batcher: Batcher, gate: Gate) -> None:
@@ -262,43 +295,6 @@ def test_what_is_not_finite_behind_the_cut_is_nobodys(batcher: Batcher, gate: Ga
         futures[1].result(30)
 
 
-def test_a_full_queue_refuses_and_says_when(batcher: Batcher, gate: Gate) -> None:
-    gate.open(1)
-    batcher.submit(job(3)).result(30)
-    for _ in range(4):
-        batcher.admit(4, FAR)
-    batcher.admit(3, FAR)
-    with pytest.raises(ApiError, match="19 of 20") as error:
-        batcher.admit(2, FAR)
-    assert error.value.status == 429
-    assert int(error.value.headers["retry-after"]) >= 1
-    batcher.admit(1, FAR)
-    batcher.release(16)
-    batcher.admit(4, FAR)
-
-
-def test_what_is_more_than_a_batch_fills_half_of_the_queue(batcher: Batcher, gate: Gate) -> None:
-    gate.open(1)
-    batcher.submit(job(3)).result(30)
-    with pytest.raises(ApiError, match="0 of 10"):
-        batcher.admit(11, FAR)
-    batcher.admit(10, FAR)
-    with pytest.raises(ApiError, match="10 of 10"):
-        batcher.admit(5, FAR)
-    batcher.admit(4, FAR)
-    batcher.admit(4, FAR)
-
-
-def test_what_cannot_be_done_in_time_is_refused_at_once(batcher: Batcher, gate: Gate) -> None:
-    ran_for(batcher, gate, 0.3)
-    batcher.admit(10, FAR)
-    with pytest.raises(ApiError, match="longer than this request may take") as error:
-        batcher.admit(1, time.monotonic() + 1)
-    assert error.value.status == 429
-    assert int(error.value.headers["retry-after"]) >= 3
-    batcher.admit(1, time.monotonic() + 60)
-
-
 def test_a_dead_thread_is_noticed_and_nobody_waits_for_it(batcher: Batcher, gate: Gate) -> None:
     def die(_inputs: Mapping[str, Any]) -> None:
         raise SystemExit
@@ -315,48 +311,16 @@ def test_a_dead_thread_is_noticed_and_nobody_waits_for_it(batcher: Batcher, gate
         assert error.value.status == 503
     assert not batcher.alive
     with pytest.raises(ApiError, match="stopped"):
-        batcher.admit(1, FAR)
+        batcher.require_alive()
     with pytest.raises(ApiError, match="stopped"):
         batcher.submit(job(5)).result(30)
 
 
 def test_closing_finishes_what_was_accepted(gate: Gate) -> None:
-    batcher = Batcher("text", gate, FEATURES, max_weight=2, queue=20, metrics=Metrics())
+    batcher = Batcher("text", gate, FEATURES, 2, Throughput(FEATURES), Metrics())
     busy(batcher, gate)
     item = job(5, 5, 5, 5, 5)
     future = batcher.submit(item)
     gate.open()
     assert batcher.close(30)
     assert np.array_equal(future.result(0), alone(item))
-
-
-def test_the_wait_is_estimated_from_what_was_answered_decoding_and_all(batcher: Batcher, gate: Gate) -> None:
-    gate.open()
-    rounds_s = []
-    for _ in range(5):
-        begin = time.monotonic()
-        batcher.admit(2, FAR)
-        time.sleep(0.1)  # decoding
-        batcher.submit(job(3, 3)).result(30)
-        batcher.release(2)
-        rounds_s.append(time.monotonic() - begin)
-    assert 0.05 <= batcher.estimated_wait_s() < 5 * max(rounds_s)
-
-
-def test_a_long_request_on_its_way_is_no_reason_to_refuse_a_short_one(batcher: Batcher, gate: Gate) -> None:
-    """What it has got done so far counts, and not one answer in all that time."""
-    begin = time.monotonic()
-    batcher.admit(8, FAR)
-    long = batcher.submit(job(*[3] * 8))
-    for _ in range(2):
-        assert gate.entered.acquire(timeout=30)
-        time.sleep(0.2)
-        gate.open(1)
-    long.result(30)
-    batcher.admit(1, FAR)
-    gate.open(1)
-    batcher.submit(job(3)).result(30)
-    batcher.release(1)
-    # 9 items in 0.4 s, and 8 of them still to be taken away: some 0.4 s, not 8 times that.
-    took = time.monotonic() - begin
-    batcher.admit(1, time.monotonic() + 2.5 * took)

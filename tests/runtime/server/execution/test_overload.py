@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fluxtalk.runtime.server.http import protocol
+from fluxtalk.runtime.server.http import places
 from tests.conftest import Made
 from tests.runtime.server.conftest import Threaded, in_thread
 
@@ -39,7 +39,7 @@ def request(extra: str = "") -> bytes:
 
 
 def test_requests_beyond_the_limit_are_refused_and_counted(up: Threaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "REQUESTS_AT_A_TIME", 0)
+    monkeypatch.setattr(places, "RUNNING_AT_A_TIME", 0)
 
     async def talk() -> None:
         reader, writer = await connect(up)
@@ -50,7 +50,7 @@ def test_requests_beyond_the_limit_are_refused_and_counted(up: Threaded, monkeyp
             status, headers, content = await answer(reader)
             assert (status, headers["retry-after"]) == (429, "1")
             assert b'"code":"overloaded"' in content
-        monkeypatch.setattr(protocol, "REQUESTS_AT_A_TIME", 256)
+        monkeypatch.setattr(places, "RUNNING_AT_A_TIME", 256)
         writer.write(request())
         assert (await answer(reader))[0] == 200
         writer.write(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n")
@@ -63,7 +63,7 @@ def test_requests_beyond_the_limit_are_refused_and_counted(up: Threaded, monkeyp
 
 
 def test_health_is_never_refused_and_a_closing_client_is_closed(up: Threaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "REQUESTS_AT_A_TIME", 0)
+    monkeypatch.setattr(places, "RUNNING_AT_A_TIME", 0)
 
     async def talk() -> None:
         reader, writer = await connect(up)
@@ -84,7 +84,7 @@ def test_health_is_never_refused_and_a_closing_client_is_closed(up: Threaded, mo
 
 
 def test_a_pipelined_request_is_answered_in_its_turn(up: Threaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "REQUESTS_AT_A_TIME", 1)
+    monkeypatch.setattr(places, "RUNNING_AT_A_TIME", 1)
 
     async def talk() -> None:
         reader, writer = await connect(up)

@@ -32,10 +32,12 @@ def indexes(attentive: Path, pictures: list[Path], texts: list[str], tmp_path_fa
 
 
 @pytest.fixture(scope="module")
-def url(attentive: Path, indexes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(
+    attentive: Path, indexes: Path, pictures: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     log = tmp_path_factory.mktemp("server") / "log"
     both = ("--index", indexes / "glyphs.index", "--index", indexes / "names.index")
-    with running(attentive, log, *both, "--serve_items") as up:
+    with running(attentive, log, *both, "--serve_items", pictures[0].parent) as up:
         yield up.url
 
 

@@ -19,7 +19,6 @@ from fluxtalk.runtime import Embedder, load, maxsim, similarity
 from fluxtalk.runtime.index.build import build_index
 from fluxtalk.runtime.index.limits import Limits
 from fluxtalk.runtime.index.search import SearchIndex
-from fluxtalk.runtime.server.search.attention import grid_of
 from tests.conftest import Made
 from tests.runtime.server.conftest import PATIENCE_S, running, start
 
@@ -46,9 +45,14 @@ def options(indexes: list[Path]) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def client(attentive: Path, indexes: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def client(
+    attentive: Path, indexes: list[Path], pictures: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[httpx.Client]:
     log = tmp_path_factory.mktemp("server") / "log"
-    with running(attentive, log, *options(indexes), "--serve_items", "--max_body", 1) as up, up.client() as client:
+    with (
+        running(attentive, log, *options(indexes), "--serve_items", pictures[0].parent, "--max_body", 1) as up,
+        up.client() as client,
+    ):
         yield client
 
 
@@ -294,25 +298,33 @@ def test_pictures_of_listed_images_only(client: httpx.Client, pictures: list[Pat
 def test_pictures_are_small_upright_and_nothing_but_pixels(
     made: Made, embedder: Embedder, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
     photo = Image.effect_noise((1200, 600), 40).convert("RGB")
     turned = Image.Exif()
     turned[0x0112] = 6
     turned[0x010E] = "where it was taken"
-    photo.save(tmp_path / "photo.jpg", exif=turned)
-    Image.new("RGBA", (300, 400), (9, 8, 7, 0)).save(tmp_path / "clear.png")
-    Image.fromarray(np.full((30, 20), 40_000, dtype=np.uint16)).save(tmp_path / "deep.png")
-    (tmp_path / "secret.txt").write_text("not an image")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "clear.png").read_bytes()[:60])
-    names = [str(tmp_path / name) for name in ("photo.jpg", "clear.png", "deep.png", "secret.txt", "cut.png", ".")]
+    photo.save(photos / "photo.jpg", exif=turned)
+    photo.save(tmp_path / "private.jpg")
+    (photos / "link.jpg").symlink_to(tmp_path / "private.jpg")
+    (photos / "inside.jpg").symlink_to("photo.jpg")
+    Image.new("RGBA", (300, 400), (9, 8, 7, 0)).save(photos / "clear.png")
+    Image.fromarray(np.full((30, 20), 40_000, dtype=np.uint16)).save(photos / "deep.png")
+    (photos / "secret.txt").write_text("not an image")
+    (photos / "cut.png").write_bytes((photos / "clear.png").read_bytes()[:60])
+    names = ["photo.jpg", "clear.png", "deep.png", "secret.txt", "cut.png", "."]
+    # Pictures that are there, and that the server was not told to give out.
+    names += ["link.jpg", "../private.jpg", "../photos/../private.jpg", "inside.jpg"]
+    names = [str(photos / name) for name in names]
     vectors = np.eye(len(names), 48, dtype=np.float32)
     build_index(tmp_path / "i.index", [vectors], names, IndexSpec.of(embedder.bundle, "image"))
     log = tmp_path_factory.mktemp("server") / "log"
     with (
-        running(made.bundle.folder, log, "--index", tmp_path / "i.index", "--serve_items") as up,
+        running(made.bundle.folder, log, "--index", tmp_path / "i.index", "--serve_items", photos) as up,
         up.client() as client,
     ):
         seen = [client.get(f"/v1/indexes/i/items/{row}") for row in range(len(names))]
-        assert [answer.status_code for answer in seen] == [200, 200, 200, 422, 422, 404]
+        assert [answer.status_code for answer in seen] == [200, 200, 200, 422, 422, 404, 404, 404, 404, 200]
         shown = [Image.open(io.BytesIO(answer.content)) for answer in seen[:3]]
         assert shown[0].size == (128, 256)
         assert not shown[0].getexif()
@@ -359,21 +371,6 @@ def test_attention_over_the_image(client: httpx.Client, attentive: Path, picture
     assert np.abs(np.array(fewer["attention"]) - found[:2]).max() <= 1e-6
     assert client.post("/v1/attention", json={"text": "a"}).status_code == 400
     assert client.post("/v1/attention", json={"image": "AAAA"}).status_code == 422
-
-
-@pytest.mark.parametrize(
-    ("length", "size", "grid"),
-    [
-        (16, (32, 32), (4, 4)),
-        (196, (224, 224), (14, 14)),
-        (197, (224, 224), (14, 14)),  # a class token before them
-        (261, (224, 224), (16, 16)),  # and four registers of the encoder
-        (129, (256, 128), (16, 8)),
-        (40, (256, 255), None),
-    ],
-)
-def test_how_features_lie_over_an_image(length: int, size: tuple[int, int], grid: tuple[int, int] | None) -> None:
-    assert grid_of(length, *size) == grid
 
 
 def test_an_index_of_another_space_ends_the_start(
