@@ -55,7 +55,7 @@ class StrictConfig:
                 missing
             )
             raise UsageError(f"{cls.__name__} does not fit this version of FluxTalk: {'; '.join(parts)}.")
-        for name, hint in field_types(cls).items():  # type: ignore[arg-type]
+        for name, hint in field_types(cls).items():
             if name in values and not fits(values[name], hint):
                 raise UsageError(f"{cls.__name__}.{name} is {type_words(hint)}; got {shown(values[name])}.")
         return cls(**values)
