@@ -26,7 +26,7 @@ except ImportError:
 
 
 class _BundleComponent:
-    """What both components are made of.
+    """Settings and the loaded bundle that both components have.
 
     Args:
         bundle: folder of a bundle.

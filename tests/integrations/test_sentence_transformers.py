@@ -13,7 +13,6 @@ from PIL import Image
 from bench.encoders.torchvision_operators import declare_torchvision_operators
 from fluxtalk.errors import InputError, TokenCountError, UsageError
 from fluxtalk.runtime import Embedder
-from tests.conftest import Made
 from tests.integrations.conftest import PROMPTS
 
 declare_torchvision_operators()
@@ -90,7 +89,7 @@ def test_a_model_saved_again_or_sent_to_a_process_is_the_same(model: Any, tmp_pa
     same(pickle.loads(pickle.dumps(model)).encode(TEXTS), wanted)
 
 
-def test_what_it_cannot_embed_is_a_sentence(model: Any, made: Made, folder: Path, tmp_path: Path) -> None:
+def test_what_it_cannot_embed_is_a_sentence(model: Any, prompted: Path, folder: Path, tmp_path: Path) -> None:
     picture = Image.new("L", (8, 8))
     with pytest.raises(InputError, match="A batch holds items of one kind; got image and text"):
         model.encode(["omega", picture])
@@ -101,9 +100,9 @@ def test_what_it_cannot_embed_is_a_sentence(model: Any, made: Made, folder: Path
     with pytest.raises(InputError, match="A text must not be empty"):
         model.encode(["omega", " "])
     with pytest.raises(UsageError, match="already exists and is not empty"):
-        save_sentence_transformer(made.bundle.folder, folder)
+        save_sentence_transformer(prompted, folder)
     with pytest.raises(UsageError, match="Modalities of texts or images are needed, of image, text; got sound"):
-        save_sentence_transformer(made.bundle.folder, tmp_path / "new", modalities=["sound"])
+        save_sentence_transformer(prompted, tmp_path / "new", modalities=["sound"])
 
 
 def test_sentence_transformers_asks_for_trust(folder: Path) -> None:
