@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from fluxtalk.artifacts.bundle import read_bundle, write_manifest
 from fluxtalk.runtime import Embedder, load
 from tests.conftest import Made
 
@@ -20,9 +20,9 @@ def prompted(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the shared bundle whose texts have three prompts, one of them the default."""
     folder = tmp_path_factory.mktemp("prompted") / "bundle"
     shutil.copytree(made.bundle.folder, folder)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["modalities"]["text"]["preprocess"] |= {"prompts": PROMPTS, "default_prompt_name": "other"}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    manifest = read_bundle(folder).manifest
+    manifest.modalities["text"].preprocess.update(prompts=PROMPTS, default_prompt_name="other")
+    write_manifest(folder, manifest)
     return folder
 
 
