@@ -100,7 +100,7 @@ bench-encoders: install ## Every family of pretrained encoders through everythin
 
 bench-quality: install ## The proof of docs/quality.md: heads at equal bytes, 3 seeds (hours; goes on where it stopped; ICONS=DIR)
 	$(BIN)/python -m bench.quality.synthetic --draw
-	$(BIN)/python -m bench.quality.retrieval --draw $(if $(ICONS),--icons $(ICONS) --icons-stage1 $(ICONS)/stage1.pth)
+	$(BIN)/python -m bench.quality.retrieval --draw --docs docs/quality.md $(if $(ICONS),--icons $(ICONS) --icons-stage1 $(ICONS)/stage1.pth)
 
 docs: install ## Draw the picture of the built-in data set again
 	$(BIN)/python -m bench.demo.contact_sheet --output docs/images/glyphs.png

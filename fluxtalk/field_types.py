@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import types
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,15 @@ LARGEST_INTEGER = (1 << 63) - 1
 _WORDS = {int: "an integer of at most 64 bits", float: "a finite number", str: "text", bool: "true or false"}
 
 
-@functools.cache
+_TYPES: dict[type, Mapping[str, Any]] = {}
+
+
 def field_types(cls: type) -> Mapping[str, Any]:
-    """Types of a dataclass's fields by name."""
-    hints = get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    """Types of a dataclass's fields by name; worked out once."""
+    if cls not in _TYPES:
+        hints = get_type_hints(cls)
+        _TYPES[cls] = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    return _TYPES[cls]
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -35,6 +35,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "recommended": {
         "num_overlapping_tokens": 4,
         "mean_path": "mlp",
+        "feed_forward": 1,
         "heads": 2,
         "aggregation": "concat",
         "output_projection": "per_register",

@@ -38,7 +38,7 @@ _LENGTHS = {"image": (49, 1280), "text": (8, 384)}
 _MLP, _POOLED = "mean-pool + mlp", "the same, pooled before"
 _HEADS: dict[str, dict[str, Any]] = {
     **{recipe: {"recipe": recipe} for recipe in RECIPES},
-    **{f"recommended, feed-forward {width}": {"recipe": "recommended", "feed_forward": width} for width in (2, 1)},
+    **{f"recommended, feed-forward {width}": {"recipe": "recommended", "feed_forward": width} for width in (4, 2)},
 }
 
 

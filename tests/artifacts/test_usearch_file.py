@@ -87,7 +87,7 @@ LIES = [
 def test_a_number_that_lies_is_refused(tmp_path: Path, at: int, form: str, value: int, words: str) -> None:
     path = written(tmp_path)
     content = bytearray(path.read_bytes())
-    assert levels_of(content)[0] == 0
+    assert levels_of(bytes(content))[0] == 0
     struct.pack_into(form, content, at, value)
     path.write_bytes(content)
     with pytest.raises(IndexFileError, match=words):

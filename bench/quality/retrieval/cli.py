@@ -22,6 +22,7 @@ from typing import Any
 
 import click
 
+from bench.markdown import replace_between
 from bench.quality.report import ResultStore, machine_info, one_thread
 from bench.quality.retrieval.job import BUDGETS, Budget, fingerprint, job_config, run_and_write
 from bench.quality.retrieval.picture import draw as draw_pictures
@@ -153,6 +154,7 @@ class Runner:
 @option("--results", default=RESULTS, show_default=True, type=click.Path(path_type=Path), help="Folder of the results.")
 @option("--draw", is_flag=True, help=f"Draw {PICTURES}/quality-TASK.png from the results.")
 @option("--pictures", default=PICTURES, show_default=True, type=click.Path(path_type=Path), help="Where --draw draws.")
+@option("--docs", type=click.Path(path_type=Path, dir_okay=False), help="Document to write the tables into.")
 @task_options
 @debug_option
 @sentence_errors
@@ -165,6 +167,7 @@ def main(
     results: Path,
     draw: bool,
     pictures: Path,
+    docs: Path | None,
     **places: Any,
 ) -> None:
     """Train and measure every head that the results do not hold yet, and print the tables."""
@@ -172,6 +175,8 @@ def main(
     for name in chosen or [name for name in TASKS if name in known]:
         summary = run_task(name, known, named, seeds, steps, workers, results, places)
         click.echo(tables(summary))
+        if docs is not None:
+            replace_between(docs, f"<!-- {name}: begin -->", f"<!-- {name}: end -->", [tables(summary)])
         if draw:
             draw_pictures(summary, pictures / f"quality-{name}.png")
             click.echo(f"{pictures / f'quality-{name}.png'}")

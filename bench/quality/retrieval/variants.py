@@ -111,6 +111,7 @@ def _nested(aggregation: str) -> dict[str, Any]:
         "nested_draw": "all",
         "k_values": ",".join(map(str, K_VALUES)),
         "mean_path": "mlp",
+        "feed_forward": 1,
         "token_dim": TOKEN_DIM,
         **({"maxsim_sharpness": 10.0} if aggregation == "maxsim" else {}),
     }

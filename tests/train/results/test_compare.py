@@ -218,7 +218,7 @@ BAD_RECORDS = [
     ({"kind": "test", **FOREIGN, "step": 1, "chance": {"a->b": 0.4}}, "chance"),
     ({"kind": "run", **FOREIGN, "options": [1]}, "options"),
     ({"kind": "run", **FOREIGN, "parameters": "many"}, "parameters"),
-    ({"kind": "validation", **FOREIGN, "step": 1, "score": 10**400}, "too large a number"),
+    ({"kind": "validation", **FOREIGN, "step": 1, "score": 10**400}, "more than 64 bits"),
     *(
         ({"kind": "test", **FOREIGN, "step": 1, "recall": {"a->b": {k: {"10": 0.4}}}}, "such as")
         for k in ("01", "0", "\u0663", "+1", "1" * 5000)
