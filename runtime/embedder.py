@@ -87,6 +87,7 @@ class Embedder:
         role: str | None = None,
         prompt_name: str | None = None,
         dimensions: int | None = None,
+        prompt: str | None = None,
     ) -> Vectors:
         """Embed raw items.
 
@@ -106,6 +107,8 @@ class Embedder:
             prompt_name: name of the prompt to put before each text, in place of a role.
             dimensions: numbers of a vector, one of the sizes that were trained (`TokenLayout.dimensions`); of tokens
                 side by side it may choose k. None cuts nothing.
+            prompt: words to put before each text, in place of a role or a name; the empty string puts nothing there,
+                not even the default prompt. It changes nothing for other modalities.
 
         Returns:
             vectors in the order of ``items``.
@@ -118,7 +121,7 @@ class Embedder:
             InputError: an item cannot be preprocessed; its position is named.
         """
         self._check(modality, items, batch_size)
-        preprocess = Prompting(role, prompt_name).apply(self._preprocess[modality])
+        preprocess = Prompting(role, prompt_name, prompt).apply(self._preprocess[modality])
         selection = self.bundle.manifest.layout.select(k, output, dimensions)
         parts = [
             quantize(

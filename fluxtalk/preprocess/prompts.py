@@ -23,19 +23,24 @@ class Prompting:
     """Choice of a prompt.
 
     Raises:
-        UsageError: the role is unknown, or both are given.
+        UsageError: the role is unknown, or more than one of the three is given.
     """
 
     role: str | None = None
     """``query`` or ``document``. Changes nothing where there is no prompt for it: then the default prompt, or none."""
     name: str | None = None
     """Name of a prompt."""
+    words: str | None = None
+    """The prompt itself, whatever the bundle has; the empty string is no prompt, not even the default one."""
 
     def __post_init__(self) -> None:
         if self.role is not None and self.role not in ROLES:
             raise UsageError(f"A role is {' or '.join(ROLES)}; got {self.role!r}.")
         if self.role is not None and self.name is not None:
             raise UsageError(f"A role chooses a prompt, and so does its name; got role {self.role} and {self.name!r}.")
+        if self.words is not None and not (self.role is None and self.name is None):
+            chosen = "its name" if self.role is None else "a role"
+            raise UsageError(f"A prompt is given in words or chosen by {chosen}; got both.")
 
     def apply(self, preprocess: Preprocessor) -> Preprocessor:
         """Choose the prompt of a modality.
@@ -45,10 +50,14 @@ class Prompting:
 
         Raises:
             UsageError: there is no prompt of that name.
+            InputError: the words alone are as long as a text may be.
         """
-        prompts = preprocess.prompts if isinstance(preprocess, TextPreprocessor) else {}
-        name = self.prompt_name(prompts)
-        return preprocess if name is None or not isinstance(preprocess, TextPreprocessor) else preprocess.prompted(name)
+        name = self.prompt_name(preprocess.prompts if isinstance(preprocess, TextPreprocessor) else {})
+        if not isinstance(preprocess, TextPreprocessor):
+            return preprocess
+        if self.words is not None:
+            return preprocess.prompted_with(self.words)
+        return preprocess if name is None else preprocess.prompted(name)
 
     def prompt_name(self, prompts: Mapping[str, str]) -> str | None:
         """Find the name of the chosen prompt; None is the default.

@@ -115,6 +115,24 @@ class TextPreprocessor:
         prompted._use(self.prompts[name])
         return prompted
 
+    def prompted_with(self, words: str) -> Self:
+        """Make the preprocessing that puts these words before each text, whatever prompts there are; it shares the
+        tokenizer.
+
+        Raises:
+            InputError: the words are not a string, or leave no room for a text.
+        """
+        if not isinstance(words, str):
+            raise InputError(f"A prompt is a string; got {type(words).__name__}.")
+        if self.truncation_side == "right" and len(self._encode(words)) >= self._max_tokens:
+            raise InputError(
+                f"The prompt {words[:40]!r} alone has as many tokens as the encoder reads ({self._max_tokens}), so no "
+                "text would be read after it; shorten it."
+            )
+        prompted = copy.copy(self)
+        prompted._use(words)
+        return prompted
+
     def shortened(self, max_tokens: int) -> Self:
         """Make the preprocessing that reads at most so many ids of a text, special tokens included; it shares the
         tokenizer. What is padded is padded as before.

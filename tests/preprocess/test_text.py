@@ -161,6 +161,21 @@ def test_a_prompt_comes_before_the_text_by_role_or_name() -> None:
     assert ids(name="plain") == [1, 5, 2]
 
 
+def test_a_prompt_in_words_replaces_every_other() -> None:
+    preprocess = TextPreprocessor(tokenizer_json(True), 4, prompts={"query": "black "}, default_prompt_name="query")
+    assert Prompting(words="white ").apply(preprocess).prepare("chess").tolist() == [1, 4, 5, 2]
+    assert Prompting(words="").apply(preprocess).prepare("chess").tolist() == [1, 5, 2]
+    assert preprocess.prepare("chess").tolist() == [1, 3, 5, 2]
+    with pytest.raises(InputError, match="alone has as many tokens as the encoder reads \\(4\\)"):
+        Prompting(words="white white white").apply(preprocess)
+    with pytest.raises(InputError, match="A prompt is a string; got int"):
+        TextPreprocessor(tokenizer_json(True), 4).prompted_with(3)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="A prompt is given in words or chosen by a role; got both"):
+        Prompting("query", words="white ")
+    with pytest.raises(UsageError, match="A prompt is given in words or chosen by its name; got both"):
+        Prompting(name="query", words="")
+
+
 def test_a_role_without_a_prompt_of_its_own_takes_the_default() -> None:
     for prompts, default, ids in (
         ({"other": "black "}, "other", [1, 3, 5, 2]),
