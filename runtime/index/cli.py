@@ -1,4 +1,4 @@
-"""`fluxtalk index`: build an index of one modality, and search it from any other."""
+"""`fluxtalk index`: build an index of one modality, search it from any other, push it into a database."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from fluxtalk.runtime.bulk.stream import EmbedOptions, embed_in_parts
 from fluxtalk.runtime.embedder import open_embedder
 from fluxtalk.runtime.index.build import build_index
 from fluxtalk.runtime.index.limits import Limits
+from fluxtalk.runtime.index.push_cli import push
 from fluxtalk.runtime.index.search import SearchIndex
 from fluxtalk.tokens import COMPLEMENTARY, SEARCHED_KINDS, TOKENS, side_by_side
 
@@ -36,6 +37,9 @@ from fluxtalk.tokens import COMPLEMENTARY, SEARCHED_KINDS, TOKENS, side_by_side
 @click.group(name="index")
 def main() -> None:
     """Build and search an index of embeddings."""
+
+
+main.add_command(push)
 
 
 @main.command()

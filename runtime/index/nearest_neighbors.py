@@ -60,6 +60,17 @@ class NearestNeighbors:
         start = len(self._index)
         self._index.add(np.arange(start, start + len(vectors)), quantize(vectors, self._dtype))
 
+    def vectors(self, rows: range) -> Floats:
+        """Read vectors by their numbers, (count, dim), as they are stored; in float32 or float16 only.
+
+        Raises:
+            IndexFileError: a number has no vector.
+        """
+        found = self._index.get(np.arange(rows.start, rows.stop))
+        if any(vector is None for vector in found):
+            raise IndexFileError("The index does not number its vectors from 0; build it again.")
+        return np.stack(found).astype(np.float32)
+
     def save(self, path: Path) -> None:
         """Write all vectors, and the graph of near neighbors, to a file.
 

@@ -14,6 +14,11 @@ MIN_CANDIDATES = 100
 _CANDIDATES_PER_ANSWER = 10
 
 
+def candidates_for(count: int, candidates: int | None = None) -> int:
+    """Number of items that are put in order for ``count`` answers; None is ten for each, and at least a hundred."""
+    return max(count, candidates or max(MIN_CANDIDATES, _CANDIDATES_PER_ANSWER * count))
+
+
 class Reranker:
     """Tokens of every item, which put the answers of a nearest-neighbor search in order. Thread-safe.
 
@@ -43,7 +48,7 @@ class Reranker:
         Raises:
             UsageError, IndexFileError: as for `NearestNeighbors.search`.
         """
-        wanted = max(count, candidates or max(MIN_CANDIDATES, _CANDIDATES_PER_ANSWER * count))
+        wanted = candidates_for(count, candidates)
         # In the order in which they are on disk.
         found = np.sort(self._first.search(directions(query[0]), wanted, exact)[0])
         scores = maxsim(query, self._tokens[found])[0]
