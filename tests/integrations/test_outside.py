@@ -58,7 +58,7 @@ def test_haystack_indexes_searches_and_writes_its_pipeline(
 
     alone = Pipeline()
     alone.add_component("embedder", FluxTalkTextEmbedder(str(prompted), k=1))
-    read = Pipeline.loads(alone.dumps())
+    read = Pipeline.loads(alone.dumps(), allowed_modules=["fluxtalk.integrations.haystack"])
     vector = read.run({"embedder": {"text": "omega"}})["embedder"]["embedding"]
     np.testing.assert_array_equal(vector, embedder.encode_query("omega", k=1))
 
