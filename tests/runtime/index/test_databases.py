@@ -28,6 +28,8 @@ from tests.runtime.index.postgres import running_postgres
 from tests.runtime.index.test_index import clustered
 from tests.runtime.test_serving import one_sentence, run
 
+# Said once by Qdrant's local mode, which always compares with every vector, as the search asks of a server.
+pytestmark = pytest.mark.filterwarnings("ignore:Local mode performs exact:UserWarning")
 DATABASES = ("qdrant", "lancedb", "pgvector")
 
 
