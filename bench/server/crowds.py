@@ -34,7 +34,7 @@ Crowd = Callable[["_Target", asyncio.Event], Coroutine[Any, Any, None]]
 
 
 class _Target:
-    """Where to send, and what came back."""
+    """Destination of requests, and their answers."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)

@@ -305,7 +305,7 @@ OPTIONS = ("truncation_side", "pad_id", "pad_side", "lowercase", "unescape_html"
 
 
 def _told(error: BaseException) -> str:
-    """What the tokenizer's library says, in one line. A panic of it is a `BaseException`; others of these go on.
+    """Sentence of the tokenizer's library, in one line. A panic of it is a `BaseException`; others of these go on.
 
     Raises:
         BaseException: the error itself, if it is of another kind, such as the user's interrupt.

@@ -263,7 +263,7 @@ class Dispatcher:
 
 
 def _nouns(kind: str) -> tuple[str, str]:
-    """What one item of a kind, and several, are called."""
+    """Words for one item of a kind, and for several."""
     return {"features": ("feature array", "feature arrays"), "audio": ("sound", "sounds")}.get(kind, (kind, f"{kind}s"))
 
 
