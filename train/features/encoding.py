@@ -134,7 +134,8 @@ class Encoding:
                 try:
                     found.append(([row], self.encode([item], [row])))
                 except DataError as error:
-                    failed[row] = short_reason(error)
+                    raised = error.__cause__ if isinstance(error.__cause__, Exception) else error
+                    failed[row] = f"the encoder {self.source} fails: {describe_error(raised)}"
             if not found or not failed:
                 raise
             bad.update(failed)

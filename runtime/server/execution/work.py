@@ -179,7 +179,7 @@ class Throughput:
             return self._run.seconds(batches, work.run) + work.prepare * self._prepare.seconds_per_unit
 
     def describe(self) -> dict[str, float]:
-        """Throughput that is counted on, for ``/info``: tokens, images, vectors or samples per second, and pixels to decode."""
+        """Describe the throughput that is counted on: tokens, images, vectors or samples, and pixels, per second."""
         kind, found = self._preprocess.kind, {}
         image = isinstance(self._preprocess, ImagePreprocessor)
         run_s = self.seconds(Work(run=self.of_lengths([1]).run if image else 1.0, rows=1.0))

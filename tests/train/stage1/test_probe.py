@@ -160,7 +160,9 @@ def test_the_item_on_which_an_encoder_fails_is_named(folder: Path, encode: Calla
         encode(stage1, data, folder)
     assert "(id 'id 29')" in str(caught.value)
     assert "module:probe_user_code:picky fails: KeyError: 'seventy-seven'" in str(caught.value)
-    assert isinstance(caught.value.__cause__, KeyError)
+    assert str(caught.value).count("Item 29") == 1
+    if encode is _online:
+        assert isinstance(caught.value.__cause__, KeyError)
 
 
 class _OnlyAlone(nn.Module):
