@@ -26,7 +26,8 @@ def connect(url: str | None = None, path: str | None = None) -> Any:
     """
     library = _library()
     with _failures(url or str(path)):
-        return library.QdrantClient(path=path) if path else library.QdrantClient(url=url)
+        # Asking for the server's version is a thread that raises where nobody hears it.
+        return library.QdrantClient(path=path) if path else library.QdrantClient(url=url, check_compatibility=False)
 
 
 def push(index: SearchIndex, client: Any, collection: str) -> Contents:
