@@ -65,7 +65,7 @@ class _BundleComponent:
 class FluxTalkTextEmbedder(_BundleComponent):
     """Embedder of queries."""
 
-    @component.output_types(embedding=list[float])
+    @component.output_types(embedding=list[float])  # type: ignore[untyped-decorator]
     def run(self, text: str) -> dict[str, Any]:
         """Embed one query: ``embedding``, of ``embedding_dim`` numbers.
 
@@ -79,7 +79,7 @@ class FluxTalkTextEmbedder(_BundleComponent):
 class FluxTalkDocumentEmbedder(_BundleComponent):
     """Embedder of the content of documents, which is all of a document that is read."""
 
-    @component.output_types(documents=list[Document])
+    @component.output_types(documents=list[Document])  # type: ignore[untyped-decorator]
     def run(self, documents: list[Document]) -> dict[str, Any]:
         """Copy the documents with their embeddings.
 

@@ -173,7 +173,7 @@ def test_what_does_not_compare_is_refused(embedder: Embedder, database: Database
     with pytest.raises(UsageError, match="count and candidates are at least 1"):
         search.search(query, 0)
     with pytest.raises(UsageError, match="finite"):
-        search.search(query * np.nan)
+        search.search(query * np.float32(np.nan))
     other = IndexSpec("bundle", "space", "text", "pooled", 4)
     build_index(tmp_path / "other", [query], ["alpha"], other)
     database.push(SearchIndex(tmp_path / "other"), database.client, "other")
