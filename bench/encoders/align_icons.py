@@ -45,7 +45,11 @@ def main(table: Path, output: Path, image: str, text: str, results: Path, docs: 
     words = [word for name, source in encoders.items() for word in ("--encoder", f"{name}={source}")]
     started = time.monotonic()
     cache = ["--cache-dir", str(output.parent / "cache")]
-    fluxtalk(["align", data, *words, "-o", str(output), *cache], standalone_mode=False)
+    try:
+        fluxtalk(["align", data, *words, "-o", str(output), *cache], standalone_mode=False)
+    except SystemExit as ended:
+        if ended.code:
+            raise
     content = {
         "machine": {
             "processor": processor(),
