@@ -13,6 +13,7 @@ from fluxtalk.datasets.bad_items import read_report
 from fluxtalk.datasets.data_name import GLYPHS, parse_data_name
 from fluxtalk.datasets.left_out import leave_out
 from fluxtalk.datasets.pairs import SPLIT_NAMES, Items, PairDataset, Split
+from fluxtalk.datasets.reporting import is_folder
 from fluxtalk.datasets.shards import shards
 from fluxtalk.datasets.tables import table
 from fluxtalk.errors import UsageError
@@ -45,7 +46,7 @@ def load_dataset(
     parsed = parse_data_name(name)
     if parsed is not None:
         return shards.load(parsed, tolerated) if parsed.suffix == ".tar" else table.load(parsed, kinds, tolerated)
-    if name and Path(name).is_dir():
+    if name and is_folder(Path(name)):
         return features_folder.load(name, tolerated)
     raise UsageError(
         "--data is glyphs, a table of pairs (pairs.csv, .jsonl or .parquet; pairs.csv?image=COLUMN&text=COLUMN), "

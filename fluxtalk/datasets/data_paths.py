@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fluxtalk.datasets.data_name import GLYPHS, parse_data_name
+from fluxtalk.datasets.reporting import exists, is_file, is_folder
 from fluxtalk.datasets.shards.shards import shard_names
 from fluxtalk.errors import BackendError, UsageError
 
@@ -57,10 +58,10 @@ def _exists(name: str) -> bool:
         return True
     parsed = parse_data_name(name)
     if parsed is None:
-        return Path(name).is_dir()
+        return is_folder(Path(name))
     if parsed.suffix != ".tar":
-        return Path(parsed.path).exists()
+        return exists(Path(parsed.path))
     try:
-        return any(Path(shard).is_file() for shard in shard_names(parsed))
+        return any(is_file(Path(shard)) for shard in shard_names(parsed))
     except (BackendError, UsageError):
         return True  # The reader of the data set reports this error.

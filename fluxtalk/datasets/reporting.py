@@ -29,6 +29,22 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def exists(path: Path) -> bool:
+    """Return whether there is a file, a folder or a pipe of that name, as `is_file` does."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether a path is a folder, as `is_file` does."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def require_files(what: str, wanted: Sequence[Path], shown: Sequence[str], hint: str, tolerated: float = 0.0) -> None:
     """Refuse a data set if files are missing, all of them in one sentence.
 

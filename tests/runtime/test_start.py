@@ -49,6 +49,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         return hash_json(value)
 
     monkeypatch.setattr(bundle_module, "hash_json", counted)
+    bundle_module._hash_of.cache_clear()  # what other tests of this process hashed
     return values
 
 

@@ -32,7 +32,7 @@ from fluxtalk.datasets.bad_items import ROW, BadItem
 from fluxtalk.datasets.data_name import DataName
 from fluxtalk.datasets.outside import outside_notes
 from fluxtalk.datasets.pairs import SPLIT_NAMES, PairDataset
-from fluxtalk.datasets.reporting import abbreviate, is_file, require_files, with_progress
+from fluxtalk.datasets.reporting import abbreviate, exists, is_file, require_files, with_progress
 from fluxtalk.datasets.splits import ItemColumn, gap_notes, make_splits, split_by_hash
 from fluxtalk.datasets.tables.linked_rows import Cells, linkage_notes, linked_row_ids
 from fluxtalk.datasets.tables.readers import WholeTable, open_table, read_whole
@@ -97,7 +97,7 @@ def load(name: DataName, kinds: Mapping[str, str] | None = None, tolerated: floa
 def _read(name: DataName, tolerated: float) -> tuple[_Table, tuple[BadItem, ...]]:
     """Read the valid rows, and the others as bad ones if they are no more than the tolerated share."""
     path = Path(name.path)
-    if not path.exists():
+    if not exists(path):
         raise DataError(f"The table {path.absolute()} does not exist; check --data.")
     raw = read_whole(open_table(path), None if name.query is None else set(name.query.values()))
     if not raw.numbers:

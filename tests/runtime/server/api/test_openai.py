@@ -220,4 +220,4 @@ def test_vllms_truncate_prompt_tokens_reads_less_of_a_text(client: httpx.Client)
         assert refused.status_code == 400
         assert refused.json()["error"]["param"] == "truncate_prompt_tokens"
         assert sentence in refused.json()["error"]["message"]
-    assert "token ids are taken as they are" in ask([1, 2, 3], truncate_prompt_tokens=4).json()["error"]["message"]
+    assert "--accept-token-ids" in ask([1, 2, 3], truncate_prompt_tokens=4).json()["error"]["message"]

@@ -110,7 +110,7 @@ def test_its_examples_are_answered(document: dict[str, Any], client: httpx.Clien
     ("path", "name", "body"),
     [
         ("/v1/embeddings", "OpenAIRequest", {"input": "a", "encoding_format": "base64", "user": None}),
-        ("/v1/embeddings", "OpenAIRequest", {"input": [[1, 2], [3]], "output": "tokens", "model": None}),
+        ("/v1/embeddings", "OpenAIRequest", {"input": ["a", "b"], "output": "tokens", "model": None}),
         ("/v1/embeddings", "OpenAIRequest", {"input": ["a"], "output": "concat", "tokens": 2, "dimensions": 96}),
         ("/v1/embeddings", "OpenAIRequest", {"input": "a", "embedding_types": ["int8", "binary"]}),
         ("/v1/embeddings", "JinaRequest", {"input": [{"text": "a"}, "b"], "embedding_type": ["float"], "task": "x"}),
