@@ -49,7 +49,7 @@ $(STAMP): $(DEMO_STAMP)
 demo: $(DEMO_STAMP) ## Run the whole path on real input: data, training, export, search (5 to 10 minutes on 2 cores)
 	$(BIN)/python -m bench.demo --output $(DEMO) --stage1 $(STAGE1)
 
-test: install ## Prove it (the slow tests are left out; 12 minutes on 2 cores; the aim is 10)
+test: install ## Prove it (the slow tests are left out; 11 minutes on 2 cores; the aim is 10)
 	@# Two lanes, one per core, in each two processes one after the other. Training's tests send signals, and some libraries
 	@# of the runtime's and the export's change how a process takes them: so each part has a process of its own. What is
 	@# marked `alone` measures time or sends load, and runs after them.
