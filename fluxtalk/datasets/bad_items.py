@@ -101,17 +101,23 @@ class BadItem:
 
 
 def abbreviated(bad: Sequence[BadItem]) -> str:
-    """List the first twenty and the number of the others."""
+    """List the first twenty and the number of the others; of several, without the advice that each would repeat."""
+    if len(bad) == 1:
+        return bad[0].line()
     more = f", and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
-    return "; ".join(item.line() for item in bad[:LISTED]) + more
+    return "; ".join(dataclasses.replace(i, reason=_without_advice(i.reason)).line() for i in bad[:LISTED]) + more
 
 
-def short_reason(error: BaseException | str) -> str:
-    """Cut an error's sentence before its advice, which a list of many would repeat."""
+def one_line(error: BaseException | str) -> str:
+    """Write an error in one line, without a full stop."""
     lines = str(error).strip().splitlines()
-    first = lines[0] if lines else type(error).__name__
-    kept, _, advice = first.rpartition("; ")
-    return (first if not kept or advice.startswith("got ") else kept).rstrip(".")
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
+
+
+def _without_advice(reason: str) -> str:
+    """Cut a sentence before what it says is to be done."""
+    kept, _, advice = reason.rpartition("; ")
+    return reason if not kept or advice.startswith("got ") else kept
 
 
 def shown_item(value: Any, otherwise: str) -> str:

@@ -14,7 +14,7 @@ from fluxtalk.datasets.bad_items import (
     BadItem,
     BadItemPolicy,
     abbreviated,
-    short_reason,
+    one_line,
     shown_item,
     write_report,
 )
@@ -179,7 +179,7 @@ def _bad_item(item: Item, position: int, modality: str, why: str) -> BadItem:
     if isinstance(item.value, UnusableRow):
         return BadItem(item.id, why, modality, "", position, item.id)
     shown = shown_item(item.value, item.id)
-    return BadItem(shown, f"{modality} item {position}: {short_reason(why)}", modality, "", position, item.id)
+    return BadItem(shown, f"{modality} item {position}: {one_line(why)}", modality, "", position, item.id)
 
 
 def _is_done(parts: PartFiles, number: int, chunk: Sequence[Item], embedder: Embedder, options: EmbedOptions) -> bool:

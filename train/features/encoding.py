@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from fluxtalk.datasets import load_dataset
-from fluxtalk.datasets.bad_items import short_reason
+from fluxtalk.datasets.bad_items import one_line
 from fluxtalk.datasets.data_paths import first_existing
 from fluxtalk.datasets.pairs import Items, PairDataset, Split
 from fluxtalk.errors import DataError, InputError, UsageError
@@ -90,7 +90,7 @@ class Encoding:
         try:
             return self.decode(row)
         except InputError as error:
-            return short_reason(error)
+            return one_line(error)
 
     def encode(self, prepared: Sequence[NDArray[Any]], rows: Sequence[int]) -> Features:
         """Reduced features of decoded items, float32, without gradients.

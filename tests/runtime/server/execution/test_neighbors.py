@@ -82,9 +82,10 @@ def test_what_cannot_be_done_in_time_is_refused_at_once_and_what_would_fit_does(
 def test_huge_images_of_one_client_change_nobodys_price(made: Made) -> None:
     huge = bomb(4000)
     small = images(png(np.zeros((64, 64), dtype=np.uint8)))
-    with in_thread(made.bundle) as up:
-        answer, statuses = beside(up, images(*[huge] * 4), small)
-        assert answer.status_code in (200, 413), answer.text
+    # Time enough on a slow machine too: what does not fit into its time is another test's.
+    with in_thread(made.bundle, timeout_s=120.0) as up:
+        answer, statuses = beside(up, images(*[huge] * 12), small)
+        assert answer.status_code == 200, answer.text
         with up.client() as client:
             for _ in range(20):
                 statuses[client.post("/v1/embeddings", json=small).status_code] += 1
