@@ -48,7 +48,7 @@ def read_image(item: Any) -> Image.Image:
         with open_image_file(Path(item)) as image:
             return upright(image)
     if isinstance(item, bytes | bytearray | memoryview):
-        with readable(_bytes_name(item)):
+        with readable(bytes_name(item)):
             return upright(open_image_bytes(item))
     raise InputError(f"An image is a path, bytes, a PIL image or a uint8 array; got {type(item).__name__}.")
 
@@ -60,7 +60,7 @@ def open_image_bytes(data: bytes | bytearray | memoryview) -> Image.Image:
         InputError: it is not of one of `IMAGE_FORMATS`.
         TooLargeError: it is larger than `MAX_PIXELS` or `MAX_SIDE`.
     """
-    return _open(io.BytesIO(data), _bytes_name(data))
+    return _open(io.BytesIO(data), bytes_name(data))
 
 
 @contextmanager
@@ -171,7 +171,8 @@ def readable(name: str) -> Iterator[None]:
         ) from None
 
 
-def _bytes_name(data: bytes | bytearray | memoryview) -> str:
+def bytes_name(data: bytes | bytearray | memoryview) -> str:
+    """Name an image that has no path, for errors."""
     return f"in these {len(data)} bytes"
 
 

@@ -7,7 +7,7 @@ programs build theirs; whatever is unknown, rare or odd is not, and harms nobody
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 CHEAP_PIXELS = 1 << 20
@@ -52,34 +52,61 @@ class _NotUsualError(Exception):
     """The file is not built as common programs build theirs."""
 
 
-def look(data: bytes) -> Look | None:
-    """Read the header of a PNG, JPEG, WebP, GIF or BMP file.
+@dataclass(frozen=True)
+class Claim:
+    """The format and size that the first bytes of a file claim."""
+
+    format: str
+    """Name of the format, as Pillow writes it."""
+    width: int
+    height: int
+
+
+def claimed_size(head: bytes) -> Claim | None:
+    """Read the size that a PNG, JPEG, WebP, GIF or BMP file claims.
+
+    Args:
+        head: the file, or its first bytes.
 
     Returns:
-        None if the file is of another format, or its header is odd.
+        None if the file is of another format, its header is odd, or the size is not among these bytes.
     """
     try:
-        if data.startswith(b"\x89PNG\r\n\x1a\n"):
-            return _checked(data, "PNG", *_png(data))
-        if data.startswith(b"\xff\xd8\xff"):
-            return _checked(data, "JPEG", *_jpeg(data))
-        if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-            return _checked(data, "WEBP", *_webp(data))
-        if data[:6] in (b"GIF87a", b"GIF89a"):
-            width, height = struct.unpack_from("<HH", data, 6)
-            return Look("GIF", width, height, cheap=False)
-        if data.startswith(b"BM") and struct.unpack_from("<I", data, 14)[0] >= 40:
-            width, height = struct.unpack_from("<ii", data, 18)
-            return Look("BMP", abs(width), abs(height), cheap=False)
+        if head.startswith(b"\x89PNG\r\n\x1a\n"):
+            _require(head[8:16] == b"\0\0\0\x0dIHDR")
+            return Claim("PNG", *struct.unpack_from(">II", head, 16))
+        if head.startswith(b"\xff\xd8\xff"):
+            frames = (content for marker, content, _ in _jpeg_segments(head) if marker in _JPEG_FRAMES)
+            height, width = struct.unpack_from(">HH", next(frames, b""), 1)
+            return Claim("JPEG", width, height)
+        if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+            return Claim("WEBP", *_webp_size(head[12:16], head[20:30]))
+        if head[:6] in (b"GIF87a", b"GIF89a"):
+            return Claim("GIF", *struct.unpack_from("<HH", head, 6))
+        if head.startswith(b"BM") and struct.unpack_from("<I", head, 14)[0] >= 40:
+            width, height = struct.unpack_from("<ii", head, 18)
+            return Claim("BMP", abs(width), abs(height))
     except (_NotUsualError, struct.error, IndexError):
         return None
     return None
 
 
-def _checked(data: bytes, format_: str, width: int, height: int, usual: bool) -> Look:
-    short, long = sorted((width, height))
+def look(data: bytes) -> Look | None:
+    """Read the header of a PNG, JPEG, WebP, GIF or BMP file, and tell whether decoding it must be cheap.
+
+    Returns:
+        None if the file is of another format, or its header is odd.
+    """
+    claim = claimed_size(data)
+    if claim is None:
+        return None
+    try:
+        usual = claim.format in _IS_USUAL and _IS_USUAL[claim.format](data, claim)
+    except (_NotUsualError, struct.error, IndexError):
+        return None
+    short, long = sorted((claim.width, claim.height))
     small = 0 < short * long <= CHEAP_PIXELS and long <= _CHEAP_RATIO * short and len(data) <= CHEAP_BYTES
-    return Look(format_, width, height, usual and small)
+    return Look(claim.format, claim.width, claim.height, usual and small)
 
 
 def _require(condition: bool) -> None:
@@ -91,16 +118,14 @@ _PNG_SMALL = (b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"pHYs", b"tIME", b"h
 _PNG_SMALL_BYTES = 1024
 
 
-def _png(data: bytes) -> tuple[int, int, bool]:
-    """Width, height, and whether every chunk is a usual one."""
-    _require(data[8:16] == b"\0\0\0\x0dIHDR")
-    width, height = struct.unpack_from(">II", data, 16)
+def _is_usual_png(data: bytes, _claim: Claim) -> bool:
+    """True if every chunk is a usual one."""
     try:
         _require(len(data) <= CHEAP_BYTES)
         _require_usual_chunks(data)
     except (_NotUsualError, struct.error, IndexError):
-        return width, height, False
-    return width, height, True
+        return False
+    return True
 
 
 def _require_usual_chunks(data: bytes) -> None:
@@ -132,29 +157,31 @@ _JPEG_TABLES = (0xC4, 0xDB, 0xDD)
 _JPEG_FRAMES = (0xC0, 0xC1, 0xC2)
 
 
-def _jpeg(data: bytes) -> tuple[int, int, bool]:
-    """Width, height, and whether everything before the first scan is usual, and the scans are few."""
-    size: tuple[int, int] | None = None
-    usual = True
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """Marker, content and end of each segment, up to the first scan."""
     at = 2
     for _ in range(_MAX_SEGMENTS):
         mark, marker, length = struct.unpack_from(">BBH", data, at)
-        _require(mark == 0xFF and length >= 2 and at + 2 + length <= len(data))
+        _require(mark == 0xFF and length >= 2)
         content, at = data[at + 4 : at + 2 + length], at + 2 + length
-        if marker in _JPEG_FRAMES:
-            _require(size is None)
-            bits, height, width, bands = struct.unpack_from(">BHHB", content)
-            _require(width > 0 and height > 0)
-            size = width, height
-            usual = usual and bits == 8 and bands in (1, 3, 4) and len(content) == 6 + 3 * bands
-        elif marker == 0xDA:
-            if size is None:
-                raise _NotUsualError
-            few = len(data) <= CHEAP_BYTES and data.count(b"\xff\xda", at) < _MAX_SCANS
-            return *size, usual and few
-        elif marker not in _JPEG_TABLES:
-            usual = usual and _is_usual_segment(marker, content)
+        yield marker, content, at
+        if marker == 0xDA:
+            return
     raise _NotUsualError
+
+
+def _is_usual_jpeg(data: bytes, claim: Claim) -> bool:
+    """True if everything before the first scan is usual, and the scans are few."""
+    frames, usual, end = 0, True, 0
+    for marker, content, end in _jpeg_segments(data):
+        _require(end <= len(data))
+        if marker in _JPEG_FRAMES:
+            frames += 1
+            _require(frames == 1 and claim.width > 0 and claim.height > 0)
+            usual = usual and content[0] == 8 and content[5] in (1, 3, 4) and len(content) == 6 + 3 * content[5]
+        elif marker not in (*_JPEG_TABLES, 0xDA):
+            usual = usual and _is_usual_segment(marker, content)
+    return usual and len(data) <= CHEAP_BYTES and data.count(b"\xff\xda", end) < _MAX_SCANS
 
 
 def _is_usual_segment(marker: int, content: bytes) -> bool:
@@ -171,16 +198,14 @@ def _is_usual_segment(marker: int, content: bytes) -> bool:
     )
 
 
-def _webp(data: bytes) -> tuple[int, int, bool]:
-    """Width, height, and whether it is one picture with few other chunks."""
+def _is_usual_webp(data: bytes, claim: Claim) -> bool:
+    """True if it is one picture with few other chunks."""
     chunks = list(_webp_chunks(data))
-    kind, content = chunks[0]
-    if kind != b"VP8X":
-        return *_webp_frame(kind, content), True
-    _require(len(content) == 10)
-    width, height = (1 + int.from_bytes(content[at : at + 3], "little") for at in (4, 7))
+    if chunks[0][0] != b"VP8X":
+        return True
+    _require(len(chunks[0][1]) == 10)
     frames = [chunk for chunk in chunks if chunk[0] in (b"VP8 ", b"VP8L")]
-    usual = len(frames) == 1 and _webp_frame(*frames[0]) == (width, height)
+    usual = len(frames) == 1 and _webp_size(*frames[0]) == (claim.width, claim.height)
     for kind, content in chunks[1:]:
         if kind in (b"ICCP", b"XMP "):
             usual = usual and len(content) <= _MAX_PROFILE_BYTES
@@ -188,7 +213,7 @@ def _webp(data: bytes) -> tuple[int, int, bool]:
             usual = usual and _is_usual_segment(0xE1, b"Exif\0\0" + content.removeprefix(b"Exif\0\0"))
         else:
             usual = usual and kind in (b"VP8 ", b"VP8L", b"ALPH")
-    return width, height, usual
+    return usual
 
 
 def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -204,7 +229,11 @@ def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     raise _NotUsualError
 
 
-def _webp_frame(kind: bytes, content: bytes) -> tuple[int, int]:
+def _webp_size(kind: bytes, content: bytes) -> tuple[int, int]:
+    """Width and height that a chunk claims: of the whole picture, or of a frame."""
+    if kind == b"VP8X":
+        _require(len(content) >= 10)
+        return 1 + int.from_bytes(content[4:7], "little"), 1 + int.from_bytes(content[7:10], "little")
     if kind == b"VP8 ":
         _require(content[3:6] == b"\x9d\x01\x2a")
         width, height = struct.unpack_from("<HH", content, 6)
@@ -212,6 +241,13 @@ def _webp_frame(kind: bytes, content: bytes) -> tuple[int, int]:
     _require(kind == b"VP8L" and content[:1] == b"\x2f")
     bits = struct.unpack_from("<I", content, 1)[0]
     return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+
+
+_IS_USUAL: Mapping[str, Callable[[bytes, Claim], bool]] = {
+    "PNG": _is_usual_png,
+    "JPEG": _is_usual_jpeg,
+    "WEBP": _is_usual_webp,
+}
 
 
 def _require_usual_exif(tiff: bytes) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-import struct
 from typing import Any
+
+from fluxtalk.runtime.server.media.headers import claimed_size
 
 _HEAD_BYTES = 1 << 16
 """Bytes of a file that are looked at."""
@@ -28,8 +29,8 @@ def estimate_pixels(value: Any) -> int:
     if shape is not None:
         return _within(shape[0] * shape[1] if len(shape) > 1 else 1)
     head, size = _head(value)
-    found = _size(head)
-    return _within(_PIXELS_PER_BYTE * size if found is None else found[0] * found[1])
+    found = claimed_size(head)
+    return _within(_PIXELS_PER_BYTE * size if found is None else found.width * found.height)
 
 
 def _within(pixels: int) -> int:
@@ -48,51 +49,3 @@ def _head(value: Any) -> tuple[bytes, int]:
         return base64.b64decode(text[: len(text) // 4 * 4]), len(value) // 4 * 3
     except (binascii.Error, ValueError):
         return b"", len(value) // 4 * 3
-
-
-def _size(head: bytes) -> tuple[int, int] | None:
-    """Width and height; None if the file is of another kind, or its size is not among its first bytes."""
-    try:
-        if head.startswith(b"\x89PNG\r\n\x1a\n"):
-            return struct.unpack(">II", head[16:24])
-        if head.startswith(b"\xff\xd8"):
-            return _jpeg_size(head)
-        if head.startswith((b"GIF87a", b"GIF89a")):
-            return struct.unpack("<HH", head[6:10])
-        if head.startswith(b"BM"):
-            width, height = struct.unpack("<ii", head[18:26])
-            return width, abs(height)
-        if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-            return _webp_size(head)
-    except (struct.error, IndexError):
-        return None
-    return None
-
-
-def _jpeg_size(head: bytes) -> tuple[int, int] | None:
-    at = 2
-    while at + 9 < len(head):
-        marker, length = head[at + 1], struct.unpack(">H", head[at + 2 : at + 4])[0]
-        if head[at] != 0xFF:
-            return None
-        if marker == 0xFF:  # a fill byte
-            at += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack(">HH", head[at + 5 : at + 9])
-            return width, height
-        else:
-            at += 2 + length
-    return None
-
-
-def _webp_size(head: bytes) -> tuple[int, int] | None:
-    kind = head[12:16]
-    if kind == b"VP8X":
-        return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
-    if kind == b"VP8L":
-        bits = int.from_bytes(head[21:25], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    if kind == b"VP8 ":
-        width, height = struct.unpack("<HH", head[26:30])
-        return width & 0x3FFF, height & 0x3FFF
-    return None

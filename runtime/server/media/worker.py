@@ -25,7 +25,7 @@ from PIL import Image, features
 
 from fluxtalk.errors import BackendError, InputError, TooLargeError
 from fluxtalk.preprocess import Preprocessor, from_parts
-from fluxtalk.preprocess.image_files import is_turned, open_image_bytes
+from fluxtalk.preprocess.image_files import bytes_name, is_turned, open_image_bytes, readable
 from fluxtalk.runtime.server.media.headers import look
 from fluxtalk.runtime.server.media.thumbnail import encoded_thumbnail
 
@@ -118,6 +118,8 @@ def _answer(header: bytes, data: bytes, idle_bytes: int) -> tuple[bytes, dict[st
             preprocess = _preprocess(json.dumps(asked["preprocess"]))
             if preprocess.kind == "image":
                 item: Any = _opened(data, preprocess.channels, allowed, limits)  # type: ignore[attr-defined]
+                with readable(bytes_name(data)):
+                    item.load()
             else:
                 limits.allow(MAX_DECODED_BYTES, _SOUND_SECONDS)
                 item = data
