@@ -151,7 +151,8 @@ def _opened(data: bytes, channels: int, allowed: int, limits: _Limits) -> Image.
     if seen is not None and seen.format == "WEBP":  # its decoder takes the memory when it is opened
         _require_bytes(seen.width, seen.height, seen.pixels * _FORMAT_BYTES["WEBP"], allowed)
     image = open_image_bytes(data)
-    needed = peak_bytes(image, channels)
+    with readable(bytes_name(data)):  # whether it is to be turned may stand behind its pixels
+        needed = peak_bytes(image, channels)
     _require_bytes(image.width, image.height, needed, allowed)
     limits.allow(needed, cpu_seconds(image.width * image.height, len(data)))
     return image
