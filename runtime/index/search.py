@@ -25,6 +25,7 @@ from fluxtalk.tokens import (
     POOLED,
     TOKENS,
     Comparison,
+    Selection,
     StoredTokens,
     TokenLayout,
     side_by_side,
@@ -38,6 +39,54 @@ class Hit:
     item: str
     similarity: float
     """Cosine; in an index of tokens the MaxSim score, which is in -1..1 as well."""
+
+
+def require_counts(count: int, candidates: int | None, has_tokens: bool, what: str) -> None:
+    """Refuse numbers of answers and of candidates that make no sense.
+
+    Args:
+        has_tokens: True if items have several tokens, which put candidates in order.
+        what: the index, for errors.
+
+    Raises:
+        UsageError: a number is below 1, or there is nothing that puts candidates in order.
+    """
+    if count < 1 or (candidates is not None and candidates < 1):
+        raise UsageError(f"count and candidates are at least 1; got {count} and {candidates}.")
+    if not has_tokens and candidates is not None:
+        raise UsageError(f"candidates are put in order by tokens, and {what} has none; leave candidates out.")
+
+
+def require_own_modality(output: str, own: str, modality: str, what: str) -> None:
+    """Refuse a query of another modality, if items are compared by what only theirs knows.
+
+    Args:
+        output: kind of vectors that the index holds.
+        own: modality of its items.
+        modality: of the query.
+        what: the index, for errors.
+
+    Raises:
+        UsageError: they do not compare.
+    """
+    if output == COMPLEMENTARY and modality != own:
+        begin = what[:1].upper() + what[1:]
+        raise UsageError(f"{begin} holds what only {own} knows, so a query is of that modality; got {modality}.")
+
+
+def embed_queries(embedder: Embedder, modality: str, items: Sequence[Any], chosen: Selection) -> Floats:
+    """Embed raw items as queries, in the form in which an index of this kind holds its items.
+
+    Returns:
+        (items, dim), or (items, tokens, dim) of overlapping tokens.
+
+    Raises:
+        FluxTalkError: as for `Embedder.embed`.
+    """
+    vectors = embedder.embed(modality, items, chosen.k, chosen.output, role=QUERY, dimensions=chosen.shape[-1])
+    if chosen.output == COMPLEMENTARY:
+        return side_by_side(vectors)
+    return vectors[:, : chosen.shared] if chosen.output == TOKENS else vectors
 
 
 class SearchIndex:
@@ -118,22 +167,13 @@ class SearchIndex:
         Raises:
             UsageError: the index holds such tokens, and the query is of another modality or sets limits.
         """
-        own = self.stored.manifest.modality
-        if self.stored.manifest.output != COMPLEMENTARY:
-            return
-        if modality != own:
+        manifest = self.stored.manifest
+        require_own_modality(manifest.output, manifest.modality, modality, self._name)
+        if manifest.output == COMPLEMENTARY and limits.given:
             raise UsageError(
-                f"{self._begin} holds what only {own} knows, so a query is of that modality; got {modality}."
-            )
-        if limits.given:
-            raise UsageError(
-                f"{self._begin} holds complementary tokens, of which no recall was measured; "
+                f"No recall was measured of complementary tokens, which {self._name} holds; "
                 f"leave {', '.join(limits.given)} out."
             )
-
-    @property
-    def _begin(self) -> str:
-        return self._name[:1].upper() + self._name[1:]
 
     def compare(
         self,
@@ -227,10 +267,7 @@ class SearchIndex:
         if space_id is not None:
             self.stored.require_space(space_id, "the queries")
         self._require_shape(queries, item_tokens)
-        if count < 1 or (candidates is not None and candidates < 1):
-            raise UsageError(f"count and candidates are at least 1; got {count} and {candidates}.")
-        if self._tokens is None and candidates is not None:
-            raise UsageError("candidates are put in order by tokens, and this index has none; leave candidates out.")
+        require_counts(count, candidates, self._tokens is not None, self._name)
         found = []
         for query in queries:
             if self._tokens is None:
@@ -266,12 +303,7 @@ class SearchIndex:
             UsageError, InputError: as for `Embedder.embed`.
         """
         chosen = self.compare(embedder, modality, k, item_k, limits)
-        query = chosen.query
-        vectors = embedder.embed(modality, items, query.k, query.output, role=QUERY, dimensions=query.shape[-1])
-        if chosen.query.output == COMPLEMENTARY:
-            vectors = side_by_side(vectors)
-        if chosen.query.output == TOKENS:
-            vectors = vectors[:, : chosen.query_tokens]
+        vectors = embed_queries(embedder, modality, items, chosen.query)
         whole = chosen.query.output in (POOLED, COMPLEMENTARY) or (item_k is None and not limits.given)
         return self.search(vectors, count, candidates, item_tokens=None if whole else chosen.item_tokens)
 

@@ -13,13 +13,12 @@ import numpy as np
 from fluxtalk.arrays import Array, Floats
 from fluxtalk.config import StrictConfig
 from fluxtalk.errors import IndexFileError, UsageError, reason
-from fluxtalk.preprocess.prompts import QUERY
 from fluxtalk.runtime.embedder import Embedder
 from fluxtalk.runtime.index.nearest_neighbors import NOT_FINITE
 from fluxtalk.runtime.index.rerank import candidates_for
-from fluxtalk.runtime.index.search import Hit, SearchIndex
+from fluxtalk.runtime.index.search import Hit, SearchIndex, embed_queries, require_counts, require_own_modality
 from fluxtalk.runtime.vectors import directions
-from fluxtalk.tokens import COMPLEMENTARY, SEARCHED_KINDS, TOKENS, TokenLayout, side_by_side
+from fluxtalk.tokens import SEARCHED_KINDS, TOKENS, TokenLayout
 
 KEY = "fluxtalk"
 """Name under which a collection or table keeps its `Contents`."""
@@ -179,10 +178,7 @@ class DatabaseSearch(ABC):
             )
         if not np.isfinite(queries).all():
             raise UsageError("A query is a vector of finite numbers; this one has others.")
-        if count < 1 or (candidates is not None and candidates < 1):
-            raise UsageError(f"count and candidates are at least 1; got {count} and {candidates}.")
-        if not several and candidates is not None:
-            raise UsageError(f"candidates are put in order by tokens, and {self._name} has none; leave candidates out.")
+        require_counts(count, candidates, several, self._name)
         if several:
             return [self._by_tokens(directions(q), count, candidates_for(count, candidates)) for q in queries]
         return [self._by_one_vector(directions(query), count) for query in queries]
@@ -213,21 +209,13 @@ class DatabaseSearch(ABC):
                 searched from another modality.
         """
         held, manifest = self.contents, embedder.bundle.manifest
-        if held.output == COMPLEMENTARY and modality != held.modality:
-            raise UsageError(
-                f"{self._name} holds what only {held.modality} knows, so a query is of that modality; got {modality}."
-            )
+        require_own_modality(held.output, held.modality, modality, self._name)
         trained = not held.token_dim or held.token_dim in manifest.nested_dims
         space = manifest.space_id(held.output, held.token_dim) if trained else ""
         self._require_space(space, f"the bundle {embedder.bundle.folder}")
         layout: TokenLayout = manifest.layout.narrowed(held.token_dim) if held.token_dim else manifest.layout
         chosen = layout.select(layout.truncated(held.k).num_register_tokens if k is None else k, held.output)
-        vectors = embedder.embed(modality, items, chosen.k, held.output, role=QUERY, dimensions=chosen.shape[-1])
-        if held.output == COMPLEMENTARY:
-            vectors = side_by_side(vectors)
-        if held.output == TOKENS:
-            vectors = vectors[:, : chosen.shared]
-        return self.search(vectors, count, candidates)
+        return self.search(embed_queries(embedder, modality, items, chosen), count, candidates)
 
     def _require_space(self, space_id: str, what: str) -> None:
         held = self.contents

@@ -39,7 +39,7 @@ def test_the_library_finds_the_nearest_complementary_tokens(made: Made, index: P
             opened.search_items(embedder, "text", ["omega"])
         with pytest.raises(UsageError, match="complementary tokens come last"):
             opened.search_items(embedder, "image", pictures[:3], k=1)
-        with pytest.raises(UsageError, match="of which no recall was measured; leave min_recall out"):
+        with pytest.raises(UsageError, match="No recall was measured of complementary tokens"):
             opened.search_items(embedder, "image", pictures[:3], limits=Limits(min_recall=0.5))
 
 
