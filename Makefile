@@ -46,7 +46,7 @@ $(STAMP): $(DEMO_STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/tensorrt-bindings/11.4 tensorrt_cu13_bindings==11.4.0.106
 	@touch $@
 
-demo: $(DEMO_STAMP) ## Run the whole path on real input: data, training, export, search (5 to 10 minutes on 2 cores)
+demo: $(DEMO_STAMP) ## Run the whole path on real input: data, training, export, search (about 10 minutes on 2 cores)
 	$(BIN)/python -m bench.demo --output $(DEMO) --stage1 $(STAGE1)
 
 test: install ## Prove it (the slow tests are left out; 11 minutes on 2 cores; the aim is 10)

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from fluxtalk.artifacts.files import write_atomically
-from fluxtalk.config import require
+from fluxtalk.artifacts.json_files import read_text
+from fluxtalk.config import StrictConfig, require
 from fluxtalk.console import Function, option
-from fluxtalk.errors import ArtifactError
+from fluxtalk.errors import ArtifactError, UsageError
 
 FORMAT = "fluxtalk.bad-items"
 SCHEMA_VERSION = 1
@@ -33,6 +34,8 @@ LISTED = 20
 ROW = "row"
 """What stands for the modality of a bad row of a table."""
 _SHOWN_TEXT = 60
+_MOST_BYTES = 4 << 30
+"""Largest report: of millions of items, all may be bad."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class BadItemPolicy:
 
 
 @dataclass(frozen=True)
-class BadItem:
+class BadItem(StrictConfig):
     """One item that cannot be used."""
 
     item: str
@@ -147,11 +150,12 @@ def read_report(path: Path) -> tuple[str, tuple[BadItem, ...]]:
         ArtifactError: the file is missing or not a report.
     """
     try:
-        head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        # Not `decode_json`: the name of a file may hold bytes that are not Unicode.
+        head, *lines = [json.loads(line) for line in read_text(path, _MOST_BYTES).split("\n") if line]
         if head["format"] != FORMAT or head["schema_version"] != SCHEMA_VERSION:
             raise ValueError
-        return str(head["data_hash"]), tuple(BadItem(**line) for line in lines)
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(head["data_hash"]), tuple(BadItem.from_dict(line) for line in lines)
+    except (OSError, ValueError, KeyError, TypeError, UsageError):
         raise ArtifactError(
             f"{path} is not a report of bad items that this FluxTalk wrote; restore it, or make it again."
         ) from None

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fluxtalk.arrays import Array, Floats
+from fluxtalk.artifacts.json_files import decode_json
 from fluxtalk.config import StrictConfig
 from fluxtalk.errors import IndexFileError, UsageError, reason
 from fluxtalk.runtime.embedder import Embedder
@@ -96,7 +97,7 @@ class Contents(StrictConfig):
             IndexFileError: it was not written by `fluxtalk index push`, or not to its end.
         """
         try:
-            return cls.from_dict(json.loads(text or "null"))
+            return cls.from_dict(decode_json((text.decode() if isinstance(text, bytes) else text) or "null"))
         except (ValueError, TypeError, UsageError) as error:
             raise IndexFileError(
                 f"{name} does not hold what `fluxtalk index push` writes to its end ({reason(error)}); "
