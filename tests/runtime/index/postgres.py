@@ -23,7 +23,7 @@ def _programs() -> Path:
     programs = folders[-1] if folders else Path(str(found)).resolve().parent
     shared = subprocess.run([programs / "pg_config", "--sharedir"], capture_output=True, text=True).stdout.strip()
     if not (Path(shared) / "extension" / "vector.control").exists():
-        pytest.skip("pgvector is not installed in PostgreSQL (Debian: postgresql-NN-pgvector)")
+        pytest.skip("PostgreSQL has no pgvector, which not every distribution packages (github.com/pgvector/pgvector)")
     return programs
 
 
