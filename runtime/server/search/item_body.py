@@ -75,8 +75,9 @@ async def embed_item(
     """`Dispatcher.embed` of one item, whose errors name the field of the body.
 
     Raises:
-        ApiError: see `Dispatcher.embed`.
+        ApiError: see `Dispatcher.embed`; or the item is a text as token ids, which this server does not take.
     """
+    dispatcher.model.require_no_token_ids(item.modality, item.value, item.modality)
     try:
         return await dispatcher.embed(EmbedRequest([item], selection, prompting), deadline, caller)
     except ApiError as error:

@@ -236,6 +236,7 @@ def test_what_can_be_searched(client: httpx.Client, made: Made) -> None:
         ({"text": "a", "index": "tokens", "deadline_ms": 1e-9}, 400, "deadline_ms"),
         ({"text": "a", "index": "words", "min_recall": 0.5}, 400, "min_recall"),
         ({"text": " ", "index": "pooled"}, 422, "text"),
+        ({"text": [1, 2, 3], "index": "pooled"}, 400, "text"),
         ({"text": {"a": 1}, "index": "pooled"}, 422, "text"),
         ({"image": "bm8gaW1hZ2U=", "index": "pooled"}, 422, "image"),
         ({"image": "https://example.org/a.png", "index": "pooled"}, 422, "image"),
