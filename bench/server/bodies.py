@@ -30,7 +30,7 @@ _OF_ONE = 2000
 def main(bundle: Path) -> None:
     """Time the reading of each body."""
     manifest = read_bundle(bundle).manifest
-    model = ServedModel("bundle", manifest.bundle_hash, 0, "fp32", _KINDS, manifest, 2048)
+    model = ServedModel(("bundle",), manifest.bundle_hash, 0, "fp32", _KINDS, manifest, 2048)
     for name, body in bodies().items():
         repeats = _OF_ONE if len(body) < 1000 else 1
         times = []

@@ -68,6 +68,7 @@ class TextPreprocessor:
             )
         self._json = tokenizer_json
         self.max_length = self._max_tokens = max_length
+        self.truncates = True
         try:
             self.tokenizer = Tokenizer.from_str(tokenizer_json)
             self.truncation_side = _truncation_side(self.tokenizer) if truncation_side is None else truncation_side
@@ -150,11 +151,25 @@ class TextPreprocessor:
         shortened._max_tokens = min(max_tokens, self.max_length)
         return shortened
 
+    def whole(self) -> Self:
+        """Make the preprocessing that refuses a text of which it would drop a part; it shares the tokenizer."""
+        whole = copy.copy(self)
+        whole.truncates = False
+        return whole
+
+    def too_long(self) -> InputError:
+        """Make the error of a text that is not to be truncated."""
+        return InputError(
+            f"The text has more than the {self._max_tokens} tokens that are read of it, its prompt and special tokens "
+            "included; shorten it, or let it be truncated."
+        )
+
     def prepare(self, item: Any) -> Array:
         """Tokenize one string, after its prompt.
 
         Raises:
-            InputError: it is not a string; is empty, blank or invisible; or has no known token.
+            InputError: it is not a string; is empty, blank or invisible; has no known token; or is too long for a
+                preprocessing that does not truncate (`whole`).
         """
         return self.from_ids(self.token_ids(item))
 
@@ -278,6 +293,8 @@ class TextPreprocessor:
                 f"The tokenizer cannot read the text {text[:40]!r} ({_told(error)}); give the tokenizer an unk_token, "
                 "or the text words that it knows."
             ) from None
+        if not self.truncates and (encoding.overflowing or len(ids) > self._max_tokens):
+            raise self.too_long()
         return ids if len(ids) <= self._max_tokens else self._cut(ids, encoding.special_tokens_mask)
 
     def _cut(self, ids: list[int], is_special: list[int]) -> list[int]:

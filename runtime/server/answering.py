@@ -44,13 +44,12 @@ async def answer_embedding(request: Request, service: Service, read: ReadRequest
         ClientDisconnect: the client hung up.
     """
     dispatcher, caller = service.require_dispatcher(), caller_of(request, service)
-    stages = service.metrics.stage_seconds
-    begin = time.monotonic()
-    deadline = begin + time_limit(request, service.settings.timeout_s)
+    stage = service.metrics.stage
+    deadline = time.monotonic() + time_limit(request, service.settings.timeout_s)
     charge = service.memory.charge()
     try:
-        data = await service.bodies.read(request, deadline, charge)
-        stages.labels("read").observe(time.monotonic() - begin)
+        with stage("read"):
+            data = await service.bodies.read(request, deadline, charge)
 
         def read_typed() -> tuple[EmbedRequest, Respond]:
             charge.hold(_read_bytes(request, data))
@@ -60,10 +59,9 @@ async def answer_embedding(request: Request, service: Service, read: ReadRequest
         numbers = len(typed.items) * typed.selection.values_per_item
         charge.hold((_COMPUTED_BYTES + _WRITTEN_BYTES * typed.forms) * numbers)
         answer = await while_connected(request, service, dispatcher.embed(typed, deadline, caller))
-        begin = time.monotonic()
-        large = answer.vectors.size > _LARGE_ANSWER
-        response = await in_thread(dispatcher, respond, answer) if large else respond(answer)
-        stages.labels("answer").observe(time.monotonic() - begin)
+        with stage("answer"):
+            large = answer.vectors.size > _LARGE_ANSWER
+            response = await in_thread(dispatcher, respond, answer) if large else respond(answer)
         return HeldResponse(response, charge)
     except BaseException:
         charge.release()

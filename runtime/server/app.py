@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -39,6 +40,7 @@ from fluxtalk.runtime.server.search.indexes import Indexes
 from fluxtalk.runtime.server.search.routes import search_routes
 from fluxtalk.runtime.server.service import Service
 from fluxtalk.runtime.server.settings import ServerSettings
+from fluxtalk.runtime.server.tracing import TracingMiddleware, open_traces
 
 _CORS_HEADERS = ("Authorization", "Content-Type", "X-Request-Timeout", HEADER_LENGTH)
 
@@ -63,8 +65,14 @@ def routes(service: Service) -> list[Route]:
 
 
 def build_app(service: Service) -> Starlette:
-    """Make the application over a service, which starts and stops with it."""
+    """Make the application over a service, which starts and stops with it.
+
+    Raises:
+        UsageError: requests are to be traced, and OpenTelemetry is not installed.
+    """
     served = routes(service)
+    endpoint = service.settings.otlp_endpoint
+    traces = None if endpoint is None else open_traces(endpoint)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, Any]]:
@@ -80,10 +88,12 @@ def build_app(service: Service) -> Starlette:
             }
         finally:
             await service.stop()
+            if traces is not None:
+                await asyncio.to_thread(traces.shutdown)
 
     app = Starlette(
         routes=served,
-        middleware=list(_middleware(service, {route.endpoint: route.path for route in served})),
+        middleware=list(_middleware(service, {route.endpoint: route.path for route in served}, traces)),
         exception_handlers={
             HTTPException: on_http_exception,
             ApiError: on_api_error,
@@ -95,13 +105,15 @@ def build_app(service: Service) -> Starlette:
     return app
 
 
-def _middleware(service: Service, paths: Mapping[object, str]) -> Iterator[Middleware]:
+def _middleware(service: Service, paths: Mapping[object, str], traces: Any) -> Iterator[Middleware]:
     """List the middleware, from the outside in."""
     settings = service.settings
     if settings.trusted_proxies:
         yield Middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))
     if settings.root_path:
         yield Middleware(RootPathMiddleware, root_path=settings.root_path)
+    if traces is not None:
+        yield Middleware(TracingMiddleware, provider=traces, paths=paths)
     yield Middleware(MetricsMiddleware, metrics=service.metrics, paths=paths)
     if settings.cors_origins:
         yield Middleware(

@@ -96,6 +96,27 @@ _MIB = 1 << 20
     is_flag=True,
     help="Take texts as lists of token ids, from clients that have the bundle's own tokenizer.",
 )
+@option(
+    "--served-model-name",
+    "served_model_names",
+    metavar="NAME",
+    multiple=True,
+    help="Name under which clients ask for the model; repeatable, and answers have the first.  "
+    "[default: that of the bundle's folder]",
+)
+@option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Lines of the log, on standard error.",
+)
+@option(
+    "--otlp-endpoint",
+    metavar="URL",
+    help="Send a trace of every request to the OpenTelemetry collector at this address (http://localhost:4318).  "
+    "[default: none is sent]",
+)
 @option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes that share the port.")
 @debug_option
 @sentence_errors
@@ -122,6 +143,9 @@ def serve(
     root_path: str,
     trust_proxy: tuple[str, ...],
     accept_token_ids: bool,
+    served_model_names: tuple[str, ...],
+    log_format: str,
+    otlp_endpoint: str | None,
     workers: int,
 ) -> None:
     """Serve BUNDLE: OpenAI's /v1/embeddings, a page at /, /v1/search, /info, /livez, /readyz, /metrics.
@@ -150,6 +174,9 @@ def serve(
         root_path=root_path,
         trusted_proxies=trust_proxy,
         accept_token_ids=accept_token_ids,
+        served_model_names=tuple(dict.fromkeys(served_model_names)),
+        log_format=log_format,
+        otlp_endpoint=otlp_endpoint,
         workers=workers,
         indexes=indexes,
         serve_items=serve_items,

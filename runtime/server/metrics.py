@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import orjson
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from fluxtalk.runtime.server.tracing import span
 
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable under which prometheus_client finds the files that several workers share."""
@@ -163,6 +168,14 @@ class Metrics:
             registry=self._registry,
             multiprocess_mode="livesum",
         )
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage of a request, and trace it; one that fails is not timed."""
+        begin = time.monotonic()
+        with span(name):
+            yield
+        self.stage_seconds.labels(name).observe(time.monotonic() - begin)
 
     def exposition(self) -> bytes:
         """Write everything in Prometheus's text format, over all workers."""

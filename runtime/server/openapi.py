@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import json_response
-from fluxtalk.runtime.server.http.middleware import OPEN_PATHS
+from fluxtalk.runtime.server.http.middleware import is_open
 from fluxtalk.runtime.server.operation import (
     ANYTHING,
     JSON,
@@ -24,6 +24,7 @@ from fluxtalk.runtime.server.operation import (
     KServeError,
     Operation,
     Schema,
+    TeiError,
     narrow,
     ref,
     schemas_of,
@@ -67,7 +68,7 @@ def document(routes: Sequence[ApiRoute], model: ServedModel, with_key: bool) -> 
     """Write the OpenAPI 3.1 document."""
     operations = [(route, route.describe(model)) for route in routes]
     types = list(dict.fromkeys(t for _, operation in operations for t in _types(operation)))
-    schemas = schemas_of(Error, KServeError, *types)
+    schemas = schemas_of(Error, KServeError, TeiError, *types)
     narrow(schemas, model)
     for _, operation in operations:
         for name, more in operation.schemas.items():
@@ -76,7 +77,7 @@ def document(routes: Sequence[ApiRoute], model: ServedModel, with_key: bool) -> 
     for route, operation in operations:
         # Starlette writes a converter into the parameter: {row:int}.
         path = re.sub(r":\w+}", "}", route.path)
-        paths.setdefault(path, {})[route.method] = _written(operation, open_to_all=path in OPEN_PATHS)
+        paths.setdefault(path, {})[route.method] = _written(operation, open_to_all=is_open(path, route.method))
     return {
         "openapi": "3.1.0",
         "info": {

@@ -63,6 +63,13 @@ class KServeError(TypedDict):
     error: str
 
 
+class TeiError(TypedDict):
+    """Error as the clients of Text Embeddings Inference read it."""
+
+    error: str
+    error_type: str
+
+
 @dataclass(frozen=True)
 class Operation:
     """Description of one method of one path."""
@@ -73,7 +80,7 @@ class Operation:
     errors: tuple[int, ...] = BUNDLE_ERRORS
     body: MediaTypes | None = None
     parameters: tuple[Schema, ...] = ()
-    error: Literal["Error", "KServeError"] = "Error"
+    error: Literal["Error", "KServeError", "TeiError"] = "Error"
     examples: Mapping[str, Any] = field(default_factory=dict)
     """Examples of a JSON body, by name."""
     schemas: Mapping[str, Schema] = field(default_factory=dict)
@@ -122,9 +129,9 @@ def narrow(schemas: Mapping[str, Schema], model: ServedModel) -> None:
         **dict.fromkeys(("k", "tokens", "item_k"), k),
         **dict.fromkeys(("input", "messages", "texts", "images", "inputs"), items),
         **dict.fromkeys(("dimensions", "output_dimension"), ("integer", {"enum": sizes})),
-        "model": ("string", {"enum": [model.name]}),
+        "model": ("string", {"enum": list(model.names)}),
         "prompt_name": ("string", {"enum": prompts}),
-        "modality": ("string", {"enum": model.names()}),
+        "modality": ("string", {"enum": model.modality_names()}),
     }
     for schema in schemas.values():
         if schema.get("additionalProperties") is not False:

@@ -20,30 +20,11 @@ from fluxtalk.runtime.server.app import AppFactory, build_app
 from fluxtalk.runtime.server.execution.decoding import ignore_pillow_warnings
 from fluxtalk.runtime.server.http.places import accepted_at_a_time
 from fluxtalk.runtime.server.http.protocol import DeadlineProtocol
-from fluxtalk.runtime.server.http.quiet_log import OncePerSecond
+from fluxtalk.runtime.server.log_config import log_config
 from fluxtalk.runtime.server.metrics import SHARED_FOLDER
 from fluxtalk.runtime.server.service import Service, drain_seconds
 from fluxtalk.runtime.server.settings import ServerSettings
 from fluxtalk.runtime.server.supervisor import Supervisor
-
-_LOGGING: dict[str, Any] = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(process)d %(message)s"}},
-    "filters": {"once": {"()": OncePerSecond}},
-    "handlers": {
-        "stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["once"]},
-        "nowhere": {"class": "logging.NullHandler"},
-    },
-    "loggers": {
-        "fluxtalk.server": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
-        "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
-        "asyncio": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
-        # These libraries read bodies, and log what they find odd in them.
-        "python_multipart": {"handlers": ["nowhere"], "propagate": False},
-        "PIL": {"handlers": ["nowhere"], "propagate": False},
-    },
-}
 
 _IDLE_S = 75
 """Seconds that an idle connection is kept: longer than clients and balancers keep theirs, so that they close it."""
@@ -85,7 +66,7 @@ def uvicorn_config(settings: ServerSettings, app: Any, factory: bool = False) ->
         ws="none",
         lifespan="on",
         workers=settings.workers,
-        log_config=_LOGGING,
+        log_config=log_config(settings.log_format),
         access_log=False,
         server_header=False,
         proxy_headers=False,

@@ -12,6 +12,7 @@ from fluxtalk.errors import UsageError
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.server.http.fetch import host_name
 from fluxtalk.runtime.server.http.memory import BODIES_IN_BUDGET, default_budget
+from fluxtalk.runtime.server.log_config import LOG_FORMATS
 
 MAX_ITEMS = 2048
 """Items of one request, as OpenAI's service has it; fewer if the queue is shorter."""
@@ -45,8 +46,14 @@ class ServerSettings:
     """Prefix under which a proxy shows this server (``/embeddings``)."""
     trusted_proxies: tuple[str, ...] = ()
     """Addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed."""
+    served_model_names: tuple[str, ...] = ()
+    """Names under which clients may ask for the model, of which answers have the first; none: its folder's name."""
     accept_token_ids: bool = False
     """True to take texts as lists of token ids of the bundle's own tokenizer."""
+    log_format: str = "text"
+    """Form of a line of the log, one of `LOG_FORMATS`."""
+    otlp_endpoint: str | None = None
+    """Address of an OpenTelemetry collector to which traces are sent (``http://collector:4318``); None: none are."""
     workers: int = 1
     """Processes that share the port."""
     indexes: tuple[Path, ...] = ()
@@ -71,8 +78,15 @@ class ServerSettings:
                 f"memory_bytes must be at least {BODIES_IN_BUDGET} times max_body_bytes, since a body is held in "
                 f"several forms; got {self.memory:,} and {self.max_body_bytes:,}."
             )
+        for name in self.served_model_names:
+            if not name.strip() or not name.isprintable():
+                raise UsageError(f"A served model's name is a visible text, such as icons/base; got {name!r}.")
         for host in self.allow_urls:
             host_name(host)
+        if self.log_format not in LOG_FORMATS:
+            raise UsageError(f"log_format is {' or '.join(LOG_FORMATS)}; got {self.log_format!r}.")
+        if self.otlp_endpoint is not None and not re.fullmatch(r"https?://[^\s?#]+", self.otlp_endpoint):
+            raise UsageError(f"otlp_endpoint is an address such as http://localhost:4318; got {self.otlp_endpoint!r}.")
         for origin in self.cors_origins:
             if origin != "*" and not re.fullmatch(r"https?://[^/\s?#]+", origin):
                 raise UsageError(

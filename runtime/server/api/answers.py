@@ -52,14 +52,15 @@ class EmbeddingsAnswer(AnswerDescription):
 def write_answer(answer: Answer, form: AnswerForm, model: ServedModel) -> EmbeddingsAnswer:
     """Write an answer in a form."""
     vectors = answer.vectors
-    written = {name: _written(vectors, name, form.encoding) for name in form.types or (form.encoding,)}
+    plain = form.dtype or form.encoding
+    written = {name: _written(vectors, name, form.encoding) for name in form.types or (plain,)}
     data: list[Embedding] = []
     for index in range(len(vectors)):
         if form.types:
             named = {name: rows[index] for name, rows in written.items()}
             item: Embedding = {"object": "embedding", "index": index, "embedding": [], "embeddings": named}
         else:
-            item = {"object": "embedding", "index": index, "embedding": written[form.encoding][index]}
+            item = {"object": "embedding", "index": index, "embedding": written[plain][index]}
         if vectors.ndim == 3:
             item["shape"] = list(vectors.shape[1:])
         data.append(item)
@@ -73,9 +74,11 @@ def write_answer(answer: Answer, form: AnswerForm, model: ServedModel) -> Embedd
 
 
 def typed_vectors(vectors: NDArray[np.float32], name: str) -> NDArray[Any]:
-    """Convert vectors to one `EmbeddingType`, as numbers."""
+    """Convert vectors to one `EmbeddingType`, or to ``uint8`` (``int8`` plus 128), as numbers."""
     if name in ("float", "base64"):
         return vectors
+    if name == "uint8":
+        return (quantize(vectors, "int8").astype(np.int16) + 128).astype(np.uint8)
     if name == "binary":
         # Signed, as people know it: the bits' byte minus 128.
         return (quantize(vectors, "binary").astype(np.int16) - 128).astype(np.int8)

@@ -4,7 +4,7 @@
 
     {"model": ..., "input_type": ..., "texts": ["a cat"] | "images": ["data:image/png;base64,..."]
         | "inputs": [{"content": [{"type": "text", "text": ...}]}],
-     "embedding_types": ["float", "int8", "uint8", "binary", "ubinary", "base64"], "truncate": "END",
+     "embedding_types": ["float", "int8", "uint8", "binary", "ubinary", "base64"], "truncate": "END" | "NONE",
      "output_dimension": D}
 
 and FluxTalk's ``k`` and ``output`` (``pooled`` or ``concat``). Texts of ``search_query`` and ``search_document`` get
@@ -48,7 +48,7 @@ class CohereRequest(Body):
     inputs: list[WithContent] | None = None
     embedding_types: Annotated[list[CohereType], Meta(min_length=1)] | None = None
     output_dimension: int | None = None
-    truncate: Literal["END"] | None = None
+    truncate: Literal["END", "NONE"] | None = None
     k: K | None = None
     tokens: Tokens | None = None
     output: Literal["pooled", "concat"] | None = None
@@ -74,7 +74,8 @@ def read(body: CohereRequest, model: ServedModel) -> EmbedRequest:
     items = _items(body, model)
     selection = select(model, body.k, body.tokens, body.output, body.output_dimension, "output_dimension")
     prompting = Prompting(_ROLES.get(body.input_type or ""))
-    return EmbedRequest(items, selection, prompting, forms=max(1, len(set(body.embedding_types or ()))))
+    forms = max(1, len(set(body.embedding_types or ())))
+    return EmbedRequest(items, selection, prompting, truncate=body.truncate != "NONE", forms=forms)
 
 
 def write_answer(answer: Answer, types: list[CohereType] | None, model: ServedModel) -> CohereAnswer:
@@ -108,6 +109,4 @@ def _items(body: CohereRequest, model: ServedModel) -> list[Item]:
 def _written(vectors: NDArray[np.float32], name: str) -> Any:
     if name == "base64":
         return in_base64(vectors)
-    if name == "uint8":
-        return (typed_vectors(vectors, "int8").astype(np.int16) + 128).astype(np.uint8)
     return np.ascontiguousarray(typed_vectors(vectors, name))

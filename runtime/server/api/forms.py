@@ -94,7 +94,7 @@ def option_schemas(model: ServedModel) -> dict[str, Schema]:
 
 def form_schema(model: ServedModel) -> Schema:
     """Describe a form for a bundle."""
-    items = {name: TEXT if model.kinds.get(name, name) == "text" else FILE for name in model.names()}
+    items = {name: TEXT if model.kinds.get(name, name) == "text" else FILE for name in model.modality_names()}
     properties = {**option_schemas(model), **items}
     return {"type": "object", "properties": properties, "additionalProperties": False, "minProperties": 1}
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypedDict
 from starlette.requests import Request
 from starlette.responses import Response
 
+from fluxtalk.preprocess import TextPreprocessor
 from fluxtalk.runtime.server.api.options import EMBEDDING_TYPES
 from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.errors import error_body, json_response
@@ -46,7 +47,7 @@ class ModelList(TypedDict):
 
 
 def info_routes(service: Service) -> list[ApiRoute]:
-    """Make ``/livez``, ``/readyz``, ``/metrics``, ``/info``, ``/v1/models``."""
+    """Make ``/livez``, ``/readyz``, ``/health``, ``/metrics``, ``/info``, ``/v1/models``."""
 
     async def livez(_request: Request) -> Response:
         return json_response({"alive": True})
@@ -68,13 +69,15 @@ def info_routes(service: Service) -> list[ApiRoute]:
         return json_response(_info(service))
 
     async def models(_request: Request) -> Response:
-        listed: ModelList = {"object": "list", "data": [_model(service.require_dispatcher().model)]}
+        served = service.require_dispatcher().model
+        listed: ModelList = {"object": "list", "data": [_model(served, name) for name in served.names]}
         return json_response(listed)
 
     async def model(request: Request) -> Response:
         served = service.require_dispatcher().model
-        served.require_model(request.path_params["model"])
-        return json_response(_model(served))
+        name = request.path_params["model"]
+        served.require_model(name)
+        return json_response(_model(served, name))
 
     anything = {JSON: ANYTHING}
 
@@ -83,22 +86,23 @@ def info_routes(service: Service) -> list[ApiRoute]:
             "One model.",
             ModelEntry,
             (*BUNDLE_ERRORS, 404),
-            parameters=(path_parameter("model", one_of([served.name])),),
+            parameters=(path_parameter("model", one_of(served.names)),),
         )
 
     return [
         ApiRoute("/livez", livez, Operation("True as long as the process answers.", anything, ())),
         ApiRoute("/readyz", readyz, Operation("True if requests should be sent here.", anything, (503,))),
+        ApiRoute("/health", readyz, Operation("/readyz, as clients of other servers call it.", anything, (503,))),
         ApiRoute("/metrics", metrics, Operation("Counters for Prometheus.", {"text/plain": TEXT}, KEY_ERRORS)),
         ApiRoute("/info", info, Operation("Modalities, tokens, spaces, recall by k, limits.", anything)),
         ApiRoute("/v1/models", models, Operation("What is served.", ModelList)),
-        ApiRoute("/v1/models/{model}", model, one_model),
+        ApiRoute("/v1/models/{model:path}", model, one_model),
     ]
 
 
-def _model(served: ServedModel) -> ModelEntry:
+def _model(served: ServedModel, name: str) -> ModelEntry:
     return {
-        "id": served.name,
+        "id": name,
         "object": "model",
         "created": served.created,
         "owned_by": "fluxtalk",
@@ -120,14 +124,39 @@ def _curve(model: ServedModel) -> dict[str, Any] | None:
     return {**curve.recall.to_dict(), "latency_ms": latency, "latency_of": curve.latency_of}
 
 
+def _tei_info(service: Service) -> dict[str, Any]:
+    """Describe the server as Text Embeddings Inference does, for its clients."""
+    dispatcher, settings = service.require_dispatcher(), service.settings
+    model = dispatcher.model
+    texts = [dispatcher.preprocess(m) for m, kind in model.kinds.items() if kind == "text"]
+    max_tokens = max((p.max_length for p in texts if isinstance(p, TextPreprocessor)), default=0)
+    return {
+        "model_id": model.name,
+        "model_sha": model.revision,
+        "model_dtype": {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(model.precision, model.precision),
+        "model_type": {"embedding": {"pooling": model.layout.summary}},
+        "max_concurrent_requests": settings.queue,
+        "max_input_length": max_tokens,
+        "max_batch_tokens": max_tokens * dispatcher.max_batch_items,
+        "max_batch_requests": dispatcher.max_batch_items,
+        "max_client_batch_size": model.max_items,
+        "auto_truncate": True,
+        "tokenization_workers": dispatcher.decode_pool.num_threads,
+        "version": importlib.metadata.version("fluxtalk"),
+        "sha": None,
+        "docker_label": None,
+    }
+
+
 def _info(service: Service) -> dict[str, Any]:
     dispatcher, settings = service.require_dispatcher(), service.settings
     model = dispatcher.model
     return {
+        **_tei_info(service),
         "model": model.name,
+        "models": list(model.names),
         "revision": model.revision,
         "precision": model.precision,
-        "version": importlib.metadata.version("fluxtalk"),
         "num_register_tokens": model.layout.num_register_tokens,
         "num_overlapping_tokens": model.layout.num_overlapping_tokens,
         "dimension": model.layout.dim,

@@ -9,7 +9,7 @@
 An item's field is called like its modality, or the kind of it (``text``, ``image``, ``audio``, ``features``). A string
 is an item of the top-level ``modality``. Every field of `openai_embeddings` may stand beside it. Texts
 of a ``task`` ``retrieval.query`` or ``retrieval.passage`` (``code.query``, ...) get the bundle's prompt for queries or
-documents, if it has one; other tasks change nothing.
+documents, if it has one; other tasks change nothing. ``truncate`` false refuses a text of which not all would be read.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ JinaType = Literal["float", "base64", "binary", "ubinary"]
 Always = Annotated[bool, Meta(extra_json_schema={"enum": [True]})]
 Never = Annotated[bool, Meta(extra_json_schema={"enum": [False]})]
 _INPUT = Meta(extra_json_schema={"description": 'a list of {"text": ...}, {"image": ...} or strings'})
-_FIXED = {"normalized": True, "truncate": True, "late_chunking": False}
+_FIXED = {"normalized": True, "late_chunking": False}
 """Options whose value is fixed here; the other value is refused."""
 _ROLES = {"query": QUERY, "passage": DOCUMENT}
 """Last part of a task to the role of its texts."""
-_OWN = ("embedding_type", "task", *_FIXED)
+_OWN = ("embedding_type", "task", "truncate", *_FIXED)
 
 
 class JinaRequest(EmbeddingOptions, kw_only=True):
@@ -44,12 +44,16 @@ class JinaRequest(EmbeddingOptions, kw_only=True):
     embedding_type: JinaType | Annotated[list[JinaType], Meta(min_length=1)] | None = None
     task: str | None = None
     normalized: Always | None = None
-    truncate: Always | None = None
+    truncate: bool | None = None
     late_chunking: Never | None = None
 
     def num_forms(self) -> int:
         """Count the ways in which vectors are written side by side."""
         return len(set(self.embedding_type)) if isinstance(self.embedding_type, list) else super().num_forms()
+
+    def truncates(self) -> bool:
+        """True if a text may be read in part."""
+        return self.truncate is not False
 
     def role(self) -> tuple[str | None, str]:
         """Read the role of the texts, and the field that says it.

@@ -94,7 +94,7 @@ def item_schemas(model: ServedModel) -> dict[str, Schema]:
     vector: Schema = {"type": "array", "items": {"type": "number"}, "minItems": 1}
     vectors: Schema = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}, "minItems": 1}
     by_kind = {"text": {"anyOf": [TEXT, ids]}, "features": {"anyOf": [FILE_TEXT, vector, vectors]}}
-    named = [_closed({name: by_kind.get(model.kinds.get(name, name), FILE_TEXT)}) for name in model.names()]
+    named = [_closed({name: by_kind.get(model.kinds.get(name, name), FILE_TEXT)}) for name in model.modality_names()]
     url = {**_closed({"url": FILE_TEXT}), "properties": {"url": FILE_TEXT, "detail": {"type": ["string", "null"]}}}
     return {
         "PlainItem": {"anyOf": [TEXT, ids, *[vectors] * ("features" in model.kinds.values())]},

@@ -44,12 +44,20 @@ class EmbeddingOptions(Body):
             ApiError: 400 or 404, with the field at fault.
         """
         model.require_model(self.model)
-        selection = select(model, self.k, self.tokens, self.output, self.dimensions)
+        selection = select(model, self.k, self.tokens, self.output, *self.size())
         role, param = self.role()
         if role is not None and self.prompt_name is not None:
             raise bad_request(f"{param} chooses a prompt, and so does prompt_name; give one of them.", param)
         prompting = model.prompting(items, role, self.prompt_name)
-        return EmbedRequest(items, selection, prompting, self._max_tokens(items), self.num_forms())
+        return EmbedRequest(items, selection, prompting, self._max_tokens(items), self.truncates(), self.num_forms())
+
+    def size(self) -> tuple[int | None, str]:
+        """Read the size of a vector, and the field that says it."""
+        return self.dimensions, "dimensions"
+
+    def truncates(self) -> bool:
+        """True if a text may be read in part."""
+        return True
 
     def num_forms(self) -> int:
         """Count the ways in which vectors are written side by side."""
@@ -91,6 +99,8 @@ class AnswerForm:
     """``float`` or ``base64``."""
     types: Sequence[str] = ()
     """Names of `EmbeddingType`, each written under ``embeddings``; none writes ``embedding`` alone."""
+    dtype: str | None = None
+    """Type of the numbers in ``embedding`` (see `typed_vectors`); None is float32."""
 
 
 def select(

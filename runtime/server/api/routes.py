@@ -14,13 +14,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fluxtalk.runtime.server.answering import Respond, answer_embedding, body_reader
-from fluxtalk.runtime.server.api import chat, cohere, forms, jina, openai_embeddings
+from fluxtalk.runtime.server.api import chat, cohere, forms, jina, openai_embeddings, tei, voyage
 from fluxtalk.runtime.server.api.answers import EmbeddingsAnswer, write_answer
 from fluxtalk.runtime.server.api.named_items import PICTURE, item_schemas
 from fluxtalk.runtime.server.api.options import AnswerForm, EmbeddingOptions
 from fluxtalk.runtime.server.execution.requests import EmbedRequest
 from fluxtalk.runtime.server.execution.served_model import ServedModel
-from fluxtalk.runtime.server.http.errors import json_response
+from fluxtalk.runtime.server.http.errors import TEI_PATHS, json_response
 from fluxtalk.runtime.server.http.json_body import convert, decode_json
 from fluxtalk.runtime.server.operation import BODY_ERRORS, FILE, JSON, TIMEOUT, ApiRoute, Operation, exactly_one
 from fluxtalk.runtime.server.service import Service
@@ -43,6 +43,7 @@ class Dialect:
 DIALECTS = (
     Dialect(chat.ChatRequest, chat.matches, chat.read),
     Dialect(jina.JinaRequest, jina.matches, jina.read),
+    Dialect(voyage.VoyageRequest, voyage.matches, voyage.read),
 )
 """Dialects beside OpenAI's; the first that matches a body reads it."""
 
@@ -72,7 +73,7 @@ _BODY_TYPES: dict[str, ReadEmbeddingBody] = {
 
 
 def embedding_routes(service: Service) -> list[ApiRoute]:
-    """Make ``/v1/embeddings`` and Cohere's ``/v2/embed``."""
+    """Make ``/v1/embeddings``, Cohere's ``/v2/embed``, and ``/embed`` of Text Embeddings Inference."""
 
     async def embeddings(request: Request) -> Response:
         service.require_dispatcher()
@@ -97,9 +98,21 @@ def embedding_routes(service: Service) -> list[ApiRoute]:
 
         return await answer_embedding(request, service, read)
 
+    async def embed_texts(request: Request) -> Response:
+        service.require_dispatcher()
+        body_reader(request, {JSON: None})
+
+        def read(data: bytes, model: ServedModel) -> tuple[EmbedRequest, Respond]:
+            forms.refuse_options(request.query_params.multi_items())
+            body = convert(decode_json(data), tei.TeiRequest)
+            return tei.read(body, model), lambda answer: json_response(tei.write_answer(answer))
+
+        return await answer_embedding(request, service, read)
+
     return [
         ApiRoute("/v1/embeddings", embeddings, _embeddings_operation, "POST"),
         ApiRoute("/v2/embed", embed, _embed_operation, "POST"),
+        *(ApiRoute(path, embed_texts, _embed_texts_operation, "POST") for path in TEI_PATHS),
     ]
 
 
@@ -136,6 +149,18 @@ def _embed_operation(_model: ServedModel) -> Operation:
         {JSON: cohere.CohereRequest},
         (TIMEOUT,),
         schemas={"CohereRequest": exactly_one(cohere.SOURCES)},
+    )
+
+
+def _embed_texts_operation(_model: ServedModel) -> Operation:
+    vectors = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
+    return Operation(
+        "Embed texts, in the dialect of Text Embeddings Inference.",
+        {JSON: vectors},
+        BODY_ERRORS,
+        {JSON: tei.TeiRequest},
+        (TIMEOUT,),
+        error="TeiError",
     )
 
 

@@ -42,7 +42,7 @@ class DecodePool:
     """
 
     def __init__(self, threads: int, fetcher: Fetcher, metrics: Metrics, with_files: bool = True) -> None:
-        self._count = threads
+        self.num_threads = threads
         self._fetcher = fetcher
         self._cheap_seconds = metrics.decode_seconds.labels("server")
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="fluxtalk-work")
@@ -90,7 +90,7 @@ class DecodePool:
                     preprocess, values[start : start + size], positions[start : start + size], deadline
                 )
 
-        workers = [asyncio.ensure_future(work(chunks)) for _ in range(min(self._count, -(-len(values) // size)))]
+        workers = [asyncio.ensure_future(work(chunks)) for _ in range(min(self.num_threads, -(-len(values) // size)))]
         try:
             await asyncio.gather(*workers)
         finally:

@@ -103,6 +103,10 @@ def decode_text(preprocess: TextPreprocessor, value: Any) -> Array:
 
 def _tokenized(preprocess: TextPreprocessor, text: str) -> Array:
     """Tokenize a text, of which no more is read than can matter."""
+    if not preprocess.truncates:
+        if len(text) > _MOST_CHARACTERS_PER_TOKEN * preprocess.max_length:
+            raise preprocess.too_long()
+        return preprocess.prepare(text)
     from_end = preprocess.truncation_side == "left"
     for characters in (_CHARACTERS_PER_TOKEN, _MOST_CHARACTERS_PER_TOKEN):
         limit = characters * preprocess.max_length

@@ -29,6 +29,7 @@ from fluxtalk.runtime.server.http.memory import Charge, MemoryBudget
 from fluxtalk.runtime.server.media.pixels import estimate_pixels
 from fluxtalk.runtime.server.metrics import Metrics
 from fluxtalk.runtime.server.settings import ServerSettings
+from fluxtalk.runtime.server.tracing import span
 
 _ON_CPU, _ON_GPU = 8, 64
 """Items of a batch. On a CPU, more of them hardly make an item cheaper, and all of them wait for the last."""
@@ -58,7 +59,7 @@ class Dispatcher:
         self._patience_s = settings.timeout_s
         self._preprocess: dict[str, Preprocessor] = {m: embedder.bundle.preprocess(m) for m in embedder.modalities}
         self.model = ServedModel(
-            name=embedder.bundle.folder.resolve().name,
+            names=settings.served_model_names or (embedder.bundle.folder.resolve().name,),
             revision=manifest.bundle_hash,
             created=int(embedder.bundle.folder.stat().st_mtime),
             precision=embedder.precision,
@@ -181,26 +182,26 @@ class Dispatcher:
 
     async def _answer(self, request: EmbedRequest, positions: dict[str, list[int]], claims: dict[str, Claim]) -> Answer:
         jobs: dict[str, Job] = {}
-        begin = time.monotonic()
         units = 0
-        for modality, of_modality in positions.items():
-            preprocess, claim = self._preprocess[modality], claims[modality]
-            if isinstance(preprocess, TextPreprocessor):
-                preprocess = _of_request(preprocess, request)
-            values = [request.items[position].value for position in of_modality]
-            arrays = await self._prepared(preprocess, values, of_modality, modality, claim)
-            lengths = [preprocess.length(array) for array in arrays]
-            units += sum(lengths)
-            if preprocess.kind == "text":
-                self._throughput[modality].learn_tokens(
-                    sum(len(value) for value in values if isinstance(value, str)), sum(lengths)
-                )
-            self._admissions[modality].settle(claim, self._throughput[modality].of_lengths(lengths))
-            jobs[modality] = Job(arrays, of_modality, request.selection, claim.deadline, claim.caller)
-        self._metrics.stage_seconds.labels("prepare").observe(time.monotonic() - begin)
+        with self._metrics.stage("prepare"):
+            for modality, of_modality in positions.items():
+                preprocess, claim = self._preprocess[modality], claims[modality]
+                if isinstance(preprocess, TextPreprocessor):
+                    preprocess = _of_request(preprocess, request)
+                values = [request.items[position].value for position in of_modality]
+                arrays = await self._prepared(preprocess, values, of_modality, modality, claim)
+                lengths = [preprocess.length(array) for array in arrays]
+                units += sum(lengths)
+                if preprocess.kind == "text":
+                    self._throughput[modality].learn_tokens(
+                        sum(len(value) for value in values if isinstance(value, str)), sum(lengths)
+                    )
+                self._admissions[modality].settle(claim, self._throughput[modality].of_lengths(lengths))
+                jobs[modality] = Job(arrays, of_modality, request.selection, claim.deadline, claim.caller)
         try:
             futures = [asyncio.wrap_future(self._batchers[m].submit(job)) for m, job in jobs.items()]
-            found = await asyncio.gather(*futures)
+            with span("embed"):
+                found = await asyncio.gather(*futures)
         finally:
             for job in jobs.values():
                 job.future.cancel()
@@ -277,4 +278,4 @@ def _of_request(preprocess: TextPreprocessor, request: EmbedRequest) -> Preproce
         shorter = preprocess if request.max_tokens is None else preprocess.shortened(request.max_tokens)
     except InputError as error:
         raise bad_request(str(error), "truncate_prompt_tokens") from None
-    return request.prompting.apply(shorter)
+    return request.prompting.apply(shorter if request.truncate else shorter.whole())

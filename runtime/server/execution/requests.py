@@ -38,6 +38,8 @@ class EmbedRequest:
     """Prompt of its texts (`ServedModel.prompting`); token ids take none."""
     max_tokens: int | None = None
     """Tokens of a text that are read at most, special tokens included; None is as many as the encoder takes."""
+    truncate: bool = True
+    """False to refuse a text of which not all tokens are read."""
     forms: int = 1
     """Ways in which its numbers are written side by side, for an estimate of its answer."""
 

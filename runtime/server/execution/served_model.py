@@ -34,8 +34,8 @@ class AnswerDescription(TypedDict):
 class ServedModel:
     """Name, modalities and limits of the bundle. Never changes while a server runs."""
 
-    name: str
-    """Name under which clients ask for it: that of the bundle's folder."""
+    names: tuple[str, ...]
+    """Names under which clients may ask for it; answers have the first."""
     revision: str
     """Hash of the bundle."""
     created: int
@@ -50,6 +50,11 @@ class ServedModel:
     """True to take texts as lists of token ids, which have to be those of the bundle's own tokenizer."""
 
     @property
+    def name(self) -> str:
+        """Name that answers have."""
+        return self.names[0]
+
+    @property
     def layout(self) -> TokenLayout:
         """Register tokens of the bundle, which check every k."""
         return self.manifest.layout
@@ -60,8 +65,11 @@ class ServedModel:
         Raises:
             ApiError: 404.
         """
-        if name is not None and name != self.name:
-            sentence = f"The model {name[:80]!r} is not served here; {self.name!r} is."
+        if name is not None and name not in self.names:
+            served = " and ".join(map(repr, self.names))
+            sentence = (
+                f"The model {name[:80]!r} is not served here; {served} {'is' if len(self.names) == 1 else 'are'}."
+            )
             raise ApiError(404, sentence, "model_not_found", "model")
 
     def default_modality(self) -> str:
@@ -93,7 +101,7 @@ class ServedModel:
         what = "modality must be" if param == "modality" else "An item is"
         raise bad_request(f"{what} one of {', '.join(self.kinds)}; got {shown}.", param)
 
-    def names(self) -> list[str]:
+    def modality_names(self) -> list[str]:
         """List every name that `require_modality` takes."""
         kinds = list(self.kinds.values())
         return list(dict.fromkeys([*self.kinds, *(kind for kind in kinds if kinds.count(kind) == 1)]))

@@ -73,6 +73,11 @@ def is_kserve(path: str) -> bool:
     return path == "/v2" or (path.startswith("/v2/") and path != "/v2/embed")
 
 
+TEI_PATHS = ("/embed", "/")
+"""Routes of Text Embeddings Inference; its clients post to the root, too."""
+_TEI_TYPES = {413: "Validation", 429: "Overloaded", 503: "Unhealthy"}
+
+
 def route_path(scope: Scope) -> str:
     """The path of a request behind the prefix under which a proxy shows this server."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
@@ -83,6 +88,9 @@ def error_response(error: ApiError, path: str) -> Response:
     """Make the answer that the clients of that route's protocol can read."""
     if is_kserve(path):
         content: dict[str, Any] = {"error": error.message}
+    elif path in TEI_PATHS:
+        kind = _TEI_TYPES.get(error.status, "Validation" if error.status < 500 else "Backend")
+        content = {"error": error.message, "error_type": kind}
     else:
         content = error_body(error.status, error.message, error.code, error.param)
     return json_response(content, error.status, error.headers)

@@ -23,8 +23,7 @@ from fluxtalk.runtime.server.metrics import Metrics
 
 log = logging.getLogger("fluxtalk.server")
 
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready", *PAGE_FILES})
-"""Routes that need no key, and may be called by any name."""
+_OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/v2/health/live", "/v2/health/ready", *PAGE_FILES})
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _CLIENT_HUNG_UP = 499
 """The status under which metrics count such a request; nobody receives it."""
@@ -156,7 +155,7 @@ class HostMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         app = self._app
-        if scope["type"] == "http" and route_path(scope) not in OPEN_PATHS:
+        if scope["type"] == "http" and not is_open(route_path(scope), scope["method"]):
             host = _without_port(Headers(scope=scope).get("host", ""))
             if host not in self._hosts:
                 wanted = ", ".join(sorted(self._hosts))
@@ -180,7 +179,8 @@ class ApiKeyMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         app = self._app
-        if scope["type"] == "http" and route_path(scope) not in OPEN_PATHS and not self._has_key(Headers(scope=scope)):
+        refuses = scope["type"] == "http" and not is_open(route_path(scope), scope["method"])
+        if refuses and not self._has_key(Headers(scope=scope)):
             refused = ApiError(401, "Give a valid key: Authorization: Bearer KEY.", "invalid_api_key")
             app = error_response(refused, route_path(scope))
         await app(scope, receive, send)
@@ -191,6 +191,11 @@ class ApiKeyMiddleware:
         # Every key is compared, each in constant time.
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         return scheme.lower() == "bearer" and any(matches)
+
+
+def is_open(path: str, method: str) -> bool:
+    """True if a route needs no key, and may be called by any name."""
+    return path in _OPEN_PATHS and method.upper() in ("GET", "HEAD")
 
 
 def _without_port(host: str) -> str:

@@ -329,7 +329,7 @@ def test_prepared_sounds_and_features(made: Made, name: str, preprocess: Preproc
     ]
     other = ModalityEntry({"fp32": "other.fp32.onnx"}, inputs, None, {}, {})
     manifest = dataclasses.replace(made.bundle.manifest, modalities={"other": other})
-    model = ServedModel("m", manifest.bundle_hash, 0, "fp32", {"other": preprocess.kind}, manifest, 10)
+    model = ServedModel(("m",), manifest.bundle_hash, 0, "fp32", {"other": preprocess.kind}, manifest, 10)
     told = {entry["name"]: entry["shape"] for entry in metadata("other", preprocess, model)["inputs"]}
     assert told[name] == [-1, -1, *trailing]
     values = np.random.default_rng(0).standard_normal((2, 7, *trailing)).astype(np.float32)
