@@ -9,9 +9,9 @@ import click
 
 from bench.icons.albums import UNSEEN, AlbumPlan, write_albums
 from bench.icons.build import Plan, build
-from bench.icons.contact_sheet import draw_sheet
-from bench.icons.queries import draw_icon_queries
 from bench.icons.scenes import write_scenes
+from bench.icons.sheets.contact import draw_sheet
+from bench.icons.sheets.queries import draw_icon_queries
 from bench.icons.sound.tables import SoundPlan
 from bench.icons.speech import VOICES, SpeechPlan, write_speech
 from bench.icons.things import SPLITS

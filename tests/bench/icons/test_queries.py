@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.icons.build import build
-from bench.icons.queries import draw_icon_queries, draw_names, held_out_pictures
+from bench.icons.sheets.queries import draw_icon_queries, draw_names, held_out_pictures
 from bench.icons.tables import Member, read_members
 from fluxtalk.errors import DataError
 from tests.bench.icons.conftest import TINY
