@@ -23,6 +23,7 @@ from PIL import Image
 
 from bench.demo import report as demo_report
 from bench.demo.albums import HEADS, STEPS, train_albums
+from bench.query_sheet import ANSWERS, Query, draw_queries
 from fluxtalk.artifacts.files import hash_file, hash_json, write_json
 from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.console import debug_option, option, progress, sentence_errors
@@ -257,20 +258,18 @@ def _queries(demo: Demo, embedder: Embedder, data: PairDataset) -> None:
     first = np.flatnonzero(images.counted)
     image_vectors = embedder.embed("image", [images.values[int(row)] for row in first])
     text_vectors = embedder.embed("text", list(texts.values))
-    found: list[demo_report.Query] = []
+    found: list[Query] = []
     for query in QUERIES:
-        order = np.argsort(-(image_vectors @ embedder.embed("text", [query])[0]))[: demo_report.ANSWERS]
+        order = np.argsort(-(image_vectors @ embedder.embed("text", [query])[0]))[:ANSWERS]
         found.append(
-            demo_report.Query(
-                query, [images.values[first[i]] for i in order], [texts.values[i] == query for i in order]
-            )
+            Query(query, [255 - images.values[first[i]] for i in order], [texts.values[i] == query for i in order])
         )
         click.echo(f"  text  {query!r}: {', '.join(texts.values[i] for i in order[:3])}")
     for query in QUERIES[:3]:
         picture = images.values[first[list(texts.values).index(query)]]
         order = np.argsort(-(text_vectors @ embedder.embed("image", [picture])[0]))[:3]
         click.echo(f"  image of {query!r}: {', '.join(texts.values[i] for i in order)}")
-    demo_report.draw_queries(found, demo.root / "queries.png")
+    draw_queries(found, demo.root / "queries.png")
 
 
 def _command(arguments: list[str]) -> None:

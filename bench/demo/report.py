@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-from numpy.typing import NDArray
 
 from bench.demo.albums import print_albums
+from bench.query_sheet import pyplot
 
-ANSWERS = 10
 ALBUMS = "albums.json"
-
-
-@dataclass(frozen=True)
-class Query:
-    """One text query and the images found for it."""
-
-    text: str
-    images: list[NDArray[np.uint8]]
-    right: list[bool]
 
 
 def print_report(root: Path, seconds: dict[str, float], wall: float) -> None:
@@ -70,7 +58,7 @@ def print_report(root: Path, seconds: dict[str, float], wall: float) -> None:
 
 def draw_recall(results: dict[str, Any], path: Path) -> None:
     """Recall@10 against k, both directions, with baseline and chance."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axis = plt.subplots(figsize=(6.4, 4.0), dpi=130, layout="constrained")
     for direction, color in zip(results["recall"], ("#1f5aa6", "#c2571a"), strict=True):
         by_k = results["recall"][direction]
@@ -91,29 +79,5 @@ def draw_recall(results: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def draw_queries(queries: list[Query], path: Path) -> None:
-    """One row per query: the images found, the right one framed."""
-    plt = _pyplot()
-    figure, axes = plt.subplots(len(queries), ANSWERS, figsize=(8.6, 1.12 * len(queries)), dpi=130)
-    for row, query in zip(axes, queries, strict=True):
-        for axis, image, right in zip(row, query.images, query.right, strict=True):
-            axis.imshow(255 - image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set(color="#1c8a43" if right else "0.85", linewidth=2.5 if right else 0.8)
-        row[0].set_title(f"“{query.text}”", loc="left", fontsize=9)
-    figure.subplots_adjust(left=0.01, right=0.99, top=0.955, bottom=0.01, hspace=0.42, wspace=0.08)
-    figure.savefig(path)
-    plt.close(figure)
-
-
 def _note(k: str, results: dict[str, Any]) -> str:
     return " (adds the private one)" if int(k) == len(results["recall"]["text->image"]) else ""
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot

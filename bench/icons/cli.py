@@ -1,4 +1,4 @@
-"""Command line: ``python -m bench.icons build``, then ``albums``, ``scenes``, ``speech``, ``sound`` and ``sheet``."""
+"""Command line: ``python -m bench.icons build``, then ``albums``, ``scenes``, ``speech``, ``sound`` or a picture."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import click
 
 from bench.icons.albums import UNSEEN, AlbumPlan, write_albums
 from bench.icons.build import Plan, build
-from bench.icons.contact_sheet import draw_sheet
 from bench.icons.scenes import write_scenes
+from bench.icons.sheets.contact import draw_sheet
+from bench.icons.sheets.queries import draw_icon_queries
 from bench.icons.sound.tables import SoundPlan
 from bench.icons.speech import VOICES, SpeechPlan, write_speech
 from bench.icons.things import SPLITS
@@ -83,6 +84,24 @@ def sheet_command(root: Path, output: Path, columns: int, side: int) -> None:
     """Draw some things of the data set in ROOT, in every style that may be shown."""
     count = draw_sheet(root, output, columns, side)
     click.echo(f"{output}: {count} pictures, {output.stat().st_size / 1000:.0f} kB")
+
+
+@main.command("queries")
+@click.argument("root", type=click.Path(path_type=Path))
+@click.argument("bundle", type=click.Path(path_type=Path))
+@option(
+    "--text",
+    "texts",
+    multiple=True,
+    help="Query; repeat for several.  [default: the names of six things drawn at random]",
+)
+@option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .png to write.")
+@debug_option
+@sentence_errors
+def queries_command(root: Path, bundle: Path, texts: tuple[str, ...], output: Path) -> None:
+    """Draw what BUNDLE finds for texts among the test pictures in ROOT that may be shown."""
+    count = draw_icon_queries(root, bundle, texts, output)
+    click.echo(f"{output}: the nearest of {count:,} pictures")
 
 
 def _album_options(command: Function) -> Function:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from bench.demo import report as demo_report
 from bench.demo.cli import QUERIES
+from bench.query_sheet import ANSWERS, Query, draw_queries
 from fluxtalk.datasets import PairDataset
 from fluxtalk.model.checkpoints.stage1 import load_stage1
 
@@ -88,10 +89,9 @@ def test_demo_queries_are_held_out_characters(glyph_data: PairDataset) -> None:
 def test_pictures_show_what_they_are_given(tmp_path: Path) -> None:
     blank, full = np.zeros((32, 32), np.uint8), np.full((32, 32), 255, np.uint8)
     queries = [
-        demo_report.Query(name, [image] * demo_report.ANSWERS, [False] * demo_report.ANSWERS)
-        for name, image in (("blank", blank), ("full", full))
+        Query(name, [255 - image] * ANSWERS, [False] * ANSWERS) for name, image in (("blank", blank), ("full", full))
     ]
-    demo_report.draw_queries(queries, tmp_path / "queries.png")
+    draw_queries(queries, tmp_path / "queries.png")
     ink = np.asarray(Image.open(tmp_path / "queries.png").convert("L")) < 32
     half = len(ink) // 2
     # Glyphs are white on black and drawn as ink on paper: the second row is full of it, the first is not.
