@@ -138,6 +138,7 @@ def _manifest(
     layout = config.layout.truncated(tokens)
     training: dict[str, Any] = {
         "data": dataset.public_name,
+        "encoders": {name: part.spec.source for name, part in run.stage1.modalities.items()},
         **dataset.told(),
         "aggregation": config.aggregation,
         **run.head.progress,

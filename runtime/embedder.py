@@ -21,6 +21,7 @@ from fluxtalk.runtime.backends.open_sessions import open_sessions
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.batching import batches_by_length
+from fluxtalk.runtime.hub import find_bundle, push_to_hub, save_pretrained
 from fluxtalk.runtime.item_kinds import guess_modality
 from fluxtalk.runtime.vectors import Vectors, quantize
 from fluxtalk.runtime.verify import verify_sessions
@@ -258,6 +259,16 @@ class Embedder:
             f"of dimension {self.dim}, {self.precision}, opset {manifest.opset}; {sessions}; {self._reason}"
         )
 
+    def save_pretrained(self, folder: str | Path, license: str | None = None) -> Path:
+        """Write a folder for a model hub, which `load` opens again: `fluxtalk.runtime.hub.save_pretrained`."""
+        return save_pretrained(self.bundle, folder, license)
+
+    def push_to_hub(
+        self, repository: str, license: str | None = None, private: bool | None = None, token: str | None = None
+    ) -> str:
+        """Upload that folder to the Hugging Face hub: `fluxtalk.runtime.hub.push_to_hub`."""
+        return push_to_hub(self.bundle, repository, license, private, token)
+
     def close(self) -> None:
         """Release every session, also if one fails to; closing again does nothing."""
         self._closed = True
@@ -325,25 +336,34 @@ def load(
     precision: str | None = None,
     spinning: bool = True,
     allow_host_code: bool = False,
+    revision: str | None = None,
+    local_files_only: bool = False,
 ) -> Embedder:
     """Open a bundle for serving.
 
     Args:
-        bundle: folder that `fluxtalk-export onnx` wrote; its files are checked against their hashes.
+        bundle: folder that `fluxtalk-export onnx` wrote, or one with a folder ``bundle`` in it (of ``fluxtalk align``
+            or `Embedder.save_pretrained`), or a repository of the Hugging Face hub, ``hf:owner/name``; files are
+            checked against their hashes.
         modalities: modalities to load; None takes all.
         verify: replay the golden vectors before returning.
         backend, threads, precision, spinning, allow_host_code: fields of
             `fluxtalk.runtime.backends.options.BackendOptions`, where they are explained.
+        revision: branch, tag or commit of a repository; None is its main branch.
+        local_files_only: True to take a repository from the hub's cache alone.
 
     Raises:
-        BundleError: the bundle is missing, foreign or was changed.
+        BundleError: the bundle is missing, foreign or was changed; or a repository cannot be had.
         BackendError: the backend is missing, or does not run the bundle in that precision.
         ArtifactError: an engine was changed.
         UsageError: the backend, a modality or the precision is unknown, or ``threads`` is out of range.
         ParityError: with ``verify``, the golden vectors are not reproduced.
     """
     return open_embedder(
-        bundle, BackendOptions(backend, precision, threads, spinning, allow_host_code), modalities, verify
+        find_bundle(bundle, revision, local_files_only),
+        BackendOptions(backend, precision, threads, spinning, allow_host_code),
+        modalities,
+        verify,
     )
 
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import fluxtalk
 from fluxtalk.align.export_and_verify import largest_differences
 from fluxtalk.align.work import Work
 from fluxtalk.artifacts.bundle import Manifest, read_bundle
 from fluxtalk.artifacts.files import hash_file, write_atomically
 from fluxtalk.artifacts.json_files import read_object
 from fluxtalk.artifacts.run import read_description
-from fluxtalk.datasets.data_name import parse_data_name
-from fluxtalk.tokens import CONCAT
+from fluxtalk.runtime import model_card
 
 CUTOFFS = ("1", "5", "10")
 """Cut-offs of recall in the tables."""
@@ -45,15 +40,11 @@ def text(work: Work) -> str:
     manifest = read_bundle(work.folder.bundle, check_hashes=False).manifest
     # Names of folders and files without their paths, as the checkpoint keeps them.
     sources = {name: part.spec.source for name, part in work.stage1.modalities.items()}
-    size = f"{manifest.dim} times *k*" if manifest.summary == CONCAT else str(manifest.dim)
     parts = [
-        *_header(sources, evaluation["data"]),
+        *model_card.header(sources, evaluation["data"]),
         f"# {' and '.join(sources)}: aligned with FluxTalk",
         "",
-        f"Frozen encoders of {', '.join(sources)}, aligned by {manifest.num_register_tokens} register tokens, of which "
-        f"the first {manifest.num_overlapping_tokens} are shared between modalities. Every number of tokens *k* from 1 "
-        f"gives a usable embedding of {size} numbers, and is chosen at each call.",
-        "",
+        *model_card.introduction(manifest),
         "## Encoders",
         "",
         "| modality | encoder | features of |",
@@ -66,21 +57,9 @@ def text(work: Work) -> str:
         *_recall(evaluation),
         *_parity(work, verification, manifest),
         *_training(work),
-        *_use(work, manifest),
+        *model_card.use(work.dataset.public_name, manifest),
     ]
     return "\n".join(parts).rstrip() + "\n"
-
-
-def _header(sources: Mapping[str, str], data: str) -> Iterator[str]:
-    """Yield the YAML that model hubs read; every value is spelled as JSON, which is YAML."""
-    yield from ["---", "library_name: fluxtalk", "pipeline_tag: feature-extraction"]
-    yield f"tags: {json.dumps(['fluxtalk', 'register-tokens', 'retrieval', *sources], ensure_ascii=False)}"
-    yield "encoders:"
-    for modality, source in sources.items():
-        yield f"  {modality}: {json.dumps(source, ensure_ascii=False)}"
-    yield f"data: {json.dumps(data, ensure_ascii=False)}"
-    yield f"fluxtalk_version: {json.dumps(fluxtalk.__version__)}"
-    yield from ["---", ""]
 
 
 def _data(work: Work, evaluation: Mapping[str, Any]) -> Iterator[str]:
@@ -162,51 +141,3 @@ def _training(work: Work) -> Iterator[str]:
         "`run/run.json`."
     )
     yield ""
-
-
-def _use(work: Work, manifest: Manifest) -> Iterator[str]:
-    yield from ["## Use", "", "```sh", "pip install 'fluxtalk[cpu,serve,search]'    # no PyTorch"]
-    yield from commands(Path("bundle"), work.dataset.public_name, manifest)
-    yield from ["```", "", "```python", "import fluxtalk", "", 'embedder = fluxtalk.load("bundle")']
-    modality = next(iter(manifest.modalities))
-    yield f'vectors = embedder.embed("{modality}", items, k={manifest.num_overlapping_tokens})'
-    yield from ["```", ""]
-
-
-def commands(bundle: Path, data: str, manifest: Manifest) -> list[str]:
-    """Spell the commands that index, search and serve a bundle.
-
-    Args:
-        data: name of the data set; a table's items are what is indexed.
-    """
-    gallery, asked = _gallery_and_query(manifest)
-    index = bundle.with_name(f"{gallery}.index")
-    items = _items(data, gallery)
-    query = '"..."' if manifest.modalities[asked].preprocess.get("kind") == "text" else "FILE"
-    return [
-        f"fluxtalk index build {_quoted(bundle)} {gallery} {items} -o {_quoted(index)}",
-        f"fluxtalk index search {_quoted(index)} {asked} {query}",
-        f"fluxtalk serve {_quoted(bundle)} --index {_quoted(index)}    # http://127.0.0.1:8000, a page at /",
-    ]
-
-
-def _items(data: str, gallery: str) -> str:
-    """Spell where the items of the index come from: the table, whose query is not a path, or files of the user's."""
-    parsed = parse_data_name(data)
-    if parsed is None or parsed.suffix == ".tar":
-        return "ITEMS..."
-    column = (parsed.query or {}).get(gallery, gallery)
-    more = [] if column == gallery else ["--column", column]
-    return shlex.join(["--input", parsed.path, *more, "--skip-empty"])
-
-
-def _gallery_and_query(manifest: Manifest) -> tuple[str, str]:
-    """Choose the modality to search in, which is not text if there is another, and the one to search with."""
-    kinds = {name: entry.preprocess.get("kind") for name, entry in manifest.modalities.items()}
-    gallery = next((name for name, kind in kinds.items() if kind != "text"), next(iter(kinds)))
-    others = [name for name in kinds if name != gallery]
-    return gallery, next((name for name in others if kinds[name] == "text"), others[0])
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))

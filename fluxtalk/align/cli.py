@@ -176,8 +176,8 @@ def _leave(failed: Any, command: str) -> None:
 
 def _summary(work: Any, until: str, refused: Sequence[str]) -> list[str]:
     """Tell the recall table, and the commands that index, search and serve."""
-    from fluxtalk.align.card import commands
     from fluxtalk.artifacts.bundle import read_bundle
+    from fluxtalk.runtime.model_card import commands
 
     lines = []
     if until in STAGE_NAMES[STAGE_NAMES.index("evaluate") :]:

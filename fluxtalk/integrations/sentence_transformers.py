@@ -15,17 +15,17 @@ backend that `fluxtalk.load` chooses, or by ``SentenceTransformer(..., model_kwa
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from fluxtalk.artifacts.bundle import ENGINES, Bundle, read_bundle
+from fluxtalk.artifacts.bundle import Bundle, read_bundle
 from fluxtalk.artifacts.files import atomic_folder, write_json
 from fluxtalk.artifacts.json_files import read_object
 from fluxtalk.errors import BackendError, InputError, UsageError
 from fluxtalk.integrations.modalities import modality_of_kind
 from fluxtalk.runtime import Embedder, load
+from fluxtalk.runtime.hub import FOLDER, copy_bundle
 
 try:
     import torch
@@ -38,7 +38,7 @@ except ImportError:
 
 KINDS = ("text", "image")
 """Kinds of items that pass through sentence-transformers; other modalities of a bundle are left out."""
-_BUNDLE, _SETTINGS = "bundle", "fluxtalk.json"
+_BUNDLE, _SETTINGS = FOLDER, "fluxtalk.json"
 
 
 class BundleModule(InputModule):
@@ -214,10 +214,5 @@ def _by_kind(bundle: Bundle, modalities: Sequence[str] | None) -> dict[str, str]
 
 
 def _copy(bundle: Bundle, folder: Path, settings: Mapping[str, Any]) -> None:
-    skipped = shutil.ignore_patterns(ENGINES)
-    shutil.copytree(
-        bundle.folder,
-        folder / _BUNDLE,
-        ignore=lambda parent, names: skipped(parent, names) if Path(parent) == bundle.folder else set(),
-    )
+    copy_bundle(bundle, folder / _BUNDLE)
     write_json(folder / _SETTINGS, dict(settings))
