@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fluxtalk.artifacts.bundle import Manifest
-from fluxtalk.datasets.data_name import parse_data_name
+from fluxtalk.datasets.data_name import HUGGING_FACE, parse_data_name
 from fluxtalk.errors import UsageError
 from fluxtalk.tokens import CONCAT, SHARED_KINDS
 
@@ -162,7 +162,7 @@ def _precisions(manifest: Manifest) -> Iterator[str]:
 def _items(data: str, gallery: str) -> str:
     """Spell where the items of the index come from: the table, whose query is not a path, or files of the user's."""
     parsed = parse_data_name(data)
-    if parsed is None or parsed.suffix == ".tar":
+    if parsed is None or parsed.suffix in (".tar", HUGGING_FACE):
         return "ITEMS..."
     column = (parsed.query or {}).get(gallery, gallery)
     more = [] if column == gallery else ["--column", column]

@@ -92,6 +92,7 @@ _GROUPS: dict[str, dict[str, str]] = {
         "output_dir": "Folder of all runs.",
         "log_name": "Name of this run's folder in OUTPUT_DIR.",
         "recipe": "Named set of options to begin with; `private` trains a complementary token, `recommended` none.",
+        "track": "Send the numbers to Weights & Biases or MLflow too: wandb, mlflow, or both with a comma.",
         "experiment_id": "Experiment that every record names.",
         "implementation": "Implementation that every record names; log lines begin with it in capitals.",
     },

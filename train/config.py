@@ -29,6 +29,7 @@ TRAINING_PRECISIONS = ("fp32", "bf16", "fp16")
 NESTED_DRAWS = ("independent", "batch", "all")
 FEATURE_DTYPES = ("fp16", "int8")
 SWEEPS = ("none", "small")
+TRACKER_NAMES = ("wandb", "mlflow")
 DEVICES = ("auto", "cpu", "cuda")
 RECIPES: dict[str, dict[str, Any]] = {
     "specified": {},
@@ -189,6 +190,8 @@ class TrainConfig(StrictConfig):
     seed: int = 0
     cache_dir: str | None = None
     device: str = "auto"
+    track: str = ""
+    """Names of `TRACKER_NAMES` with commas between them: places that the run's numbers go to, too."""
     experiment_id: str = Identity.experiment_id
     implementation: str = Identity.implementation
 
@@ -238,6 +241,8 @@ class TrainConfig(StrictConfig):
             value = getattr(self, name)
             require(value in choices, f"{spelled(name)} is one of {', '.join(choices)}; got {value!r}.")
         self._check_k_values()
+        unknown = [name for name in self.trackers if name not in TRACKER_NAMES]
+        require(not unknown, f"--track is wandb, mlflow or wandb,mlflow; got {self.track!r}.")
         require(
             not self.freeze_registers or self.init_from is not None,
             "--freeze-registers keeps what another run trained; name it with --init-from.",
@@ -258,6 +263,11 @@ class TrainConfig(StrictConfig):
         )
         require(bool(self.implementation.strip()), "--implementation must not be empty.")
         require(bool(self.experiment_id.strip()), "--experiment-id must not be empty.")
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Names of the places outside the run's folder that its numbers go to, too."""
+        return tuple(dict.fromkeys(part.strip() for part in self.track.split(",") if part.strip()))
 
     def _check_k_values(self) -> None:
         listed = f"--k-values is rising integers from 1 to {self.num_register_tokens}, such as 1,2,4"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ from fluxtalk.train.loop.train_state import Callback
 from fluxtalk.train.records.log import RunLog
 from fluxtalk.train.records.resume import record_resumption, require_same_run
 from fluxtalk.train.records.run_folder import check_run_folder, lock_run_folder, write_description
+from fluxtalk.train.records.trackers import Tracker, open_trackers
 from fluxtalk.train.results.score import recall_lines, score_head
 from fluxtalk.train.sweep import Sweep, SweepStoppedError, with_chosen
 
@@ -78,6 +80,8 @@ def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback]
         inputs = read_inputs(config, group, device, begun.reductions if begun is not None else None)
         started = time.monotonic()
         # The folder is made later, so that an error up to here leaves nothing.
+        if main:
+            _trackers(config, folder)  # a missing library is told before anything is encoded
         say = RunLog(identity, None, active=main).line
         if resume:
             inputs = inputs.as_recorded(folder)
@@ -106,7 +110,7 @@ def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback]
         if main and not resume and not sweeps:
             held.enter_context(lock_run_folder(folder))
             check_run_folder(config, resume)  # again, because another training may have begun here since
-        with closing(RunLog(identity, folder, active=main)) as log:
+        with closing(RunLog(identity, folder, main, _trackers(config, folder) if main else ())) as log:
             _begin(trainer, inputs, folder, log, resume)
             finished = trainer.run(folder, log, validate)
             if not finished:
@@ -116,6 +120,10 @@ def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback]
             # A process that leaves early would tear down the group while the first still works.
             group.all_reduce_sum(torch.zeros(1))
     return FitResult(folder, True, 0)
+
+
+def _trackers(config: TrainConfig, folder: RunFolder) -> tuple[Tracker, ...]:
+    return open_trackers(config.trackers, folder.root, dataclasses.asdict(config))
 
 
 def _begin(trainer: Trainer, inputs: Inputs, folder: RunFolder, log: RunLog, resume: bool) -> None:

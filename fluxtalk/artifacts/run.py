@@ -10,6 +10,7 @@
       train.log            printed lines
       metrics.jsonl        one record per line: training, validation, test
       tensorboard/         the numbers again, if tensorboard is installed
+      trackers.json        ids of the run in Weights & Biases and MLflow, if --track names them
       sweep.json           trials of a sweep, and what it chose, if there was one
       checkpoints/last.safetensors    with the training state, for --resume
       checkpoints/best.safetensors    the best by validation
@@ -43,6 +44,7 @@ _BEFORE_TRAINING = {
     "run.lock",
     "sweep.json",
     "tensorboard",
+    "trackers.json",
     "train.log",
 }
 STORED_INFO = "facts"

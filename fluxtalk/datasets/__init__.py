@@ -1,4 +1,4 @@
-"""Data sets of paired items, torch-free: the built-in `glyphs`, tables, shards, folders of precomputed features.
+"""Data sets of paired items, torch-free: `glyphs`, tables, shards, Hugging Face's, folders of precomputed features.
 
 In: a name as ``--data`` takes it. Out: a `PairDataset`: splits of identified items per modality, with a content hash.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from fluxtalk.datasets import features_folder, glyphs
+from fluxtalk.datasets import features_folder, glyphs, hugging_face
 from fluxtalk.datasets.bad_items import read_report
-from fluxtalk.datasets.data_name import GLYPHS, parse_data_name
+from fluxtalk.datasets.data_name import GLYPHS, HUGGING_FACE, parse_data_name
 from fluxtalk.datasets.left_out import leave_out
 from fluxtalk.datasets.pairs import SPLIT_NAMES, Items, PairDataset, Split
 from fluxtalk.datasets.reporting import is_folder
@@ -28,7 +28,8 @@ def load_dataset(
 
     Args:
         name: ``glyphs``; a table of pairs (``.csv``, ``.jsonl``, ``.parquet``) or WebDataset shards (``.tar``, with
-            braces for several), each with or without a query that maps modalities; or a folder of features.
+            braces for several), or a folder that the library `datasets` saved (``hfds:DIR``), each with or without a
+            query that maps modalities; or a folder of features.
         cache_dir: folder of renderings.
         kinds: modalities that are used, to the kind of their preprocessing (`Stage1.kinds`). In a table, these alone
             link rows, and all but ``text`` hold paths. None uses every column, and takes those that look like paths
@@ -45,12 +46,15 @@ def load_dataset(
         return glyphs.load(cache_dir)
     parsed = parse_data_name(name)
     if parsed is not None:
+        if parsed.suffix == HUGGING_FACE:
+            return hugging_face.load(parsed, kinds)
         return shards.load(parsed, tolerated) if parsed.suffix == ".tar" else table.load(parsed, kinds, tolerated)
     if name and is_folder(Path(name)):
         return features_folder.load(name, tolerated)
     raise UsageError(
         "--data is glyphs, a table of pairs (pairs.csv, .jsonl or .parquet; pairs.csv?image=COLUMN&text=COLUMN), "
-        "WebDataset shards (shards-{000..099}.tar?image=jpg;png&text=txt) or an existing folder of features "
+        "WebDataset shards (shards-{000..099}.tar?image=jpg;png&text=txt), a folder that datasets.save_to_disk wrote "
+        "(hfds:DIR?image=COLUMN&text=COLUMN) or an existing folder of features "
         f"(FOLDER/MODALITY/ID.npy or FOLDER/MODALITY.safetensors); got {name!r}."
     )
 

@@ -1,4 +1,4 @@
-"""Names that ``--data`` takes: a table or shards, with or without a query that maps modalities to parts of it."""
+"""Names that ``--data`` takes: tables, shards, ``hfds:DIR``, with or without a query of modalities and their parts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from fluxtalk.errors import UsageError
 
 GLYPHS = "glyphs"
 """The built-in data set, the only name without a path."""
+HUGGING_FACE = "hfds:"
+"""Beginning of the name of a data set of the library `datasets`: ``hfds:DIR``."""
 
 # The first suffix that ends the name or stands before a question mark: paths and columns may hold suffixes too.
 _FORM = re.compile(r"(?P<path>.+?(?P<suffix>\.csv|\.jsonl|\.parquet|\.tar))(?:\?(?P<query>.*))?", re.IGNORECASE)
@@ -26,7 +28,7 @@ class DataName:
     """The whole name, which checkpoints and bundles keep."""
     path: str
     suffix: str
-    """``.csv``, ``.jsonl``, ``.parquet`` or ``.tar``."""
+    """``.csv``, ``.jsonl``, ``.parquet`` or ``.tar``; `HUGGING_FACE` of a folder of that library."""
     query: Mapping[str, str] | None
     """Key of the query to its value, such as a modality to a column; None if there is no query."""
 
@@ -37,11 +39,14 @@ class DataName:
 
 
 def parse_data_name(text: str) -> DataName | None:
-    """Parse a name of ``--data``; None if it names neither a table nor shards.
+    """Parse a name of ``--data``; None if it names neither a table nor shards nor ``hfds:DIR``.
 
     Raises:
         UsageError: the query is malformed, repeats a key, or a key is not a valid modality name.
     """
+    if text.startswith(HUGGING_FACE):
+        path, mark, asked = text.removeprefix(HUGGING_FACE).partition("?")
+        return DataName(text, path, HUGGING_FACE, _parse_query(text, asked) if mark else None)
     match = _FORM.fullmatch(text)
     if match is None:
         return None

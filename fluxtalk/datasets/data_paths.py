@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fluxtalk.datasets.data_name import GLYPHS, parse_data_name
+from fluxtalk.datasets.data_name import GLYPHS, HUGGING_FACE, parse_data_name
 from fluxtalk.datasets.reporting import exists, is_file, is_folder
 from fluxtalk.datasets.shards.shards import shard_names
 from fluxtalk.errors import BackendError, UsageError
@@ -50,15 +50,16 @@ def _with_path(name: str, change: Callable[[str], str]) -> str:
         return name
     parsed = parse_data_name(name)
     path = name if parsed is None else parsed.path
-    return change(path) + name.removeprefix(path)
+    before, _, after = name.partition(path)
+    return before + change(path) + after
 
 
 def _exists(name: str) -> bool:
     if name == GLYPHS:
         return True
     parsed = parse_data_name(name)
-    if parsed is None:
-        return is_folder(Path(name))
+    if parsed is None or parsed.suffix == HUGGING_FACE:
+        return is_folder(Path(name if parsed is None else parsed.path))
     if parsed.suffix != ".tar":
         return exists(Path(parsed.path))
     try:

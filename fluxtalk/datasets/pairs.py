@@ -16,6 +16,7 @@ import numpy as np
 
 from fluxtalk.arrays import Booleans, Integers
 from fluxtalk.datasets.bad_items import BadItem
+from fluxtalk.datasets.data_name import HUGGING_FACE
 from fluxtalk.errors import DataError
 
 SPLIT_NAMES = ("train", "validation", "test")
@@ -104,7 +105,8 @@ class PairDataset:
     def public_name(self) -> str:
         """The name without its folders, for files that are shared."""
         path, mark, columns = self.name.partition("?")
-        return path.rpartition("/")[2] + mark + columns
+        prefix = HUGGING_FACE if path.startswith(HUGGING_FACE) else ""
+        return prefix + path.removeprefix(prefix).rstrip("/").rpartition("/")[2] + mark + columns
 
     def told(self) -> dict[str, Any]:
         """Describe what was left out, as an entry of every result; empty if nothing was."""

@@ -1,8 +1,8 @@
-"""Ranks and recall of retrieval, in numpy."""
+"""Ranks, recall, MRR and nDCG of retrieval, in numpy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,13 +34,7 @@ def first_hit_ranks(
         int64 (queries,): 0 if a right item comes first.
     """
     ranks = np.empty(len(queries), dtype=np.int64)
-    gallery = gallery.astype(np.float32, copy=False)
-    pairs = queries.shape[1] * gallery.shape[1] if queries.ndim == 3 else 1
-    chunk = max(1, MAX_SCORES // max(1, len(gallery) * pairs))
-    for start in range(0, len(queries), chunk):
-        rows = slice(start, start + chunk)
-        part = queries[rows].astype(np.float32, copy=False)
-        scores = maxsim(part, gallery) if queries.ndim == 3 else part @ gallery.T
+    for rows, scores in _score_parts(queries, gallery):
         right = query_ids[rows, None] == gallery_ids[None, :]
         ranks[rows] = ranks_of(scores, right)
     return ranks
@@ -64,6 +58,43 @@ def recall_at(ranks: NDArray[np.int64], cutoffs: Sequence[int] = CUTOFFS) -> dic
     return {str(c): float((ranks < c).mean()) for c in cutoffs}
 
 
+def reciprocal_rank_at(ranks: NDArray[np.int64], cutoff: int = 10) -> float:
+    """Mean over the queries of 1 / position of the first right item, 0 beyond the cut-off (MRR)."""
+    return float(np.where(ranks < cutoff, 1 / (ranks + 1), 0.0).mean())
+
+
+def ndcg_at(
+    queries: NDArray[np.floating],
+    gallery: NDArray[np.floating],
+    query_ids: NDArray[np.int64],
+    gallery_ids: NDArray[np.int64],
+    cutoff: int = 10,
+) -> float:
+    """Mean over the queries of the normalized discounted cumulative gain (nDCG) with all right items worth the same.
+
+    ``sum of 1 / log2(1 + position)`` over the right items among the first ``cutoff``, positions from 1, divided by what
+    an order gives that has all right items first. Ties count against the model.
+
+    Args:
+        queries, gallery, query_ids, gallery_ids: as for `first_hit_ranks`.
+        cutoff: positions that count.
+    """
+    gains = 1 / np.log2(np.arange(2, cutoff + 2))
+    ideal = np.concatenate([[0.0], np.cumsum(gains)])
+    found = np.zeros(len(queries))
+    for rows, scores in _score_parts(queries, gallery):
+        right = query_ids[rows, None] == gallery_ids[None, :]
+        # The scores of right items, the best first. NaN counts against the model.
+        hits = -np.sort(-np.where(right & ~np.isnan(scores), scores, -np.inf), axis=1)[:, :cutoff]
+        counts = np.minimum(right.sum(axis=1), cutoff)
+        for place in range(int(counts.max())):
+            position = place + (~(scores < hits[:, place, None]) & ~right).sum(axis=1)
+            counted = np.flatnonzero((place < counts) & (position < cutoff))
+            found[rows][counted] += gains[position[counted]]
+        found[rows] /= ideal[counts]
+    return float(found.mean())
+
+
 def chance_at(
     query_ids: NDArray[np.int64], gallery_ids: NDArray[np.int64], cutoffs: Sequence[int] = CUTOFFS
 ) -> dict[str, float]:
@@ -79,3 +110,16 @@ def chance_at(
             miss *= np.maximum(total - right - drawn, 0) / (total - drawn)
         chances[str(c)] = float(1 - miss.mean())
     return chances
+
+
+def _score_parts(
+    queries: NDArray[np.floating], gallery: NDArray[np.floating]
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Yield the rows of some queries, and their scores with every item, (rows, items)."""
+    gallery = gallery.astype(np.float32, copy=False)
+    pairs = queries.shape[1] * gallery.shape[1] if queries.ndim == 3 else 1
+    chunk = max(1, MAX_SCORES // max(1, len(gallery) * pairs))
+    for start in range(0, len(queries), chunk):
+        rows = slice(start, start + chunk)
+        part = queries[rows].astype(np.float32, copy=False)
+        yield rows, maxsim(part, gallery) if queries.ndim == 3 else part @ gallery.T

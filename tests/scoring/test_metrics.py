@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import hypergeom
 
-from fluxtalk.scoring.metrics import chance_at, first_hit_ranks, recall_at
+from fluxtalk.scoring.metrics import chance_at, first_hit_ranks, ndcg_at, recall_at, reciprocal_rank_at
 
 
 def test_ranks_equal_plain_loops() -> None:
@@ -92,3 +92,27 @@ def test_chance_is_what_random_scores_reach() -> None:
 def test_chance_of_one_in_a_thousand() -> None:
     chance = chance_at(np.arange(1000), np.arange(1000))
     assert chance == pytest.approx({"1": 0.001, "5": 0.005, "10": 0.01})
+
+
+@pytest.mark.parametrize("several", [1, 4, 30])
+def test_ndcg_and_mrr_are_those_of_trec_eval(several: int) -> None:
+    trec = pytest.importorskip("pytrec_eval", reason="pytrec_eval comes with mteb")
+    rng = np.random.default_rng(3)
+    queries, gallery = rng.standard_normal((23, 6)), rng.standard_normal((60, 6))
+    gallery_ids = np.arange(60) // several
+    query_ids = rng.choice(gallery_ids, 23)
+    scores = queries.astype(np.float32) @ gallery.astype(np.float32).T
+    right = {str(q): {str(i): 1 for i in np.flatnonzero(gallery_ids == query_ids[q])} for q in range(23)}
+    found = {str(q): {str(i): float(scores[q, i]) for i in np.argsort(-scores[q])[:10]} for q in range(23)}
+    told = trec.RelevanceEvaluator(right, {"ndcg_cut_10", "recip_rank"}).evaluate(found).values()
+    assert ndcg_at(queries, gallery, query_ids, gallery_ids) == pytest.approx(np.mean([t["ndcg_cut_10"] for t in told]))
+    ranks = first_hit_ranks(queries, gallery, query_ids, gallery_ids)
+    assert reciprocal_rank_at(ranks) == pytest.approx(np.mean([t["recip_rank"] for t in told]))
+
+
+def test_ties_and_nan_count_against_the_model_in_ndcg_too() -> None:
+    gallery, ids = np.ones((20, 2)), np.arange(20)
+    assert ndcg_at(np.ones((3, 2)), gallery, ids[:3], ids) == 0
+    assert ndcg_at(np.full((3, 2), np.nan), gallery, ids[:3], ids) == 0
+    # All right items first, ties among themselves: nothing better is possible.
+    assert ndcg_at(np.ones((1, 2)), np.vstack([gallery, -gallery]), np.array([0]), np.repeat([0, 1], 20)) == 1

@@ -33,7 +33,7 @@ OPTIONS = {
     "--feed_forward",
     "--nested_dims",
     "--on_bad_item", "--bad_items_limit",
-    "--sweep", "--sweep_minutes", "--hard_negatives",
+    "--track", "--sweep", "--sweep_minutes", "--hard_negatives",
     "--hard_negative_margin", "--hard_negative_relative_margin", "--hard_negative_max_score",
 }  # fmt: skip
 

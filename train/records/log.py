@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -13,6 +13,7 @@ from fluxtalk.artifacts.files import Identity, write_atomically
 from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.train.records.record_file import read_records
 from fluxtalk.train.records.to_tensorboard import open_tensorboard
+from fluxtalk.train.records.trackers import Tracker
 
 
 class RunLog:
@@ -23,16 +24,20 @@ class RunLog:
 
     Args:
         folder: None writes to standard output alone.
+        trackers: further places of the numbers.
 
     Raises:
         BackendError: `tensorboard` is installed and cannot be imported.
     """
 
-    def __init__(self, identity: Identity, folder: RunFolder | None, active: bool = True) -> None:
+    def __init__(
+        self, identity: Identity, folder: RunFolder | None, active: bool = True, trackers: Sequence[Tracker] = ()
+    ) -> None:
         self._identity = identity
         self._folder = folder if active else None
         self._active = active
         self._tensorboard = None
+        self._trackers = tuple(trackers) if active else ()
         if self._folder is not None:
             self._folder.root.mkdir(parents=True, exist_ok=True)
             self._tensorboard = open_tensorboard(self._folder.tensorboard)
@@ -60,6 +65,8 @@ class RunLog:
             file.write(json.dumps(record, allow_nan=False) + "\n")
         if self._tensorboard is not None:
             self._tensorboard.record(kind, values)
+        for tracker in self._trackers:
+            tracker.record(kind, values)
 
     def cut_back(self, step: int) -> None:
         """Remove records written after the checkpoint that a run resumes from.
@@ -86,3 +93,5 @@ class RunLog:
         """Flush pending events; a later record opens the log again."""
         if self._tensorboard is not None:
             self._tensorboard.close()
+        for tracker in self._trackers:
+            tracker.close()

@@ -22,7 +22,7 @@ from fluxtalk.train.option_types import spelled
 
 _RESUMED_ANYWHERE = {
     "accum_steps", "bad_items_limit", "batch_size", "cache_dir", "data", "device", "output_dir", "log_name",
-    "on_bad_item", "stage1_checkpoint",
+    "on_bad_item", "stage1_checkpoint", "track",
 }  # fmt: skip
 """Options that may change when a run is resumed, as long as `fluxtalk.train.records.resume` finds the same data,
 encoders and global batch."""

@@ -93,7 +93,7 @@ def _scores(checkpoint: HeadCheckpoint, inputs: Inputs, split: str, say: Callabl
     """Score on one split, with features reduced as the head was trained on them."""
     part = inputs.dataset.split(split)
     head = _averaged(checkpoint).build().to(inputs.device)
-    return score_head(head, inputs.sources(split, say=say), part)
+    return score_head(head, inputs.sources(split, say=say), part, ranking=True)
 
 
 def _averaged(checkpoint: HeadCheckpoint) -> HeadCheckpoint:

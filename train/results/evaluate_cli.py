@@ -49,7 +49,7 @@ def main(output: Path | None, as_json: bool, allow_code: bool, **asked: Any) -> 
         click.echo(json.dumps(record, indent=2, ensure_ascii=False))
         return
     click.echo(f"{record['checkpoint']} (step {record['step']}) on the {record['split']} split of {record['data']}:")
-    for line in recall_lines(record["recall"]):
+    for line in recall_lines(record["recall"], {"nDCG@10": record["ndcg"], "MRR@10": record["mrr"]}):
         click.echo(line)
     if output is not None:
         click.echo(f"{output}")

@@ -44,16 +44,26 @@ def counted_embeddings(head: TokenHead, sources: Mapping[str, FeatureSource], sp
     }
 
 
-def score_head(head: TokenHead, sources: Mapping[str, FeatureSource], split: Split) -> dict[str, Any]:
+def score_head(
+    head: TokenHead, sources: Mapping[str, FeatureSource], split: Split, ranking: bool = False
+) -> dict[str, Any]:
     """Score a head by `fluxtalk.scoring.retrieval` on a split."""
-    return retrieval(counted_embeddings(head, sources, split), split)
+    return retrieval(counted_embeddings(head, sources, split), split, ranking)
 
 
-def recall_lines(recall: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
-    """Format recall as a table, one line per direction and k."""
+def recall_lines(
+    recall: Mapping[str, Mapping[str, Mapping[str, float]]],
+    ranking: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+) -> list[str]:
+    """Format recall as a table, one line per direction and k.
+
+    Args:
+        ranking: names to further numbers by direction and k, shown beside it.
+    """
     lines = []
     for direction, by_k in recall.items():
         for k, by_cutoff in by_k.items():
             cells = "  ".join(f"R@{cutoff} {100 * value:5.1f} %" for cutoff, value in by_cutoff.items())
-            lines.append(f"  {direction:<14} k={k}  {cells}")
+            more = "".join(f"  {name} {100 * found[direction][k]:5.1f} %" for name, found in (ranking or {}).items())
+            lines.append(f"  {direction:<14} k={k}  {cells}{more}")
     return lines

@@ -51,6 +51,14 @@ def test_the_best_checkpoint_scores_what_training_said(made: Made) -> None:
     assert record["checkpoint"] == str(made.run.root / "checkpoints" / "best.safetensors")
     for name in ("recall", "recall_unseen", "chance", "score", "experiment_id", "implementation"):
         assert record[name] == results[name], name
+    for name in ("ndcg", "mrr"):
+        for direction, by_k in record[name].items():
+            for k, value in by_k.items():
+                # At most as often as an item is among ten, and at least as often as it is the first.
+                assert record["recall"][direction][k]["1"] <= value <= record["recall"][direction][k]["10"], (name, k)
+    shown = run(made.run.root).output
+    assert "nDCG@10" in shown
+    assert "MRR@10" in shown
     info = made.run.description.info
     assert (record["data"], record["data_hash"]) == (info.data, info.data_hash)
     assert record["stage1_hash"] == info.stage1_hash
