@@ -20,7 +20,7 @@ GPU_BIN := .venv-gpu/bin
 GPU_STAMP := .venv-gpu/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint bench bench-runtime bench-export bench-server bench-backends bench-features bench-training bench-encoders bench-quality docs gpu clean
+.PHONY: help install demo test test-slow test-oldest lint bench bench-runtime bench-export bench-server bench-backends bench-features bench-training bench-encoders bench-quality docs glyphs-picture gpu clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -67,6 +67,9 @@ test: install ## Prove it (the slow tests are left out; 11 minutes on 2 cores; t
 test-slow: install ## The slow tests: minutes each
 	$(BIN)/python -m pytest -m slow
 
+test-oldest: install ## The oldest versions that pyproject.toml allows, installed from the index: verify, embed, index, search, serve
+	$(BIN)/python -m pytest -m "slow or not slow" tests/release -k oldest
+
 lint: install ## Format, lint, types, and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -102,7 +105,10 @@ bench-quality: install ## The proof of docs/quality.md: heads at equal bytes, 3 
 	$(BIN)/python -m bench.quality.synthetic --draw
 	$(BIN)/python -m bench.quality.retrieval --draw --docs docs/quality.md $(if $(ICONS),--icons $(ICONS) --icons-stage1 $(ICONS)/stage1.pth)
 
-docs: install ## Draw the picture of the built-in data set again
+docs: install ## Build the documentation's site into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+glyphs-picture: install ## Draw the picture of the built-in data set again
 	$(BIN)/python -m bench.demo.contact_sheet --output docs/images/glyphs.png
 
 $(GPU_STAMP): pyproject.toml constraints.txt

@@ -21,7 +21,7 @@ def available_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cg
 
 def _of_machine(proc: Path) -> int | None:
     try:
-        lines = (proc / "meminfo").read_text().splitlines()
+        lines = (proc / "meminfo").read_text(encoding="utf-8").splitlines()
         return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
     except (OSError, ValueError, IndexError):
         return None
@@ -30,7 +30,7 @@ def _of_machine(proc: Path) -> int | None:
 def _groups(proc: Path, cgroup: Path) -> list[tuple[Path, tuple[str, str, str]]]:
     """List the control groups of this process up to the root; inside a container the root is its own group."""
     try:
-        lines = [line.split(":", 2) for line in (proc / "self" / "cgroup").read_text().splitlines()]
+        lines = [line.split(":", 2) for line in (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()]
     except OSError:
         return []
     groups: list[tuple[Path, tuple[str, str, str]]] = []
@@ -46,8 +46,8 @@ def _groups(proc: Path, cgroup: Path) -> list[tuple[Path, tuple[str, str, str]]]
 def _of_group(group: Path, names: tuple[str, str, str]) -> int | None:
     limit, usage, cached = names
     try:
-        most = int((group / limit).read_text())  # `max`, without a limit, is not a number
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return most - int((group / usage).read_text()) + int(statistics.get(cached, 0))
+        most = int((group / limit).read_text(encoding="utf-8"))  # `max`, without a limit, is not a number
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
+        return most - int((group / usage).read_text(encoding="utf-8")) + int(statistics.get(cached, 0))
     except (OSError, ValueError):
         return None

@@ -13,7 +13,9 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from fluxtalk.errors import InputError, TooLargeError
 
-_WITH_AVIF = ("AVIF",) if features.check("avif") else ()  # Pillow has it since 11.3, in most of its builds
+_WITH_AVIF = (
+    ("AVIF",) if "avif" in features.modules and features.check("avif") else ()
+)  # Pillow has it since 11.3, in most of its builds
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", *_WITH_AVIF, "GIF", "BMP", "TIFF")
 """Formats that are read, told by a file's content. Pillow knows more, some of which start other programs."""
 IMAGE_SUFFIXES = (

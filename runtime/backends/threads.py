@@ -30,13 +30,13 @@ def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 def _quota(cgroup: Path) -> float | None:
     try:
-        limit, period = (cgroup / "cpu.max").read_text().split()
+        limit, period = (cgroup / "cpu.max").read_text(encoding="utf-8").split()
         return None if limit == "max" else int(limit) / int(period)
     except (OSError, ValueError):
         pass
     try:
-        limit = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text()
-        period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text()
+        limit = (cgroup / "cpu" / "cpu.cfs_quota_us").read_text(encoding="utf-8")
+        period = (cgroup / "cpu" / "cpu.cfs_period_us").read_text(encoding="utf-8")
         return int(limit) / int(period) if int(limit) > 0 else None
     except (OSError, ValueError):
         return None

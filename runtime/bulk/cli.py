@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fluxtalk.runtime.backends.command_options import backend_options
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.bulk.inputs import open_input
 from fluxtalk.runtime.bulk.output import check_output
-from fluxtalk.runtime.bulk.stream import EmbedOptions, bad_items_report, embed_to_file
+from fluxtalk.runtime.bulk.stream import EmbedOptions, EmbedParts, bad_items_report, embed_to_file
 from fluxtalk.runtime.embedder import open_embedder
 from fluxtalk.runtime.vectors import DTYPES
 from fluxtalk.tokens import OUTPUT_KINDS, POOLED
@@ -98,6 +99,7 @@ dtype_option = option(
     type=click.Choice(tuple(ROLES)),
     help="Role of texts, which chooses one of the bundle's prompts.  [default: its default prompt, if there is one]",
 )
+@option("--ray", is_flag=True, help="Embed on all CPUs of Ray, of this machine or of its cluster.")
 @bad_item_options()
 @serving_options
 @debug_option
@@ -116,6 +118,7 @@ def embed(
     dimensions: int | None,
     dtype: str,
     role: str | None,
+    ray: bool,
     on_bad_item: str,
     bad_items_limit: float,
     batch_size: int,
@@ -141,6 +144,20 @@ def embed(
         for note in opened.notes():
             click.echo(f"warning: {note}", err=True)
         options = EmbedOptions(modality, k, kind, dtype, batch_size, role, dimensions)
-        written = embed_to_file(embedder, opened, output, options, opened.count(), policy=policy)
+        with _workers(ray, bundle, backend_options, options, kind_of_items) as embed_parts:
+            written = embed_to_file(
+                embedder, opened, output, options, opened.count(), policy=policy, embed_parts=embed_parts
+            )
     resumed = f", {written.resumed} items of an earlier call" if written.resumed else ""
     click.echo(f"{output}: {' x '.join(map(str, written.shape))} {dtype}{resumed}{told(written.left_out, output)}")
+
+
+def _workers(
+    ray: bool, bundle: Path, backend_options: BackendOptions, options: EmbedOptions, kind: str
+) -> AbstractContextManager[EmbedParts | None]:
+    """Give what embeds parts on Ray, if that is asked for."""
+    if not ray:
+        return nullcontext(None)
+    from fluxtalk.runtime.bulk.on_ray import ray_workers
+
+    return ray_workers(bundle, backend_options, options, kind)

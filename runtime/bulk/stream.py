@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,32 @@ class EmbedOptions:
     batch_size: int = 32
     role: str | None = None
     dimensions: int | None = None
+
+
+@dataclass(frozen=True)
+class UndonePart:
+    """Items that follow each other, and have no vectors yet."""
+
+    number: int
+    items: list[Item]
+    first: int
+    """Position of the first of them among all items."""
+
+
+@dataclass(frozen=True)
+class DonePart:
+    """An `UndonePart` with its vectors."""
+
+    part: UndonePart
+    bad: dict[int, str]
+    """Position in the part of each item that cannot be used, to the reason."""
+    vectors: Vectors
+    """Those of the other items."""
+
+
+UndoneParts = Iterator[UndonePart]
+EmbedParts = Callable[[UndoneParts], Iterator[DonePart]]
+"""Embeds parts, in any order, as they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +112,7 @@ def embed_to_file(
     total: int | None = None,
     part_items: int = PART_ITEMS,
     policy: BadItemPolicy = STRICT,
+    embed_parts: EmbedParts | None = None,
 ) -> WrittenVectors:
     """Embed items into ``.npy`` or Parquet, with progress and in bounded memory, as `embed_in_parts` does.
 
@@ -98,7 +125,7 @@ def embed_to_file(
         BackendError: Parquet needs pyarrow.
     """
     check_output(output)
-    embedded = embed_in_parts(embedder, items, output, options, total, part_items, policy)
+    embedded = embed_in_parts(embedder, items, output, options, total, part_items, policy, embed_parts)
     shape = write_output(output, embedded.parts.read(embedded.count), embedded.items)
     embedded.parts.remove()
     return WrittenVectors(shape, embedded.resumed, len(embedded.bad))
@@ -112,6 +139,7 @@ def embed_in_parts(
     total: int | None = None,
     part_items: int = PART_ITEMS,
     policy: BadItemPolicy = STRICT,
+    embed_parts: EmbedParts | None = None,
 ) -> EmbeddedParts:
     """Embed items into parts of ``part_items`` items, with progress and in bounded memory.
 
@@ -125,6 +153,7 @@ def embed_in_parts(
         total: number of items, if it is known.
         policy: what is done about items that cannot be used, once all others are embedded; `bad_items_report` lists
             them all.
+        embed_parts: embeds the parts, elsewhere; None is here, one after the other.
 
     Raises:
         UsageError: there is no item, or as for `Embedder.embed`.
@@ -145,16 +174,28 @@ def embed_in_parts(
     done = resumed = count = 0
     bad: list[BadItem] = []
     with _progress(options.modality, total) as update:
-        for number, chunk in enumerate(_chunks(items, part_items)):
-            if _is_done(parts, number, chunk, embedder, options):
-                resumed += len(chunk)
-            else:
-                wrong, vectors = _embed(embedder, chunk, options, done)
-                parts.write(number, chunk, vectors, wrong)
-            bad += [_bad_item(chunk[i], done + i, options.modality, why) for i, why in parts.bad(number).items()]
-            done += len(chunk)
-            count += 1
-            update(len(chunk))
+
+        def finish(part: UndonePart, wrong: Mapping[int, str]) -> None:
+            bad.extend(_bad_item(part.items[i], part.first + i, options.modality, why) for i, why in wrong.items())
+            update(len(part.items))
+
+        def undone() -> UndoneParts:
+            nonlocal done, resumed, count
+            for number, chunk in enumerate(_chunks(items, part_items)):
+                part = UndonePart(number, chunk, done)
+                done += len(chunk)
+                count += 1
+                if _is_done(parts, number, chunk, embedder, options):
+                    resumed += len(chunk)
+                    finish(part, parts.bad(number))
+                else:
+                    yield part
+
+        embed = embed_parts or (lambda todo: (embed_part(embedder, part, options) for part in todo))
+        for made in embed(undone()):
+            parts.write(made.part.number, made.part.items, made.vectors, made.bad)
+            finish(made.part, made.bad)
+    bad.sort(key=lambda item: item.row or 0)
     if not done:
         raise UsageError("There is nothing to embed: the input has no item.")
     report = bad_items_report(output)
@@ -208,8 +249,13 @@ def _progress(modality: str, total: int | None) -> Iterator[Callable[[int], Any]
         yield bar.update
 
 
-def _embed(embedder: Embedder, chunk: list[Item], options: EmbedOptions, done: int) -> tuple[dict[int, str], Vectors]:
-    """Positions of a chunk's bad items, to the reason, and the vectors of the others."""
+def embed_part(embedder: Embedder, part: UndonePart, options: EmbedOptions) -> DonePart:
+    """Embed a part's items, but for those that cannot be used.
+
+    Raises:
+        FluxTalkError: as for `Embedder.embed`.
+    """
+    chunk = part.items
 
     def embed(items: Sequence[Item]) -> Vectors:
         return embedder.embed(
@@ -218,7 +264,7 @@ def _embed(embedder: Embedder, chunk: list[Item], options: EmbedOptions, done: i
             options.k,
             options.output,
             options.batch_size,
-            first=done or None,
+            first=part.first or None,
             dtype=options.dtype,
             role=options.role,
             dimensions=options.dimensions,
@@ -226,12 +272,12 @@ def _embed(embedder: Embedder, chunk: list[Item], options: EmbedOptions, done: i
 
     try:
         if not any(isinstance(item.value, UnusableRow) for item in chunk):
-            return {}, embed(chunk)
+            return DonePart(part, {}, embed(chunk))
     except InputError:
         if not _unusable(embedder, chunk, options):
             raise
     bad = _unusable(embedder, chunk, options)
-    return bad, embed([item for position, item in enumerate(chunk) if position not in bad])
+    return DonePart(part, bad, embed([item for position, item in enumerate(chunk) if position not in bad]))
 
 
 def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -187,7 +187,7 @@ def _medians(session: Session, inputs: Arrays, layout: TokenLayout) -> dict[int,
 
 def _resident_bytes() -> int | None:
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS:")), None)

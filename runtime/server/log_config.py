@@ -35,6 +35,18 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+class BriefFilter(logging.Filter):
+    """Says in one line what a library logs with a traceback, such as that no collector of traces answers."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Shorten one message."""
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and record.name.startswith("opentelemetry"):
+            record.msg, record.args = f"{record.getMessage().rstrip('.')}: {type(error).__name__}.", None
+            record.exc_info = record.exc_text = None
+        return True
+
+
 def log_config(log_format: str = "text") -> dict[str, Any]:
     """Make the dictionary from which `logging.config` sets up the log.
 
@@ -48,9 +60,9 @@ def log_config(log_format: str = "text") -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"line": formatters[log_format]},
-        "filters": {"once": {"()": OncePerSecond}},
+        "filters": {"once": {"()": OncePerSecond}, "brief": {"()": BriefFilter}},
         "handlers": {
-            "stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["once"]},
+            "stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["brief", "once"]},
             "nowhere": {"class": "logging.NullHandler"},
         },
         "loggers": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -58,6 +59,7 @@ def main() -> None:
     type=click.Choice(DEVICES),
     help="Device to encode on.",
 )
+@option("--ray", is_flag=True, help="Encode on all GPUs (else CPUs) of Ray, of this machine or of its cluster.")
 @allow_code_option
 @debug_option
 @sentence_errors
@@ -72,6 +74,7 @@ def build(
     feature_pca: int,
     feature_pool: int,
     device: str,
+    ray: bool,
     allow_code: bool,
 ) -> None:
     """Encode every item once; what an interrupted build finished is kept.
@@ -91,6 +94,16 @@ def build(
 
     wanted = None if splits is None else tuple(name.strip() for name in splits.split(","))
     folder = default_cache_dir(cache_dir)
+    if ray:
+        from fluxtalk.datasets.data_paths import with_absolute_path
+        from fluxtalk.train.features.on_ray import prebuild_on_ray
+
+        named = data and with_absolute_path(data)
+        cache = folder.absolute()
+        work = partial(prebuild, data=named, splits=wanted, cache_dir=cache, options=options, policy=policy)
+        path = Path(stage1_checkpoint).absolute()
+        prebuild_on_ray(work, device, path, partial(trust_code, path) if allow_code else None)
+        return
     with join_process_group(device) as (group, torch_device):
         talk = click.echo if group.rank == 0 else lambda _: None
         prebuild(Path(stage1_checkpoint), data, wanted, folder, options, torch_device, group, talk, policy)

@@ -49,7 +49,7 @@ class RunLog:
         line = f"{self._identity.log_prefix} {text}"
         tqdm.write(line)
         if self._folder is not None:
-            with self._folder.log.open("a") as file:
+            with self._folder.log.open("a", encoding="utf-8") as file:
                 file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {line}\n")
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
@@ -61,7 +61,7 @@ class RunLog:
         if self._folder is None:
             return
         record = {"kind": kind, "time": round(time.time(), 3), **self._identity.fields(), **values}
-        with self._folder.metrics.open("a") as file:
+        with self._folder.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, allow_nan=False) + "\n")
         if self._tensorboard is not None:
             self._tensorboard.record(kind, values)

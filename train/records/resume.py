@@ -65,5 +65,5 @@ def record_resumption(folder: RunFolder, config: TrainConfig, info: RunInfo, ste
     dataclasses.replace(read_description(folder.root), options=config.to_dict(), info=info).write()
     shared = f"{info.processes} process(es) with a batch size of {config.batch_size} on {info.device}"
     resumed = f"Resumed: {time.strftime('%Y-%m-%dT%H:%M:%S%z')}, after step {step}, by {shared}\n"
-    before = folder.metadata.read_text() if folder.metadata.is_file() else ""
+    before = folder.metadata.read_text(encoding="utf-8") if folder.metadata.is_file() else ""
     write_atomically(folder.metadata, before + resumed)

@@ -102,17 +102,29 @@ def test_the_log_is_json_and_names_the_trace(made: Made, tmp_path: Path) -> None
     assert "trace_id" not in ready
 
 
-def test_a_traced_failure_is_found_in_the_log(made: Made, tmp_path: Path, capfd: Any) -> None:
-    with collector() as (url, received), in_thread(made.bundle, otlp_endpoint=url, log_format="json") as up:
+def test_a_traced_failure_is_an_error_of_its_span(made: Made) -> None:
+    with collector() as (url, received), in_thread(made.bundle, otlp_endpoint=url) as up, up.client() as client:
 
         def fail(_inputs: object) -> None:
             raise RuntimeError("secret")
 
         for session in up.sessions.values():
             session.before = fail
-        with up.client() as client:
-            traced = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
-            client.post("/v1/embeddings", json={"input": "omega"}, headers=traced)
-            assert client.get("/v1/models/x", headers=traced).status_code == 404
-    failed = [span for span in spans(received) if attributes(span).get("http.response.status_code", 0) in (500, 503)]
-    assert failed[0].status.code == 2
+        traced = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+        assert client.post("/v1/embeddings", json={"input": "omega"}, headers=traced).status_code >= 500
+        assert client.get("/v1/models/x", headers=traced).status_code == 404
+        up.service.draining = True
+    found = {attributes(span).get("http.response.status_code", 0): span.status.code for span in spans(received)}
+    assert found[404] == 0
+    assert all(code == 2 for status, code in found.items() if status >= 500)
+    assert max(found) >= 500
+
+
+def test_a_collector_that_does_not_answer_is_one_line_and_harms_no_request(made: Made, tmp_path: Path) -> None:
+    options = ("--log-format", "json", "--otlp-endpoint", "http://127.0.0.1:1")
+    with running(made.bundle.folder, tmp_path / "log", *options) as up, up.client() as client:
+        assert client.post("/v1/embeddings", json={"input": "omega"}).status_code == 200
+        assert up.end() == 0
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert any(line["logger"].startswith("opentelemetry") for line in lines)
+    assert not any("exception" in line or "Traceback" in line["message"] for line in lines)

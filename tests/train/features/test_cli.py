@@ -20,7 +20,7 @@ from tests.train.features.given_features import CPU
 
 BUILD_OPTIONS = {
     "--stage1_checkpoint", "--data", "--splits", "--cache_dir", "--feature_dtype", "--feature_pca", "--feature_pool",
-    "--device", "--debug", "--allow-code", "--on-bad-item", "--bad-items-limit",
+    "--device", "--ray", "--debug", "--allow-code", "--on-bad-item", "--bad-items-limit",
 }  # fmt: skip
 
 

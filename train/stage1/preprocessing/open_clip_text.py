@@ -182,7 +182,7 @@ def _ftfy_charsmap() -> bytes:
     model = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder:
         rules = Path(folder) / "rules.tsv"
-        rules.write_text("".join(lines))
+        rules.write_text("".join(lines), encoding="utf-8")
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(["a b"]),
             model_writer=model,
