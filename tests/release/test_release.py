@@ -63,7 +63,7 @@ def use(scripts: Path, bundle: Path, folder: Path) -> None:
     run(scripts / "fluxtalk", "embed", bundle, "text", "omega", "-o", folder / "omega.npy")
     run(scripts / "fluxtalk", "index", "build", bundle, "text", "omega", "black chess queen", "-o", folder / "t.index")
     assert "omega" in run(scripts / "fluxtalk", "index", "search", folder / "t.index", "text", "omega").splitlines()[0]
-    command = [scripts / "fluxtalk", "serve", bundle, "--port", "0", "--threads", "1"]
+    command = [str(scripts / "fluxtalk"), "serve", str(bundle), "--port", "0", "--threads", "1"]
     environment = {**{k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment, cwd="/"
@@ -97,9 +97,9 @@ def test_the_wheel_and_the_sdist_are_installed_and_used(made: Made, tmp_path: Pa
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     wheel = built(unpacked, "wheel")
     environment = tmp_path / "environment"
-    run(sys.executable, "-m", "venv", "--without-pip", environment)
+    run(sys.executable, "-m", "venv", environment)
     packages = environment / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
-    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--prefix", environment, wheel)
+    run(environment / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", wheel)
     # The dependencies are those of the tests; the editable FluxTalk among them is behind the installed one.
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     told = run(environment / "bin" / "python", "-c", "import fluxtalk.runtime.server as s; print(s.__file__)")

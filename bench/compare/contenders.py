@@ -1,0 +1,136 @@
+"""Who is compared, in which environment, and with which settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+OURS = "fluxtalk"
+"""Environment that runs this program: ours is compared as it is checked out."""
+ENVIRONMENTS: Mapping[str, Sequence[str]] = {
+    # sentence-transformers' ONNX backend wants transformers below 4.58, which its 6.x does not take.
+    "sentence-transformers": (
+        "torch==2.13.0",
+        "sentence-transformers==5.7.0",
+        "transformers==4.57.6",
+        "optimum-onnx==0.1.0",
+        "optimum-intel==1.27.0",
+        "onnxruntime==1.32.0",
+        "openvino==2026.4.1",
+        "fastapi==0.165.0",
+        "uvicorn==0.54.0",
+    ),
+    "fastembed": ("fastembed==0.9.1", "onnxruntime==1.32.0", "fastapi==0.165.0", "uvicorn==0.54.0"),
+}
+"""Environment to the packages that are installed into it."""
+PACKAGES = (
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "optimum-onnx",
+    "fastembed",
+    "timm",
+    "onnxruntime",
+    "openvino",
+    "usearch",
+    "qdrant-client",
+    "lancedb",
+    "fast-plaid",
+)
+"""Packages whose versions are written beside the figures."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """Where the contenders' models are."""
+
+    bundle: Path
+    """Bundle of ours with a text encoder, and an image encoder if images are compared."""
+    text: str
+    """Folder of the same text encoder, as sentence-transformers saved it."""
+    converted: Path
+    """Folder of what ``peers/convert.py`` wrote."""
+    image: tuple[str, str, str] | None = None
+    """The same image encoder: timm's name, weights, and its ONNX file."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A library with its settings, on one modality."""
+
+    name: str
+    label: str
+    environment: str
+    modality: str
+    loader: str
+    model: str
+    reduced: bool = False
+    """True if it computes in less than float32, knowingly or by its library's default."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_ours(self) -> bool:
+        """True for FluxTalk itself."""
+        return self.loader == OURS
+
+    def described(self, threads: int) -> dict[str, Any]:
+        """Describe it as the peers' scripts read it."""
+        return {"loader": self.loader, "model": self.model, "threads": threads, "options": dict(self.options)}
+
+
+def contenders(models: Models) -> list[Contender]:
+    """List all contenders, peers first."""
+    onnx, openvino = str(models.converted / "onnx"), str(models.converted / "openvino")
+    st = "sentence-transformers"
+
+    def peer(name: str, label: str, model: str, reduced: bool = False, **options: Any) -> Contender:
+        return Contender(name, f"{st}, {label}", st, "text", st, model, reduced, options)
+
+    found = [
+        peer("st-torch", "torch", models.text),
+        peer("st-onnx", "ONNX", onnx, backend="onnx", file_name="onnx/model.onnx"),
+        peer("st-onnx-o3", "ONNX, O3", onnx, backend="onnx", file_name="onnx/model_O3.onnx"),
+        peer("st-onnx-int8", "ONNX, dynamic int8", onnx, True, backend="onnx", file_name=_INT8),
+        peer("st-openvino", "OpenVINO (its default rounds to bfloat16)", openvino, True, backend="openvino"),
+        Contender("fastembed", "fastembed", "fastembed", "text", "fastembed", onnx),
+        *_ours("text", models),
+    ]
+    if models.image is not None:
+        architecture, weights, graph = models.image
+        timm: dict[str, Any] = {"architecture": architecture}
+        both = {**timm, "weights": weights}
+        found += [
+            Contender("timm", "timm, torch", OURS, "image", "timm", weights, options=timm),
+            Contender("timm-onnx", "timm's transform, ONNX Runtime", OURS, "image", "timm-onnx", graph, options=both),
+            *_ours("image", models),
+        ]
+    return found
+
+
+_INT8 = "onnx/model_qint8_avx512_vnni.onnx"
+
+
+def _ours(modality: str, models: Models) -> list[Contender]:
+    """Ours in every precision that the bundle has, on both engines, and as it chooses for itself."""
+    from fluxtalk.artifacts.bundle import read_bundle
+
+    precisions = read_bundle(models.bundle, check_hashes=False).manifest.precisions
+    made = [("auto", None, "as it chooses"), ("ort-cpu", "fp32", "ONNX Runtime"), ("openvino", "fp32", "OpenVINO")]
+    made += [("openvino", "bf16", "OpenVINO, bfloat16")] * ("bf16" in precisions)
+    if "int8" in precisions:
+        made += [("ort-cpu", "int8", "ONNX Runtime, int8"), ("openvino", "int8", "OpenVINO, int8")]
+    return [
+        Contender(
+            f"ours-{modality}-{backend}-{precision or 'own'}",
+            f"FluxTalk, {label}",
+            OURS,
+            modality,
+            OURS,
+            str(models.bundle),
+            precision not in (None, "fp32"),
+            {"modality": modality, "backend": backend, "precision": precision},
+        )
+        for backend, precision, label in made
+    ]

