@@ -205,6 +205,38 @@ def verify_sessions(
         yield from replay(modality, name, session, case, tolerance, room, longest)
 
 
+def verify_start(
+    bundle: Bundle, session_of: Callable[[str], Session], modalities: Sequence[str], precision: str
+) -> Iterator[ParityReport]:
+    """Replay every modality's golden batch whole, with one token and with all: what a server can do before it answers.
+
+    The rest of `verify_sessions`, parts of batches, rows alone, padding and the longest input, is left for later.
+
+    Args:
+        session_of: gives a modality's session under test.
+        precision: precision of the sessions, whose tolerance applies.
+
+    Raises:
+        BundleError: the golden file cannot be read, or lacks an array.
+    """
+    for modality in modalities:
+        case, session = bundle.golden.batch[modality], session_of(modality)
+        tolerance = promised(bundle, modality, precision, session)
+        for k in sorted({1, case.expected["tokens"].shape[1]}):
+            accumulator = ParityAccumulator()
+            accumulator.add(case.inputs, session.run(case.inputs, k, tuple(case.expected)), _first(case.expected, k))
+            yield ParityReport(
+                modality,
+                precision,
+                session.describe(),
+                k,
+                accumulator.cases,
+                accumulator.difference,
+                tolerance,
+                accumulator.attention,
+            )
+
+
 def promised(bundle: Bundle, modality: str, precision: str, session: Session) -> Tolerance:
     """Tolerance that a bundle promises for a session: the precision's, and in float32 the graph's own on a CPU.
 

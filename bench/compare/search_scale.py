@@ -2,8 +2,8 @@
 
 ``python -m bench.compare search-scale``. Items are pictures of a data set, embedded by a bundle, each many times over
 with noise: a million true pictures would need a million encodings. Queries are names. The truth is an exact search in
-float32 over all tokens side by side; recall is the share of its ten nearest that are found. Each token gets noise of its
-own, half as long as the token, so that the copies of a picture are spread among those of others.
+float32 over all tokens side by side; recall is the share of its ten nearest that are found. Each token gets noise of
+its own, half as long as the token, so that the copies of a picture are spread among those of others.
 """
 
 from __future__ import annotations

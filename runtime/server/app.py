@@ -34,6 +34,7 @@ from fluxtalk.runtime.server.http.page_routes import page_routes
 from fluxtalk.runtime.server.http.places import Places, connections_allowed
 from fluxtalk.runtime.server.http.protocol import PLACES
 from fluxtalk.runtime.server.kserve.routes import HEADER_LENGTH, kserve_routes
+from fluxtalk.runtime.server.later_verification import BROKEN_PROMISE
 from fluxtalk.runtime.server.openapi import openapi_route
 from fluxtalk.runtime.server.search.attention import attention_route
 from fluxtalk.runtime.server.search.indexes import Indexes
@@ -137,13 +138,13 @@ class AppFactory:
     settings: ServerSettings
 
     def __call__(self) -> Starlette:
-        """Make a new application. If its bundle cannot be loaded, the process ends."""
+        """Make a new application. If its bundle cannot be loaded or breaks a promise, the process ends."""
 
         def end() -> None:
             log.error("error: %s", service.failure)
             logging.shutdown()
-            # Nothing was accepted yet, and uvicorn has no other way to be told that a worker cannot start.
-            os._exit(STARTUP_FAILURE)
+            # Nothing was accepted yet, or answers may be wrong; and uvicorn has no other way to be told.
+            os._exit(STARTUP_FAILURE if service.dispatcher is None else BROKEN_PROMISE)
 
         ignore_pillow_warnings()
         service = Service(self.settings, end)

@@ -22,6 +22,13 @@ _MIB = 1 << 20
 @click.argument("bundle", type=click.Path(path_type=Path))
 @option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@option(
+    "--modality",
+    "modalities",
+    metavar="NAME",
+    multiple=True,
+    help="Load and serve this modality alone; repeat for several.  [default: all of the bundle]",
+)
 @backend_option
 @precision_option
 @option(
@@ -124,6 +131,7 @@ def serve(
     bundle: Path,
     host: str,
     port: int,
+    modalities: tuple[str, ...],
     backend: str,
     precision: str | None,
     threads: int | None,
@@ -162,6 +170,7 @@ def serve(
     settings = ServerSettings(
         bundle=bundle,
         backend=BackendOptions(backend, precision, threads, spinning=dedicated, allow_host_code=allow_host_code),
+        modalities=tuple(dict.fromkeys(modalities)),
         max_batch_items=max_batch_items,
         queue=queue,
         max_body_bytes=max_body * _MIB,

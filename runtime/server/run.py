@@ -14,12 +14,13 @@ from uvicorn import Config, Server
 from uvicorn.config import STARTUP_FAILURE
 
 from fluxtalk.artifacts.bundle import read_bundle
-from fluxtalk.errors import BackendError, UsageError
+from fluxtalk.errors import BackendError, ParityError, UsageError
 from fluxtalk.runtime.backends.choose import choose
 from fluxtalk.runtime.server.app import AppFactory, build_app
 from fluxtalk.runtime.server.execution.decoding import ignore_pillow_warnings
 from fluxtalk.runtime.server.http.places import accepted_at_a_time
 from fluxtalk.runtime.server.http.protocol import DeadlineProtocol
+from fluxtalk.runtime.server.later_verification import BROKEN_PROMISE
 from fluxtalk.runtime.server.log_config import log_config
 from fluxtalk.runtime.server.metrics import SHARED_FOLDER
 from fluxtalk.runtime.server.service import Service, drain_seconds
@@ -120,6 +121,7 @@ def _run_workers(settings: ServerSettings, listening: socket.socket) -> None:
 
     Raises:
         BackendError: a worker could not start; its message is above.
+        ParityError: a worker found a broken promise while it served; its message is above.
     """
     bundle = read_bundle(settings.bundle)
     choose(bundle, settings.backend)
@@ -130,5 +132,7 @@ def _run_workers(settings: ServerSettings, listening: socket.socket) -> None:
         supervisor = Supervisor(uvicorn_config(settings, AppFactory(settings), factory=True), [listening], Path(folder))
         supervisor.run()
         codes = [process.exitcode for process in supervisor.processes]
+    if BROKEN_PROMISE in codes:
+        raise ParityError("The bundle does not keep what it promises; a worker's message is above.")
     if STARTUP_FAILURE in codes:
         raise BackendError("A worker could not start; its message is above.")

@@ -21,8 +21,10 @@ from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.http.body import BodyReader
 from fluxtalk.runtime.server.http.errors import ApiError
 from fluxtalk.runtime.server.http.memory import MemoryBudget
+from fluxtalk.runtime.server.later_verification import LaterVerification
 from fluxtalk.runtime.server.metrics import Metrics
 from fluxtalk.runtime.server.settings import ServerSettings
+from fluxtalk.runtime.verify import verify_start
 
 log = logging.getLogger("fluxtalk.server")
 
@@ -37,9 +39,10 @@ class Service:
 
     Args:
         settings: settings of the server.
-        on_failure: called if the bundle cannot be loaded, for the reason in `failure`: a server that cannot become
-            ready must not stay.
-        open_embedder: loads and verifies the bundle, in a thread. None is `open_verified`.
+        on_failure: called if the bundle cannot be loaded, or turns out not to keep what it promises, for the reason in
+            `failure`: such a server must not stay.
+        open_embedder: loads and verifies the bundle, in a thread. None is `open_verified` at the start, and the rest of
+            the verification beside requests.
     """
 
     def __init__(
@@ -55,7 +58,9 @@ class Service:
         self.failure: Exception | None = None
         """Reason why the bundle could not be loaded."""
         self._on_failure = on_failure
-        self._open_embedder = open_embedder or open_verified
+        self._open_embedder = open_embedder
+        self.verification: LaterVerification | None = None
+        """What is still verified beside requests; None if nothing is, or nothing is loaded yet."""
         self.on_loaded: list[Callable[[ServedModel], None]] = []
         """Called in the thread that loads, before the server is ready; an error is a failure to load."""
         self._dispatcher: Dispatcher | None = None
@@ -73,6 +78,8 @@ class Service:
         """Reason in a few words; None if requests should be sent here."""
         if self.draining:
             return "the server is shutting down"
+        if self.failure is not None:
+            return "the bundle does not keep what it promises"
         if self._dispatcher is None:
             return "the bundle is being loaded and verified"
         return self._dispatcher.why_not_ready
@@ -105,6 +112,8 @@ class Service:
         self.metrics.ready.set(0)
         if self._loading is not None and not self._loading.done():
             self._loading.cancel()
+        if self.verification is not None:
+            await asyncio.to_thread(self.verification.close)
         if self._dispatcher is not None:
             await asyncio.to_thread(self._dispatcher.close)
 
@@ -122,9 +131,13 @@ class Service:
             return
         self.metrics.ready.set(1)
         log.info("ready: %s", self._dispatcher.describe())
+        if self.verification is not None:
+            self.verification.start()
 
     def _open(self) -> Dispatcher:
-        dispatcher = Dispatcher(self._open_embedder(self.settings), self.settings, self.metrics, self.memory)
+        opened = self._open_embedder
+        embedder = opened(self.settings) if opened is not None else open_verified(self.settings, whole=False)
+        dispatcher = Dispatcher(embedder, self.settings, self.metrics, self.memory)
         try:
             dispatcher.warm()
             for prepare in self.on_loaded:
@@ -132,7 +145,16 @@ class Service:
         except BaseException:
             dispatcher.close()
             raise
+        if opened is None:
+            self.verification = LaterVerification(embedder, self._fail)
+        else:
+            embedder.bundle.release_golden()
         return dispatcher
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = error
+        self.metrics.ready.set(0)
+        self._on_failure()
 
     def _handle_signals(self) -> None:
         """Wrap uvicorn's handlers: at SIGTERM not ready first, then the end; at each signal an end in time."""
@@ -184,8 +206,11 @@ def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
         loop.default_exception_handler(context)
 
 
-def open_verified(settings: ServerSettings) -> Embedder:
+def open_verified(settings: ServerSettings, whole: bool = True) -> Embedder:
     """Load the bundle of the settings, check its hashes and replay its golden vectors.
+
+    Args:
+        whole: False to replay each modality's golden batch with one token and with all, and nothing else.
 
     Raises:
         FluxTalkError: see `load`; or a worker found another bundle than its siblings serve.
@@ -193,11 +218,18 @@ def open_verified(settings: ServerSettings) -> Embedder:
     options = settings.backend
     if options.threads is None and settings.workers > 1:
         options = dataclasses.replace(options, threads=max(1, available_cores() // settings.workers))
-    embedder = open_embedder(settings.bundle, options, verify=True)
-    found = embedder.bundle.manifest.bundle_hash
-    if settings.revision not in (None, found):
+    embedder = open_embedder(settings.bundle, options, settings.modalities or None, verify=whole)
+    try:
+        found = embedder.bundle.manifest.bundle_hash
+        if settings.revision not in (None, found):
+            raise BundleError(
+                f"The bundle {settings.bundle} was changed while it is served; start the server again to serve the "
+                "new one."
+            )
+        if not whole:
+            for report in verify_start(embedder.bundle, embedder.session, embedder.modalities, embedder.precision):
+                report.require()
+    except BaseException:
         embedder.close()
-        raise BundleError(
-            f"The bundle {settings.bundle} was changed while it is served; start the server again to serve the new one."
-        )
+        raise
     return embedder

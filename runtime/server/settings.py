@@ -25,6 +25,8 @@ class ServerSettings:
     bundle: Path
     backend: BackendOptions = field(default_factory=lambda: BackendOptions(spinning=False))
     """Library that runs the graphs. Without ``threads``, an operator takes the available cores over the workers."""
+    modalities: tuple[str, ...] = ()
+    """Modalities that are loaded, verified and served; none: all of the bundle."""
     max_batch_items: int | None = None
     """Items of ordinary size in one run of a graph; None takes 8 on a CPU and 64 on a GPU."""
     queue: int = 4096

@@ -14,6 +14,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
+from fluxtalk.runtime.server.later_verification import BROKEN_PROMISE
 from fluxtalk.runtime.server.metrics import WorkerState
 
 log = logging.getLogger("fluxtalk.server")
@@ -84,8 +85,8 @@ class Supervisor(Multiprocess):
         process.kill()  # if it hangs
         process.join()
         could_not_start = process.exitcode == STARTUP_FAILURE
-        if could_not_start and not self._has_served:
-            # What keeps the first one from starting keeps all.
+        if process.exitcode == BROKEN_PROMISE or (could_not_start and not self._has_served):
+            # All serve one bundle, and what keeps the first one from starting keeps all.
             self.should_exit.set()
             return
         slot.failures += could_not_start
