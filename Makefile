@@ -5,6 +5,7 @@
 #                               make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #   STAGE1=train                `make demo` trains its own encoders instead of taking the committed ones
 #   DEMO=DIR                    where the demo writes (runs/demo)
+#   BUNDLE=DIR                  bundle for bench-compare and bench-search-scale: icons aligned with MiniLM (docs/align.md)
 #   ICONS=DIR                   icons for bench-quality, from python -m bench.icons build DIR, with DIR/stage1.pth
 
 PYTHON ?= python3
@@ -12,6 +13,7 @@ TORCH_INDEX ?=
 STAGE1 ?= committed
 DEMO ?= runs/demo
 ICONS ?=
+BUNDLE ?= runs/icons/bundle
 BIN := .venv/bin
 DEMO_STAMP := .venv/.demo-installed
 STAMP := .venv/.installed
@@ -20,7 +22,7 @@ GPU_BIN := .venv-gpu/bin
 GPU_STAMP := .venv-gpu/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint bench bench-runtime bench-export bench-server bench-backends bench-features bench-training bench-encoders bench-quality docs gpu clean
+.PHONY: help install demo test test-slow lint bench bench-runtime bench-export bench-server bench-backends bench-features bench-training bench-encoders bench-quality bench-compare bench-compare-install bench-search-scale docs gpu clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -50,16 +52,17 @@ demo: $(DEMO_STAMP) ## Run the whole path on real input: data, training, export,
 	$(BIN)/python -m bench.demo --output $(DEMO) --stage1 $(STAGE1)
 
 test: install ## Prove it (the slow tests are left out; 11 minutes on 2 cores; the aim is 10)
-	@# Two lanes, one per core, in each two processes one after the other. Training's tests send signals, and some libraries
+	@# Two lanes, one per core, in each some processes one after the other. Training's tests send signals, and some libraries
 	@# of the runtime's and the export's change how a process takes them: so each part has a process of its own. What is
 	@# marked `alone` measures time or sends load, and runs after them.
 	@{ failed=0; trap 'kill $$part; exit 143' TERM; part() { "$$@" & part=$$!; wait $$part || failed=1; }; \
 	part env $(PYTEST) -m "not slow and not alone" tests/export tests/train/stage1; \
+	part env $(PYTEST) -m "not slow and not alone" tests/runtime/backends tests/runtime/doctor; \
 	part env $(PYTEST) -m "not slow and not alone" tests --ignore=tests/export --ignore=tests/runtime --ignore=tests/train; \
 	exit $$failed; } > .venv/second-lane.log 2>&1 & second=$$!; \
 	trap 'kill $$second; exit 130' INT TERM; failed=0; \
 	$(PYTEST) -m "not slow and not alone" tests/train --ignore=tests/train/stage1 || failed=1; \
-	$(PYTEST) -m "not slow and not alone" tests/runtime || failed=1; \
+	$(PYTEST) -m "not slow and not alone" tests/runtime --ignore=tests/runtime/backends --ignore=tests/runtime/doctor || failed=1; \
 	wait $$second || failed=1; cat .venv/second-lane.log; \
 	$(PYTEST) -m "alone and not slow" tests/runtime || failed=1; \
 	exit $$failed
@@ -101,6 +104,16 @@ bench-encoders: install ## Every family of pretrained encoders through everythin
 bench-quality: install ## The proof of docs/quality.md: heads at equal bytes, 3 seeds (hours; goes on where it stopped; ICONS=DIR)
 	$(BIN)/python -m bench.quality.synthetic --draw
 	$(BIN)/python -m bench.quality.retrieval --draw --docs docs/quality.md $(if $(ICONS),--icons $(ICONS) --icons-stage1 $(ICONS)/stage1.pth)
+
+bench-compare-install: install ## One environment for each peer of bench-compare, in .venv-compare (3 GB)
+	$(BIN)/python -m bench.compare install $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
+
+bench-compare: install ## FluxTalk beside its peers: latency and load; docs/benchmarks.md (half an hour; BUNDLE=DIR)
+	$(BIN)/python -m bench.compare latency --bundle $(BUNDLE) --docs docs/benchmarks.md
+	$(BIN)/python -m bench.compare server --bundle $(BUNDLE) --docs docs/benchmarks.md
+
+bench-search-scale: install ## A million items: recall, bytes, milliseconds (half an hour; BUNDLE=DIR ICONS=DIR)
+	$(BIN)/python -m bench.compare search-scale --bundle $(BUNDLE) --icons $(ICONS) --docs docs/benchmarks.md
 
 docs: install ## Draw the picture of the built-in data set again
 	$(BIN)/python -m bench.demo.contact_sheet --output docs/images/glyphs.png

@@ -1,4 +1,4 @@
-"""Command line: ``python -m bench.compare install``, ``latency`` and ``server``."""
+"""Command line: ``python -m bench.compare install``, ``latency``, ``server`` and ``search-scale``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from bench.compare import latency as latency_bench
+from bench.compare import search_scale
 from bench.compare import server as server_bench
 from bench.compare.contenders import ENVIRONMENTS, OURS, Contender, Models, contenders
 from bench.compare.environments import install, python_of, versions
@@ -93,6 +94,36 @@ def server_command(output: Path, docs: Path | None, **settings: Any) -> None:
     _report([server_table(content), failed_lines(content)], docs, "server")
 
 
+@main.command("search-scale")
+@option("--bundle", required=True, type=click.Path(path_type=Path), help="Bundle of `fluxtalk align` on icons.")
+@option("--icons", required=True, type=click.Path(path_type=Path), help="Folder that python -m bench.icons built.")
+@option("--items", "count", default=1_000_000, show_default=True, type=click.IntRange(100), help="Items to search.")
+@option("--pictures", default=4_000, show_default=True, type=click.IntRange(1), help="Pictures that are embedded.")
+@option("--queries", default=200, show_default=True, type=click.IntRange(1), help="Names that are asked for.")
+@option("-o", "--output", default=RESULTS / "search.json", show_default=True, type=click.Path(path_type=Path))
+@option("--docs", type=click.Path(path_type=Path), help="Document to write the table into.")
+@debug_option
+@sentence_errors
+def search_command(output: Path, docs: Path | None, **settings: Any) -> None:
+    """Search many items with our index and with databases."""
+    begin = time.monotonic()
+    content = {**search_scale.measure(**settings)}
+    content = {"machine": _machine(begin, {OURS: versions(OURS, ENVIRONMENTS_FOLDER)}), **content}
+    write_json(output, content)
+    _report([search_scale.table(content), failed_lines(content)], docs, "search")
+
+
+def _machine(begin: float, found: dict[str, dict[str, str]]) -> dict[str, Any]:
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "date": time.strftime("%Y-%m-%d"),
+        "revision": git_revision(),
+        "minutes": round((time.monotonic() - begin) / 60, 1),
+        "versions": found,
+    }
+
+
 def _run(
     measure: Callable[..., dict[str, Any]],
     takes: Callable[[Contender], bool],
@@ -115,15 +146,8 @@ def _run(
         begin = time.monotonic()
         content = measure(found, models, environments, threads, seconds, rounds)
     return {
-        "machine": {
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "threads": threads,
-            "date": time.strftime("%Y-%m-%d"),
-            "revision": git_revision(),
-            "minutes": round((time.monotonic() - begin) / 60, 1),
-            "versions": {name: versions(name, environments) for name in (OURS, *ENVIRONMENTS)},
-        },
+        "machine": _machine(begin, {name: versions(name, environments) for name in (OURS, *ENVIRONMENTS)}),
+        "threads": threads,
         "rounds": rounds,
         **content,
     }

@@ -34,6 +34,10 @@ PACKAGES = (
     "timm",
     "onnxruntime",
     "openvino",
+    "usearch",
+    "qdrant-client",
+    "lancedb",
+    "fast-plaid",
 )
 """Packages whose versions are written beside the figures."""
 

@@ -1,0 +1,249 @@
+"""Recall against bytes against milliseconds on a million items: our index, and the databases that users would take.
+
+``python -m bench.compare search-scale``. Items are pictures of a data set, embedded by a bundle, each many times over
+with noise: a million true pictures would need a million encodings. Queries are names. The truth is an exact search in
+float32 over all tokens side by side; recall is the share of its ten nearest that are found. Each token gets noise of its
+own, half as long as the token, so that the copies of a picture are spread among those of others.
+"""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from bench.icons.tables import read_members
+from bench.markdown import markdown_table
+from fluxtalk.arrays import Floats, Integers
+from fluxtalk.errors import BackendError
+from fluxtalk.runtime import load
+from fluxtalk.runtime.index.nearest_neighbors import NearestNeighbors
+from fluxtalk.runtime.index.rerank import Reranker
+from fluxtalk.tokens import l2_normalize
+
+ANSWERS = 10
+NOISE = 0.5
+"""Length of the noise, in lengths of a token."""
+_BLOCK = 20_000
+_BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1.0, "binary": 0.125}
+
+Search = Callable[[Floats], Integers]
+"""Takes the tokens of one query (tokens, dim), and gives the numbers of the nearest items, best first."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """Tokens of all items, and of the queries, of length 1 each."""
+
+    tokens: np.ndarray[Any, Any]
+    """(items, tokens, dim), float16."""
+    queries: Floats
+    """(queries, tokens, dim), float32."""
+
+    def vectors(self, k: int) -> Iterator[Floats]:
+        """Give the first k tokens side by side, of length 1, block by block."""
+        for begin in range(0, len(self.tokens), _BLOCK):
+            yield side_by_side(self.tokens[begin : begin + _BLOCK, :k].astype(np.float32))
+
+    def every_vector(self, k: int) -> Floats:
+        """Give them all at once."""
+        return np.concatenate(list(self.vectors(k)))
+
+
+def side_by_side(tokens: Floats) -> Floats:
+    """Concatenate tokens (..., k, dim) to vectors (..., k x dim) of length 1."""
+    return l2_normalize(tokens.reshape(*tokens.shape[:-2], -1))
+
+
+def make_items(bundle: Path, icons: Path, count: int, pictures: int, queries: int, seed: int = 0) -> Items:
+    """Embed pictures of the training split and names of the test split, and multiply the pictures with noise."""
+    members = read_members(icons)
+    rng = np.random.default_rng(seed)
+    train = [member for member in members if member.split == "train"]
+    chosen = [train[row] for row in rng.choice(len(train), min(pictures, len(train)), replace=False)]
+    names = sorted({member.name for member in members if member.split == "test"})
+    with load(bundle) as embedder:
+        real = embedder.embed("image", [icons / member.image for member in chosen], output="tokens")
+        asked = embedder.embed(
+            "text", [str(name) for name in rng.choice(names, queries, replace=False)], output="tokens"
+        )
+    found = np.empty((count, *real.shape[1:]), np.float16)
+    for begin in range(0, count, _BLOCK):
+        block = real[rng.integers(len(real), size=min(_BLOCK, count - begin))]
+        noise = NOISE / np.sqrt(block.shape[-1]) * rng.standard_normal(block.shape, dtype=np.float32)
+        found[begin : begin + len(block)] = l2_normalize(l2_normalize(block) + noise)
+    return Items(found, l2_normalize(asked))
+
+
+def truth(items: Items) -> Integers:
+    """Find the nearest of every query exactly: float32, all tokens."""
+    wanted = side_by_side(items.queries)
+    best = np.full((len(wanted), ANSWERS), -np.inf, np.float32)
+    numbers = np.zeros((len(wanted), ANSWERS), np.int64)
+    for number, block in enumerate(items.vectors(items.tokens.shape[1])):
+        scores = np.concatenate([best, wanted @ block.T], axis=1)
+        rows = np.broadcast_to(np.arange(len(block)) + number * _BLOCK, (len(wanted), len(block)))
+        known = np.concatenate([numbers, rows], axis=1)
+        order = np.argpartition(-scores, ANSWERS, axis=1)[:, :ANSWERS]
+        best, numbers = np.take_along_axis(scores, order, 1), np.take_along_axis(known, order, 1)
+    return numbers
+
+
+def measure(bundle: Path, icons: Path, count: int, pictures: int, queries: int) -> dict[str, Any]:
+    """Build every index, and ask all queries one at a time.
+
+    Returns:
+        ``items``, ``queries``, ``rows`` (name, k, dtype, bytes of an item, recall, milliseconds, minutes to build) and
+        ``failed``: name to reason.
+    """
+    items = make_items(bundle, icons, count, pictures, queries)
+    expected = truth(items)
+    rows: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, k, dtype, build in _indexes(items, Path(folder)):
+            begin = time.perf_counter()
+            try:
+                search = build()
+            except (ImportError, BackendError) as error:
+                failed[name] = str(error)
+                continue
+            minutes = (time.perf_counter() - begin) / 60
+            shared, taken = [], []
+            for query, right in zip(items.queries, expected, strict=True):
+                begin = time.perf_counter()
+                found = search(query[:k])
+                taken.append(1e3 * (time.perf_counter() - begin))
+                shared.append(len(set(found.tolist()) & set(right.tolist())) / ANSWERS)
+            size = k * items.tokens.shape[2] * _BYTES[dtype]
+            row = {
+                "index": name,
+                "k": k,
+                "dtype": dtype,
+                "bytes": round(size),
+                "recall": round(statistics.fmean(shared), 4),
+                "ms": round(statistics.median(taken), 3),
+                "minutes": round(minutes, 2),
+            }
+            click.echo(f"{name}, k = {k}, {dtype}: recall {row['recall']:.3f}, {row['ms']:.2f} ms, {minutes:.1f} min")
+            rows.append(row)
+    return {"items": count, "pictures": pictures, "queries": queries, "rows": rows, "failed": failed}
+
+
+def table(content: dict[str, Any]) -> str:
+    """Write the rows as a table, by bytes."""
+    ordered = sorted(content["rows"], key=lambda row: (row["bytes"], row["index"]))
+    return markdown_table(
+        ["index", "k", "numbers", "bytes of vectors", "recall@10", "ms", "build, min"],
+        [
+            [r["index"], r["k"], r["dtype"], r["bytes"], f"{100 * r['recall']:.1f}", f"{r['ms']:.1f}", r["minutes"]]
+            for r in ordered
+        ],
+    )
+
+
+def _indexes(items: Items, folder: Path) -> Iterator[tuple[str, int, str, Callable[[], Search]]]:
+    largest = items.tokens.shape[1]
+    counts = [k for k in (1, 2, 4, 8) if k <= largest]
+    for k in counts:
+        yield "exact", k, "float32", lambda k=k: _exact(items, k)  # type: ignore[misc]
+    for k, dtype in [(1, "float16"), (1, "int8"), (1, "binary"), (largest, "int8"), (largest, "binary")]:
+        yield "ours, graph", k, dtype, lambda k=k, dtype=dtype: _graph(items, k, dtype)  # type: ignore[misc]
+    yield "ours, first token then all", largest, "float16", lambda: _coarse_to_fine(items)
+    yield "Qdrant, local mode", 1, "float32", lambda: _qdrant(items, 1)
+    yield "LanceDB, IVF-PQ", largest, "float32", lambda: _lancedb(items, largest, folder)
+    yield "fast-plaid", largest, "float16", lambda: _fast_plaid(items, folder)
+
+
+def _exact(items: Items, k: int) -> Search:
+    vectors = items.every_vector(k)
+
+    def search(query: Floats) -> Integers:
+        scores = vectors @ side_by_side(query)
+        found = np.argpartition(-scores, ANSWERS)[:ANSWERS]
+        return found[np.argsort(-scores[found])]
+
+    return search
+
+
+def _graph(items: Items, k: int, dtype: str) -> Search:
+    neighbors = _neighbors(items, k, dtype)
+    return lambda query: neighbors.search(side_by_side(query), ANSWERS, exact=False)[0]
+
+
+def _neighbors(items: Items, k: int, dtype: str) -> NearestNeighbors:
+    neighbors = NearestNeighbors.empty(k * items.tokens.shape[2], dtype)
+    for block in items.vectors(k):
+        neighbors.add(block)
+    return neighbors
+
+
+def _coarse_to_fine(items: Items) -> Search:
+    first = _neighbors(items, 1, "float16")
+    reranker = Reranker(first, items.tokens)
+    return lambda query: reranker.search(query, ANSWERS, exact=False, candidates=500)[0]
+
+
+def _qdrant(items: Items, k: int) -> Search:
+    qdrant: Any = importlib.import_module("qdrant_client")
+    models = qdrant.models
+    client = qdrant.QdrantClient(":memory:")
+    size = k * items.tokens.shape[2]
+    client.create_collection("items", models.VectorParams(size=size, distance=models.Distance.COSINE))
+    begin = 0
+    for block in items.vectors(k):
+        client.upload_collection("items", block, ids=range(begin, begin + len(block)))
+        begin += len(block)
+
+    def search(query: Floats) -> Integers:
+        found = client.query_points("items", query=side_by_side(query).tolist(), limit=ANSWERS).points
+        return np.array([point.id for point in found])
+
+    return search
+
+
+def _lancedb(items: Items, k: int, folder: Path) -> Search:
+    lancedb: Any = importlib.import_module("lancedb")
+    pyarrow: Any = importlib.import_module("pyarrow")
+    size = k * items.tokens.shape[2]
+
+    def batches() -> Iterator[Any]:
+        begin = 0
+        for block in items.vectors(k):
+            flat = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(block.ravel()), size)
+            numbers = pyarrow.array(np.arange(begin, begin + len(block)))
+            yield pyarrow.RecordBatch.from_arrays([numbers, flat], ["row", "vector"])
+            begin += len(block)
+
+    schema = pyarrow.schema([("row", pyarrow.int64()), ("vector", pyarrow.list_(pyarrow.float32(), size))])
+    database = lancedb.connect(str(folder / "lance"))
+    reader = pyarrow.RecordBatchReader.from_batches(schema, batches())
+    made = database.create_table("items", reader)
+    made.create_index(metric="cosine", vector_column_name="vector", index_type="IVF_PQ", num_sub_vectors=size // 8)
+
+    def search(query: Floats) -> Integers:
+        asked = made.search(side_by_side(query)).distance_type("cosine").nprobes(20).refine_factor(10).limit(ANSWERS)
+        return np.array([row["row"] for row in asked.select(["row", "_distance"]).to_list()])
+
+    return search
+
+
+def _fast_plaid(items: Items, folder: Path) -> Search:
+    plaid: Any = importlib.import_module("fast_plaid.search")
+    torch: Any = importlib.import_module("torch")
+    made = plaid.FastPlaid(index=str(folder / "plaid"), device="cpu")
+    made.create(documents_embeddings=list(torch.from_numpy(items.tokens)))
+
+    def search(query: Floats) -> Integers:
+        found = made.search(queries_embeddings=torch.from_numpy(query[None].astype(np.float16)), top_k=ANSWERS)
+        return np.array([number for number, _ in found[0]])
+
+    return search
