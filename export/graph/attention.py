@@ -1,7 +1,7 @@
 """Scaled dot product attention as ONNX operators, for the exporter.
 
-The exporter's own translation swaps the last two axes of the keys by seven operators of shape arithmetic and two copies,
-scales queries and keys apart, and looks for NaN behind every softmax, where the finite fill of a mask leaves none.
+The exporter's own translation swaps the last two axes of the keys by arithmetic on shapes and a copy, scales
+queries and keys apart, and looks for NaN behind every softmax, where the finite fill of a mask leaves none.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """Translate attention over [batch, heads, length, size] with a bool mask or none; leave the rest to the exporter."""
+    """Translate attention over (B, heads, L, size) with a bool mask or none; the rest is left to the exporter."""
     ranks = {len(part.shape) for part in (query, key, value)}
     masked = attn_mask is not None
     other = dropout_p or is_causal or enable_gqa or (masked and attn_mask.dtype != ir.DataType.BOOL)
