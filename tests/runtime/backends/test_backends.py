@@ -232,7 +232,7 @@ def test_what_onnxruntime_is_given(made: Made, tmp_path: Path, monkeypatch: pyte
     open_session(bundle, "image", BackendOptions("ort-tensorrt", "bf16", threads=1))
     on_cpu, on_cuda, on_tensorrt, in_bf16 = recorder.made
     assert on_cpu[1] == ["CPUExecutionProvider"]
-    assert (on_cpu[0].enable_cpu_mem_arena, on_cpu[0].enable_mem_pattern) == (False, False)
+    assert (on_cpu[0].enable_cpu_mem_arena, on_cpu[0].enable_mem_pattern) == (True, False)
     assert all(more == {"enable_fallback": 0} for _, _, more in recorder.made)
     cuda = ("CUDAExecutionProvider", on_cuda[1][0][1])
     assert on_cuda[1] == [cuda]
