@@ -1,4 +1,4 @@
-"""Who is compared, in which environment, and with which settings."""
+"""Contenders, their environments and their settings."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Models:
-    """Where the contenders' models are."""
+    """Folders of the contenders' models."""
 
     bundle: Path
     """Bundle of ours with a text encoder, and an image encoder if images are compared."""
@@ -113,7 +113,7 @@ _INT8 = "onnx/model_qint8_avx512_vnni.onnx"
 
 
 def _ours(modality: str, models: Models) -> list[Contender]:
-    """Ours in every precision that the bundle has, on both engines, and as it chooses for itself."""
+    """List ours in every precision that the bundle has, on both engines, and as it chooses for itself."""
     from fluxtalk.artifacts.bundle import read_bundle
 
     precisions = read_bundle(models.bundle, check_hashes=False).manifest.precisions

@@ -1,4 +1,4 @@
-"""What the contenders embed: texts of an exact number of tokens, and pictures in files."""
+"""Items that the contenders embed: texts of an exact number of tokens, and pictures in files."""
 
 from __future__ import annotations
 
