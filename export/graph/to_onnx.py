@@ -15,7 +15,6 @@ from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS, TOKEN_INDEX, TensorSpec
 from fluxtalk.artifacts.files import write_atomically
 from fluxtalk.errors import UsageError
-from fluxtalk.export.graph.attention import translations
 from fluxtalk.export.graph.graph_tools import fold_constants, random_nodes
 from fluxtalk.export.graph.layers import attach, detach, note_layers
 from fluxtalk.export.options import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET
@@ -81,7 +80,6 @@ def export_onnx(
                 input_names=[*preprocess.input_names, TOKEN_INDEX],
                 output_names=outputs,
                 dynamic_shapes={"inputs": shapes},
-                custom_translation_table=translations(),
                 verbose=False,
             )
     except EXPORT_ERRORS as error:
