@@ -23,8 +23,10 @@ COMMANDS = (
     "fluxtalk.runtime.index.search",
 )
 """Modules behind the commands that the demo starts, past their lazy imports."""
-OPTIONAL = {"braceexpand", "openvino", "pyarrow", "webdataset"}
-"""Imported inside functions that the demo does not call: other data, another backend."""
+OPTIONAL = {
+    *("braceexpand", "datasets", "huggingface-hub", "mlflow", "openvino", "pyarrow", "wandb", "webdataset"),
+}
+"""Imported inside functions that the demo does not call: other data, another backend, the hub, trackers of runs."""
 NAMES = {"PIL": "pillow"}
 """Import names that are not the distribution's."""
 
