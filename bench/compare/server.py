@@ -106,7 +106,9 @@ def _load(url: str, requests: Sequence[bytes], count: int, seconds: float) -> Lo
 @contextlib.contextmanager
 def _served(contender: Contender, environments: Path, threads: int) -> Iterator[tuple[str, int]]:
     if contender.is_ours:
-        options = ["--modality", contender.modality, "--threads", threads, "--backend", contender.options["backend"]]
+        # Threads of the peers' sessions spin while they wait, too.
+        options = ["--modality", contender.modality, "--threads", threads, "--dedicated"]
+        options += ["--backend", contender.options["backend"]]
         precision = contender.options["precision"]
         options += ["--precision", precision] if precision else []
         with serving(Path(contender.model), *options) as server:
