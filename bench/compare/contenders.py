@@ -117,19 +117,19 @@ def _ours(modality: str, models: Models) -> list[Contender]:
     from fluxtalk.artifacts.bundle import read_bundle
 
     precisions = read_bundle(models.bundle, check_hashes=False).manifest.precisions
-    made = [("auto", None, "as it chooses"), ("ort-cpu", "fp32", "ONNX Runtime"), ("openvino", "fp32", "OpenVINO")]
+    made = [("auto", "fp32", "as it chooses"), ("ort-cpu", "fp32", "ONNX Runtime"), ("openvino", "fp32", "OpenVINO")]
     made += [("openvino", "bf16", "OpenVINO, bfloat16")] * ("bf16" in precisions)
     if "int8" in precisions:
         made += [("ort-cpu", "int8", "ONNX Runtime, int8"), ("openvino", "int8", "OpenVINO, int8")]
     return [
         Contender(
-            f"ours-{modality}-{backend}-{precision or 'own'}",
+            f"ours-{modality}-{backend}-{precision}",
             f"FluxTalk, {label}",
             OURS,
             modality,
             OURS,
             str(models.bundle),
-            precision not in (None, "fp32"),
+            precision != "fp32",
             {"modality": modality, "backend": backend, "precision": precision},
         )
         for backend, precision, label in made

@@ -109,8 +109,7 @@ def _served(contender: Contender, environments: Path, threads: int) -> Iterator[
         # Threads of the peers' sessions spin while they wait, too.
         options = ["--modality", contender.modality, "--threads", threads, "--dedicated"]
         options += ["--backend", contender.options["backend"]]
-        precision = contender.options["precision"]
-        options += ["--precision", precision] if precision else []
+        options += ["--precision", contender.options["precision"]]
         with serving(Path(contender.model), *options) as server:
             yield server.url, server.process.pid
         return
@@ -145,7 +144,9 @@ def _wait(url: str, process: subprocess.Popen[bytes], contender: Contender) -> N
 def _wait_until_verified(url: str) -> None:
     """Wait for what ours still checks beside its first requests, which must not be measured with them."""
     end = time.monotonic() + _PATIENCE_S
-    while not httpx.get(f"{url}/info", trust_env=False).json()["verified"] and time.monotonic() < end:
+    while not httpx.get(f"{url}/info", trust_env=False).json()["verified"]:
+        if time.monotonic() > end:
+            raise BackendError(f"{url} had not verified its bundle after {_PATIENCE_S:.0f} s; measure a smaller one.")
         time.sleep(0.2)
 
 

@@ -15,7 +15,7 @@ from fluxtalk.datasets import load_dataset
 from fluxtalk.datasets.data_paths import first_existing, with_absolute_path, with_relative_path
 from fluxtalk.errors import DataError, UsageError
 
-datasets = pytest.importorskip("datasets")
+datasets = pytest.importorskip("datasets", reason="hfds: needs fluxtalk[datasets]")
 FEATURES = datasets.Features(photo=datasets.Image(), caption=datasets.Value("string"), number=datasets.Value("int64"))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,26 +10,9 @@ from click.testing import CliRunner, Result
 
 from fluxtalk.runtime.bulk.cli import embed
 from tests.conftest import Made
+from tests.local_ray import ON_RAY, cluster  # noqa: F401  (a fixture of every test here)
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install 'fluxtalk[ray]')"
-    ),
-    # Ray's own code, and the sockets and processes that it leaves to the interpreter.
-    pytest.mark.filterwarnings("ignore"),
-]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        import ray
-
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=1 << 27)
-        yield
-        ray.shutdown()
+pytestmark = ON_RAY
 
 
 def run(*arguments: object) -> Result:
