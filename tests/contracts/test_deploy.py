@@ -73,7 +73,7 @@ def test_the_steps_of_the_cpu_image_make_a_server(tmp_path: Path) -> None:
     binaries = tmp_path / "python" / "bin"
     source = tmp_path / "source"
     subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{ROOT}", str(source)], check=True)
-    # PYTHONPATH would show pip the FluxTalk of the checkout, which it then tries to replace.
+    # Without PYTHONPATH, pip sees nothing of the checkout.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment["PATH"] = f"{binaries}:{os.environ['PATH']}"
     for target in ("wheel", "cpu"):

@@ -29,5 +29,5 @@ def test_the_newest_versions_serve(minor: int, made: Made, tmp_path: Path) -> No
     run(environment / "bin" / "python", "-m", "pip", "install", "--quiet", f"{wheel}[{','.join(OLDEST_EXTRAS)}]")
     print(run(environment / "bin" / "python", "-m", "pip", "list", "--format", "freeze"))
     package = environment / "lib" / f"python3.{minor}" / "site-packages" / "fluxtalk"
-    run(environment / "bin" / "python", "-W", "error", "-m", "compileall", "--quiet", "-f", package)
+    run(environment / "bin" / "python", "-W", "error", "-m", "compileall", "-q", "-f", package)
     use(environment / "bin", made.bundle.folder, tmp_path)
