@@ -54,13 +54,14 @@ def ray_workers(bundle: Path, backend: BackendOptions, options: EmbedOptions, ki
     started = not ray.is_initialized()
     if started:
         ray.init(log_to_driver=False, include_dashboard=False)
+    workers: list[Any] = []
     try:
         count = int(ray.cluster_resources().get("CPU", 0)) // threads
         if not count:
             raise BackendError(f"A worker takes {threads} CPUs, which Ray has not; give fewer --threads.")
         remote = ray.remote(num_cpus=threads, max_restarts=_RESTARTS, max_task_retries=_RESTARTS)(_Worker)
         settings = dataclasses.replace(backend, threads=threads, spinning=False)
-        workers = [remote.remote(bundle.resolve(), settings, options, kind, os.getcwd()) for _ in range(count)]
+        workers += [remote.remote(bundle.resolve(), settings, options, kind, os.getcwd()) for _ in range(count)]
 
         def embed(undone: UndoneParts, parts: PartFiles) -> Iterator[tuple[UndonePart, dict[int, str]]]:
             free = deque(workers * _AT_HAND)
@@ -95,6 +96,8 @@ def ray_workers(bundle: Path, backend: BackendOptions, options: EmbedOptions, ki
 
         yield embed
     finally:
+        for worker in workers:
+            ray.kill(worker)  # a Ray that was running before needs its CPUs for others
         if started:
             ray.shutdown()
 

@@ -53,7 +53,8 @@ def run(*arguments: object) -> Result:
 
 
 def vectors_in(path: StoredPath) -> np.ndarray:
-    return np.load(io.BytesIO(path.read_bytes()))
+    vectors: np.ndarray = np.load(io.BytesIO(path.read_bytes()))
+    return vectors
 
 
 def names(folder: RemotePath) -> list[str]:
