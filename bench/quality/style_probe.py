@@ -89,7 +89,7 @@ def class_means(vectors: Floats, classes: Integers) -> Floats:
     """Average the vectors of each class: (classes, E); 0 for a number that no vector has."""
     total = np.zeros((int(classes.max()) + 1, vectors.shape[1]), dtype=vectors.dtype)
     np.add.at(total, classes, vectors)
-    means: Floats = total / np.maximum(np.bincount(classes), 1)[:, None].astype(vectors.dtype)
+    means: Floats = (total / np.maximum(np.bincount(classes), 1)[:, None]).astype(np.float32)
     return means
 
 
