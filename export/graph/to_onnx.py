@@ -19,7 +19,14 @@ from fluxtalk.export.graph.graph_tools import fold_constants, random_nodes
 from fluxtalk.export.graph.layers import attach, detach, note_layers
 from fluxtalk.export.options import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET
 from fluxtalk.model.eager_embedder import EagerEmbedder
-from fluxtalk.model.tracing import EXPORT_ERRORS, example_inputs, quiet_exporter, random_refusal, refusal
+from fluxtalk.model.tracing import (
+    EXPORT_ERRORS,
+    example_inputs,
+    lstm_of_any_length,
+    quiet_exporter,
+    random_refusal,
+    refusal,
+)
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.tokens import ATTENTION
 
@@ -71,7 +78,7 @@ def export_onnx(
     arguments, shapes = _arguments(embedder, preprocess, sample)
     outputs = [*OUTPUTS, *[ATTENTION] * attention, FEATURES]
     try:
-        with quiet_exporter() as report:
+        with quiet_exporter() as report, lstm_of_any_length():
             program = torch.onnx.export(
                 _NamedFeatures(embedder, attention).eval(),
                 arguments,
