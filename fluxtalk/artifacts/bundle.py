@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -278,6 +278,18 @@ class Bundle:
                 f"export the run again with --precision {name}."
             )
         return name or held[0]
+
+    def modalities(self, names: Sequence[str] | None) -> list[str]:
+        """Modalities of these names, which the bundle must embed; all of them if it is None.
+
+        Raises:
+            UsageError: the bundle does not embed one.
+        """
+        held = list(self.manifest.modalities)
+        unknown = [name for name in names or () if name not in held]
+        if unknown:
+            raise UsageError(f"This bundle embeds {', '.join(held)}; got {', '.join(unknown)}.")
+        return held if names is None else list(names)
 
     @property
     def engines(self) -> Path:

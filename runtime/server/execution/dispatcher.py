@@ -110,6 +110,12 @@ class Dispatcher:
         """Describe each modality's session."""
         return {m: self._embedder.session(m).describe() for m in self._embedder.modalities}
 
+    @property
+    def reason(self) -> str:
+        """Reason for the sessions' backends, for people; strangers are not told where the bundle is."""
+        folder = self._embedder.bundle.folder
+        return self._embedder.reason.replace(str(folder), folder.name)
+
     def throughput(self) -> dict[str, dict[str, float]]:
         """Describe the throughput that admission counts on, of each modality."""
         return {modality: throughput.describe() for modality, throughput in self._throughput.items()}
