@@ -384,7 +384,7 @@ def open_embedder(
     Raises:
         FluxTalkError: as for `load`.
     """
-    opened = read_bundle(Path(folder))
+    opened = read_bundle(Path(folder), modalities=modalities, precision=options.precision)
     wanted = opened.modalities(modalities)
     taken, sessions = open_sessions(opened, wanted, options, choice)
     with ExitStack() as opening:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from fluxtalk.arrays import Arrays
-from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS, TOKEN_INDEX, TensorSpec
+from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS, TOKEN_INDEX
 from fluxtalk.artifacts.files import write_atomically
+from fluxtalk.artifacts.tensor_spec import TensorSpec
 from fluxtalk.errors import UsageError
 from fluxtalk.export.graph.graph_tools import fold_constants, random_nodes
 from fluxtalk.export.graph.layers import attach, detach, note_layers

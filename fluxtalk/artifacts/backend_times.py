@@ -94,7 +94,7 @@ def read_times(conditions: Conditions) -> BackendTimes | None:
 
 
 def write_times(conditions: Conditions, times: BackendTimes) -> bool:
-    """Write the record whole, in place of an older one; False, with a line in the log, if the cache cannot be written."""
+    """Write the record whole, in place of an older one; False, and a line in the log, if that cannot be done."""
     path = conditions.path
     content = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "conditions": conditions.to_dict()}
     try:

@@ -20,12 +20,11 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fluxtalk.artifacts.files import hash_file, hash_json, write_json
 from fluxtalk.artifacts.golden import GoldenVectors, read_golden_file
 from fluxtalk.artifacts.json_files import read_json, read_text
 from fluxtalk.artifacts.onnx_file import validate_onnx_file
+from fluxtalk.artifacts.tensor_spec import TensorSpec
 from fluxtalk.config import StrictConfig, require, require_modality_name
 from fluxtalk.errors import ArtifactError, BundleError, UsageError, reason
 from fluxtalk.preprocess import Preprocessor, from_parts
@@ -39,8 +38,6 @@ SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 TOKEN_INDEX = "token_index"
 OUTPUTS = ("tokens", "embeddings")
-AXES = ("batch", "length", "k")
-"""Axes of a graph's inputs whose size may vary."""
 FEATURES = "frozen_features"
 """Name of the value between encoder and head in every graph."""
 GOLDEN = "golden.safetensors"
@@ -50,32 +47,6 @@ ENGINES = "engines"
 _OWN_HASH = "manifest_hash"
 _MOST = 256 << 20
 """Bytes of the largest tokenizer.json that is read."""
-
-
-@dataclass(frozen=True)
-class TensorSpec(StrictConfig):
-    """One input of a graph."""
-
-    name: str
-    dtype: str
-    """Type by numpy's name, such as ``uint8``."""
-    shape: list[str | int]
-    """Sizes by dimension; the axis (``batch``, ``length`` or ``k``) for one that may vary."""
-
-    def __post_init__(self) -> None:
-        try:
-            np.dtype(self.dtype)
-        except TypeError:
-            raise UsageError(f"dtype is a type of numpy's; got {self.dtype!r}") from None
-        require(
-            all(size in AXES or type(size) is int for size in self.shape),
-            f"shape holds {', '.join(AXES)} and integers; got {self.shape!r}",
-        )
-
-    @property
-    def datatype(self) -> str:
-        """The type as KServe and Triton name it, such as ``FP32``."""
-        return self.dtype.upper().replace("FLOAT", "FP")
 
 
 @dataclass(frozen=True)
@@ -314,13 +285,20 @@ class Bundle:
         self.__dict__.pop("golden", None)
 
     def preprocess(self, modality: str) -> Preprocessor:
-        """Build the preprocessing of a modality."""
-        entry = self.manifest.modalities[modality]
-        try:
-            files = {name: read_text(self.folder / file, _MOST) for name, file in entry.preprocess_files.items()}
-            return from_parts(entry.preprocess, files)
-        except (ArtifactError, ValueError) as error:
-            raise BundleError(f"The bundle {self.folder} cannot be used: {error}") from None
+        """Preprocessing of a modality, made when it is first asked for: reading a tokenizer takes a while."""
+        if modality not in self._made:
+            entry = self.manifest.modalities[modality]
+            try:
+                files = {name: read_text(self.folder / file, _MOST) for name, file in entry.preprocess_files.items()}
+                self._made[modality] = from_parts(entry.preprocess, files)
+            except (ArtifactError, ValueError) as error:
+                raise BundleError(f"The bundle {self.folder} cannot be used: {error}") from None
+        return self._made[modality]
+
+    @cached_property
+    def _made(self) -> dict[str, Preprocessor]:
+        """Modality to its preprocessing, if it was asked for."""
+        return {}
 
 
 @cache
@@ -339,8 +317,13 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_json(folder / MANIFEST, {**content, _OWN_HASH: hash_json(content)})
 
 
-def read_bundle(folder: Path, check_hashes: bool = True) -> Bundle:
+def read_bundle(
+    folder: Path, check_hashes: bool = True, modalities: Sequence[str] | None = None, precision: str | None = None
+) -> Bundle:
     """Open a bundle and verify that its files are those it was written with.
+
+    Args:
+        modalities, precision: what is going to be loaded; other graphs must exist, and are not read. None is all.
 
     Raises:
         BundleError: it is missing, foreign, from another schema, or a file is missing or was changed.
@@ -369,16 +352,23 @@ def read_bundle(folder: Path, check_hashes: bool = True) -> Bundle:
     except (UsageError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} is malformed ({reason(error)}); export the bundle again.") from None
     _require_local_names(folder, manifest)
+    loaded = {
+        graph
+        for modality, entry in manifest.modalities.items()
+        for name, graph in entry.graphs.items()
+        if (modalities is None or modality in modalities) and precision in (None, name)
+    }
+    others = {graph for entry in manifest.modalities.values() for graph in entry.graphs.values()} - loaded
     for name, expected in manifest.files.items():
         file = folder / name
         if not file.is_file():
             raise BundleError(f"The bundle {folder} lacks {name}, which its manifest names; export or copy it again.")
-        if check_hashes and hash_file(file) != expected:
+        if check_hashes and name.removesuffix(".data") not in others and hash_file(file) != expected:
             raise BundleError(
                 f"{file} was changed since the bundle was written: its hash does not match; export or copy it again."
             )
     if check_hashes:
-        for graph in {graph for entry in manifest.modalities.values() for graph in entry.graphs.values()}:
+        for graph in loaded:
             validate_onnx_file(folder / graph)
     return Bundle(folder, manifest)
 

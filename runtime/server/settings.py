@@ -13,8 +13,8 @@ from fluxtalk.errors import UsageError
 from fluxtalk.runtime.backends.choose import BackendChoice
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.backends.threads import available_cores
-from fluxtalk.runtime.server.http.fetch import host_name
 from fluxtalk.runtime.server.http.memory import BODIES_IN_BUDGET, default_budget
+from fluxtalk.runtime.server.http.url_names import host_name
 from fluxtalk.runtime.server.log_config import LOG_FORMATS
 
 MAX_ITEMS = 2048

@@ -10,7 +10,10 @@ from fluxtalk.devices.processor import this_processor
 def test_models_and_instructions_tell_machines_apart(tmp_path: Path) -> None:
     found = []
     for name, text in (
-        ("amd", "processor : 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx2 avx512f\n\nprocessor : 1\nmodel name : x\n"),
+        (
+            "amd",
+            "processor : 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx2 avx512f\n\nprocessor : 1\nmodel name : x\n",
+        ),
         ("reordered", "model name\t: AMD EPYC\nflags\t\t: avx512f avx2 fpu\n"),
         ("older", "model name\t: AMD EPYC\nflags\t\t: fpu avx2\n"),
         ("arm", "processor\t: 0\nFeatures\t: fp asimd\n"),

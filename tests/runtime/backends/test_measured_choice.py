@@ -220,6 +220,7 @@ def test_workers_of_a_server_agree_and_say_why(made: Made, tmp_path: Path, cache
         reasons = {client.get("/info").json()["backend_reason"] for _ in range(8)}
         assert len(reasons) == 1
         assert reasons.pop().count(" measured ") == 2
+        assert up.end() == 0
     kept = [json.loads(path.read_text()) for path in cache.iterdir()]
     options = ServerSettings(made.bundle.folder, workers=2).backend_of_worker
     assert sorted(record["conditions"]["graph"] for record in kept) == sorted(
