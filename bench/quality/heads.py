@@ -96,27 +96,29 @@ class NarrowTokensHead(RegisterTokenModule):
 class MatryoshkaHead(TokenHead):
     """One vector of N D numbers, read from all N registers, that is useful cut to its first k D: nested dimensions.
 
-    Kusupati et al. 2022, "Matryoshka Representation Learning", on the same blocks as the register head: the baseline at
-    equal bytes. Token ``j`` is the vector with all but its block ``j`` set to 0, so the normalized mean of the first
-    ``k`` tokens is exactly the normalized first k D numbers, and training at several k trains the truncations. All
-    registers are computed whatever k is.
+    Kusupati et al. 2022, "Matryoshka Representation Learning", on the register head: the baseline at equal bytes. The
+    registers give D numbers each, mean path included, and one linear map mixes all N D of them, so that any number of
+    the vector can come from any register. The map is added to what it reads: without that path the means, which carry
+    most of what is found, pass through two linear maps, and recall is much lower (docs/LOG.md, 2026-11-30).
+
+    Token ``j`` is the vector with all but its block ``j`` set to 0, so the normalized mean of the first ``k`` tokens is
+    exactly the normalized first k D numbers, and training at several k trains the truncations. All registers are
+    computed whatever k is.
     """
 
     def __init__(self, config: HeadConfig, seed: int = 0) -> None:
         super().__init__(config, seed)
         count, size = config.num_register_tokens, config.layout.dim
-        # The registers' own outputs stay as wide as the head: the one map after them makes the vector.
-        wide = replace(config, token_dim=0, output_projection="shared")
-        self.registers = RegisterTokenModule.from_config(wide, seed)
-        self.vector = nn.Linear(count * config.dim, count * size)
+        self.registers = RegisterTokenModule.from_config(replace(config, output_projection="per_register"), seed)
+        self.mixed = nn.Linear(count * size, count * size)
         self.block_of_number: Tensor
         self.register_buffer("block_of_number", torch.arange(count).repeat_interleave(size), persistent=False)
 
     def tokens(self, modality: str, features_BLE: Tensor, mask_BL: Tensor | None, index_K: Tensor) -> Tensor:
         """Compute tokens of shape (B, K, N D)."""
         every_N = torch.arange(self.config.num_register_tokens, device=index_K.device)
-        registers_BND = self.registers.tokens(modality, features_BLE, mask_BL, every_N)
-        numbers_B1X: Tensor = self.vector(registers_BND.flatten(1))[:, None]
+        read_BX = self.registers.tokens(modality, features_BLE, mask_BL, every_N).flatten(1)
+        numbers_B1X: Tensor = (read_BX + self.mixed(read_BX))[:, None]
         return numbers_B1X * (self.block_of_number == index_K[:, None]).to(numbers_B1X.dtype)
 
 

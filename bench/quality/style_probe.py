@@ -11,10 +11,9 @@ has little. *64 labels*: accuracy of a logistic regression on so few labeled pic
 
 from __future__ import annotations
 
-import csv
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from bench.encoders.torchvision_operators import declare_torchvision_operators
 from bench.markdown import markdown_table
 from bench.quality.probes import paired_bootstrap_difference
 from bench.quality.report import ResultStore, machine_info, one_thread
+from bench.quality.style_data import BATCH, MODALITY, StyleData, read_styles, style_data
 from fluxtalk.arrays import Floats, Integers
 from fluxtalk.artifacts.files import Identity, hash_json
 from fluxtalk.artifacts.run import RunFolder
 from fluxtalk.config import HeadConfig
 from fluxtalk.console import debug_option, option, sentence_errors
-from fluxtalk.datasets.pairs import Items, Split
-from fluxtalk.errors import DataError, TrainingError
-from fluxtalk.model.encoders import Features
+from fluxtalk.errors import TrainingError
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.model.process_group import SingleProcess
@@ -50,24 +49,25 @@ from fluxtalk.train.loop.sampler import PairSampler
 from fluxtalk.train.records.log import RunLog
 from fluxtalk.train.results.score import all_tokens
 
-MODALITY = "image"
 EMOJI = ("apple", "facebook", "google", "twitter")
 LABELS, DRAWS = 64, 10
-HELD_OUT = 4
-"""One of so many things is held out."""
-PARTS = 7
-"""Averages of a picture's features that heads read, the rows of its grid; a text's is one. With principal components
-of them, a head trains in a minute of one core."""
-_BATCH = 512
-_FITTED = 256
-"""Pictures that principal components are fitted to."""
 _CONTRAST = {"complementary_objective": "contrast", "complementary_correlation_weight": 0.3}
+_DIFFERENCE = {"complementary_objective": "difference", "items_per_id": 4}
+_MEAN_PATH = {"mean_path": "mlp", "output_projection": "per_register"}
 VARIANTS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "untrained": ("untrained register", None),
-    "difference-4": ("difference, 4 items per id", {"complementary_objective": "difference", "items_per_id": 4}),
+    "difference-4": ("difference, 4 items per id", _DIFFERENCE),
     "difference-4-weight-10": (
         "difference, 4 items per id, weight 10",
-        {"complementary_objective": "difference", "complementary_objective_weight": 10.0, "items_per_id": 4},
+        {**_DIFFERENCE, "complementary_objective_weight": 10.0},
+    ),
+    "difference-4-mean-path": (
+        "the same, mean path (MLP), an output for each register",
+        {**_DIFFERENCE, "complementary_objective_weight": 10.0, **_MEAN_PATH},
+    ),
+    "difference-4-mean-path-weight-100": (
+        "the same, weight 100",
+        {**_DIFFERENCE, "complementary_objective_weight": 100.0, **_MEAN_PATH},
     ),
     "none": ("L2 + diversity", {"items_per_id": 1}),
     "contrast-1": ("contrast, 1 item per id", {**_CONTRAST, "items_per_id": 1}),
@@ -76,128 +76,21 @@ VARIANTS: dict[str, tuple[str, dict[str, Any] | None]] = {
 """Name to label and training options; None leaves the random weights."""
 
 
-class ReducedFeatures:
-    """A few averages of each item's features, or principal components of those, in memory. A `FeatureSource`.
-
-    Args:
-        source: the features.
-        rows: (items,) of the source, in the order in which they are numbered here.
-        parts: number of equal runs of features to average; the number of features is a multiple of it, or it is 1.
-        mean: (E,), which is subtracted.
-        components: (E, reduced); None keeps the averages as they are.
-    """
-
-    def __init__(
-        self,
-        source: FeatureSource,
-        rows: Integers,
-        parts: int,
-        mean: torch.Tensor | None = None,
-        components: torch.Tensor | None = None,
-    ) -> None:
-        batches = (_averages(source, rows[i : i + _BATCH], parts) for i in range(0, len(rows), _BATCH))
-        if mean is None or components is None:
-            self._values = torch.cat(list(batches))
-        else:
-            self._values = torch.cat([(batch - mean) @ components for batch in batches])
-        self.dim = self._values.shape[-1]
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def batch(self, rows: Integers) -> Features:
-        """Return the features of some rows and their mask; row -1 has none."""
-        known = torch.from_numpy(rows >= 0)
-        return Features(self._values[rows], known[:, None].expand(-1, self._values.shape[1]))
-
-
-class SomeRows:
-    """Some rows of a source, numbered anew. A `FeatureSource`."""
-
-    def __init__(self, source: FeatureSource, rows: Integers) -> None:
-        self.dim, self._source, self._rows = source.dim, source, rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def batch(self, rows: Integers) -> Features:
-        """Return the features of some rows and their mask; row -1 has none."""
-        return self._source.batch(np.where(rows < 0, -1, self._rows[rows]))
-
-
-@dataclass(frozen=True)
-class StyleData:
-    """Pairs to train heads on, and held-out pictures to measure."""
-
-    split: Split
-    """Pairs of the things to train on, renumbered."""
-    sources: Mapping[str, FeatureSource]
-    """Features of those pairs."""
-    pictures: FeatureSource
-    """Features of held-out pictures, as heads read them."""
-    raw: FeatureSource
-    """The same pictures' features as they are cached."""
-    things: Integers
-    """(pictures,): class numbers of what a held-out picture shows."""
-    styles: NDArray[np.str_]
-    """(pictures,): style of each held-out picture."""
-
-
-def style_data(split: Split, sources: Mapping[str, FeatureSource], styles: NDArray[np.str_], width: int) -> StyleData:
-    """Divide the things, and reduce the pictures' features to principal components of the training pictures.
-
-    Args:
-        styles: (pictures,): style of every picture that has features, which may be the first of the split alone.
-        width: numbers that a feature vector is reduced to, so that heads train in minutes.
-    """
-    groups = {m: items.groups for m, items in split.items.items()}
-    groups[MODALITY] = groups[MODALITY][: len(styles)]
-    whole = int(groups[MODALITY].max())
-    train_ids = np.array([i for i in range(whole) if i % HELD_OUT])
-    rows = {m: np.flatnonzero(np.isin(g, train_ids)) for m, g in groups.items()}
-    held_out = np.flatnonzero((groups[MODALITY] < whole) & ~np.isin(groups[MODALITY], train_ids))
-    items = {
-        m: Items(list(range(len(r))), np.searchsorted(train_ids, groups[m][r]), np.ones(len(r), dtype=bool))
-        for m, r in rows.items()
-    }
-    ids = tuple(split.ids[i] for i in train_ids)
-    source = sources[MODALITY]
-    mean, components = _principal_components(source, rows[MODALITY], width)
-    texts = {m: ReducedFeatures(s, rows[m], 1) for m, s in sources.items() if m != MODALITY}
-    return StyleData(
-        Split("train", ids, items, np.zeros(len(ids), dtype=bool)),
-        {MODALITY: ReducedFeatures(source, rows[MODALITY], PARTS, mean, components), **texts},
-        ReducedFeatures(source, held_out, PARTS, mean, components),
-        SomeRows(source, held_out),
-        groups[MODALITY][held_out],
-        styles[held_out],
-    )
-
-
-def _averages(source: FeatureSource, rows: Integers, parts: int) -> torch.Tensor:
-    """Average each item's features in equal runs: (rows, parts, E)."""
-    features, mask = source.batch(rows)
-    if parts == 1:
-        total = (features * mask[..., None]).sum(dim=1, keepdim=True)
-        return total / mask.sum(dim=1).clamp_min(1)[:, None, None]
-    return features.reshape(len(features), parts, -1, features.shape[-1]).mean(dim=2)
-
-
-def _principal_components(source: FeatureSource, rows: Integers, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    drawn = np.random.default_rng(0).permutation(rows)[:_FITTED]
-    vectors = _averages(source, np.sort(drawn), PARTS).flatten(0, 1)
-    mean = vectors.mean(dim=0)
-    _, directions = torch.linalg.eigh((vectors - mean).T @ (vectors - mean))
-    return mean, directions[:, -width:]
-
-
 def mean_features(source: FeatureSource) -> Floats:
     """Average each item's normalized features: (items, E)."""
     parts = []
-    for start in range(0, len(source), _BATCH):
-        features, _ = source.batch(np.arange(start, min(start + _BATCH, len(source))))
+    for start in range(0, len(source), BATCH):
+        features, _ = source.batch(np.arange(start, min(start + BATCH, len(source))))
         parts.append(F.layer_norm(features.float(), features.shape[-1:]).mean(dim=1).numpy())
     return np.concatenate(parts)
+
+
+def class_means(vectors: Floats, classes: Integers) -> Floats:
+    """Average the vectors of each class: (classes, E); 0 for a number that no vector has."""
+    total = np.zeros((int(classes.max()) + 1, vectors.shape[1]), dtype=vectors.dtype)
+    np.add.at(total, classes, vectors)
+    means: Floats = (total / np.maximum(np.bincount(classes), 1)[:, None]).astype(np.float32)
+    return means
 
 
 def _cosines(vectors: Floats) -> Floats:
@@ -290,28 +183,14 @@ def complementary(head: TokenHead, source: FeatureSource) -> Floats:
     return l2_normalize(tokens).reshape(len(tokens), -1)
 
 
-def read_styles(data: str, pictures: Sequence[Any], column: str = "style") -> NDArray[np.str_]:
-    """Read each picture's style from the table that ``data`` names.
-
-    Raises:
-        DataError: the table has no such column, or lacks a picture.
-    """
-    table = Path(data.partition("?")[0])
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or column not in rows[0]:
-        raise DataError(f"{table} has no column {column!r}; give a table that `python -m bench.icons` wrote.")
-    known = {(table.parent / row[MODALITY]).resolve(): row[column] for row in rows}
-    try:
-        return np.array([known[Path(picture).resolve()] for picture in pictures])
-    except KeyError as error:
-        raise DataError(f"{table} names no style of {error}.") from None
-
-
 def run(data: StyleData, steps: int, seed: int, store: ResultStore, mark: str) -> dict[str, Any]:
     """Measure everything that the store does not hold yet; name to result."""
     base = mean_features(data.raw)
-    fixed = {"mean": base, "mean-reduced": mean_features(data.pictures)}
+    fixed = {
+        "mean": base,
+        "mean-reduced": mean_features(data.pictures),
+        "differences": base - class_means(base, data.things)[data.things],
+    }
     for name, vectors in fixed.items():
         if store.get(name, mark) is None:
             store.put(name, mark, measure(vectors, data, base))
@@ -325,7 +204,11 @@ def run(data: StyleData, steps: int, seed: int, store: ResultStore, mark: str) -
 
 def table(results: Mapping[str, Any]) -> str:
     """Format the results in percent, one table for emoji and one for all pictures."""
-    labels = {"mean": "mean-pooled features", "mean-reduced": "the same, principal components"}
+    labels = {
+        "mean": "mean-pooled features",
+        "mean-reduced": "the same, principal components",
+        "differences": "the differences themselves, which need the thing's other pictures",
+    }
     labels |= {name: label for name, (label, _) in VARIANTS.items()}
     parts = []
     for kind in ("emoji", "all"):
@@ -372,6 +255,7 @@ def main(
     output: Path,
 ) -> None:
     """Train heads on cached features, measure what OUTPUT does not hold yet, in one thread, and print the tables."""
+    declare_torchvision_operators()  # timm imports torchvision
     config = TrainConfig(stage1_checkpoint, "cached", "style", data=data, cache_dir=cache_dir, device="cpu")
     inputs = read_inputs(config, SingleProcess(), torch.device("cpu"))
     split = inputs.dataset.split("train")

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench.encoders.torchvision_operators import declare_torchvision_operators
 from bench.icons.albums import Album, AlbumPlan, compose, join_names
 from bench.icons.tables import Member, read_members
 from bench.quality.retrieval.sources import JoinedFeatures
@@ -163,4 +164,5 @@ def _ungrouped(values: Sequence[str]) -> Items:
 
 def read_icons(root: Path, stage1: Path, cache_dir: Path) -> IconData:
     """Open a data set of icons and the encoders that read it."""
+    declare_torchvision_operators()  # timm imports torchvision
     return IconData(root, load_stage1(stage1), cache_dir)

@@ -57,7 +57,7 @@ def variants() -> dict[str, Variant]:
             "matryoshka",
             "Matryoshka over all registers",
             "nested",
-            {**_nested("mean"), "output_projection": "shared"},
+            _nested("mean"),
             build=MatryoshkaHead.from_config,
             counts=K_VALUES,
         ),

@@ -9,7 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from bench.quality.style_probe import EMOJI, MODALITY, StyleData, leak, measure, read_styles, style_data, style_hits
+from bench.quality.style_data import MODALITY, StyleData, read_styles, style_data
+from bench.quality.style_probe import EMOJI, leak, measure, style_hits
 from fluxtalk.arrays import Floats
 from fluxtalk.datasets.pairs import Split
 from fluxtalk.errors import DataError
