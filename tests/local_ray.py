@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -21,6 +22,13 @@ ON_RAY = [
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """Two processors of this machine, for a module's tests."""
+    with local_ray():
+        yield
+
+
+@contextmanager
+def local_ray() -> Iterator[None]:
+    """Start it with two processors; its processes get the environment as it is now."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         import ray

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fluxtalk.artifacts.files import write_atomically
 from fluxtalk.artifacts.json_files import read_text
+from fluxtalk.artifacts.storage import StoredPath, write_file
 from fluxtalk.config import StrictConfig, require
 from fluxtalk.console import Function, option
 from fluxtalk.errors import ArtifactError, UsageError
@@ -55,7 +55,7 @@ class BadItemPolicy:
         require(self.action in CHOICES, f"--on-bad-item is {FAIL} or {SKIP}; got {self.action!r}.")
         require(0 <= self.limit <= 1, f"--bad-items-limit is a share from 0 to 1; got {self.limit}.")
 
-    def refusal(self, bad: Sequence[BadItem], totals: Mapping[str, int], what: str, report: Path) -> str | None:
+    def refusal(self, bad: Sequence[BadItem], totals: Mapping[str, int], what: str, report: StoredPath) -> str | None:
         """Compose the sentence that refuses; None if the items may be left out, or there are none.
 
         Args:
@@ -131,7 +131,7 @@ def shown_item(value: Any, otherwise: str) -> str:
     return text if isinstance(value, Path) or len(text) <= _SHOWN_TEXT else f"{text[:_SHOWN_TEXT]}..."
 
 
-def write_report(path: Path, data: str, data_hash: str, bad: Sequence[BadItem], **more: Any) -> None:
+def write_report(path: StoredPath, data: str, data_hash: str, bad: Sequence[BadItem], **more: Any) -> None:
     """Write the report of a data set, or of a command's items.
 
     Args:
@@ -139,8 +139,7 @@ def write_report(path: Path, data: str, data_hash: str, bad: Sequence[BadItem], 
     """
     head = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "data": data, "data_hash": data_hash, **more}
     lines = [head, *(dataclasses.asdict(item) for item in bad)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "".join(json.dumps(line) + "\n" for line in lines))
+    write_file(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def read_report(path: Path) -> tuple[str, tuple[BadItem, ...]]:

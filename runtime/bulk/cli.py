@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from fluxtalk.artifacts.storage import StoredPath, stored_path
 from fluxtalk.console import Function, debug_option, option, sentence_errors
 from fluxtalk.datasets.bad_items import SKIP, BadItemPolicy, bad_item_options
 from fluxtalk.errors import UsageError
@@ -49,8 +50,8 @@ input_options = _in_order(
     option(
         "--input",
         "input_file",
-        type=click.Path(path_type=Path),
-        help="A table (.csv, .jsonl, .parquet), or a file with one more item per line.",
+        type=click.Path(),
+        help="A table (.csv, .jsonl, .parquet), or a file with one more item per line; s3://, gs:// and the like too.",
     ),
     option("--column", help="Column of the table to embed.  [default: the one named as MODALITY]"),
     option("--id_column", help="Column of the table with names.  [default: id, else the embedded column]"),
@@ -59,7 +60,7 @@ input_options = _in_order(
 """The options of every command that embeds many items."""
 
 
-def told(left_out: int, output: Path) -> str:
+def told(left_out: int, output: StoredPath) -> str:
     """Say how many items were left out of an output, and where they are listed; empty if none was."""
     return f"; {left_out} items cannot be used and are left out: {bad_items_report(output)}" if left_out else ""
 
@@ -89,7 +90,14 @@ dtype_option = option(
 @click.argument("modality")
 @click.argument("items", nargs=-1)
 @input_options
-@option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .npy or .parquet to write.")
+@option(
+    "-o",
+    "--output",
+    "output_name",
+    required=True,
+    type=click.Path(),
+    help="The .npy or .parquet to write; s3://, gs:// and the like too.",
+)
 @k_option("Register tokens to compute.  [default: all]")
 @kind_option(OUTPUT_KINDS, "Kind of vectors to write.")
 @dimensions_option
@@ -108,11 +116,11 @@ def embed(
     bundle: Path,
     modality: str,
     items: tuple[str, ...],
-    input_file: Path | None,
+    input_file: str | None,
     column: str | None,
     id_column: str | None,
     skip_empty: bool,
-    output: Path,
+    output_name: str,
     k: int | None,
     kind: str,
     dimensions: int | None,
@@ -124,7 +132,7 @@ def embed(
     batch_size: int,
     backend_options: BackendOptions,
 ) -> None:
-    """Embed ITEMS (texts, or paths of files or folders) of MODALITY with BUNDLE.
+    """Embed ITEMS (texts, or paths of files or folders, of object storage too) of MODALITY with BUNDLE.
 
     There may be any number. If the command is interrupted, the same command goes on where it stopped.
 
@@ -132,6 +140,7 @@ def embed(
 
     fluxtalk embed BUNDLE image --input photos.csv --column path -o photos.parquet
     """
+    output = stored_path(output_name)
     check_output(output)
     policy = BadItemPolicy(on_bad_item, bad_items_limit)
     if skip_empty and output.suffix.lower() == ".npy":
@@ -140,7 +149,8 @@ def embed(
         )
     with open_embedder(bundle, backend_options) as embedder:
         kind_of_items, pass_on = embedder.input_kind(modality), policy.action == SKIP
-        opened = open_input(kind_of_items, modality, items, input_file, column, id_column, skip_empty, pass_on)
+        listed = None if input_file is None else stored_path(input_file)
+        opened = open_input(kind_of_items, modality, items, listed, column, id_column, skip_empty, pass_on)
         for note in opened.notes():
             click.echo(f"warning: {note}", err=True)
         options = EmbedOptions(modality, k, kind, dtype, batch_size, role, dimensions)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fluxtalk.artifacts.storage import RemotePath, StoredPath, is_address, read_files, stored_path
 from fluxtalk.datasets.reporting import abbreviate
 from fluxtalk.datasets.tables.readers import Row, TableFile, first_columns, is_table, malformed_row_error, open_table
 from fluxtalk.errors import DataError, InputError, UsageError
@@ -47,7 +48,7 @@ class TableColumn:
         BackendError: a library that reads it is missing.
     """
 
-    path: Path
+    path: StoredPath
     kind: str
     """Kind of the modality's preprocessing."""
     column: str
@@ -60,7 +61,7 @@ class TableColumn:
     @classmethod
     def open(
         cls,
-        path: Path,
+        path: StoredPath,
         kind: str,
         modality: str,
         column: str | None,
@@ -128,9 +129,43 @@ class TableColumn:
         return value if isinstance(value, str) else str(row.number)
 
     def _resolved(self, value: Any) -> Any:
-        """A cell as preprocessing takes it: paths are relative to the table."""
-        is_path = isinstance(value, str) and self.kind != "text"
+        """A cell as preprocessing takes it: paths are relative to the table, addresses are not."""
+        is_path = isinstance(value, str) and self.kind != "text" and not is_address(value)
         return str(self.path.parent / value) if is_path else value
+
+
+def is_stored(item: Item, kind: str) -> bool:
+    """Return whether an item is the address of a file, which `with_content` reads.
+
+    Args:
+        kind: kind of the modality's preprocessing.
+    """
+    return kind != "text" and is_address(item.value)
+
+
+def with_content(items: Sequence[Item]) -> list[Item]:
+    """Put the bytes of files in place of their addresses, or an `UnusableRow` if there is no such file.
+
+    Raises:
+        BackendError: a library that reaches the storage is missing.
+        OSError: the storage refuses, or cannot be reached.
+    """
+    read: dict[int, Any] = {}
+    places: dict[int, RemotePath] = {}
+    for position, item in enumerate(items):
+        if is_address(item.value):
+            try:
+                path = stored_path(item.value)
+            except UsageError as error:
+                read[position] = UnusableRow(str(error))
+                continue
+            if isinstance(path, RemotePath):
+                places[position] = path
+            else:
+                read[position] = str(path)
+    for position, content in zip(places, read_files(list(places.values())), strict=True):
+        read[position] = UnusableRow(f"{places[position]} does not exist") if content is None else content
+    return [item._replace(value=read.get(position, item.value)) for position, item in enumerate(items)]
 
 
 @contextmanager
@@ -148,18 +183,18 @@ class ItemList:
 
     kind: str
     arguments: Sequence[str]
-    list_file: Path | None = None
+    list_file: StoredPath | None = None
     piped: str | None = None
     """Text of a list that can be read only once, such as a pipe."""
 
     @classmethod
-    def open(cls, kind: str, arguments: Sequence[str], list_file: Path | None) -> ItemList:
+    def open(cls, kind: str, arguments: Sequence[str], list_file: StoredPath | None) -> ItemList:
         """Take a list, and read what comes from a pipe: it is asked for more than once.
 
         Raises:
             InputError: the pipe holds too much, or something else than UTF-8.
         """
-        if list_file is None or not list_file.exists() or list_file.is_file() or list_file.is_dir():
+        if not isinstance(list_file, Path) or not list_file.exists() or list_file.is_file() or list_file.is_dir():
             return cls(kind, arguments, list_file)
         try:
             with list_file.open("rb") as file:
@@ -180,7 +215,8 @@ class ItemList:
         """Make a sentence about each folder's files that are passed over, because they are of another kind."""
         notes = []
         for folder in self.arguments if self.kind != "text" else ():
-            others = _files(self.kind, Path(folder))[1] if Path(folder).is_dir() else []
+            path = stored_path(folder)
+            others = _files(self.kind, path)[1] if path.is_dir() else []
             if others:
                 notes.append(
                     f"{len(others)} files in {folder} do not end like a file of kind {self.kind} and are passed over: "
@@ -190,7 +226,7 @@ class ItemList:
 
     def __iter__(self) -> Iterator[Item]:
         for argument in self.arguments:
-            for value in [argument] if self.kind == "text" else _expand(self.kind, Path(argument)):
+            for value in [argument] if self.kind == "text" else _expand(self.kind, stored_path(argument)):
                 yield Item(value, value)
         if self.list_file is None:
             return
@@ -203,7 +239,7 @@ class ItemList:
             raise _unreadable(self.list_file, error) from None
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
+def _unreadable(path: StoredPath, error: Exception) -> InputError:
     return InputError(f"The list {path} cannot be read ({error}); give a UTF-8 file with one item per line.")
 
 
@@ -214,7 +250,7 @@ def open_input(
     kind: str,
     modality: str,
     arguments: Sequence[str],
-    input_file: Path | None = None,
+    input_file: StoredPath | None = None,
     column: str | None = None,
     id_column: str | None = None,
     skip_empty: bool = False,
@@ -224,7 +260,8 @@ def open_input(
 
     Args:
         kind: kind of the modality's preprocessing: ``text``, ``image``, ``audio`` or ``features``.
-        arguments: texts, or paths; a folder stands for the files of that kind in it and its sub-folders, by name.
+        arguments: texts, or paths or addresses in object storage; a folder stands for the files of that kind in it and
+            its sub-folders, by name.
         input_file: a table (``.csv``, ``.jsonl``, ``.parquet``), whose paths are relative to it; or a UTF-8 file with
             one more item per line, of which blank lines are skipped.
         column: column of the table to embed; None is the one named as the modality.
@@ -237,7 +274,7 @@ def open_input(
             has no such column.
         InputError: later, while items are read: a list, table or row cannot be read, or a folder has no file of that
             kind.
-        BackendError: a library that reads the table is missing.
+        BackendError: a library that reads the table, or reaches the storage, is missing.
     """
     if input_file is not None and is_table(input_file):
         if arguments:
@@ -252,7 +289,7 @@ def open_input(
     return ItemList.open(kind, arguments, input_file)
 
 
-def _expand(kind: str, path: Path) -> list[str]:
+def _expand(kind: str, path: StoredPath) -> list[str]:
     if not path.is_dir():
         return [str(path)]
     found, others = _files(kind, path)
@@ -264,9 +301,12 @@ def _expand(kind: str, path: Path) -> list[str]:
     return found
 
 
-def _files(kind: str, folder: Path) -> tuple[list[str], list[str]]:
+def _files(kind: str, folder: StoredPath) -> tuple[list[str], list[str]]:
     """Files of a kind in a folder and its sub-folders, by name, and the others; links to folders are not followed."""
-    files = sorted(os.path.join(at, name) for at, _, names in os.walk(folder) for name in names)
+    if isinstance(folder, RemotePath):
+        files = [str(file) for file in folder.files()]
+    else:
+        files = sorted(os.path.join(at, name) for at, _, names in os.walk(folder) for name in names)
     taken = [os.path.splitext(file)[1].lower() in FILE_SUFFIXES[kind] and not _is_hidden(file) for file in files]
     found = [file for file, is_taken in zip(files, taken, strict=True) if is_taken]
     return found, [file for file, is_taken in zip(files, taken, strict=True) if not is_taken]

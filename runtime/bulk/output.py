@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from fluxtalk.artifacts.files import atomic_file
+from fluxtalk.artifacts.storage import StoredPath, written_file
 from fluxtalk.errors import BackendError, UsageError
 from fluxtalk.runtime.vectors import Vectors
 
@@ -16,7 +15,7 @@ Chunks = Iterator[tuple[list[str], Vectors]]
 """Ids and vectors of a part of the items."""
 
 
-def check_output(output: Path) -> None:
+def check_output(output: StoredPath) -> None:
     """Refuse an output that could not be written, before anything is computed.
 
     Raises:
@@ -29,7 +28,7 @@ def check_output(output: Path) -> None:
         _pyarrow()
 
 
-def write_output(output: Path, chunks: Chunks, count: int) -> tuple[int, ...]:
+def write_output(output: StoredPath, chunks: Chunks, count: int) -> tuple[int, ...]:
     """Write all vectors, atomically and in the memory of one chunk.
 
     Args:
@@ -41,23 +40,22 @@ def write_output(output: Path, chunks: Chunks, count: int) -> tuple[int, ...]:
     Returns:
         Shape of all vectors.
     """
-    with atomic_file(output) as temporary:
-        return (_write_npy if output.suffix == ".npy" else _write_parquet)(temporary, chunks, count)
+    with written_file(output) as file:
+        return (_write_npy if output.suffix == ".npy" else _write_parquet)(file, chunks, count)
 
 
-def _write_npy(path: Path, chunks: Chunks, count: int) -> tuple[int, ...]:
+def _write_npy(file: IO[bytes], chunks: Chunks, count: int) -> tuple[int, ...]:
     shape: tuple[int, ...] = ()
-    with path.open("wb") as file:
-        for _, vectors in chunks:
-            if not shape:
-                shape = (count, *vectors.shape[1:])
-                header = {"descr": vectors.dtype.str, "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-            file.write(np.ascontiguousarray(vectors).data)
+    for _, vectors in chunks:
+        if not shape:
+            shape = (count, *vectors.shape[1:])
+            header = {"descr": vectors.dtype.str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+        file.write(np.ascontiguousarray(vectors).data)
     return shape
 
 
-def _write_parquet(path: Path, chunks: Chunks, count: int) -> tuple[int, ...]:
+def _write_parquet(file: IO[bytes], chunks: Chunks, count: int) -> tuple[int, ...]:
     pyarrow = _pyarrow()
     shape: tuple[int, ...] = ()
     writer: Any = None
@@ -68,7 +66,7 @@ def _write_parquet(path: Path, chunks: Chunks, count: int) -> tuple[int, ...]:
             for size in reversed(vectors.shape[1:]):
                 column = pyarrow.FixedSizeListArray.from_arrays(column, size)
             table = pyarrow.table({"id": pyarrow.array(ids, pyarrow.string()), "vector": column})
-            writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
+            writer = writer or pyarrow.parquet.ParquetWriter(file, table.schema)
             writer.write_table(table, row_group_size=len(ids))
     finally:
         if writer is not None:

@@ -6,9 +6,11 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from fluxtalk.artifacts.storage import StoredPath
 from fluxtalk.console import progress
 from fluxtalk.datasets.bad_items import (
     BadItem,
@@ -19,7 +21,7 @@ from fluxtalk.datasets.bad_items import (
     write_report,
 )
 from fluxtalk.errors import InputError, UsageError
-from fluxtalk.runtime.bulk.inputs import Item, UnusableRow
+from fluxtalk.runtime.bulk.inputs import Item, UnusableRow, is_stored, with_content
 from fluxtalk.runtime.bulk.output import check_output, write_output
 from fluxtalk.runtime.bulk.parts import PartFiles
 from fluxtalk.runtime.embedder import Embedder
@@ -54,11 +56,9 @@ class UndonePart:
     """Position of the first of them among all items."""
 
 
-@dataclass(frozen=True)
-class DonePart:
-    """An `UndonePart` with its vectors."""
+class EmbeddedPart(NamedTuple):
+    """Vectors of an `UndonePart`."""
 
-    part: UndonePart
     bad: dict[int, str]
     """Position in the part of each item that cannot be used, to the reason."""
     vectors: Vectors
@@ -66,8 +66,8 @@ class DonePart:
 
 
 UndoneParts = Iterator[UndonePart]
-EmbedParts = Callable[[UndoneParts], Iterator[DonePart]]
-"""Embeds parts, in any order, as they are asked for."""
+EmbedParts = Callable[[UndoneParts, PartFiles], Iterator[tuple[UndonePart, dict[int, str]]]]
+"""Embeds parts as they are asked for and writes them, in any order; gives each, and its `EmbeddedPart.bad`."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class EmbeddedParts:
 def embed_to_file(
     embedder: Embedder,
     items: Iterable[Item],
-    output: Path,
+    output: StoredPath,
     options: EmbedOptions,
     total: int | None = None,
     part_items: int = PART_ITEMS,
@@ -134,7 +134,7 @@ def embed_to_file(
 def embed_in_parts(
     embedder: Embedder,
     items: Iterable[Item],
-    output: Path,
+    output: StoredPath,
     options: EmbedOptions,
     total: int | None = None,
     part_items: int = PART_ITEMS,
@@ -191,10 +191,8 @@ def embed_in_parts(
                 else:
                     yield part
 
-        embed = embed_parts or (lambda todo: (embed_part(embedder, part, options) for part in todo))
-        for made in embed(undone()):
-            parts.write(made.part.number, made.part.items, made.vectors, made.bad)
-            finish(made.part, made.bad)
+        for part, wrong in (embed_parts or _one_by_one(embedder, options))(undone(), parts):
+            finish(part, wrong)
     bad.sort(key=lambda item: item.row or 0)
     if not done:
         raise UsageError("There is nothing to embed: the input has no item.")
@@ -211,7 +209,7 @@ def embed_in_parts(
     return EmbeddedParts(parts, count, done - len(bad), resumed, tuple(bad))
 
 
-def bad_items_report(output: Path) -> Path:
+def bad_items_report(output: StoredPath) -> StoredPath:
     """Return the file beside an output that lists the items that cannot be used; it exists only if there are any."""
     return output.with_name(f"{output.name}.bad_items.jsonl")
 
@@ -233,10 +231,14 @@ def _is_done(parts: PartFiles, number: int, chunk: Sequence[Item], embedder: Emb
 
 def _unusable(embedder: Embedder, items: Sequence[Item], options: EmbedOptions) -> dict[int, str]:
     """Positions of the items that cannot be used, to the reason."""
+    if any(is_stored(item, embedder.input_kind(options.modality)) for item in items):
+        # One at a time: a file may be large.
+        found = [_unusable(embedder, with_content([item]), options).get(0) for item in items]
+        return {position: why for position, why in enumerate(found) if why is not None}
     rows = {i: item.value.reason for i, item in enumerate(items) if isinstance(item.value, UnusableRow)}
     others = [i for i in range(len(items)) if i not in rows]
-    found = embedder.find_unusable(options.modality, [items[i].value for i in others], options.role)
-    return rows | {others[position]: why for position, why in found.items()}
+    wrong = embedder.find_unusable(options.modality, [items[i].value for i in others], options.role)
+    return rows | {others[position]: why for position, why in wrong.items()}
 
 
 @contextmanager
@@ -249,14 +251,41 @@ def _progress(modality: str, total: int | None) -> Iterator[Callable[[int], Any]
         yield bar.update
 
 
-def embed_part(embedder: Embedder, part: UndonePart, options: EmbedOptions) -> DonePart:
+def _one_by_one(embedder: Embedder, options: EmbedOptions) -> EmbedParts:
+    """Embed parts here."""
+
+    def embed(undone: UndoneParts, parts: PartFiles) -> Iterator[tuple[UndonePart, dict[int, str]]]:
+        for part in undone:
+            made = embed_part(embedder, part.items, part.first, options)
+            parts.write(part.number, part.items, made.vectors, made.bad)
+            yield part, made.bad
+
+    return embed
+
+
+def embed_part(embedder: Embedder, chunk: Sequence[Item], first: int, options: EmbedOptions) -> EmbeddedPart:
     """Embed a part's items, but for those that cannot be used.
+
+    Files in object storage are held for as many items as a batch has.
+
+    Args:
+        first: position of the first item among all.
 
     Raises:
         FluxTalkError: as for `Embedder.embed`.
     """
-    chunk = part.items
+    if not any(is_stored(item, embedder.input_kind(options.modality)) for item in chunk):
+        return _embed_chunk(embedder, chunk, first, options)
+    made: list[EmbeddedPart] = []
+    bad: dict[int, str] = {}
+    for start in range(0, len(chunk), options.batch_size):
+        fetched = with_content(chunk[start : start + options.batch_size])
+        made.append(_embed_chunk(embedder, fetched, first + start, options))
+        bad |= {start + position: why for position, why in made[-1].bad.items()}
+    return EmbeddedPart(bad, np.concatenate([one.vectors for one in made]))
 
+
+def _embed_chunk(embedder: Embedder, chunk: Sequence[Item], first: int, options: EmbedOptions) -> EmbeddedPart:
     def embed(items: Sequence[Item]) -> Vectors:
         return embedder.embed(
             options.modality,
@@ -264,7 +293,7 @@ def embed_part(embedder: Embedder, part: UndonePart, options: EmbedOptions) -> D
             options.k,
             options.output,
             options.batch_size,
-            first=part.first or None,
+            first=first or None,
             dtype=options.dtype,
             role=options.role,
             dimensions=options.dimensions,
@@ -272,12 +301,12 @@ def embed_part(embedder: Embedder, part: UndonePart, options: EmbedOptions) -> D
 
     try:
         if not any(isinstance(item.value, UnusableRow) for item in chunk):
-            return DonePart(part, {}, embed(chunk))
+            return EmbeddedPart({}, embed(chunk))
     except InputError:
         if not _unusable(embedder, chunk, options):
             raise
     bad = _unusable(embedder, chunk, options)
-    return DonePart(part, bad, embed([item for position, item in enumerate(chunk) if position not in bad]))
+    return EmbeddedPart(bad, embed([item for position, item in enumerate(chunk) if position not in bad]))
 
 
 def _chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

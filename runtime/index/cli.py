@@ -8,6 +8,7 @@ import click
 
 from fluxtalk.artifacts.files import require_free
 from fluxtalk.artifacts.index import IndexSpec
+from fluxtalk.artifacts.storage import stored_path
 from fluxtalk.console import GroupedCommand, debug_option, option, sentence_errors
 from fluxtalk.datasets.bad_items import SKIP, BadItemPolicy, bad_item_options
 from fluxtalk.datasets.outside import outside_notes
@@ -64,7 +65,7 @@ def build(
     bundle: Path,
     modality: str,
     items: tuple[str, ...],
-    input_file: Path | None,
+    input_file: str | None,
     column: str | None,
     id_column: str | None,
     skip_empty: bool,
@@ -89,10 +90,11 @@ def build(
     require_free(output, IndexFileError)
     with open_embedder(bundle, backend_options) as embedder:
         kind_of_items, pass_on = embedder.input_kind(modality), policy.action == SKIP
-        opened = open_input(kind_of_items, modality, items, input_file, column, id_column, skip_empty, pass_on)
+        listed = None if input_file is None else stored_path(input_file)
+        opened = open_input(kind_of_items, modality, items, listed, column, id_column, skip_empty, pass_on)
         for note in opened.notes():
             click.echo(f"warning: {note}", err=True)
-        if isinstance(opened, TableColumn) and opened.kind != "text":
+        if isinstance(opened, TableColumn) and isinstance(opened.path, Path) and opened.kind != "text":
             for note in outside_notes(opened.path, (item.value for item in opened if isinstance(item.value, str))):
                 click.echo(f"note: {note}", err=True)
         spec = IndexSpec.of(embedder.bundle, modality, kind, k, dtype, dimensions)

@@ -73,14 +73,17 @@ def test_the_steps_of_the_cpu_image_make_a_server(tmp_path: Path) -> None:
     binaries = tmp_path / "python" / "bin"
     source = tmp_path / "source"
     subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{ROOT}", str(source)], check=True)
-    environment = {**os.environ, "PATH": f"{binaries}:{os.environ['PATH']}"}
+    # Without PYTHONPATH, pip sees nothing of the checkout.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment["PATH"] = f"{binaries}:{os.environ['PATH']}"
     for target in ("wheel", "cpu"):
         for word, rest in instructions(target):
             if word == "RUN":
                 step = rest.replace("/wheels", str(tmp_path / "wheels"))
                 step = step.replace("/constraints.txt", str(source / "constraints.txt"))
                 subprocess.run(["sh", "-ec", step], check=True, cwd=source, env=environment)
-    found = subprocess.run([str(binaries / "pip"), "list"], capture_output=True, text=True, check=True).stdout
+    listing = [str(binaries / "pip"), "list"]
+    found = subprocess.run(listing, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment).stdout
     assert "fluxtalk" in found
     assert not re.search(r"^torch ", found, flags=re.MULTILINE)
     command = dict(instructions("base"))["ENTRYPOINT"]

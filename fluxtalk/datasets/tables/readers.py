@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+from fluxtalk.artifacts.storage import StoredPath
 from fluxtalk.errors import BackendError, DataError, reason
 
 # csv refuses cells of more than 128 kB, and knows one limit for the whole process. A cell may hold a document: what is
@@ -41,7 +42,7 @@ class TableFile(Protocol):
     """The unit of `Row.number`: ``line`` or ``row``."""
 
     @property
-    def path(self) -> Path:
+    def path(self) -> StoredPath:
         """The file."""
 
     def header(self) -> list[str] | None:
@@ -62,7 +63,7 @@ class TableFile(Protocol):
 class CsvFile:
     """UTF-8 CSV with a header."""
 
-    path: Path
+    path: StoredPath
     row_word: ClassVar[str] = "line"
 
     def header(self) -> list[str]:
@@ -107,7 +108,7 @@ class CsvFile:
 class JsonLinesFile:
     """UTF-8 with one JSON object per line; blank lines are skipped."""
 
-    path: Path
+    path: StoredPath
     row_word: ClassVar[str] = "line"
 
     def header(self) -> None:
@@ -132,7 +133,7 @@ class JsonLinesFile:
 class ParquetFile:
     """Parquet, read by pyarrow."""
 
-    path: Path
+    path: StoredPath
     row_word: ClassVar[str] = "row"
 
     def header(self) -> list[str]:
@@ -159,7 +160,8 @@ class ParquetFile:
     def _open(self) -> Any:
         pyarrow = _import_pyarrow(self.path)
         try:
-            return pyarrow.parquet.ParquetFile(self.path)
+            source = self.path if isinstance(self.path, Path) else self.path.open("rb")
+            return pyarrow.parquet.ParquetFile(source)
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise _unreadable(self.path, error, "a Parquet file") from None
 
@@ -171,19 +173,19 @@ class ParquetFile:
             raise _unreadable(self.path, error, "a Parquet file") from None
 
 
-_FORMATS: Mapping[str, Callable[[Path], TableFile]] = {
+_FORMATS: Mapping[str, Callable[[StoredPath], TableFile]] = {
     ".csv": CsvFile,
     ".jsonl": JsonLinesFile,
     ".parquet": ParquetFile,
 }
 
 
-def is_table(path: Path) -> bool:
+def is_table(path: StoredPath) -> bool:
     """True for a file with the suffix of a table."""
     return path.suffix.lower() in _FORMATS
 
 
-def open_table(path: Path) -> TableFile:
+def open_table(path: StoredPath) -> TableFile:
     """The reader of a table, by its suffix: ``.csv``, ``.jsonl`` or ``.parquet``. Nothing is read yet."""
     return _FORMATS[path.suffix.lower()](path)
 
@@ -286,7 +288,7 @@ def _is_unicode(cell: Any) -> bool:
     return True
 
 
-def _import_pyarrow(path: Path) -> Any:
+def _import_pyarrow(path: StoredPath) -> Any:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -297,5 +299,5 @@ def _import_pyarrow(path: Path) -> Any:
     return pyarrow
 
 
-def _unreadable(path: Path, error: Exception, wanted: str) -> DataError:
+def _unreadable(path: StoredPath, error: Exception, wanted: str) -> DataError:
     return DataError(f"The table {path} cannot be read ({reason(error)}); it must be {wanted}.")

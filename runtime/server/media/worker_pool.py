@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import time
 from collections import deque
@@ -102,8 +103,13 @@ class WorkerPool:
         """Start every worker. Blocks until they are warm.
 
         Raises:
-            BackendError: a worker does not start.
+            BackendError: a worker does not start, or this is Windows.
         """
+        if sys.platform == "win32":
+            raise BackendError(
+                "Pictures and sounds are decoded in processes that are given a socket, which Windows does not do; "
+                "serve with --modality text, or in a container."
+            )
         try:
             for _ in range(self.count):
                 self._all.add(Worker())
