@@ -16,7 +16,7 @@ from fluxtalk.artifacts.bundle import Bundle, read_bundle
 from fluxtalk.errors import BackendError, InputError, UsageError
 from fluxtalk.preprocess import Preprocessor, Prompting
 from fluxtalk.preprocess.prompts import DOCUMENT, QUERY
-from fluxtalk.runtime.arguments import check_integer, check_items
+from fluxtalk.runtime.arguments import check_integer, check_items, check_modalities
 from fluxtalk.runtime.backends.choose import BackendChoice
 from fluxtalk.runtime.backends.open_sessions import open_sessions
 from fluxtalk.runtime.backends.options import BackendOptions
@@ -385,7 +385,7 @@ def open_embedder(
         FluxTalkError: as for `load`.
     """
     opened = read_bundle(Path(folder), modalities=modalities, precision=options.precision)
-    wanted = opened.modalities(modalities)
+    wanted = check_modalities(modalities, opened.manifest.modalities)
     taken, sessions = open_sessions(opened, wanted, options, choice)
     with ExitStack() as opening:
         for session in sessions.values():

@@ -12,15 +12,21 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from fluxtalk.arrays import Arrays
-from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS, TOKEN_INDEX
+from fluxtalk.artifacts.bundle import FEATURES, OUTPUTS, TOKEN_INDEX, TensorSpec
 from fluxtalk.artifacts.files import write_atomically
-from fluxtalk.artifacts.tensor_spec import TensorSpec
 from fluxtalk.errors import UsageError
 from fluxtalk.export.graph.graph_tools import fold_constants, random_nodes
 from fluxtalk.export.graph.layers import attach, detach, note_layers
 from fluxtalk.export.options import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET
 from fluxtalk.model.eager_embedder import EagerEmbedder
-from fluxtalk.model.tracing import EXPORT_ERRORS, example_inputs, quiet_exporter, random_refusal, refusal
+from fluxtalk.model.tracing import (
+    EXPORT_ERRORS,
+    example_inputs,
+    lstm_of_any_length,
+    quiet_exporter,
+    random_refusal,
+    refusal,
+)
 from fluxtalk.preprocess import Preprocessor
 from fluxtalk.tokens import ATTENTION
 
@@ -72,7 +78,7 @@ def export_onnx(
     arguments, shapes = _arguments(embedder, preprocess, sample)
     outputs = [*OUTPUTS, *[ATTENTION] * attention, FEATURES]
     try:
-        with quiet_exporter() as report:
+        with quiet_exporter() as report, lstm_of_any_length():
             program = torch.onnx.export(
                 _NamedFeatures(embedder, attention).eval(),
                 arguments,

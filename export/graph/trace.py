@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 
 from fluxtalk.arrays import Array, Arrays
+from fluxtalk.artifacts.bundle import TensorSpec
 from fluxtalk.artifacts.golden import GoldenCase
-from fluxtalk.artifacts.tensor_spec import TensorSpec
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import DataError
 from fluxtalk.export.graph.golden_cases import eager_outputs, longest_case, with_hard_rows

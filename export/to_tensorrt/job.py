@@ -8,9 +8,8 @@ from pathlib import Path
 
 import onnx
 
-from fluxtalk.artifacts.bundle import Bundle
+from fluxtalk.artifacts.bundle import Bundle, TensorSpec
 from fluxtalk.artifacts.engine import RTX, Profile, require_compute_capability
-from fluxtalk.artifacts.tensor_spec import TensorSpec
 from fluxtalk.devices.gpu import compute_capability
 from fluxtalk.devices.tensorrt_api import NAMES, TensorRT
 from fluxtalk.errors import BackendError, UsageError

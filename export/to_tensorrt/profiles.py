@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from fluxtalk.artifacts.bundle import Bundle
+from fluxtalk.artifacts.bundle import AXES, Bundle
 from fluxtalk.artifacts.engine import Profile, default_profile
-from fluxtalk.artifacts.tensor_spec import AXES
 from fluxtalk.errors import UsageError
 
 

@@ -25,10 +25,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from fluxtalk.arrays import Array, Arrays
-from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle
+from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle, TensorSpec
 from fluxtalk.artifacts.engine import Profile
 from fluxtalk.artifacts.files import write_atomically
-from fluxtalk.artifacts.tensor_spec import TensorSpec
 from fluxtalk.export.graph.to_onnx import graph_files
 from fluxtalk.export.to_triton.options import DEVICES, PLATFORMS, TritonOptions
 

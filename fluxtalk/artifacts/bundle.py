@@ -20,11 +20,12 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fluxtalk.artifacts.files import hash_file, hash_json, write_json
 from fluxtalk.artifacts.golden import GoldenVectors, read_golden_file
 from fluxtalk.artifacts.json_files import read_json, read_text
 from fluxtalk.artifacts.onnx_file import validate_onnx_file
-from fluxtalk.artifacts.tensor_spec import TensorSpec
 from fluxtalk.config import StrictConfig, require, require_modality_name
 from fluxtalk.errors import ArtifactError, BundleError, UsageError, reason
 from fluxtalk.preprocess import Preprocessor, from_parts
@@ -38,6 +39,8 @@ SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 TOKEN_INDEX = "token_index"
 OUTPUTS = ("tokens", "embeddings")
+AXES = ("batch", "length", "k")
+"""Axes of a graph's inputs whose size may vary."""
 FEATURES = "frozen_features"
 """Name of the value between encoder and head in every graph."""
 GOLDEN = "golden.safetensors"
@@ -47,6 +50,32 @@ ENGINES = "engines"
 _OWN_HASH = "manifest_hash"
 _MOST = 256 << 20
 """Bytes of the largest tokenizer.json that is read."""
+
+
+@dataclass(frozen=True)
+class TensorSpec(StrictConfig):
+    """One input of a graph."""
+
+    name: str
+    dtype: str
+    """Type by numpy's name, such as ``uint8``."""
+    shape: list[str | int]
+    """Sizes by dimension; the axis (``batch``, ``length`` or ``k``) for one that may vary."""
+
+    def __post_init__(self) -> None:
+        try:
+            np.dtype(self.dtype)
+        except TypeError:
+            raise UsageError(f"dtype is a type of numpy's; got {self.dtype!r}") from None
+        require(
+            all(size in AXES or type(size) is int for size in self.shape),
+            f"shape holds {', '.join(AXES)} and integers; got {self.shape!r}",
+        )
+
+    @property
+    def datatype(self) -> str:
+        """The type as KServe and Triton name it, such as ``FP32``."""
+        return self.dtype.upper().replace("FLOAT", "FP")
 
 
 @dataclass(frozen=True)
@@ -250,18 +279,6 @@ class Bundle:
             )
         return name or held[0]
 
-    def modalities(self, names: Sequence[str] | None) -> list[str]:
-        """Modalities of these names, which the bundle must embed; all of them if it is None.
-
-        Raises:
-            UsageError: the bundle does not embed one.
-        """
-        held = list(self.manifest.modalities)
-        unknown = [name for name in names or () if name not in held]
-        if unknown:
-            raise UsageError(f"This bundle embeds {', '.join(held)}; got {', '.join(unknown)}.")
-        return held if names is None else list(names)
-
     @property
     def engines(self) -> Path:
         """Folder of engines compiled for one kind of machine; it may be absent."""
@@ -286,19 +303,15 @@ class Bundle:
 
     def preprocess(self, modality: str) -> Preprocessor:
         """Preprocessing of a modality, made when it is first asked for: reading a tokenizer takes a while."""
-        if modality not in self._made:
+        made: dict[str, Preprocessor] = self.__dict__.setdefault("_preprocess", {})
+        if modality not in made:
             entry = self.manifest.modalities[modality]
             try:
                 files = {name: read_text(self.folder / file, _MOST) for name, file in entry.preprocess_files.items()}
-                self._made[modality] = from_parts(entry.preprocess, files)
+                made[modality] = from_parts(entry.preprocess, files)
             except (ArtifactError, ValueError) as error:
                 raise BundleError(f"The bundle {self.folder} cannot be used: {error}") from None
-        return self._made[modality]
-
-    @cached_property
-    def _made(self) -> dict[str, Preprocessor]:
-        """Modality to its preprocessing, if it was asked for."""
-        return {}
+        return made[modality]
 
 
 @cache
@@ -352,13 +365,8 @@ def read_bundle(
     except (UsageError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BundleError(f"{path} is malformed ({reason(error)}); export the bundle again.") from None
     _require_local_names(folder, manifest)
-    loaded = {
-        graph
-        for modality, entry in manifest.modalities.items()
-        for name, graph in entry.graphs.items()
-        if (modalities is None or modality in modalities) and precision in (None, name)
-    }
-    others = {graph for entry in manifest.modalities.values() for graph in entry.graphs.values()} - loaded
+    graphs = {g: (m, p) for m, entry in manifest.modalities.items() for p, g in entry.graphs.items()}
+    others = {g for g, (m, p) in graphs.items() if not (m in (modalities or [m]) and (precision or p) == p)}
     for name, expected in manifest.files.items():
         file = folder / name
         if not file.is_file():
@@ -368,7 +376,7 @@ def read_bundle(
                 f"{file} was changed since the bundle was written: its hash does not match; export or copy it again."
             )
     if check_hashes:
-        for graph in loaded:
+        for graph in set(graphs) - others:
             validate_onnx_file(folder / graph)
     return Bundle(folder, manifest)
 

@@ -20,10 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from fluxtalk.artifacts.bundle import Manifest
+from fluxtalk.artifacts.bundle import AXES, Manifest
 from fluxtalk.artifacts.files import Identity, hash_bytes, hash_json, write_atomically, write_json
 from fluxtalk.artifacts.json_files import read_json
-from fluxtalk.artifacts.tensor_spec import AXES
 from fluxtalk.config import StrictConfig, require, require_modality_name
 from fluxtalk.errors import ArtifactError, BackendError, UsageError
 

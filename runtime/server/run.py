@@ -15,6 +15,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from fluxtalk.artifacts.bundle import read_bundle
 from fluxtalk.errors import BackendError, ParityError, UsageError
+from fluxtalk.runtime.arguments import check_modalities
 from fluxtalk.runtime.backends.choose import choose
 from fluxtalk.runtime.backends.open_sessions import decide
 from fluxtalk.runtime.doctor.trial import in_subprocess
@@ -126,7 +127,8 @@ def _run_workers(settings: ServerSettings, listening: socket.socket) -> None:
         ParityError: a worker found a broken promise while it served; its message is above.
     """
     bundle = read_bundle(settings.bundle)
-    modalities, options = bundle.modalities(settings.modalities or None), settings.backend_of_worker
+    modalities = check_modalities(settings.modalities or None, bundle.manifest.modalities)
+    options = settings.backend_of_worker
     choice = choose(bundle, options, modalities)
     if choice.unmeasured:  # in a process of its own, whose memory is given back
         choice = in_subprocess(decide, settings.bundle, modalities, options)

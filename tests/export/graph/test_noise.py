@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fluxtalk.artifacts.bundle import ModalityEntry
-from fluxtalk.artifacts.tensor_spec import TensorSpec
+from fluxtalk.artifacts.bundle import ModalityEntry, TensorSpec
 from fluxtalk.errors import ParityError, UsageError
 from fluxtalk.export.graph.layers import detach, graph_difference
 from fluxtalk.export.graph.noise import measure_noise

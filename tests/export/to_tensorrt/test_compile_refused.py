@@ -11,9 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle
+from fluxtalk.artifacts.bundle import TOKEN_INDEX, Bundle, TensorSpec
 from fluxtalk.artifacts.engine import read_engines
-from fluxtalk.artifacts.tensor_spec import TensorSpec
 from fluxtalk.devices.gpu import compute_capability
 from fluxtalk.devices.tensorrt_api import TensorRT, choose_flavor, short_reason
 from fluxtalk.errors import BackendError, UsageError

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from fluxtalk.artifacts.bundle import Bundle, Manifest, ModalityEntry, PrecisionEntry
+from fluxtalk.artifacts.bundle import Bundle, Manifest, ModalityEntry, PrecisionEntry, TensorSpec
 from fluxtalk.artifacts.engine import default_profile
-from fluxtalk.artifacts.tensor_spec import TensorSpec
 from fluxtalk.errors import UsageError
 from fluxtalk.export.to_tensorrt.profiles import format_profile, parse_profile, profiles_of, sizes_at
 from fluxtalk.scoring.parity import TOLERANCES

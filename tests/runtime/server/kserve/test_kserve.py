@@ -18,8 +18,7 @@ from PIL import Image
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 from tritonclient.utils import InferenceServerException
 
-from fluxtalk.artifacts.bundle import ModalityEntry
-from fluxtalk.artifacts.tensor_spec import TensorSpec
+from fluxtalk.artifacts.bundle import ModalityEntry, TensorSpec
 from fluxtalk.errors import InputError
 from fluxtalk.preprocess import AudioPreprocessor, FeaturesPreprocessor, Preprocessor, Spectrogram
 from fluxtalk.runtime import Embedder
