@@ -22,7 +22,7 @@ GPU_BIN := .venv-gpu/bin
 GPU_STAMP := .venv-gpu/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-oldest lint bench bench-runtime bench-export bench-server bench-backends bench-features bench-training bench-encoders bench-quality bench-compare bench-compare-install bench-search-scale docs glyphs-picture gpu clean
+.PHONY: help install demo test test-slow test-oldest test-pythons lint bench bench-runtime bench-export bench-server bench-backends bench-features bench-training bench-encoders bench-quality bench-compare bench-compare-install bench-search-scale docs glyphs-picture gpu clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -72,6 +72,9 @@ test-slow: install ## The slow tests: minutes each
 
 test-oldest: install ## The oldest versions that pyproject.toml allows, installed from the index: verify, embed, index, search, serve
 	$(BIN)/python -m pytest -m "slow or not slow" tests/release -k oldest
+
+test-pythons: install ## The newest versions of the index on each Python from 3.11 to 3.14 that is on PATH: the same
+	$(BIN)/python -m pytest -m slow tests/release/test_pythons.py
 
 lint: install ## Format, lint, types, and the direction of imports
 	$(BIN)/ruff format --check .

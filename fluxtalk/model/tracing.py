@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._decomp import decompositions
 from torch.export import Dim, ExportedProgram
 
 from fluxtalk.arrays import Arrays
@@ -119,6 +120,27 @@ def quiet_exporter() -> Iterator[io.StringIO]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def lstm_of_any_length() -> Iterator[None]:
+    """Let the length of an `LSTM`'s input vary in what is traced inside.
+
+    The exporter keeps the operator, and takes the shape of its output from a decomposition that loops over the steps,
+    which fixes their number in all that follows. PyTorch's decomposition for the CPU library gives the same shape
+    without a loop, but is not chosen while tracing, because the library is off then. Where a version of PyTorch has
+    no such choice, nothing is changed; the trial run of an encoder refuses a graph of one length.
+    """
+    loop_free = getattr(decompositions, "mkldnn_one_layer_lstm", None)
+    chosen = getattr(decompositions, "select_one_layer_lstm_function", None)
+    if loop_free is None or chosen is None:
+        yield
+        return
+    decompositions.select_one_layer_lstm_function = lambda *_: loop_free
+    try:
+        yield
+    finally:
+        decompositions.select_one_layer_lstm_function = chosen
 
 
 def _draws(node: torch.fx.Node) -> bool:

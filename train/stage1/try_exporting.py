@@ -16,6 +16,7 @@ from fluxtalk.model.encoders import Features, FrozenEncoder, describe_error, to_
 from fluxtalk.model.encoders.base import HALF, features_and_mask
 from fluxtalk.model.tracing import (
     example_inputs,
+    lstm_of_any_length,
     quiet_exporter,
     random_operators,
     random_refusal,
@@ -78,7 +79,7 @@ def _require_graph(name: str, encoder: FrozenEncoder, preprocess: Preprocessor, 
     arguments, shapes = example_inputs(preprocess, batch, name)
     traced = _Plain(encoder).eval()
     try:
-        with quiet_exporter() as report, torch.no_grad():
+        with quiet_exporter() as report, lstm_of_any_length(), torch.no_grad():
             if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxscript") is None:
                 exported = torch.export.export(traced, tuple(arguments), dynamic_shapes={"inputs": tuple(shapes)})
                 model = None
@@ -102,14 +103,16 @@ def _require_graph(name: str, encoder: FrozenEncoder, preprocess: Preprocessor, 
     if random:
         raise UsageError(random_refusal(name, random))
     if model is not None and importlib.util.find_spec("onnxruntime") is not None:
-        _require_run(name, model, encoder, batch, bound)
+        row = {key: array[:1] for key, array in batch.items()}
+        longer = {key: np.pad(array, _beyond(array)) for key, array in row.items()} if "mask" in batch else row
+        for part in (row, longer) if longer is not row and _fits(preprocess, longer) else (row,):
+            _require_run(name, model, encoder, part, bound)
 
 
-def _require_run(name: str, model: Any, encoder: FrozenEncoder, batch: Any, bound: float) -> None:
-    """Run the graph on one row, a size that it was not traced with, and compare it with the encoder."""
+def _require_run(name: str, model: Any, encoder: FrozenEncoder, part: Any, bound: float) -> None:
+    """Run the graph on one row, of sizes that it was not traced with, and compare it with the encoder."""
     import onnxruntime
 
-    part = {key: array[:1] for key, array in batch.items()}
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
@@ -118,8 +121,9 @@ def _require_run(name: str, model: Any, encoder: FrozenEncoder, batch: Any, boun
         features, mask = session.run(None, {key: array for key, array in part.items() if key in wanted})
     except Exception as error:  # ONNX Runtime's exceptions have no public base
         raise UsageError(
-            f"The {name} encoder can be exported, and its graph does not run ({reason(error)[:300]}); write it without "
-            "sizes as numbers and with standard operators."
+            f"The {name} encoder can be exported, and its graph does not run on {_shapes(part)} "
+            f"({reason(error)[-300:]}); write it without sizes as numbers, without loops over positions, and with "
+            "standard operators."
         ) from error
     with torch.no_grad():
         expected = encoder(*to_tensors(part))
@@ -173,6 +177,10 @@ def _bound(encoder: FrozenEncoder, batch: Any) -> float:
 def _row(features: Features, row: int) -> Tensor:
     """Features of a row that are not padding: (L, D)."""
     return features.features_BLD[row][features.mask_BL[row]]
+
+
+def _shapes(part: Any) -> str:
+    return ", ".join(f"{key} {'x'.join(map(str, array.shape))}" for key, array in part.items())
 
 
 def _beyond(array: NDArray[Any]) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.encoders.speaker import MEL_BINS, speaker_preprocessing
 from fluxtalk.errors import UsageError
 from fluxtalk.model.checkpoints.stage1 import Stage1Modality
 from fluxtalk.model.encoders import EncoderSpec, build_encoder
@@ -41,6 +42,16 @@ class Odd(torch.nn.Module):
 
 def half():
     return Odd().half()
+
+class Recurrent(torch.nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(getattr(torch.nn, kind)(40, 40, batch_first=True) for _ in range(2))
+
+    def forward(self, spectrogram, mask):
+        for layer in self.layers:
+            spectrogram, _ = layer(spectrogram)
+        return spectrogram
 """
 
 
@@ -74,6 +85,21 @@ def test_what_an_export_would_refuse_is_refused_before_training(how: str) -> Non
 @pytest.mark.parametrize("how", ["plain", "float16", "bfloat16", "dropout"])
 def test_what_an_export_takes_is_taken(how: str) -> None:
     assert tried(how) == 8
+
+
+def heard(kind: str) -> int:
+    source = "module:exporting_user_code:Recurrent"
+    return probe("sound", source, build_encoder(source, {"kind": kind}), speaker_preprocessing())
+
+
+def test_an_lstm_keeps_its_length_open() -> None:
+    assert heard("LSTM") == MEL_BINS
+
+
+@pytest.mark.slow
+def test_a_recurrent_network_of_one_length_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"cannot be exported .*length|does not run on"):
+        heard("GRU")
 
 
 def test_weights_and_features_in_half_precision_become_float32() -> None:
