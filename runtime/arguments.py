@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 from fluxtalk.errors import UsageError
@@ -41,3 +41,16 @@ def check_items(items: Any) -> None:
             f"items is a list of raw inputs; got {type(items).__name__}: put a single one into a list, and make a list "
             "of what has no length or no slices."
         )
+
+
+def check_modalities(names: Sequence[str] | None, held: Iterable[str]) -> list[str]:
+    """Return the modalities that are asked for, all of which a bundle must hold; None is all of these.
+
+    Raises:
+        UsageError: the bundle does not embed one.
+    """
+    all_held = list(held)
+    unknown = [name for name in names or () if name not in all_held]
+    if unknown:
+        raise UsageError(f"This bundle embeds {', '.join(all_held)}; got {', '.join(unknown)}.")
+    return all_held if names is None else list(names)

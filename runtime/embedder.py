@@ -16,7 +16,8 @@ from fluxtalk.artifacts.bundle import Bundle, read_bundle
 from fluxtalk.errors import BackendError, InputError, UsageError
 from fluxtalk.preprocess import Preprocessor, Prompting
 from fluxtalk.preprocess.prompts import DOCUMENT, QUERY
-from fluxtalk.runtime.arguments import check_integer, check_items
+from fluxtalk.runtime.arguments import check_integer, check_items, check_modalities
+from fluxtalk.runtime.backends.choose import BackendChoice
 from fluxtalk.runtime.backends.open_sessions import open_sessions
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.backends.session import Session
@@ -48,7 +49,8 @@ class Embedder:
         self.precision = bundle.precision(precision)
         self._sessions = dict(sessions)
         self._preprocess: dict[str, Preprocessor] = {m: bundle.preprocess(m) for m in sessions}
-        self._reason = reason
+        self.reason = reason
+        """Reason for the sessions' backends, for people."""
         self._closed = False
 
     @property
@@ -256,7 +258,7 @@ class Embedder:
         manifest = self.bundle.manifest
         return (
             f"{self.bundle.folder}: {self.num_tokens} register tokens ({self.num_overlapping} overlapping) "
-            f"of dimension {self.dim}, {self.precision}, opset {manifest.opset}; {sessions}; {self._reason}"
+            f"of dimension {self.dim}, {self.precision}, opset {manifest.opset}; {sessions}; {self.reason}"
         )
 
     def save_pretrained(self, folder: str | Path, license: str | None = None) -> Path:
@@ -368,25 +370,29 @@ def load(
 
 
 def open_embedder(
-    folder: str | Path, options: BackendOptions, modalities: Sequence[str] | None = None, verify: bool = False
+    folder: str | Path,
+    options: BackendOptions,
+    modalities: Sequence[str] | None = None,
+    verify: bool = False,
+    choice: BackendChoice | None = None,
 ) -> Embedder:
     """Open a bundle as `load` does, with the backend's options as one value.
+
+    Args:
+        choice: a choice that another process made, to be opened as it is; None chooses here.
 
     Raises:
         FluxTalkError: as for `load`.
     """
-    opened = read_bundle(Path(folder))
-    wanted = list(modalities) if modalities is not None else list(opened.manifest.modalities)
-    unknown = [name for name in wanted if name not in opened.manifest.modalities]
-    if unknown:
-        raise UsageError(f"This bundle embeds {', '.join(opened.manifest.modalities)}; got {', '.join(unknown)}.")
-    choice, sessions = open_sessions(opened, wanted, options)
+    opened = read_bundle(Path(folder), modalities=modalities, precision=options.precision)
+    wanted = check_modalities(modalities, opened.manifest.modalities)
+    taken, sessions = open_sessions(opened, wanted, options, choice)
     with ExitStack() as opening:
         for session in sessions.values():
             opening.callback(session.close)
-        embedder = Embedder(opened, sessions, choice.reason, choice.precision)
+        embedder = Embedder(opened, sessions, taken.reason, taken.precision)
         if verify:
-            for report in verify_sessions(opened, embedder.session, wanted, choice.precision):
+            for report in verify_sessions(opened, embedder.session, wanted, taken.precision):
                 report.require()
         opening.pop_all()
     return embedder

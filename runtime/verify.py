@@ -165,7 +165,8 @@ def verify_bundle(folder: Path, options: BackendOptions, precisions: Sequence[st
     not_run: dict[str, str] = {}
     for name in precisions or bundle.manifest.precisions:
         try:
-            _, sessions = open_sessions(bundle, modalities, dataclasses.replace(options, precision=name))
+            named = dataclasses.replace(options, precision=name)
+            _, sessions = open_sessions(bundle, modalities, named, measures=False)
         except BackendError as error:
             if precisions or len(not_run) + 1 == len(bundle.manifest.precisions):
                 raise

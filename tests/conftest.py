@@ -23,6 +23,7 @@ from fluxtalk.export.graph import trace
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.model.checkpoints.stage1 import Stage1, load_stage1, save_stage1
 from fluxtalk.model.checkpoints.trained_run import TrainedRun, open_run
+from fluxtalk.runtime.backends.measure import MEASURE_VARIABLE
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.run import fit
 from fluxtalk.train.stage1.pretrain import pretrain_modalities
@@ -37,6 +38,15 @@ MAKERS = ("torch", "onnx", "onnxscript", "onnx-ir", "matplotlib", "pillow", "tra
 def _one_thread() -> None:
     """Use the same number of threads on every machine: models are so small that a second one only waits."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_measuring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let ``auto`` choose by its rule on every machine, and leave the user's cache alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLUXTALK_CACHE_DIR", str(tmp_path_factory.mktemp("user-cache")))
+        patch.setenv(MEASURE_VARIABLE, "never")
+        yield
 
 
 Kept = Callable[..., Path]

@@ -47,6 +47,11 @@ class Identity:
         }
 
 
+def user_cache_dir() -> Path:
+    """The folder for what can be made again: ``FLUXTALK_CACHE_DIR``, else ``~/.cache/fluxtalk``."""
+    return Path(os.environ.get("FLUXTALK_CACHE_DIR") or Path.home() / ".cache" / "fluxtalk")
+
+
 def git_revision(folder: Path | None = None) -> str | None:
     """Commit of the running FluxTalk checkout, with ``+`` if it has changes; None outside a checkout."""
     where = folder or Path(__file__).resolve().parent

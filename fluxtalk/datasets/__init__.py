@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from fluxtalk.artifacts.files import user_cache_dir
 from fluxtalk.datasets import features_folder, glyphs, hugging_face
 from fluxtalk.datasets.bad_items import read_report
 from fluxtalk.datasets.data_name import GLYPHS, HUGGING_FACE, parse_data_name
@@ -78,5 +79,5 @@ def load_recorded(name: str, cache_dir: Path, kinds: Mapping[str, str] | None, r
 
 
 def default_cache_dir(option: str | None) -> Path:
-    """The folder for renderings and features: the option, else ``~/.cache/fluxtalk``."""
-    return Path(option) if option else Path.home() / ".cache" / "fluxtalk"
+    """The folder for renderings and features: the option, else the user's (`user_cache_dir`)."""
+    return Path(option) if option else user_cache_dir()

@@ -16,7 +16,10 @@ PROVIDERS = {
 """Backend to its execution provider of ONNX Runtime."""
 NATIVE: dict[str, Flavor] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 """Backend to the flavor of the compiled engines that it runs."""
+ORT_CPU = "ort-cpu"
 OPENVINO = "openvino"
+ON_CPU = (ORT_CPU, OPENVINO)
+"""Backends of the CPU; the first is taken if both are equally fast."""
 AUTO = "auto"
 BACKENDS = (AUTO, *PROVIDERS, *NATIVE, OPENVINO)
 

@@ -163,14 +163,26 @@ def _ms_of_all_tokens(trial: Trial) -> float:
 
 
 def _by_backend(best: Trial, trials: Sequence[Trial], auto: BackendChoice | None) -> list[str]:
-    unasked = (auto.backend, auto.precision) if auto is not None else None
-    taken = next((trial for trial in trials if (trial.backend, trial.precision) == unasked), best)
-    if _ms_of_all_tokens(best) > 0.9 * _ms_of_all_tokens(taken):
+    unasked = _ms_of_choice(trials, auto) if auto is not None else None
+    if auto is None or unasked is None or _ms_of_all_tokens(best) > 0.9 * unasked:
         return []
     return [
         f"Name --backend {best.backend} --precision {best.precision}: {_ms_of_all_tokens(best):.2f} ms instead of "
-        f"{_ms_of_all_tokens(taken):.2f} ms with {taken.backend} in {taken.precision}, which is taken unasked."
+        f"{unasked:.2f} ms with {auto.backend} in {auto.precision}, which is taken unasked."
     ]
+
+
+def _ms_of_choice(trials: Sequence[Trial], choice: BackendChoice) -> float | None:
+    """Milliseconds of the slowest modality with all tokens, each on its own backend; None if one was not tried."""
+    by_name = {(trial.backend, trial.precision): trial for trial in trials}
+    found = []
+    for modality, backend in choice.backends.items():
+        trial = by_name.get((backend, choice.precision))
+        if trial is None:
+            return None
+        most = max(cell.k for cell in trial.latency)
+        found += [cell.ms for cell in trial.latency if cell.modality == modality and cell.k == most]
+    return max(found, default=None)
 
 
 def _by_tokens(trial: Trial) -> list[str]:

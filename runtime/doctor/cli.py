@@ -48,7 +48,8 @@ def main(
 ) -> None:
     """Try BUNDLE on every backend that is installed here, and recommend a backend, a precision and a k.
 
-    Replays the golden vectors on each, and times single items by k and length. With --recall it recommends the fastest
+    Replays the golden vectors on each, times single items by k and length, and keeps the times by which --backend auto
+    chooses here. With --recall it recommends the fastest
     that reaches it; with --budget-ms or --bytes alone, the best recall within them. Exit code 1 if parity is broken.
     """
     if recall is None and budget_ms is None and byte_limit is None:

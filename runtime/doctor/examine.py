@@ -14,9 +14,10 @@ from fluxtalk.artifacts.bundle import Bundle, read_bundle
 from fluxtalk.devices.gpu import compute_capability
 from fluxtalk.errors import BackendError, FluxTalkError
 from fluxtalk.runtime.backends.choose import BackendChoice, choose
-from fluxtalk.runtime.backends.options import AUTO, BACKENDS, OPENVINO, BackendOptions
+from fluxtalk.runtime.backends.options import AUTO, BACKENDS, ON_CPU, BackendOptions
 from fluxtalk.runtime.backends.threads import available_cores
 from fluxtalk.runtime.doctor.advice import Goal, Recommendation, fastest, recommend, speed_advice
+from fluxtalk.runtime.doctor.keep_times import comparable, keep_times
 from fluxtalk.runtime.doctor.trial import Trial, find_refusals, in_subprocess, run_trial
 
 EVERY_BACKEND = tuple(BackendOptions(name) for name in BACKENDS if name != AUTO)
@@ -53,7 +54,7 @@ class Diagnosis:
             "holds": not self.broken,
             "trials": [trial.to_dict() for trial in self.trials],
             "refused": self.refused,
-            "auto": asdict(self.auto) if self.auto is not None else None,
+            "auto": {"backend": self.auto.backend, **asdict(self.auto)} if self.auto is not None else None,
             "recommendation": asdict(self.recommendation) if self.recommendation is not None else None,
             "because": self.because,
             "faster": self.faster,
@@ -66,7 +67,7 @@ def examine(
     backends: Sequence[BackendOptions] = EVERY_BACKEND,
     on_backend: Callable[[str], None] = lambda _: None,
 ) -> Diagnosis:
-    """Try a bundle on backends in every precision, and recommend one with a k.
+    """Try a bundle on backends in every precision, recommend one with a k, and keep the times of the CPU's backends.
 
     Args:
         goal: limits that the recommendation has to keep.
@@ -90,8 +91,12 @@ def examine(
         raise BackendError(
             f"No backend runs {folder} here: " + " ".join(next(iter(whys.values())) for whys in refused.values())
         )
+    threads = backends[0].threads
+    for precision, (sound, unsound) in comparable(trials, ON_CPU).items():
+        on_backend(f"{' beside '.join(sound)} in {precision}, for --backend auto")
+        in_subprocess(keep_times, folder, precision, sound, unsound, threads)
     recommendation, because = recommend(bundle, trials, goal)
-    auto, one_thread, cores = _choose_unasked(bundle), _try_on_one_thread(bundle, trials), available_cores()
+    auto, one_thread, cores = _choose_unasked(bundle, threads), _try_on_one_thread(bundle, trials), available_cores()
     return Diagnosis(
         bundle,
         f"{platform.system()} {platform.machine()}, {cores} of {os.cpu_count()} cores",
@@ -124,13 +129,13 @@ def _try(bundle: Bundle, options: BackendOptions) -> tuple[list[Trial], dict[str
 def _try_on_one_thread(bundle: Bundle, trials: Sequence[Trial]) -> Trial | None:
     """Repeat the fastest trial on one thread; None if it did not run on several threads of the CPU."""
     best = fastest(trials)
-    if best is None or best.backend not in ("ort-cpu", OPENVINO) or (best.threads or available_cores()) == 1:
+    if best is None or best.backend not in ON_CPU or (best.threads or available_cores()) == 1:
         return None
     return in_subprocess(run_trial, bundle.folder, BackendOptions(best.backend, best.precision, threads=1))
 
 
-def _choose_unasked(bundle: Bundle) -> BackendChoice | None:
+def _choose_unasked(bundle: Bundle, threads: int | None) -> BackendChoice | None:
     try:
-        return choose(bundle, BackendOptions())
+        return choose(bundle, BackendOptions(threads=threads))
     except FluxTalkError:
         return None

@@ -28,6 +28,9 @@ _LARGE_ANSWER = 1 << 15
 _COMPUTED_BYTES, _WRITTEN_BYTES = 4, 16
 """Memory of a number of an answer: as float32, and at most in one of the ways in which it may be written."""
 
+_UNWATCHED_S = 0.02
+"""Seconds of a request's work in which nobody looks whether the client is still there."""
+
 T = TypeVar("T")
 
 Respond = Callable[[Answer], Response]
@@ -138,22 +141,37 @@ async def in_thread(dispatcher: Dispatcher, work: Callable[..., T], *arguments: 
 async def while_connected(request: Request, service: Service, work: Coroutine[Any, Any, T]) -> T:
     """Await ``work``, and cancel it if the client hangs up first.
 
+    The work stays in the task that asks for it, and most is done before a watch of the client begins: every further
+    task takes two turns of the event loop, for which a single client waits.
+
     Raises:
         ClientDisconnect: it did.
     """
-    task = asyncio.ensure_future(work)
-    hung_up = asyncio.ensure_future(_hang_up(request))
+    current, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert current is not None
+    watch: asyncio.Task[None] | None = None
+    hung_up = False
+
+    async def wait_for_end() -> None:
+        nonlocal hung_up
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        hung_up = True
+        current.cancel()
+
+    def begin() -> None:
+        nonlocal watch
+        watch = loop.create_task(wait_for_end())
+
+    timer = loop.call_later(_UNWATCHED_S, begin)
     try:
-        await asyncio.wait({task, hung_up}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
+        return await work
+    except asyncio.CancelledError:
+        if hung_up and not current.uncancel():
             service.metrics.rejections.labels("hung_up").inc()
-            raise ClientDisconnect
-        return task.result()
+            raise ClientDisconnect from None
+        raise
     finally:
-        hung_up.cancel()
-        task.cancel()
-
-
-async def _hang_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        timer.cancel()
+        if watch is not None:
+            watch.cancel()

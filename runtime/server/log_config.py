@@ -67,6 +67,7 @@ def log_config(log_format: str = "text") -> dict[str, Any]:
         },
         "loggers": {
             "fluxtalk.server": {**warnings, "level": "INFO"},
+            "fluxtalk.backends": {**warnings, "level": "INFO"},
             "uvicorn": warnings,
             "asyncio": warnings,
             "opentelemetry": warnings,

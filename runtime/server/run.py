@@ -15,7 +15,10 @@ from uvicorn.config import STARTUP_FAILURE
 
 from fluxtalk.artifacts.bundle import read_bundle
 from fluxtalk.errors import BackendError, ParityError, UsageError
+from fluxtalk.runtime.arguments import check_modalities
 from fluxtalk.runtime.backends.choose import choose
+from fluxtalk.runtime.backends.open_sessions import decide
+from fluxtalk.runtime.doctor.trial import in_subprocess
 from fluxtalk.runtime.server.app import AppFactory, build_app
 from fluxtalk.runtime.server.execution.decoding import ignore_pillow_warnings
 from fluxtalk.runtime.server.http.places import accepted_at_a_time
@@ -124,9 +127,13 @@ def _run_workers(settings: ServerSettings, listening: socket.socket) -> None:
         ParityError: a worker found a broken promise while it served; its message is above.
     """
     bundle = read_bundle(settings.bundle)
-    choose(bundle, settings.backend)
-    # A worker that starts later must not find another bundle.
-    settings = dataclasses.replace(settings, revision=bundle.manifest.bundle_hash)
+    modalities = check_modalities(settings.modalities or None, bundle.manifest.modalities)
+    options = settings.backend_of_worker
+    choice = choose(bundle, options, modalities)
+    if choice.unmeasured:  # in a process of its own, whose memory is given back
+        choice = in_subprocess(decide, settings.bundle, modalities, options)
+    # A worker that starts later must not find another bundle, or choose other backends.
+    settings = dataclasses.replace(settings, revision=bundle.manifest.bundle_hash, choice=choice)
     with tempfile.TemporaryDirectory(prefix="fluxtalk-metrics-") as folder:
         os.environ[SHARED_FOLDER] = folder
         supervisor = Supervisor(uvicorn_config(settings, AppFactory(settings), factory=True), [listening], Path(folder))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import errno
 import logging
 import os
@@ -14,7 +13,6 @@ from types import FrameType
 from typing import Any
 
 from fluxtalk.errors import BundleError
-from fluxtalk.runtime.backends.threads import available_cores
 from fluxtalk.runtime.embedder import Embedder, open_embedder
 from fluxtalk.runtime.server.execution.dispatcher import Dispatcher
 from fluxtalk.runtime.server.execution.served_model import ServedModel
@@ -215,10 +213,13 @@ def open_verified(settings: ServerSettings, whole: bool = True) -> Embedder:
     Raises:
         FluxTalkError: see `load`; or a worker found another bundle than its siblings serve.
     """
-    options = settings.backend
-    if options.threads is None and settings.workers > 1:
-        options = dataclasses.replace(options, threads=max(1, available_cores() // settings.workers))
-    embedder = open_embedder(settings.bundle, options, settings.modalities or None, verify=whole)
+    embedder = open_embedder(
+        settings.bundle,
+        settings.backend_of_worker,
+        settings.modalities or None,
+        verify=whole,
+        choice=settings.choice,
+    )
     try:
         found = embedder.bundle.manifest.bundle_hash
         if settings.revision not in (None, found):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import ipaddress
 import re
@@ -9,9 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fluxtalk.errors import UsageError
+from fluxtalk.runtime.backends.choose import BackendChoice
 from fluxtalk.runtime.backends.options import BackendOptions
-from fluxtalk.runtime.server.http.fetch import host_name
+from fluxtalk.runtime.backends.threads import available_cores
 from fluxtalk.runtime.server.http.memory import BODIES_IN_BUDGET, default_budget
+from fluxtalk.runtime.server.http.url_names import host_name
 from fluxtalk.runtime.server.log_config import LOG_FORMATS
 
 MAX_ITEMS = 2048
@@ -62,6 +65,8 @@ class ServerSettings:
     """Folders of search indexes, each of which names its index."""
     serve_items: tuple[Path, ...] = ()
     """Folders of which, and of all below, small pictures of the image files are given out that the indexes list."""
+    choice: BackendChoice | None = None
+    """Backends that a worker must open, so that all serve with the same; None: this process chooses."""
     revision: str | None = None
     """Hash of the bundle that a worker must find, so that all serve the same; None: any."""
 
@@ -109,6 +114,13 @@ class ServerSettings:
         if self.memory_bytes is not None:
             return self.memory_bytes
         return default_budget(self.max_body_bytes, self.workers)
+
+    @property
+    def backend_of_worker(self) -> BackendOptions:
+        """Options of one of the workers, which share the cores."""
+        if self.backend.threads is not None or self.workers == 1:
+            return self.backend
+        return dataclasses.replace(self.backend, threads=max(1, available_cores() // self.workers))
 
     @property
     def max_items(self) -> int:

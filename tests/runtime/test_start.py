@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,7 +17,9 @@ from starlette.testclient import TestClient
 from fluxtalk.arrays import Array
 from fluxtalk.artifacts import bundle as bundle_module
 from fluxtalk.artifacts import golden as golden_module
-from fluxtalk.artifacts.files import canonical_json, hash_json
+from fluxtalk.artifacts.bundle import read_bundle
+from fluxtalk.artifacts.files import canonical_json, hash_file, hash_json
+from fluxtalk.errors import BundleError
 from fluxtalk.runtime import load
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.server.app import build_app
@@ -57,6 +62,39 @@ def test_loading_with_verification_reads_the_golden_file_once(made: Made, golden
     with load(made.bundle.folder, "ort-cpu", threads=1, verify=True) as embedder:
         assert len(embedder.modalities) == 2
     assert golden_reads == [made.bundle.folder / made.bundle.manifest.golden]
+
+
+def test_what_is_not_loaded_is_not_read(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of texts alone need not read the images' graph, nor take a changed one for a reason to refuse."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(made.bundle.folder, folder)
+    with (folder / "image.fp32.onnx").open("ab") as file:
+        file.write(b"more")
+    read: list[str] = []
+
+    def counted(path: Path) -> str:
+        read.append(path.name)
+        return hash_file(path)
+
+    monkeypatch.setattr(bundle_module, "hash_file", counted)
+    with load(folder, "ort-cpu", threads=1, modalities=["text"], verify=True) as embedder:
+        assert embedder.embed("text", ["omega"]).shape == (1, 48)
+    assert sorted(read) == sorted(set(made.bundle.manifest.files) - {"image.fp32.onnx"})
+    for modalities in (["image"], None):
+        with pytest.raises(BundleError, match=r"image\.fp32\.onnx was changed since the bundle was written"):
+            load(folder, "ort-cpu", modalities=modalities)
+
+
+def test_a_tokenizer_is_read_once(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = read_bundle(made.bundle.folder)
+    assert bundle.preprocess("text") is bundle.preprocess("text")
+    assert bundle.preprocess("text") is not read_bundle(made.bundle.folder).preprocess("text")
+
+
+def test_a_server_that_fetches_nothing_loads_no_http_client() -> None:
+    program = "import sys, fluxtalk.runtime.server.app; print('httpcore' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_a_server_reads_the_golden_file_and_hashes_every_value_once(

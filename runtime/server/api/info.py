@@ -157,6 +157,7 @@ def _info(service: Service) -> dict[str, Any]:
         "models": list(model.names),
         "revision": model.revision,
         "precision": model.precision,
+        "backend_reason": dispatcher.reason,
         "verified": service.verification is None or service.verification.done,
         "num_register_tokens": model.layout.num_register_tokens,
         "num_overlapping_tokens": model.layout.num_overlapping_tokens,

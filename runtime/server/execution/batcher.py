@@ -138,6 +138,8 @@ class Batcher:
         self._known_good = known_good
         self._queue_seconds = metrics.queue_seconds.labels(modality)
         self._run_seconds = metrics.stage_seconds.labels("run")
+        self._batch_items = metrics.batch_items.labels(modality)
+        self._padding_ratio = metrics.padding_ratio.labels(modality)
         self._unit = run_unit(preprocess)
         self._changed = threading.Condition()
         self._heap: list[_Entry] = []
@@ -360,8 +362,8 @@ class Batcher:
         self._throughput.ran([entry.length for entry in batch], elapsed)
         padded = count * max(entry.length for entry in batch)
         self._run_seconds.observe(elapsed)
-        self._metrics.batch_items.labels(self.modality).observe(count)
-        self._metrics.padding_ratio.labels(self.modality).observe(1 - sum(e.length for e in batch) / padded)
+        self._batch_items.observe(count)
+        self._padding_ratio.observe(1 - sum(e.length for e in batch) / padded)
         for entry in batch:
             self._queue_seconds.observe(begin - entry.queued)
 

@@ -9,18 +9,21 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fluxtalk.arrays import Array
 from fluxtalk.errors import FluxTalkError, InputError
 from fluxtalk.preprocess import Preprocessor, TextPreprocessor
 from fluxtalk.runtime.server.execution.decoding import FILE_KINDS, decode, decode_text
 from fluxtalk.runtime.server.http.errors import ApiError, as_api_error
-from fluxtalk.runtime.server.http.fetch import Fetcher
 from fluxtalk.runtime.server.media.headers import look
 from fluxtalk.runtime.server.media.thumbnail import thumbnail_of
 from fluxtalk.runtime.server.media.worker_pool import WorkerPool
 from fluxtalk.runtime.server.metrics import Metrics
+
+if TYPE_CHECKING:  # its library takes a tenth of a start, and few servers fetch anything
+    from fluxtalk.runtime.server.http.fetch import Fetcher
 
 T = TypeVar("T")
 
@@ -36,12 +39,12 @@ class DecodePool:
 
     Args:
         threads: how many decode at a time.
-        fetcher: reads files that are named by URL.
+        fetcher: reads files that are named by URL; None if none are.
         metrics: counters.
         with_files: True if items are files, for which processes are kept.
     """
 
-    def __init__(self, threads: int, fetcher: Fetcher, metrics: Metrics, with_files: bool = True) -> None:
+    def __init__(self, threads: int, fetcher: Fetcher | None, metrics: Metrics, with_files: bool = True) -> None:
         self.num_threads = threads
         self._fetcher = fetcher
         self._cheap_seconds = metrics.decode_seconds.labels("server")
@@ -146,7 +149,8 @@ class DecodePool:
         self, preprocess: Preprocessor, values: Sequence[Any], positions: Sequence[int], deadline: float
     ) -> list[Array]:
         try:
-            async with self._fetcher.fetched(preprocess.kind, values) as whole:
+            fetcher = self._fetcher
+            async with nullcontext(values) if fetcher is None else fetcher.fetched(preprocess.kind, values) as whole:
                 if preprocess.kind in FILE_KINDS:
                     return [await self.prepare_file(preprocess, value, deadline) for value in whole]
                 return await self.in_thread(_decode_chunk, preprocess, whole, positions)

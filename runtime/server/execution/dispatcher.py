@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +24,14 @@ from fluxtalk.runtime.server.execution.requests import Answer, EmbedRequest
 from fluxtalk.runtime.server.execution.served_model import ServedModel
 from fluxtalk.runtime.server.execution.work import Throughput
 from fluxtalk.runtime.server.http.errors import ApiError, bad_request
-from fluxtalk.runtime.server.http.fetch import Fetcher
 from fluxtalk.runtime.server.http.memory import Charge, MemoryBudget
 from fluxtalk.runtime.server.media.pixels import estimate_pixels
 from fluxtalk.runtime.server.metrics import Metrics
 from fluxtalk.runtime.server.settings import ServerSettings
 from fluxtalk.runtime.server.tracing import span
+
+if TYPE_CHECKING:
+    from fluxtalk.runtime.server.http.fetch import Fetcher
 
 _ON_CPU, _ON_GPU = 8, 64
 """Items of a batch. On a CPU, more of them hardly make an item cheaper, and all of them wait for the last."""
@@ -71,7 +73,7 @@ class Dispatcher:
         self.max_batch_items = self._batch_items(settings)
         self.decode_pool = DecodePool(
             max(2, available_cores() // settings.workers),
-            Fetcher(settings.allow_urls),
+            _fetcher(settings.allow_urls),
             metrics,
             with_files=any(preprocess.kind in FILE_KINDS for preprocess in self._preprocess.values()),
         )
@@ -109,6 +111,12 @@ class Dispatcher:
     def sessions(self) -> dict[str, str]:
         """Describe each modality's session."""
         return {m: self._embedder.session(m).describe() for m in self._embedder.modalities}
+
+    @property
+    def reason(self) -> str:
+        """Reason for the sessions' backends, for people; strangers are not told where the bundle is."""
+        folder = self._embedder.bundle.folder
+        return self._embedder.reason.replace(str(folder), folder.name)
 
     def throughput(self) -> dict[str, dict[str, float]]:
         """Describe the throughput that admission counts on, of each modality."""
@@ -202,7 +210,8 @@ class Dispatcher:
         try:
             futures = [asyncio.wrap_future(self._batchers[m].submit(job)) for m, job in jobs.items()]
             with span("embed"):
-                found = await asyncio.gather(*futures)
+                # Gathering one would cost a turn of the event loop.
+                found = [await futures[0]] if len(futures) == 1 else await asyncio.gather(*futures)
         finally:
             for job in jobs.values():
                 job.future.cancel()
@@ -262,6 +271,15 @@ class Dispatcher:
             return settings.max_batch_items
         on_cpu = all(how.startswith(("ort-cpu", "openvino")) for how in self.sessions().values())
         return _ON_CPU if on_cpu else _ON_GPU
+
+
+def _fetcher(hosts: Sequence[str]) -> Fetcher | None:
+    """Open what reads files by URL; None, and nothing of its library loaded, if no host may be asked."""
+    if not hosts:
+        return None
+    from fluxtalk.runtime.server.http.fetch import Fetcher
+
+    return Fetcher(hosts)
 
 
 def _nouns(kind: str) -> tuple[str, str]:

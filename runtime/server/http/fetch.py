@@ -19,7 +19,8 @@ from typing import Any
 
 import httpcore
 
-from fluxtalk.errors import InputError, UsageError
+from fluxtalk.errors import InputError
+from fluxtalk.runtime.server.http.url_names import host_name, is_url
 
 MAX_BYTES = 20 << 20
 SECONDS = 10.0
@@ -31,7 +32,6 @@ _PORT = 443
 _KINDS = ("image", "audio")
 _REDIRECTS = (301, 302, 303, 307, 308)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _PRINTABLE = re.compile(r"[\x21-\x7e]+")
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -238,20 +238,3 @@ def is_public(address: str) -> bool:
         if inner is not None:
             return is_public(str(inner))
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
-
-
-def is_url(value: object) -> bool:
-    """True if an item is a URL, and not a file in base64 or a ``data:`` URL."""
-    return isinstance(value, str) and _URL.match(value[:32]) is not None
-
-
-def host_name(host: str) -> str:
-    """Normalize a host's name, as URLs are compared with it.
-
-    Raises:
-        UsageError: it is not the name of a host.
-    """
-    name = host.lower().rstrip(".")
-    if not re.fullmatch(r"[a-z0-9.-]+", name):
-        raise UsageError(f"--allow-url takes a host's name, such as images.example.org; got {host!r}.")
-    return name

@@ -77,7 +77,7 @@ def test_shapes_are_dynamic_and_images_are_uint8(made: Made) -> None:
     assert pixels.type.tensor_type.elem_type == onnx.TensorProto.UINT8
 
 
-@pytest.mark.parametrize("opset", [18, 22])
+@pytest.mark.parametrize("opset", [18, pytest.param(22, marks=pytest.mark.slow)])
 def test_export_keeps_the_opset(made: Made, stage1: Stage1, opset: int) -> None:
     preprocess = stage1.modalities["text"].preprocess
     batch = sample_batch(preprocess, ["latin small letter a", "greek capital letter omega with tonos"])

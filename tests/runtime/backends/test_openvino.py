@@ -210,7 +210,7 @@ def test_what_auto_takes(exported: dict[str, Bundle], monkeypatch: pytest.Monkey
     assert taken(dataclasses.replace(bundle, manifest=only)) == ("openvino", "bf16")
     monkeypatch.setattr(backends, "_LARGE", 1)
     assert taken(bundle) == taken(bundle, "fp32") == ("openvino", "fp32")
-    assert "OpenVINO is installed, and faster" in choose(bundle, BackendOptions()).reason
+    assert "text: openvino by rule" in choose(bundle, BackendOptions()).reason
     assert [taken(exported[m], "int8")[0] for m in METHODS] == ["openvino", "ort-cpu", "ort-cpu"]
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert taken(bundle) == ("ort-cpu", "fp32")

@@ -56,9 +56,16 @@ def texts(batch: int, length: int, k: int = 4, seed: int = 0) -> tuple[dict[str,
     return {"input_ids": ids, "mask": mask}, k
 
 
-@pytest.mark.parametrize("graphs", [True, False])
-@pytest.mark.parametrize("flavor", BOTH)
-@pytest.mark.parametrize("modality", ["image", "text"])
+# Every pair of two of the three; the other combinations of all three are slow.
+@pytest.mark.parametrize(
+    ("modality", "flavor", "graphs"),
+    [
+        pytest.param(m, f, graphs, marks=[] if ((m == "text") == (f == "rtx")) == graphs else pytest.mark.slow)
+        for m in ("image", "text")
+        for f in BOTH
+        for graphs in (True, False)
+    ],
+)
 def test_golden_vectors_hold_for_every_k_again_and_again(
     gpu: FakeGpu, bundle: Bundle, flavor: Flavor, modality: str, graphs: bool
 ) -> None:

@@ -21,6 +21,7 @@ from fluxtalk.errors import BackendError, UsageError
 from fluxtalk.runtime import Embedder, load
 from fluxtalk.runtime.bulk.cli import embed
 from fluxtalk.runtime.bulk.parts import PartFiles
+from fluxtalk.runtime.index.cli import main as index
 from tests.conftest import Made
 from tests.stored import local_s3
 
@@ -97,6 +98,20 @@ def test_pictures_of_a_folder_or_a_table_in_a_bucket(
     done = run(made.bundle.folder, "image", "--input", place / "tables/t.jsonl", "-o", place / "table.npy")
     assert done.exit_code == 0, done.output
     assert np.allclose(vectors_in(place / "table.npy"), expected[:2], atol=1e-6)
+
+
+def test_an_index_is_built_of_what_a_bucket_holds(
+    made: Made, place: RemotePath, table_path: Path, tmp_path: Path
+) -> None:
+    for name, picture in zip("ab", sorted(table_path.parent.glob("*.png")), strict=False):
+        (place / f"photos/{name}.png").write_bytes(picture.read_bytes())
+    (place / "list.txt").write_bytes(f"{place}/photos/a.png\n{place}/photos/b.png\n".encode())
+    arguments = ["build", made.bundle.folder, "image", "--input", place / "list.txt", "-o", tmp_path / "p.index"]
+    done = CliRunner().invoke(index, [str(argument) for argument in arguments])
+    assert done.exit_code == 0, done.output
+    assert "2 image items" in done.output
+    found = CliRunner().invoke(index, ["search", str(tmp_path / "p.index"), "text", "omega"])
+    assert {line.split()[-1] for line in found.output.splitlines()} == {f"{place}/photos/{name}.png" for name in "ab"}
 
 
 def test_a_missing_picture_is_named_and_what_is_done_goes_on(
