@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
-from fluxtalk.artifacts.bundle import Bundle, PrecisionEntry, read_bundle
+from fluxtalk.artifacts.bundle import FEATURES, Bundle, PrecisionEntry, read_bundle
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BackendError, InputError
 from fluxtalk.export.options import ExportOptions
+from fluxtalk.export.precision.half import emulate_half, to_half
 from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.preprocess import TextPreprocessor
 from fluxtalk.runtime import load
@@ -32,6 +34,7 @@ from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.verify import verify_sessions
 from fluxtalk.scoring.parity import TOLERANCES
 from tests.conftest import Made
+from tests.export.graphs import embed, model_of, node
 from tests.runtime.memory import growth, needs_proc
 
 # Not `importorskip`: that would import it with its telemetry.
@@ -77,6 +80,44 @@ def test_every_precision_keeps_its_promise(exported: dict[str, Bundle], name: st
     assert all("openvino (OpenVINO 20" in report.session for report in reports)
     for session in sessions.values():
         session.close()
+
+
+@pytest.mark.parametrize(("kernel", "rounds"), [(3, False), (1, True)])
+def test_a_bfloat16_graph_that_convolves_in_float32_is_not_rounded(tmp_path: Path, kernel: int, rounds: bool) -> None:
+    """ONNX has no bfloat16 convolution before opset 22, and OpenVINO would round all of a graph.
+
+    Unless they are the smaller part, as the patches of a vision transformer are.
+    """
+    if not session_openvino.computes_bf16():
+        pytest.skip("this processor has no bfloat16")
+    draw = np.random.default_rng(0)
+    weights = {
+        "filters": draw.standard_normal((8, 8, kernel, kernel)).astype(np.float32),
+        "shape": np.array([0, -1, 8]),
+        "product": draw.standard_normal((8, 48)).astype(np.float32),
+    }
+    nodes = [
+        node("Conv", ["pixels", "filters"], "convolved"),
+        node("Transpose", ["convolved"], "last", perm=[0, 2, 3, 1]),
+        node("Reshape", ["last", "shape"], "flat"),
+        node("MatMul", ["flat", "product"], FEATURES),
+        node("Gather", [FEATURES, "token_index"], "tokens", axis=1),
+        node("Identity", ["tokens"], "embeddings"),
+    ]
+    given = {
+        "pixels": (onnx.TensorProto.FLOAT, ["batch", 8, 5, 5]),
+        "token_index": (onnx.TensorProto.INT64, ["k"]),
+    }
+    model = model_of(nodes, given, {"tokens": 3, "embeddings": 3}, weights)
+    onnx.save(to_half(model, "bf16"), tmp_path / "image.bf16.onnx")
+    pixels = draw.standard_normal((4, 8, 5, 5)).astype(np.float32)
+    expected = embed(emulate_half(model, "bf16"), {"pixels": pixels})["tokens"]
+    session = OpenVinoSession(tmp_path / "image.bf16.onnx", 1, "bf16")
+    assert ("in bfloat16" in session.describe()) == rounds
+    apart = np.abs(session.run({"pixels": pixels}, 4)["tokens"] - expected).max() / np.abs(expected).max()
+    # Two steps of bfloat16, of which the graph has one behind the product.
+    assert apart <= 2**-6
+    session.close()
 
 
 def test_it_embeds_what_onnxruntime_embeds(made: Made, table_data: PairDataset) -> None:
