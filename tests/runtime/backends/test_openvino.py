@@ -104,7 +104,7 @@ def test_a_bfloat16_graph_that_convolves_in_float32_is_not_rounded(tmp_path: Pat
         node("Gather", [FEATURES, "token_index"], "tokens", axis=1),
         node("Identity", ["tokens"], "embeddings"),
     ]
-    given = {
+    given: dict[str, tuple[int, list[Any]]] = {
         "pixels": (onnx.TensorProto.FLOAT, ["batch", 8, 5, 5]),
         "token_index": (onnx.TensorProto.INT64, ["k"]),
     }
