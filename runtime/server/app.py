@@ -36,6 +36,7 @@ from fluxtalk.runtime.server.http.protocol import PLACES
 from fluxtalk.runtime.server.kserve.routes import HEADER_LENGTH, kserve_routes
 from fluxtalk.runtime.server.later_verification import BROKEN_PROMISE
 from fluxtalk.runtime.server.openapi import openapi_route
+from fluxtalk.runtime.server.parent_watch import end_with_supervisor
 from fluxtalk.runtime.server.search.attention import attention_route
 from fluxtalk.runtime.server.search.indexes import Indexes
 from fluxtalk.runtime.server.search.routes import search_routes
@@ -146,6 +147,7 @@ class AppFactory:
             # Nothing was accepted yet, or answers may be wrong; and uvicorn has no other way to be told.
             os._exit(STARTUP_FAILURE if service.dispatcher is None else BROKEN_PROMISE)
 
+        end_with_supervisor()
         ignore_pillow_warnings()
         service = Service(self.settings, end)
         return build_app(service)

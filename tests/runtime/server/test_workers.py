@@ -59,3 +59,19 @@ def test_one_dead_worker_and_a_changed_folder_leave_the_others_serving(made: Mad
     log = up.log.read_text()
     assert "1 of 2 go on, and another is started in" in log
     assert "Traceback" not in log
+
+
+def test_workers_do_not_outlive_their_supervisor(made: Made, tmp_path: Path) -> None:
+    with running(made.bundle.folder, tmp_path / "log", "--workers", 2) as up:
+        workers_until(up, 2)
+        os.kill(up.process.pid, signal.SIGKILL)
+        end = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                ask(up, "/healthz")
+            except httpx.TransportError:
+                break
+            assert time.monotonic() < end, up.log.read_text()
+            time.sleep(0.1)
+        up.process.wait()
+    assert "The supervisor has died; this worker ends." in up.log.read_text()
