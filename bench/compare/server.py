@@ -25,7 +25,7 @@ from bench.compare.environments import python_of
 from bench.compare.items import texts
 from bench.server.client import Client, post_json
 from bench.server.load import Load, closed_loop
-from bench.server.process import serving
+from bench.server.process import serving, wait_until_verified
 from fluxtalk.errors import BackendError, FluxTalkError
 
 APP = Path(__file__).parent / "peers" / "app.py"
@@ -71,7 +71,7 @@ def measure(
             _load(url, requests, 4, min(2.0, seconds))
         for name, (url, *_) in up.items():
             if content["servers"][name]["ours"]:
-                _wait_until_verified(url)
+                wait_until_verified(url)
         for turn in range(rounds):
             for count in CONCURRENCY:
                 names = list(up)
@@ -139,15 +139,6 @@ def _wait(url: str, process: subprocess.Popen[bytes], contender: Contender) -> N
                 return
         time.sleep(0.02)
     raise BackendError(f"{contender.label} behind FastAPI did not become ready.")
-
-
-def _wait_until_verified(url: str) -> None:
-    """Wait for what ours still checks beside its first requests, which must not be measured with them."""
-    end = time.monotonic() + _PATIENCE_S
-    while not httpx.get(f"{url}/info", trust_env=False).json()["verified"]:
-        if time.monotonic() > end:
-            raise BackendError(f"{url} had not verified its bundle after {_PATIENCE_S:.0f} s; measure a smaller one.")
-        time.sleep(0.2)
 
 
 def _resident_mib(pid: int) -> float:

@@ -26,7 +26,7 @@ from bench.server.client import Client, post
 from bench.server.crowds import crowds, crowds_phase
 from bench.server.load import closed_loop
 from bench.server.phases import closed_phase, drain_phase, memory_phase, neighbors_phase, overload_phase
-from bench.server.process import serving
+from bench.server.process import serving, wait_until_verified
 from bench.server.report import promises, tables, write_tables
 from bench.server.requests import LoadRequest, harmful, mixed, one_text
 from fluxtalk.artifacts.files import git_revision, write_json
@@ -96,6 +96,7 @@ async def measured(
     """Run one phase after the other, with a new server for each kind of phase."""
     found: dict[str, Any] = {"generator": await _generator(closed_s)}
     with serving(bundle) as server:
+        wait_until_verified(server.url)
         info = server.get("/info").json()
         workloads = _workloads(info)
         found["engines"] = {name: entry["engine"] for name, entry in info["modalities"].items()}
@@ -112,6 +113,7 @@ async def measured(
                 found["overload"][name] = await overload_phase(server, client, workload, overload_s, best)
     workload = workloads["mixed"]
     with serving(bundle) as server:
+        wait_until_verified(server.url)
         harm = harmful({name: entry["kind"] for name, entry in info["modalities"].items()}, info["limits"]["items"])
         async with Client(server.url) as client:
             click.echo("beside harmful requests")
@@ -121,6 +123,7 @@ async def measured(
             click.echo("SIGTERM under load")
             found["drain"] = await drain_phase(server, client, workload, drain_s)
     with serving(bundle) as server:
+        wait_until_verified(server.url)
         click.echo("beside crowds")
         hostile = crowds({name: entry["kind"] for name, entry in info["modalities"].items()}, info["limits"]["items"])
         found["crowds"] = await crowds_phase(server, workload, hostile, crowds_s)

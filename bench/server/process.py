@@ -103,6 +103,19 @@ def _wait_until_ready(server: ServerProcess) -> None:
     raise BackendError(f"The server did not become ready: {server.log.read_text().strip() or 'it says nothing'}")
 
 
+def wait_until_verified(url: str) -> None:
+    """Wait for what ours still checks beside its first requests, which must not be measured with them.
+
+    Raises:
+        BackendError: it takes longer than two minutes.
+    """
+    end = time.monotonic() + _PATIENCE_S
+    while not httpx.get(f"{url}/info", trust_env=False).json()["verified"]:
+        if time.monotonic() > end:
+            raise BackendError(f"{url} had not verified its bundle after {_PATIENCE_S:.0f} s; measure a smaller one.")
+        time.sleep(0.2)
+
+
 @dataclass
 class Watch:
     """The resident set of a server, every second."""

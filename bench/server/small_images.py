@@ -17,7 +17,7 @@ from PIL import Image
 
 from bench.server.client import Client, post
 from bench.server.load import closed_loop
-from bench.server.process import ServerProcess, serving
+from bench.server.process import ServerProcess, serving, wait_until_verified
 from bench.server.requests import PATH
 
 _WARM_S = 1.0
@@ -31,6 +31,7 @@ _WARM_S = 1.0
 def main(bundle: Path, side: int, format_: str, seconds: float) -> None:
     """Time small images."""
     with serving(bundle) as server:
+        wait_until_verified(server.url)
         click.echo(asyncio.run(_measured(server, small_image(side, format_), seconds)))
 
 
