@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 
-from fluxtalk.artifacts.bundle import read_bundle
+from fluxtalk.artifacts.bundle import Bundle, read_bundle
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BundleError, TokenCountError, UsageError
 from fluxtalk.export.graph.to_onnx import graph_files
@@ -29,10 +29,16 @@ from tests.traced import traced_once
 TEXTS = ["latin small letter a", "greek capital letter omega with tonos", "snowman"]
 
 
+@pytest.fixture(scope="module")
+def cut(made: Made, table_data: PairDataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The shared run's bundle, of two tokens and with attention."""
+    folder = tmp_path_factory.mktemp("cut") / "bundle"
+    return write_bundle(made.run, table_data, folder, ExportOptions(tokens=2, attention=True))
+
+
 def test_a_bundle_of_two_tokens_is_the_first_two_of_the_whole_and_smaller(
-    made: Made, table_data: PairDataset, tmp_path: Path
+    made: Made, cut: Bundle, table_data: PairDataset, tmp_path: Path
 ) -> None:
-    cut = write_bundle(made.run, table_data, tmp_path / "cut", ExportOptions(tokens=2))
     assert cut.manifest.num_register_tokens == cut.manifest.num_overlapping_tokens == 2
     assert cut.manifest.trained_register_tokens == 4
     assert cut.manifest.head_hash == made.bundle.manifest.head_hash
@@ -92,15 +98,14 @@ def test_attention_says_where_each_register_looked(options: dict[str, Any]) -> N
     assert not loud.grad[0][~mask[0]].any()
 
 
-def test_a_bundle_with_attention_serves_it(made: Made, table_data: PairDataset, tmp_path: Path) -> None:
-    bundle = write_bundle(made.run, table_data, tmp_path / "bundle", ExportOptions(attention=True))
-    assert read_bundle(bundle.folder).manifest.outputs == ["tokens", "embeddings", "attention"]
+def test_a_bundle_with_attention_serves_it(made: Made, cut: Bundle) -> None:
+    assert read_bundle(cut.folder).manifest.outputs == ["tokens", "embeddings", "attention"]
     batch = sample_batch(made.run.stage1.modalities["text"].preprocess, TEXTS)
     embedder = made.run.embedder("text")
     features = embedder.encoder(torch.from_numpy(batch["input_ids"]), torch.from_numpy(batch["mask"]))
-    _, expected = embedder.read_with_attention(features, torch.arange(3))
-    session = OnnxRuntimeSession(bundle.graph("text"))
-    found = session.run(batch, 3, ["attention"])
+    _, expected = embedder.read_with_attention(features, torch.arange(2))
+    session = OnnxRuntimeSession(cut.graph("text"))
+    found = session.run(batch, 2, ["attention"])
     assert list(found) == ["attention"]
     np.testing.assert_allclose(found["attention"], expected.detach().numpy(), rtol=0, atol=1e-6)
     assert not found["attention"][~np.broadcast_to(batch["mask"][:, None], found["attention"].shape)].any()

@@ -24,9 +24,9 @@ COMMANDS = (
 )
 """Modules behind the commands that the demo starts, past their lazy imports."""
 OPTIONAL = {
-    *("braceexpand", "datasets", "huggingface-hub", "mlflow", "openvino", "pyarrow", "wandb", "webdataset"),
+    *("braceexpand", "datasets", "fsspec", "huggingface-hub", "mlflow", "openvino", "pyarrow", "wandb", "webdataset"),
 }
-"""Imported inside functions that the demo does not call: other data, another backend, the hub, trackers of runs."""
+"""Imported inside functions that the demo does not call: other data and places, another backend, the hub, trackers."""
 NAMES = {"PIL": "pillow"}
 """Import names that are not the distribution's."""
 
