@@ -21,13 +21,18 @@ from fluxtalk.runtime.backends import open_sessions as opening
 from fluxtalk.runtime.backends.choose import choose
 from fluxtalk.runtime.backends.measure import MEASURE_VARIABLE, conditions_of
 from fluxtalk.runtime.backends.open_sessions import open_sessions
+from fluxtalk.runtime.backends.openvino_session import openvino_installed
 from fluxtalk.runtime.backends.options import BackendOptions
 from fluxtalk.runtime.backends.session import Session
 from fluxtalk.runtime.server.settings import ServerSettings
 from tests.conftest import Made
 from tests.runtime.server.conftest import running
 
-pytest.importorskip("openvino")
+# Not `importorskip`: that would import it with its telemetry.
+pytestmark = pytest.mark.skipif(
+    not openvino_installed(),
+    reason="openvino is not installed, so auto has no choice (fluxtalk[openvino])",
+)
 
 AUTO = BackendOptions(threads=1)
 OTHER_CONDITIONS = [
