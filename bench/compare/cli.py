@@ -16,7 +16,7 @@ from bench.compare import latency as latency_bench
 from bench.compare import search_scale
 from bench.compare import server as server_bench
 from bench.compare.contenders import ENVIRONMENTS, OURS, Contender, Models, contenders
-from bench.compare.environments import install, python_of, versions
+from bench.compare.environments import install, installed, python_of, versions
 from bench.compare.tables import failed_lines, latency_table, ratio_table, server_table
 from bench.encoders.real_sources import real_source
 from bench.machine import processor
@@ -28,8 +28,6 @@ from fluxtalk.errors import BackendError, UsageError
 
 ENVIRONMENTS_FOLDER = Path(".venv-compare")
 RESULTS = Path("bench/results/compare")
-SERVED = ("st-torch", "st-onnx-int8", "fastembed")
-"""Peers that are put behind FastAPI."""
 _CONVERT = Path(__file__).parent / "peers" / "convert.py"
 _IMAGE = "tf_efficientnet_lite0"
 
@@ -76,7 +74,7 @@ def _measuring(command: Function) -> Function:
 @_measuring
 def latency_command(output: Path, docs: Path | None, **settings: Any) -> None:
     """Time single calls of every contender, by batch and length."""
-    content = _run(latency_bench.measure, lambda _: True, **settings)
+    content = _run(latency_bench.measure, lambda one: one.is_timed, **settings)
     write_json(output, content)
     _report([ratio_table(content), latency_table(content), failed_lines(content)], docs, "latency")
 
@@ -88,7 +86,7 @@ def latency_command(output: Path, docs: Path | None, **settings: Any) -> None:
 def server_command(output: Path, docs: Path | None, **settings: Any) -> None:
     """Send load to every contender behind HTTP."""
     content = _run(
-        server_bench.measure, lambda one: one.modality == "text" and (one.is_ours or one.name in SERVED), **settings
+        server_bench.measure, lambda one: one.modality == "text" and (one.is_ours or bool(one.server)), **settings
     )
     write_json(output, content)
     _report([server_table(content), failed_lines(content)], docs, "server")
@@ -146,7 +144,7 @@ def _run(
         begin = time.monotonic()
         content = measure(found, models, environments, threads, seconds, rounds)
     return {
-        "machine": _machine(begin, {name: versions(name, environments) for name in (OURS, *ENVIRONMENTS)}),
+        "machine": _machine(begin, {name: versions(name, environments) for name in installed(environments)}),
         "threads": threads,
         "rounds": rounds,
         **content,

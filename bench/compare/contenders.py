@@ -23,6 +23,23 @@ ENVIRONMENTS: Mapping[str, Sequence[str]] = {
         "uvicorn==0.54.0",
     ),
     "fastembed": ("fastembed==0.9.1", "onnxruntime==1.32.0", "fastapi==0.165.0", "uvicorn==0.54.0"),
+    "litserve": (
+        "litserve==0.2.19",
+        "fastembed==0.9.1",
+        "onnxruntime==1.32.0",
+        "fastapi==0.165.0",
+        "uvicorn==0.54.0",
+    ),
+    "infinity": (
+        "torch==2.13.0",
+        "infinity-emb[server,torch,optimum]==0.0.78",
+        "sentence-transformers==3.4.1",
+        "transformers==4.57.6",
+        "optimum-onnx==0.1.0",
+        "onnxruntime==1.32.0",
+        "fastapi==0.165.0",
+        "uvicorn==0.32.1",
+    ),
 }
 """Environment to the packages that are installed into it."""
 PACKAGES = (
@@ -31,6 +48,8 @@ PACKAGES = (
     "sentence-transformers",
     "optimum-onnx",
     "fastembed",
+    "litserve",
+    "infinity-emb",
     "timm",
     "onnxruntime",
     "openvino",
@@ -69,6 +88,12 @@ class Contender:
     reduced: bool = False
     """True if it computes in less than float32, knowingly or by its library's default."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    server: str = ""
+    """Script of ``peers/`` that serves it over HTTP; empty is none, and ours is served by FluxTalk."""
+    serving: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of that server."""
+    is_timed: bool = True
+    """True if single calls of it are timed, and not only its server."""
 
     @property
     def is_ours(self) -> bool:
@@ -77,7 +102,13 @@ class Contender:
 
     def described(self, threads: int) -> dict[str, Any]:
         """Describe it as the peers' scripts read it."""
-        return {"loader": self.loader, "model": self.model, "threads": threads, "options": dict(self.options)}
+        return {
+            "loader": self.loader,
+            "model": self.model,
+            "threads": threads,
+            "options": dict(self.options),
+            "serving": dict(self.serving),
+        }
 
 
 def contenders(models: Models) -> list[Contender]:
@@ -85,16 +116,18 @@ def contenders(models: Models) -> list[Contender]:
     onnx, openvino = str(models.converted / "onnx"), str(models.converted / "openvino")
     st = "sentence-transformers"
 
-    def peer(name: str, label: str, model: str, reduced: bool = False, **options: Any) -> Contender:
-        return Contender(name, f"{st}, {label}", st, "text", st, model, reduced, options)
+    def peer(name: str, label: str, model: str, reduced: bool = False, server: str = "", **options: Any) -> Contender:
+        return Contender(name, f"{st}, {label}", st, "text", st, model, reduced, options, server)
 
     found = [
-        peer("st-torch", "torch", models.text),
+        peer("st-torch", "torch", models.text, server=FASTAPI),
         peer("st-onnx", "ONNX", onnx, backend="onnx", file_name="onnx/model.onnx"),
         peer("st-onnx-o3", "ONNX, O3", onnx, backend="onnx", file_name="onnx/model_O3.onnx"),
-        peer("st-onnx-int8", "ONNX, dynamic int8", onnx, True, backend="onnx", file_name=_INT8),
+        peer("st-onnx-int8", "ONNX, dynamic int8", onnx, True, FASTAPI, backend="onnx", file_name=_INT8),
         peer("st-openvino", "OpenVINO (its default rounds to bfloat16)", openvino, True, backend="openvino"),
-        Contender("fastembed", "fastembed", "fastembed", "text", "fastembed", onnx),
+        Contender("fastembed", "fastembed", "fastembed", "text", "fastembed", onnx, server=FASTAPI),
+        *_litserve(onnx),
+        *_infinity(models),
         *_ours("text", models),
     ]
     if models.image is not None:
@@ -109,7 +142,48 @@ def contenders(models: Models) -> list[Contender]:
     return found
 
 
+FASTAPI = "app.py"
+"""Script of ``peers/`` that puts any library's call behind an endpoint."""
 _INT8 = "onnx/model_qint8_avx512_vnni.onnx"
+_LITSERVE = {"max_batch_size": 32, "batch_timeout": 0.002, "fast_queue": True}
+"""Settings that were among the fastest of those tried (docs/LOG.md); a timeout of 0 keeps a core busy for ever."""
+
+
+def _litserve(onnx: str) -> list[Contender]:
+    """List what is behind LitServe: fastembed, which was the fastest peer for single texts, in both precisions."""
+    return [
+        Contender(
+            f"litserve{suffix}",
+            f"LitServe, fastembed inside{label}",
+            "litserve",
+            "text",
+            "fastembed",
+            onnx,
+            bool(options),
+            options,
+            "litserve_app.py",
+            _LITSERVE,
+            is_timed=False,
+        )
+        for suffix, label, options in (("", "", {}), ("-int8", ", dynamic int8", {"model_file": _INT8}))
+    ]
+
+
+def _infinity(models: Models) -> list[Contender]:
+    """List Infinity's engines for CPUs: PyTorch, and ONNX Runtime with each precision."""
+    common: dict[str, Any] = {"pooling_method": "mean", "batch_size": 32}
+    onnx: dict[str, Any] = {**common, "engine": "optimum", "onnx_disable_optimize": True}
+
+    def engine(name: str, label: str, model: str, reduced: bool = False, **serving: Any) -> Contender:
+        settings: dict[str, Any] = {"server": "infinity_app.py", "serving": serving, "is_timed": False}
+        return Contender(name, f"Infinity, {label}", "infinity", "text", "infinity", model, reduced, **settings)
+
+    float32, int8 = (str(models.converted / name) for name in ("alone-float32", "alone-int8"))
+    return [
+        engine("infinity-torch", "torch", models.text, **common, engine="torch", bettertransformer=False),
+        engine("infinity-onnx", "ONNX", float32, **onnx, onnx_do_not_prefer_quantized=True),
+        engine("infinity-onnx-int8", "ONNX, dynamic int8", int8, True, **onnx),
+    ]
 
 
 def _ours(modality: str, models: Models) -> list[Contender]:

@@ -61,6 +61,11 @@ def install(root: Path, names: Sequence[str] = (), index: str | None = None) -> 
     return failed
 
 
+def installed(root: Path) -> list[str]:
+    """List the environments that are there, ours first."""
+    return [OURS, *(name for name in ENVIRONMENTS if (root / name / "bin" / "python").exists())]
+
+
 def versions(environment: str, root: Path) -> dict[str, str]:
     """List the versions of what matters to speed, as installed in an environment."""
     ran = subprocess.run([python_of(environment, root), "-c", _VERSIONS], capture_output=True, text=True, check=True)

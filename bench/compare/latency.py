@@ -24,7 +24,7 @@ import numpy as np
 from bench.compare.contenders import Contender, Models
 from bench.compare.environments import python_of
 from bench.compare.items import pictures, texts
-from fluxtalk.errors import BackendError
+from fluxtalk.errors import BackendError, UsageError
 from fluxtalk.runtime import load
 
 WORKER = Path(__file__).parent / "peers" / "worker.py"
@@ -114,7 +114,11 @@ def working(
     failed: dict[str, str] = {}
     try:
         for contender in chosen:
-            worker = Worker(contender, python_of(contender.environment, environments), threads)
+            try:
+                worker = Worker(contender, python_of(contender.environment, environments), threads)
+            except UsageError as error:
+                failed[contender.name] = str(error)
+                continue
             workers.append(worker)
             try:
                 worker.call(first)

@@ -1,16 +1,23 @@
 """Write what sentence-transformers' other backends read, by its own functions.
 
 ``python convert.py MODEL OUTPUT`` writes OUTPUT/onnx with ``model.onnx``, ``model_O3.onnx`` and dynamic int8, which
-fastembed reads too, and OUTPUT/openvino.
+fastembed reads too, OUTPUT/openvino, and OUTPUT/alone-float32 and OUTPUT/alone-int8 with one graph each, beside the
+other files and under the name that Infinity looks for.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
+
+_ALONE = {
+    "alone-float32": ("model.onnx", "model.onnx"),
+    "alone-int8": ("model_qint8_avx512_vnni.onnx", "model_quantized.onnx"),
+}
 
 
 def main(model: str, output: Path) -> None:
@@ -24,6 +31,11 @@ def main(model: str, output: Path) -> None:
         _take_whole_length(output / "onnx", made.max_seq_length)
         library.export_optimized_onnx_model(made, "O3", folder)
         library.export_dynamic_quantized_onnx_model(made, "avx512_vnni", folder)
+    for name, (graph, named) in _ALONE.items():
+        alone = output / name
+        if not (alone / named).exists():
+            shutil.copytree(output / "onnx", alone, ignore=shutil.ignore_patterns("onnx"), dirs_exist_ok=True)
+            shutil.copy(output / "onnx" / "onnx" / graph, alone / named)
     if not (output / "openvino" / "openvino" / "openvino_model.xml").exists():
         made = library.SentenceTransformer(model, backend="openvino", model_kwargs={"export": True})
         made.save_pretrained(str(output / "openvino"))

@@ -9,18 +9,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
 from bench.compare.contenders import ENVIRONMENTS, OURS, Contender, Models, contenders
+from bench.compare.environments import installed
 from bench.compare.items import texts
-from bench.compare.latency import WORKER, Worker
+from bench.compare.latency import WORKER, Worker, working
+from bench.compare.server import PEERS, served
 from bench.compare.tables import cell_ratio, latency_table, ratio_table
 from bench.encoders.real_sources import package_folder
 from fluxtalk.errors import BackendError
 from fluxtalk.runtime import load
 from tests.conftest import Made
+from tests.runtime.server.conftest import wait_for
 
 CELL = "text, 1 x 16 tokens"
 
@@ -69,7 +73,7 @@ def test_texts_have_the_tokens_that_they_say(tokens: int) -> None:
 
 def test_every_package_of_an_environment_is_pinned() -> None:
     for packages in ENVIRONMENTS.values():
-        assert all(re.fullmatch(r"[\w.-]+==[\w.]+", package) for package in packages)
+        assert all(re.fullmatch(r"[\w.-]+(\[[\w,]+\])?==[\w.]+", package) for package in packages)
 
 
 def test_a_worker_gives_what_the_library_gives(made: Made, tmp_path: Path) -> None:
@@ -98,6 +102,68 @@ def test_a_contender_that_does_not_load_is_a_sentence(tmp_path: Path) -> None:
             worker.call(["a text"])
     finally:
         worker.close()
+
+
+def test_a_contender_without_its_environment_is_named_and_the_others_are_measured(made: Made, tmp_path: Path) -> None:
+    models = Models(made.bundle.folder, "model", tmp_path)
+    chosen = [one for one in contenders(models) if one.name in ("fastembed", "ours-text-ort-cpu-fp32")]
+    with working(chosen, tmp_path, 1, ["omega"]) as (workers, failed):
+        assert [worker.contender.name for worker in workers] == ["ours-text-ort-cpu-fp32"]
+    assert list(failed) == ["fastembed"]
+    assert "make bench-compare-install" in failed["fastembed"]
+    assert installed(tmp_path) == [OURS]
+
+
+SERVER = """
+import http.server, json, os, sys, threading, time
+from pathlib import Path
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *words):
+        pass
+
+described = json.loads(sys.argv[2])
+if described["serving"].get("broken"):
+    sys.exit("the model is not there")
+child = os.fork()
+if not child:
+    time.sleep(600)
+Path(described["model"]).write_text(str(child))
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Answer).serve_forever()
+"""
+
+
+def test_a_server_of_several_processes_ends_whole(tmp_path: Path) -> None:
+    script, child = tmp_path / "server.py", tmp_path / "child"
+    script.write_text(SERVER)
+    contender = Contender("peer", "peer", OURS, "text", "peer", str(child), server=str(script))
+    with served(contender, tmp_path, 1) as (url, pid):
+        assert httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
+        assert int(child.read_text()) != pid
+    wait_for(lambda: not Path(f"/proc/{child.read_text()}").exists())
+
+
+def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
+    script = tmp_path / "server.py"
+    script.write_text(SERVER)
+    broken = Contender("peer", "peer", OURS, "text", "peer", "", server=str(script), serving={"broken": True})
+    with (
+        pytest.raises(BackendError, match="peer did not become ready: the model is not there"),
+        served(broken, tmp_path, 1),
+    ):
+        pass
+
+
+def test_servers_are_compared_by_the_script_that_they_name(made: Made, tmp_path: Path) -> None:
+    found = {one.name: one for one in contenders(Models(made.bundle.folder, "model", tmp_path))}
+    assert all((PEERS / one.server).is_file() for one in found.values() if one.server)
+    assert not found["litserve"].is_timed
+    assert found["litserve-int8"].reduced
+    assert found["litserve"].described(2)["serving"]["max_batch_size"] > 1
 
 
 def test_peers_import_nothing_of_ours() -> None:
