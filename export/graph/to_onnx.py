@@ -22,8 +22,7 @@ from fluxtalk.model.eager_embedder import EagerEmbedder
 from fluxtalk.model.tracing import (
     EXPORT_ERRORS,
     example_inputs,
-    lstm_of_any_length,
-    quiet_exporter,
+    exporting,
     random_refusal,
     refusal,
 )
@@ -78,7 +77,7 @@ def export_onnx(
     arguments, shapes = _arguments(embedder, preprocess, sample)
     outputs = [*OUTPUTS, *[ATTENTION] * attention, FEATURES]
     try:
-        with quiet_exporter() as report, lstm_of_any_length():
+        with exporting() as report:
             program = torch.onnx.export(
                 _NamedFeatures(embedder, attention).eval(),
                 arguments,

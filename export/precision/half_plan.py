@@ -115,9 +115,6 @@ class _Planner:
         if self._is_float(node):
             self._given.update(node.output if node.op_type == "Cast" else ())
             return False
-        if self._guards_softmax(node):
-            # Rounded before the guard, because TensorRT's fusion of attention fails if the cast comes after it.
-            return True
         if node.op_type in _MOVEMENT or node.op_type == "Cast":
             return all_half if known else None
         if node.op_type in _ARITHMETIC:
@@ -147,20 +144,6 @@ class _Planner:
         if any(self._is_lost(name) for name in node.input):
             return True
         return self._leads_to(node, lambda reader: reader.op_type in _SOFTMAX)
-
-    def _guards_softmax(self, node: onnx.NodeProto) -> bool:
-        """True for the ``Where(IsNaN(softmax), 0, softmax)`` of rows that see no key, if only products read it.
-
-        PyTorch's attention has it if its mask is boolean. It only selects, so rounding before it changes no number.
-        """
-        if node.op_type != "Where":
-            return False
-        test, made = (self._producers.get(node.input[place]) for place in (0, 2))
-        if test is None or made is None or test.op_type != "IsNaN" or made.op_type not in _SOFTMAX:
-            return False
-        readers = self._consumers.get(node.output[0], [])
-        products = readers and all(part.op_type in _PRODUCTS and not self._is_float(part) for part in readers)
-        return bool(products) and test.input[0] == node.input[2] and node.output[0] not in self._outputs
 
     def _leads_to(self, node: onnx.NodeProto, target: Callable[[onnx.NodeProto], bool]) -> bool:
         """True if all readers of a node's outputs, through moves and arithmetic, are target nodes."""

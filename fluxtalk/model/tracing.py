@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._decomp import decompositions
 from torch.export import Dim, ExportedProgram
@@ -105,8 +106,19 @@ def named_module(stack: list[Any]) -> str:
 
 
 @contextlib.contextmanager
-def quiet_exporter() -> Iterator[io.StringIO]:
-    """Capture what the exporter prints (graphs, progress, warnings of versions), and yield it."""
+def exporting() -> Iterator[io.StringIO]:
+    """Trace as this package exports: nothing printed, any length behind an LSTM, attention as plain products.
+
+    Yields:
+        What the exporter prints (graphs, progress, warnings of versions).
+    """
+    with _quiet_exporter() as printed, _lstm_of_any_length(), _attention_as_products():
+        yield printed
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[io.StringIO]:
+    """Capture what the exporter prints, and yield it."""
     printed = io.StringIO()
     names = ("torch.onnx", "torch.fx.experimental.symbolic_shapes", "onnxscript")
     loggers = [logging.getLogger(name) for name in names]
@@ -123,7 +135,7 @@ def quiet_exporter() -> Iterator[io.StringIO]:
 
 
 @contextlib.contextmanager
-def lstm_of_any_length() -> Iterator[None]:
+def _lstm_of_any_length() -> Iterator[None]:
     """Let the length of an `LSTM`'s input vary in what is traced inside.
 
     The exporter keeps the operator, and takes the shape of its output from a decomposition that loops over the steps,
@@ -141,6 +153,49 @@ def lstm_of_any_length() -> Iterator[None]:
         yield
     finally:
         decompositions.select_one_layer_lstm_function = chosen
+
+
+@contextlib.contextmanager
+def _attention_as_products() -> Iterator[None]:
+    """Let `scaled_dot_product_attention` be traced as two products and a softmax.
+
+    The exporter's own form computes the shape of every key anew, scales twice, and looks for NaN in all weights of an
+    attention with a boolean mask, which also hides it from engines that would fuse it.
+    """
+    original = F.scaled_dot_product_attention
+
+    def attend(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if dropout_p:  # which is refused later, by its operator
+            return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        if enable_gqa:
+            groups = query.shape[-3] // key.shape[-3]
+            key, value = (heads.repeat_interleave(groups, dim=-3) for heads in (key, value))
+        scores = torch.matmul(query * (query.shape[-1] ** -0.5 if scale is None else scale), key.transpose(-2, -1))
+        if is_causal:
+            attn_mask = torch.arange(query.shape[-2])[:, None] >= torch.arange(key.shape[-2])
+        if attn_mask is None:
+            return torch.matmul(scores.softmax(dim=-1), value)
+        if attn_mask.dtype != torch.bool:
+            return torch.matmul((scores + attn_mask).softmax(dim=-1), value)
+        lowest = torch.where(attn_mask, 0.0, torch.finfo(scores.dtype).min).to(scores.dtype)
+        # A query that may see no key gets 0.
+        seen = attn_mask.any(dim=-1, keepdim=True).to(scores.dtype)
+        return torch.matmul((scores + lowest).softmax(dim=-1), value) * seen
+
+    F.scaled_dot_product_attention = attend
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = original
 
 
 def _draws(node: torch.fx.Node) -> bool:

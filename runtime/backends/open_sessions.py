@@ -180,7 +180,8 @@ def open_session(bundle: Bundle, modality: str, options: BackendOptions) -> Sess
     if backend == OPENVINO:
         hides_padding = not bundle.preprocess(modality).fixed_length
         longest = bundle.manifest.modalities[modality].max_length
-        return OpenVinoSession(graph, options.threads, precision, hides_padding, longest)
+        tokens = bundle.manifest.num_register_tokens
+        return OpenVinoSession(graph, options.threads, precision, hides_padding, longest, tokens)
     if backend != "ort-tensorrt":
         return OnnxRuntimeSession(graph, backend, options.threads, precision, spinning=options.spinning)
     engines = bundle.engines / "ort-tensorrt" / bundle.graph_hash(modality, precision)[:16]

@@ -86,9 +86,10 @@ class OpenVinoSession:
             else in float32.
         pads_length: the graph's mask hides padding, so that inputs may be padded to one of few lengths.
         max_length: longest input that the graph takes; None if it takes any.
+        num_tokens: register tokens of the graph; None if each k is to be computed as asked for.
 
     OpenVINO keeps memory for every shape that it has met, for as long as it runs. Rows and lengths are therefore padded
-    to one of few sizes, which changes no row.
+    to one of few sizes, which changes no row, and one token is computed or all of them.
 
     Raises:
         BackendError: OpenVINO is missing, or refuses the graph.
@@ -103,8 +104,10 @@ class OpenVinoSession:
         precision: str = "fp32",
         pads_length: bool = False,
         max_length: int | None = None,
+        num_tokens: int | None = None,
     ) -> None:
         self._pads_length = pads_length
+        self._num_tokens = num_tokens
         self._longest = max_length
         openvino = import_openvino()
         self._threads = threads or available_cores()
@@ -142,7 +145,7 @@ class OpenVinoSession:
             BackendError: OpenVINO failed.
         """
         # OpenVINO would take a missing input from the run before, and cast a wrong type.
-        given = with_token_index(inputs if ATTENTION in outputs else self._in_few_shapes(inputs), k)
+        given = self._in_few_shapes(inputs, k) if ATTENTION not in outputs else with_token_index(inputs, k)
         given_types = {name: array.dtype for name, array in given.items()}
         if given_types != self._types:
             raise InputError(f"The graph takes {_listed(self._types)}; got {_listed(given_types)}.")
@@ -155,7 +158,7 @@ class OpenVinoSession:
         try:
             found = request.infer(given, share_inputs=True, share_outputs=True)
             # Copied: the request's next run writes into the same memory.
-            values = {name: np.array(found[name][:rows]) for name in outputs}
+            values = {name: np.array(found[name][:rows, :k]) for name in outputs}
         except Exception as error:  # OpenVINO raises plain RuntimeError, for inputs that do not fit too
             kind = InputError if "incompatible" in str(error) else BackendError
             raise kind(f"OpenVINO could not run the graph: {_last_line(error)}.") from error
@@ -172,30 +175,32 @@ class OpenVinoSession:
         self._idle.clear()
         self._model = None
 
-    def _in_few_shapes(self, inputs: Arrays) -> Arrays:
-        """Pad a batch to one of few numbers of rows and, if a mask hides padding, one of few lengths.
+    def _in_few_shapes(self, inputs: Arrays, k: int) -> dict[str, Array]:
+        """Ask for one token or all, and pad a batch to few numbers of rows and, if a mask hides padding, few lengths.
 
         Inputs that do not agree about a size stay as they are, and the graph refuses them.
 
         Raises:
             InputError: they are longer than the graph takes, which OpenVINO would not notice.
         """
+        computed = k if k == 1 else max(k, self._num_tokens or k)
         sizes = {len(array) for array in inputs.values()}
         if len(sizes) != 1 or not min(sizes):
-            return inputs
+            return with_token_index(inputs, computed)
         rows = min(sizes)
         further = bucket_size(rows, _STEPS_OF_ROWS) - rows
         mask = inputs.get(_MASK) if self._pads_length else None
         longer = 0
         if mask is not None and mask.ndim == 2:
             if any(array.shape[:2] != mask.shape for array in inputs.values()):
-                return inputs
+                return with_token_index(inputs, computed)
             length = mask.shape[1]
             if self._longest is not None and length > self._longest:
                 raise InputError(f"The graph takes inputs of a length up to {self._longest}; got {length}.")
             longer = max(0, min(_few_lengths(length), self._longest or sys.maxsize) - length)
         # Further rows are like the first: their values are not of another range.
-        return {name: _padded(array, further, longer) for name, array in inputs.items()}
+        padded = {name: _padded(array, further, longer) for name, array in inputs.items()}
+        return with_token_index(padded, computed)
 
     def _release_memory(self) -> None:
         try:

@@ -16,8 +16,7 @@ from fluxtalk.model.encoders import Features, FrozenEncoder, describe_error, to_
 from fluxtalk.model.encoders.base import HALF, features_and_mask
 from fluxtalk.model.tracing import (
     example_inputs,
-    lstm_of_any_length,
-    quiet_exporter,
+    exporting,
     random_operators,
     random_refusal,
     refusal,
@@ -79,7 +78,7 @@ def _require_graph(name: str, encoder: FrozenEncoder, preprocess: Preprocessor, 
     arguments, shapes = example_inputs(preprocess, batch, name)
     traced = _Plain(encoder).eval()
     try:
-        with quiet_exporter() as report, lstm_of_any_length(), torch.no_grad():
+        with exporting() as report, torch.no_grad():
             if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxscript") is None:
                 exported = torch.export.export(traced, tuple(arguments), dynamic_shapes={"inputs": tuple(shapes)})
                 model = None

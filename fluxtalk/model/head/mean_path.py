@@ -41,10 +41,7 @@ class MeanPath(nn.Module):
         self.gate = nn.Parameter(torch.tensor(INITIAL_GATE))
 
     def forward(self, mean_BE: Tensor, read_BKO: Tensor, index_K: Tensor) -> Tensor:
-        """Add the mean's part to what attention read for the registers ``index_K``: (B, K, O).
-
-        Only their slices of the last layer are computed, so the first k tokens stay the first k.
-        """
+        """Add the mean's part to what attention read for the registers ``index_K``: (B, K, O)."""
         return self._added(self.hidden(mean_BE), read_BKO, index_K)
 
     def from_reads(self, reads: FoldedLayerNorm, read_BKO: Tensor, index_K: Tensor) -> Tensor:

@@ -42,13 +42,13 @@ class RegisterLinear(nn.Module):
 
     def of_one(self, x_BD: Tensor, index_K: Tensor) -> Tensor:
         """Map one and the same vector for the registers ``index_K``: (B, K, outputs), or (B, 1, outputs) if shared."""
-        if not self.own or len(self.maps) == 1 or not self.training:
-            x_B1D = x_BD[:, None]
-            mapped: Tensor = self(x_B1D.expand(-1, index_K.shape[0], -1) if self.own else x_B1D, index_K)
+        if not self.own or len(self.maps) == 1:
+            mapped: Tensor = self.maps[0](x_BD)[:, None]
             return mapped
-        # One product with all maps, of which training needs every one; a graph that serves has them apart, for any k.
+        # One product with all maps, though only K are asked for: to take K maps out of N, a graph would copy megabytes
+        # of weights at every call, which costs a single short text more than the product.
         linears = [cast(nn.Linear, linear) for linear in self.maps]
         weight, bias = (torch.cat([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
         mapped_BND = torch.unflatten(F.linear(x_BD, weight, bias), 1, (len(linears), -1))
-        # Rising numbers, as many as there are registers, are all of them in order.
-        return mapped_BND if len(index_K) == len(linears) else mapped_BND[:, index_K]
+        # In training: rising numbers, as many as there are registers, are all of them in order.
+        return mapped_BND if self.training and len(index_K) == len(linears) else mapped_BND[:, index_K]

@@ -13,7 +13,7 @@ from torch.export import Dim
 
 from bench.encoders.torchvision_operators import declare_torchvision_operators
 from fluxtalk.arrays import Array
-from fluxtalk.model.tracing import quiet_exporter
+from fluxtalk.model.tracing import exporting
 
 declare_torchvision_operators()  # its models import torchvision
 transformers: Any = importlib.import_module("transformers")
@@ -57,7 +57,7 @@ def require_parity(encoder: nn.Module, sample: tuple[Tensor, Tensor], batches: l
     Features agree within 1e-5 of the largest, masks exactly.
     """
     dynamic = {0: Dim("batch", min=1), 1: Dim("length", min=1)}
-    with quiet_exporter():
+    with exporting():
         program = torch.onnx.export(
             encoder, sample, dynamo=True, opset_version=20, input_names=["values", "mask"],
             dynamic_shapes=(dynamic, dynamic), verbose=False,

@@ -233,6 +233,12 @@ def test_what_onnxruntime_is_given(made: Made, tmp_path: Path, monkeypatch: pyte
     on_cpu, on_cuda, on_tensorrt, in_bf16 = recorder.made
     assert on_cpu[1] == ["CPUExecutionProvider"]
     assert (on_cpu[0].enable_cpu_mem_arena, on_cpu[0].enable_mem_pattern) == (True, False)
+    assert [more.pop("disabled_optimizers") for _, _, more in recorder.made] == [
+        ("SkipLayerNormFusion",),
+        None,
+        None,
+        None,
+    ]
     assert all(more == {"enable_fallback": 0} for _, _, more in recorder.made)
     cuda = ("CUDAExecutionProvider", on_cuda[1][0][1])
     assert on_cuda[1] == [cuda]

@@ -17,7 +17,8 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from fluxtalk.artifacts.bundle import FEATURES, Bundle, PrecisionEntry, read_bundle
+from fluxtalk.arrays import Arrays
+from fluxtalk.artifacts.bundle import FEATURES, TOKEN_INDEX, Bundle, PrecisionEntry, read_bundle
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BackendError, InputError
 from fluxtalk.export.options import ExportOptions
@@ -130,6 +131,30 @@ def test_it_embeds_what_onnxruntime_embeds(made: Made, table_data: PairDataset) 
                     np.testing.assert_allclose(
                         found.embed(modality, values, k, output), expected.embed(modality, values, k, output), atol=1e-5
                     )
+
+
+def test_one_token_is_computed_or_all_of_them(made: Made) -> None:
+    """Each k is a shape of its own, and OpenVINO keeps memory for every shape."""
+    golden = made.bundle.golden.batch["text"].inputs
+    exact = OpenVinoSession(made.bundle.graph("text"), 1)
+    session = OpenVinoSession(made.bundle.graph("text"), 1, num_tokens=4)
+    seen: list[int] = []
+    compiled = session._model
+
+    class Request:
+        def __init__(self) -> None:
+            self.request = compiled.create_infer_request()
+
+        def infer(self, given: Arrays, **options: Any) -> Any:
+            seen.append(len(given[TOKEN_INDEX]))
+            return self.request.infer(given, **options)
+
+    session._idle.append(Request())
+    for k in (1, 2, 3, 4):
+        found, expected = session.run(golden, k), exact.run(golden, k)
+        for name, array in found.items():
+            np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-6)
+    assert seen == [1, 4, 4, 4]
 
 
 def test_many_threads_share_a_session(made: Made) -> None:
