@@ -9,7 +9,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import onnxruntime
 
 from bench.latency.runtime_features import MODALITY, features_embedder
 from bench.machine import processor
+from bench.turns import milliseconds_in_turns
 from fluxtalk.artifacts.files import git_revision, write_json
 from fluxtalk.console import debug_option, option, sentence_errors
 from fluxtalk.runtime import Embedder, load
@@ -81,8 +82,7 @@ def measured(bundle: Path, runs: int, threads: int | None) -> Iterator[dict[str,
 def _row(what: str, embedder: Embedder, modality: str, item: Any, k: int, runs: int) -> dict[str, Any]:
     session = embedder.session(modality)
     batch = embedder.bundle.preprocess(modality).collate(embedder.prepare(modality, [item]))
-    # In turn, so that a change of the machine's speed meets all three.
-    embed, bare, prepare = _medians(
+    timed = milliseconds_in_turns(
         [
             lambda: embedder.embed(modality, [item], k),
             lambda: session.run(batch, k, ("embeddings",)),
@@ -90,6 +90,7 @@ def _row(what: str, embedder: Embedder, modality: str, item: Any, k: int, runs: 
         ],
         runs,
     )
+    embed, bare, prepare = (round(statistics.median(found), 4) for found in timed)
     return {
         "what": what,
         "k": k,
@@ -99,18 +100,6 @@ def _row(what: str, embedder: Embedder, modality: str, item: Any, k: int, runs: 
         "overhead_us": round(1e3 * (embed - bare), 1),
         "ratio": round(embed / (prepare + bare), 3),
     }
-
-
-def _medians(calls: list[Callable[[], Any]], runs: int) -> list[float]:
-    """Median milliseconds of each call, the calls taking turns after a warm-up."""
-    times: list[list[float]] = [[] for _ in calls]
-    for number in range(runs + 20):
-        for call, found in zip(calls, times, strict=True):
-            started = time.perf_counter()
-            call()
-            if number >= 20:
-                found.append((time.perf_counter() - started) * 1e3)
-    return [round(statistics.median(found), 4) for found in times]
 
 
 if __name__ == "__main__":
