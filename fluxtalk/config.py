@@ -20,7 +20,13 @@ MEAN_PATHS = ("none", "linear", "mlp")
 AGGREGATIONS = ("mean", "concat", "maxsim")
 CONTRASTIVE_LOSSES = ("infonce", "sigmoid")
 COMPLEMENTARY_OBJECTIVES = ("none", "reconstruction", "contrast", "difference")
-LATER_FIELDS: dict[str, Any] = {"mean_path": "none", "token_dim": 0, "feed_forward": 4, "nested_dims": ""}
+LATER_FIELDS: dict[str, Any] = {
+    "mean_path": "none",
+    "token_dim": 0,
+    "feed_forward": 4,
+    "nested_dims": "",
+    "summary_registers": 1,
+}
 """Fields that heads did not always have, with the value that says so."""
 _MODALITY = re.compile(r"[a-z][a-z0-9_]*\Z")
 
@@ -129,6 +135,18 @@ class HeadConfig(StrictConfig):
     """Width of the hidden layer of a block's feed-forward, in widths of the head."""
     nested_dims: str = ""
     """Smaller sizes, such as 8,16,32: the first numbers of a token alone are trained too."""
+    summary_registers: int = 1
+    """Registers, from the first, whose reads the first token adds up: 1 is its own, 0 all overlapping tokens'."""
+
+    @property
+    def summed_registers(self) -> int:
+        """Number of registers, from the first, that the first token reads."""
+        return self.summary_registers or self.num_overlapping_tokens
+
+    @property
+    def num_registers(self) -> int:
+        """Number of registers: a head that was cut to its first tokens keeps those that the first token reads."""
+        return max(self.num_register_tokens, self.summed_registers)
 
     @property
     def layout(self) -> TokenLayout:
@@ -182,6 +200,10 @@ class HeadConfig(StrictConfig):
         require(self.mean_path in MEAN_PATHS, f"mean_path is one of {', '.join(MEAN_PATHS)}; got {self.mean_path!r}.")
         require(self.token_dim >= 0, f"token_dim is at least 1, or 0 for the head's width; got {self.token_dim}.")
         require(self.feed_forward >= 1, f"feed_forward is at least 1; got {self.feed_forward}.")
+        require(
+            self.summary_registers >= 0,
+            f"summary_registers is at least 1, or 0 for all overlapping tokens; got {self.summary_registers}.",
+        )
         self._check_nested_dims()
         for name in ("dropout", "feature_dropout", "token_dropout"):
             value = getattr(self, name)

@@ -46,6 +46,7 @@ _GROUPS: dict[str, dict[str, str]] = {
         "mean_path": "Map of the features' mean that every token begins with, as mean pooling does.",
         "token_dim": "Numbers in a token; 0 is the width.",
         "feed_forward": "Width of a block's feed-forward, in widths of the head; 1 makes steps faster.",
+        "summary_registers": "Registers whose reads the first token adds up; 1 is its own, 0 all overlapping ones.",
         "nested_dims": "Smaller sizes of a token, as 8,16,32, trained too, so that `dimensions` may cut it.",
         "aggregation": "Representation compared between modalities.",
         "dropout": "Dropout inside the head.",

@@ -40,6 +40,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "heads": 2,
         "aggregation": "concat",
         "output_projection": "per_register",
+        "summary_registers": 0,
         "nested_draw": "all",
         "k_values": "1,2,4",
         "dropout": 0.1,
@@ -146,6 +147,8 @@ class TrainConfig(StrictConfig):
     """Numbers in a token; 0 is `dim`."""
     feed_forward: int = 4
     """Width of a block's feed-forward, in widths of the head."""
+    summary_registers: int = 1
+    """Registers, from the first, whose reads the first token adds up: 1 is its own, 0 all overlapping tokens'."""
     nested_dims: str = ""
     """Smaller sizes of a token, such as 8,16,32, at which the loss is taken too; empty is none."""
     dropout: float = 0.1
@@ -217,6 +220,7 @@ class TrainConfig(StrictConfig):
             "checkpoint_every",
             "feature_pca",
             "token_dim",
+            "summary_registers",
             "patience",
             "maxsim_sharpness",
         ):

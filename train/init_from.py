@@ -24,6 +24,7 @@ _SHAPE = (
     "mean_path",
     "token_dim",
     "feed_forward",
+    "summary_registers",
 )
 
 

@@ -82,6 +82,7 @@ def train_baseline(config: TrainConfig, inputs: Inputs, folder: RunFolder, proje
         aggregation="mean",
         mean_path="none",
         token_dim=0,
+        summary_registers=1,
         nested_dims="",
         k_values="",
         feature_dropout=0.0,

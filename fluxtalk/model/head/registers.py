@@ -111,7 +111,7 @@ class RegisterTokenModule(TokenHead):
         )
         super().__init__(config, seed)
         # Not zeros: registers that start equal stay equal.
-        self.registers = nn.Parameter(torch.randn(num_register_tokens, dim) * 0.02)
+        self.registers = nn.Parameter(torch.randn(config.num_registers, dim) * 0.02)
         self.feature_norm = nn.ModuleDict({name: nn.LayerNorm(size) for name, size in config.dims.items()})
         # Heads without a mean path keep the draws that they always had.
         self._dropout_type = nn.Dropout if config.mean_path == "none" else BitDropout
@@ -121,6 +121,9 @@ class RegisterTokenModule(TokenHead):
         self.output = RegisterLinear(
             num_register_tokens, dim, config.layout.dim, config.output_projection == "per_register"
         )
+        # What the other registers read, for the first token. Without a bias: its own map has one.
+        others = config.summed_registers - 1
+        self.summary = nn.Linear(others * dim, config.layout.dim, bias=False) if others else None
         # Empty without one: a head of before has the same parameters, drawn in the same order.
         self.mean_path = nn.ModuleDict(
             {name: MeanPath(config, size) for name, size in config.dims.items() if config.mean_path != "none"}
@@ -144,7 +147,8 @@ class RegisterTokenModule(TokenHead):
         """
         weights: list[Tensor] = []
         tokens = self._read(modality, features_BLE, mask_BL, index_K, weights)
-        return tokens, weights[-1].float().mean(dim=1)
+        attention = weights[-1].float().mean(dim=1)
+        return tokens, attention if self.summary is None else attention[:, index_K]
 
     def truncated(self, count: int) -> RegisterTokenModule:
         """Build a head of the first ``count`` register tokens, with these weights: the same first tokens.
@@ -158,10 +162,11 @@ class RegisterTokenModule(TokenHead):
             self.config,
             num_register_tokens=layout.num_register_tokens,
             num_overlapping_tokens=layout.num_overlapping_tokens,
+            summary_registers=self.config.summed_registers,
         )
         head = RegisterTokenModule.from_config(config)
         weights = self.state_dict()
-        weights["registers"] = weights["registers"][:count]
+        weights["registers"] = weights["registers"][: config.num_registers]
         head.load_state_dict({name: weights[name] for name in head.state_dict()})
         return head.train(self.training)
 
@@ -184,11 +189,13 @@ class RegisterTokenModule(TokenHead):
             features = self.feature_dropout(norm(features_BLE))
         # (N, D): the first block's queries are the same for all samples, so they are computed once.
         x, chosen = cast(Tensor, self.registers), cast(Tensor | None, index_K)
+        if self.summary is not None:  # the first token needs more of them than are asked for
+            chosen = None
         for layer in self.blocks:
             block = layer[modality] if isinstance(layer, nn.ModuleDict) else layer
             x = block(x, features, mask_BL, modality, chosen, weights, reads)
             chosen = None
-        tokens: Tensor = self.output(self.output_norm(x), index_K)
+        tokens = self._tokens_of(self.output_norm(x), index_K)
         if self.config.mean_path != "none":
             path = cast(MeanPath, self.mean_path[modality])
             if reads is not None:
@@ -197,12 +204,25 @@ class RegisterTokenModule(TokenHead):
             tokens = path(mean_B1E[:, 0], tokens, index_K)
         return tokens
 
+    def _tokens_of(self, read_BXD: Tensor, index_K: Tensor) -> Tensor:
+        """Map what the registers read, those of ``index_K`` or all, to the tokens ``index_K``: (B, K, O)."""
+        if self.summary is None:
+            tokens: Tensor = self.output(read_BXD, index_K)
+            return tokens
+        others_BM = read_BXD[:, 1 : self.config.summed_registers].flatten(1)
+        # In training: rising numbers, as many as there are registers, are all of them in order.
+        every = self.training and len(index_K) == self.config.num_registers
+        tokens = self.output(read_BXD if every else read_BXD[:, index_K], index_K)
+        is_first_K1 = (index_K == 0).to(tokens.dtype)[:, None]
+        summed: Tensor = tokens + is_first_K1 * self.summary(others_BM)[:, None]
+        return summed
+
     def _folds(self, features_BLE: Tensor) -> bool:
         """Return whether the norm of frozen features is folded into what reads them: in training, in full precision.
 
         Only with a mean path, so that heads without one compute what they always did.
         """
-        absorbed = self.config.num_register_tokens * self.config.heads < self.config.dim
+        absorbed = self.config.num_registers * self.config.heads < self.config.dim
         full = not torch.is_autocast_enabled(features_BLE.device.type) and not features_BLE.requires_grad
         return self.training and self.config.mean_path != "none" and absorbed and full
 

@@ -22,6 +22,14 @@ VARIANTS = [
     for output in ("shared", "per_register")
     for width in (0, WIDTH)
 ]
+# The first token reads the registers of all overlapping tokens, or some that are no token's.
+VARIANTS += [
+    pytest.param(
+        {"mean_path": "mlp", "output_projection": "per_register", "token_dim": WIDTH, "summary_registers": count},
+        id=f"summary-{count}",
+    )
+    for count in (0, TOKENS + 1)
+]
 
 
 def _head(**settings: Any) -> RegisterTokenModule:
@@ -139,10 +147,23 @@ def test_hidden_features_are_not_averaged() -> None:
     torch.testing.assert_close(seen, expected, rtol=0, atol=1e-10)
 
 
+def test_the_first_token_reads_what_all_registers_read_and_the_others_do_not() -> None:
+    head = _head(mean_path="mlp", output_projection="per_register", summary_registers=0)
+    features, mask = _batch("image")
+    before = head({"image": features}, {"image": mask}).tokens["image"]
+    with torch.no_grad():
+        head.registers[2] += torch.randn(DIM)
+    after = head({"image": features}, {"image": mask}).tokens["image"]
+    changed = (after - before).abs().amax(dim=(0, 2)) > 1e-6
+    assert changed.tolist() == [True, False, True, False, False]
+    attention = head.tokens_and_attention("image", features, mask, torch.arange(2))[1]
+    assert attention.shape == (5, 2, 6)
+
+
 def test_a_head_of_before_is_stored_as_before() -> None:
     """Configurations are hashed, so a field that a head does not use may not appear in them."""
     old = HeadConfig(DIMS, dim=DIM, heads=2).to_dict()
-    assert not {"mean_path", "token_dim", "nested_dims"} & set(old)
+    assert not {"mean_path", "token_dim", "nested_dims", "summary_registers"} & set(old)
     assert HeadConfig.from_dict(old) == HeadConfig(DIMS, dim=DIM, heads=2)
     new = HeadConfig(DIMS, dim=DIM, heads=2, mean_path="mlp", token_dim=WIDTH)
     assert (new.to_dict()["mean_path"], new.to_dict()["token_dim"], new.layout.dim) == ("mlp", WIDTH, WIDTH)
@@ -154,6 +175,7 @@ def test_a_head_of_before_is_stored_as_before() -> None:
 
 @pytest.mark.parametrize(("settings", "words"), [({"mean_path": "cubic"}, "mean_path is one of"),
                                                  ({"token_dim": -1}, "token_dim is at least 1"),
+                                                 ({"summary_registers": -1}, "summary_registers is at least 1, or 0"),
                                                  ({"nested_dims": "8,x"}, "nested_dims is rising integers below 256"),
                                                  ({"nested_dims": "8,8"}, "such as 8,16,32; got '8,8'"),
                                                  ({"nested_dims": "8,256"}, "nested_dims is rising integers below"),
