@@ -190,7 +190,7 @@ def test_export_builds_each_encoder_once(made: Made, table_data: PairDataset, tm
     }
     run = dataclasses.replace(made.run, stage1=dataclasses.replace(made.run.stage1, modalities=parts))
     built.clear()
-    options = ExportOptions(("fp32", "fp16", "int8"), attention=True, allow_quality_loss=True)
+    options = ExportOptions(("fp32", "fp16"), allow_quality_loss=True)
     bundle = write_bundle(run, table_data, tmp_path / "bundle", options)
-    assert list(bundle.manifest.precisions) == ["fp32", "fp16", "int8"]
+    assert list(bundle.manifest.precisions) == ["fp32", "fp16"]
     assert sorted(built) == ["image", "text"]

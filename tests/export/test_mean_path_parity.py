@@ -19,8 +19,8 @@ DIM, TOKENS, WIDTH = 12, 4, 8
 
 @pytest.mark.parametrize(
     ("mean_path", "output", "heads", "summed"),
-    [("mlp", "per_register", 4, 1), ("linear", "shared", 8, 1), ("mlp", "per_register", 4, 0)],
-    ids=["absorbed", "plain", "summary"],
+    [("mlp", "per_register", 4, 0), ("linear", "shared", 8, 1)],
+    ids=["absorbed and summed up", "plain"],
 )
 def test_every_k_agrees_with_eager(mean_path: str, output: str, heads: int, summed: int, tmp_path: Path) -> None:
     preprocess, spec = FeaturesPreprocessor(DIM), EncoderSpec(f"features:{DIM}", {}, DIM)

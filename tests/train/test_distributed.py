@@ -27,9 +27,10 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def steps_of(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Tensor]]:
+def steps_of(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Tensor]]:
     """Number of processes to every case's gradients and parameters, with three modalities of which some samples lack
     one."""
+    asked = {2, *[4] * any("test_processes_equal_one[4]" in item.nodeid for item in request.session.items)}
     base = {
         "stage1_checkpoint": "-", "output_dir": "-", "log_name": "-", "batch_size": 16, "epochs": 6, "dim": 16,
         "heads": 2, "dropout": 0.0, "learning_rate": 0.05, "warmup_fraction": 0.0, "device": "cpu",
@@ -37,13 +38,13 @@ def steps_of(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Te
     folder = tmp_path_factory.mktemp("steps")
     cases = folder / "cases.json"
     cases.write_text(json.dumps({name: {**base, **options} for name, options in CASES.items()}))
-    outputs = {count: folder / f"{count}.safetensors" for count in (1, 2, 4)}
+    outputs = {count: folder / f"{count}.safetensors" for count in (1, *sorted(asked))}
     jobs = [(count, (cases, file)) for count, file in outputs.items()]
     in_processes("tests.train.distributed_steps:in_memory_steps", jobs, folder)
     return {count: load_file(file) for count, file in outputs.items()}
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_equal_one(steps_of: dict[int, dict[str, Tensor]], processes: int) -> None:
     alone, together = steps_of[1], steps_of[processes]
     assert set(alone) == set(together)

@@ -94,7 +94,14 @@ def test_the_network_is_as_the_bundle_says(api: TensorRT, every_kind: Bundle, mo
     "head",
     [
         {"num_register_tokens": 1, "num_overlapping_tokens": 1},
-        {"output_projection": "per_register", "block_weights": "per_modality", "self_attention": True, "depth": 2},
+        {
+            "output_projection": "per_register",
+            "block_weights": "per_modality",
+            "self_attention": True,
+            "depth": 2,
+            "mean_path": "mlp",
+            "summary_registers": 0,
+        },
     ],
 )
 def test_every_kind_of_head_compiles(api: TensorRT, tmp_path: Path, head: dict[str, Any]) -> None:
