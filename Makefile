@@ -22,7 +22,7 @@ GPU_BIN := .venv-gpu/bin
 GPU_STAMP := .venv-gpu/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-oldest test-pythons lint bench bench-runtime bench-export bench-server bench-backends bench-features bench-training bench-encoders bench-quality bench-compare bench-compare-install bench-search-scale docs glyphs-picture gpu clean
+.PHONY: help install demo test test-slow test-oldest test-pythons lint bench bench-runtime bench-export bench-server bench-backends bench-features bench-training bench-encoders bench-quality bench-compare bench-compare-install bench-compare-training bench-encoding bench-search-scale docs glyphs-picture gpu clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -118,6 +118,12 @@ bench-compare-install: install ## One environment for each peer of bench-compare
 bench-compare: install ## FluxTalk beside its peers: latency and load; docs/benchmarks.md (half an hour; BUNDLE=DIR)
 	$(BIN)/python -m bench.compare latency --bundle $(BUNDLE) --docs docs/benchmarks.md
 	$(BIN)/python -m bench.compare server --bundle $(BUNDLE) --docs docs/benchmarks.md
+
+bench-compare-training: install ## Training on the same features beside peers' ways: steps and recall (15 minutes; ICONS=DIR)
+	$(BIN)/python -m bench.compare training --icons $(ICONS) --stage1 $(ICONS)/stage1.pth --docs docs/benchmarks.md
+
+bench-encoding: install ## Encoding into the feature cache beside a bare loop over the encoder (3 minutes; ICONS=DIR)
+	$(BIN)/python -m bench.training.encoding --table $(ICONS)/icons-4500.csv --stage1 $(ICONS)/stage1.pth --docs docs/benchmarks.md
 
 bench-search-scale: install ## A million items: recall, bytes, milliseconds (half an hour; BUNDLE=DIR ICONS=DIR)
 	$(BIN)/python -m bench.compare search-scale --bundle $(BUNDLE) --icons $(ICONS) --docs docs/benchmarks.md

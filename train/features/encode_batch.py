@@ -18,7 +18,9 @@ from fluxtalk.errors import DataError
 from fluxtalk.train.features.encoding import Encoding
 
 MOST = 256
-"""Items at a time, if memory allows."""
+"""Items at a time on a GPU, if memory allows."""
+MOST_ON_CPU = 16
+"""Items at a time on a processor: 256 pictures took 1.6 times as long, by mapping memory anew (docs/LOG.md)."""
 _FEW = 16
 """Items that are encoded without a trial."""
 _TRIED = 2
@@ -26,11 +28,16 @@ _SHARE = 0.5
 """Share of the available memory that a batch may take: libraries use more than the tensors that are counted."""
 
 
+def most_at_a_time(device: torch.device) -> int:
+    """Number of items that a batch has on a device if memory allows."""
+    return MOST_ON_CPU if device.type == "cpu" else MOST
+
+
 class EncodeBatch:
     """Chooses the items of a batch, by a trial on the largest item so far.
 
     Args:
-        say: receives a line if memory allows fewer than 256.
+        say: receives a line if memory allows fewer than `most_at_a_time`.
         available: bytes that may be taken; None asks the device or the machine.
     """
 
@@ -39,17 +46,18 @@ class EncodeBatch:
         self._say = say
         self._available = available
         self._bytes_of_length: dict[int, int] = {}
-        self._said = MOST
+        self._most = most_at_a_time(encoding.device)
+        self._said = self._most
 
     def size(self, prepared: Sequence[NDArray[Any]], rows: Sequence[int]) -> int:
-        """Return how many of these items to encode at a time: 1 to 256.
+        """Return how many of these items to encode at a time: 1 to `most_at_a_time`.
 
         Args:
             prepared: decoded items.
             rows: their rows.
         """
         if len(prepared) <= _FEW:
-            return MOST
+            return self._most
         length, largest = max((self._encoding.preprocess.length(item), n) for n, item in enumerate(prepared))
         if length not in self._bytes_of_length:
             try:
@@ -59,8 +67,8 @@ class EncodeBatch:
         each = self._bytes_of_length[length]
         available = self._available if self._available is not None else _available(self._encoding.device)
         if available is None or not each:
-            return MOST
-        size = max(1, min(MOST, int(_SHARE * available / each)))
+            return self._most
+        size = max(1, min(self._most, int(_SHARE * available / each)))
         if size < self._said:
             self._said = size
             self._say(

@@ -11,7 +11,7 @@ from torch import nn
 
 from fluxtalk.train.features import encode_batch
 from fluxtalk.train.features.cached import CachedFeatures
-from fluxtalk.train.features.encode_batch import EncodeBatch, LiveBytes
+from fluxtalk.train.features.encode_batch import EncodeBatch, LiveBytes, most_at_a_time
 from fluxtalk.train.features.encoding import Encoding
 from tests.train.features.given_features import CPU, build, given, ragged, require_rows
 
@@ -32,7 +32,7 @@ def test_fewer_items_are_encoded_at_a_time_where_memory_is_short(tmp_path: Path)
     prepared = [encoding.prepare(row) for row in range(40)]
     said: list[str] = []
     each = EncodeBatch(encoding, said.append)
-    assert each.size(prepared, range(40)) == 256
+    assert each.size(prepared, range(40)) == most_at_a_time(CPU) == 16
     assert said == []
     short = EncodeBatch(encoding, said.append, available=5_000)
     size = short.size(prepared, range(40))
