@@ -38,6 +38,8 @@ from fluxtalk.tokens import Selection
 
 log = logging.getLogger("fluxtalk.server")
 
+_REMEMBERED = 1024
+"""Callers without a request whose next turn is remembered."""
 _LOOK = 8
 """Items of the queue, in batches, that are searched for items of like length."""
 
@@ -147,7 +149,10 @@ class Batcher:
         self._now = 0.0
         """Turn of the last item that was taken: virtual time."""
         self._next_turns: dict[Caller, float] = {}
-        """Next turns of the callers that wait; how many jobs each has, and each client's callers."""
+        """Next turns of callers; how many jobs each of those that wait has, and each client's callers that wait.
+
+        Turns outlive a job while anybody waits: who sends one short request after the other would else always be first.
+        """
         self._jobs: Counter[Caller] = Counter()
         self._callers: Counter[str] = Counter()
         self._long: list[Job] = []
@@ -221,12 +226,18 @@ class Batcher:
         with self._changed:
             self._jobs[job.caller] -= 1
             if not self._jobs[job.caller]:
-                del self._jobs[job.caller], self._next_turns[job.caller]
+                del self._jobs[job.caller]
+                self._forget_turns()
                 self._callers[job.caller.client] -= 1
                 if not self._callers[job.caller.client]:
                     del self._callers[job.caller.client]
             if job in self._long:
                 self._long.remove(job)
+
+    def _forget_turns(self) -> None:
+        """Forget the turns of callers that do not wait, once nobody waits, or if there are too many."""
+        if len(self._next_turns) > (len(self._jobs) and len(self._jobs) + _REMEMBERED):
+            self._next_turns = {caller: turn for caller, turn in self._next_turns.items() if caller in self._jobs}
 
     def _weight(self, array: Array, length: int) -> float:
         if self._preprocess.kind == "image":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future, wait
 from typing import Any
 
 import numpy as np
@@ -201,6 +201,35 @@ def test_connections_of_one_client_share_its_turns(batcher: Batcher, gate: Gate)
     gate.open()
     for future in many:
         future.result(30)
+
+
+def test_who_sends_again_and_again_gets_no_more_turns_than_who_sent_much_at_once(batcher: Batcher, gate: Gate) -> None:
+    """Eight callers send single items, four of which always wait, enough for a batch; one sent eight at once."""
+    busy(batcher, gate)
+    many = batcher.submit(job(*[5] * 8, caller=Caller("many", "1")))
+    little = {Caller(f"little {number}", "1"): Future[Any]() for number in range(8)}
+    for future in little.values():
+        future.set_result(None)
+    batches = 0
+    while not many.done() and batches < 50:
+        for caller, future in little.items():
+            if future.done():
+                little[caller] = batcher.submit(job(5, caller=caller))
+        gate.let.release()
+        assert gate.entered.acquire(timeout=30)
+        time.sleep(0.005)  # until those who were answered have left
+        batches += 1
+    # One item of each takes two batches or three.
+    assert batches <= 24
+    gate.open()
+    wait(little.values(), 30)
+
+
+def test_turns_of_those_who_left_are_forgotten(batcher: Batcher, gate: Gate) -> None:
+    gate.open()
+    for seed in range(20):
+        batcher.submit(job(5, seed=seed)).result(30)
+    assert not batcher._next_turns
 
 
 def test_a_long_job_that_falls_behind_its_pace_goes_first(batcher: Batcher, gate: Gate) -> None:
