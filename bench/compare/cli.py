@@ -1,4 +1,4 @@
-"""Command line: ``python -m bench.compare install``, ``latency``, ``server`` and ``search-scale``."""
+"""Command line: ``python -m bench.compare install``, ``latency``, ``server``, ``search-scale``, ``training``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from bench.compare import latency as latency_bench
-from bench.compare import search_scale
+from bench.compare import search_scale, training
 from bench.compare import server as server_bench
 from bench.compare.contenders import ENVIRONMENTS, OURS, Contender, Models, contenders
 from bench.compare.environments import install, installed, python_of, versions
@@ -24,6 +24,7 @@ from bench.markdown import replace_between
 from fluxtalk.artifacts.bundle import read_bundle
 from fluxtalk.artifacts.files import git_revision, write_json
 from fluxtalk.console import Function, debug_option, option, sentence_errors
+from fluxtalk.datasets import default_cache_dir
 from fluxtalk.errors import BackendError, UsageError
 
 ENVIRONMENTS_FOLDER = Path(".venv-compare")
@@ -109,6 +110,33 @@ def search_command(output: Path, docs: Path | None, **settings: Any) -> None:
     content = {"machine": _machine(begin, {OURS: versions(OURS, ENVIRONMENTS_FOLDER)}), **content}
     write_json(output, content)
     _report([search_scale.table(content), failed_lines(content)], docs, "search")
+
+
+@main.command("training")
+@option("--icons", required=True, type=click.Path(path_type=Path), help="Folder that python -m bench.icons built.")
+@option("--stage1", required=True, type=click.Path(path_type=Path), help="Encoders of `fluxtalk align` on the icons.")
+@option("--cache-dir", help="Cache of features.  [default: ~/.cache/fluxtalk]")
+@option("--epochs", default=24, show_default=True, type=click.IntRange(1), help="Passes over the training ids.")
+@option("--threads", default=os.cpu_count() or 1, show_default=True, type=click.IntRange(1), help="Of each.")
+@option(
+    "--environments", default=ENVIRONMENTS_FOLDER, show_default=True, type=click.Path(path_type=Path), help="Folder."
+)
+@option("-o", "--output", default=RESULTS / "training.json", show_default=True, type=click.Path(path_type=Path))
+@option("--docs", type=click.Path(path_type=Path), help="Document to write the table into.")
+@debug_option
+@sentence_errors
+def training_command(
+    cache_dir: str | None, environments: Path, threads: int, output: Path, docs: Path | None, **settings: Any
+) -> None:
+    """Train on the same frozen features, and score what each finds."""
+    begin = time.monotonic()
+    content = training.measure(
+        cache_dir=default_cache_dir(cache_dir), environments=environments, threads=threads, **settings
+    )
+    found = {name: versions(name, environments) for name in installed(environments)}
+    content = {"machine": _machine(begin, found), "threads": threads, **content}
+    write_json(output, content)
+    _report([training.training_table(content), failed_lines(content)], docs, "training")
 
 
 def _machine(begin: float, found: dict[str, dict[str, str]]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ ENVIRONMENTS: Mapping[str, Sequence[str]] = {
         "optimum-intel==1.27.0",
         "onnxruntime==1.32.0",
         "openvino==2026.4.1",
+        "datasets==5.0.1",
+        "accelerate==1.15.0",
         "fastapi==0.165.0",
         "uvicorn==0.54.0",
     ),
