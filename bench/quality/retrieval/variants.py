@@ -61,6 +61,13 @@ def variants() -> dict[str, Variant]:
             build=MatryoshkaHead.from_config,
             counts=K_VALUES,
         ),
+        Variant(
+            "concat-own",
+            "the same, no first token that sums up",
+            "nested",
+            {**_nested("concat"), "summary_registers": 1},
+            counts=K_VALUES,
+        ),
         *_single("linear", "mean-pool + linear", lambda config, seed: MeanPoolHead(config, seed, "linear")),
         *_single("mlp", "mean-pool + MLP", lambda config, seed: MeanPoolHead(config, seed, "mlp")),
         *_single("attention-pool", "attention pool", AttentionPoolHead.from_config),
