@@ -52,13 +52,27 @@ def variants() -> dict[str, Variant]:
     """Give all of them by name, ours first."""
     found = [
         Variant("concat", "register tokens, side by side", "ours", _nested("concat"), counts=K_VALUES),
-        Variant("maxsim", "register tokens, late interaction", "ours", _nested("maxsim"), counts=K_VALUES),
+        # Compared one by one, so none sums up.
+        Variant(
+            "maxsim",
+            "register tokens, late interaction",
+            "ours",
+            {**_nested("maxsim"), "summary_registers": 1},
+            counts=K_VALUES,
+        ),
         Variant(
             "matryoshka",
             "Matryoshka over all registers",
             "nested",
             {**_nested("mean"), "summary_registers": 1},
             build=MatryoshkaHead.from_config,
+            counts=K_VALUES,
+        ),
+        Variant(
+            "concat-own",
+            "the same, no first token that sums up",
+            "nested",
+            {**_nested("concat"), "summary_registers": 1},
             counts=K_VALUES,
         ),
         *_single("linear", "mean-pool + linear", lambda config, seed: MeanPoolHead(config, seed, "linear")),

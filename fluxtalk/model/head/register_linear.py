@@ -30,14 +30,16 @@ class RegisterLinear(nn.Module):
         self.own = own
         self.maps = nn.ModuleList(nn.Linear(inputs, outputs) for _ in range(registers if own else 1))
 
-    def forward(self, x_BKD: Tensor, index_K: Tensor) -> Tensor:
-        """Map the tokens of the registers ``index_K``: (B, K, outputs)."""
+    def forward(self, x_BKD: Tensor, index_K: Tensor | None = None) -> Tensor:
+        """Map the tokens of the registers ``index_K``, or of all: (B, K, outputs)."""
         if not self.own or len(self.maps) == 1:
             mapped: Tensor = self.maps[0](x_BKD)
             return mapped
         linears = [cast(nn.Linear, linear) for linear in self.maps]
-        weight_KDO = torch.stack([linear.weight.T for linear in linears])[index_K]
-        bias_K1O = torch.stack([linear.bias for linear in linears])[index_K][:, None]
+        weight_KDO = torch.stack([linear.weight.T for linear in linears])
+        bias_K1O = torch.stack([linear.bias for linear in linears])[:, None]
+        if index_K is not None:
+            weight_KDO, bias_K1O = weight_KDO[index_K], bias_K1O[index_K]
         return torch.baddbmm(bias_K1O, x_BKD.transpose(0, 1), weight_KDO).transpose(0, 1)
 
     def of_one(self, x_BD: Tensor, index_K: Tensor) -> Tensor:

@@ -205,17 +205,18 @@ class RegisterTokenModule(TokenHead):
         return tokens
 
     def _tokens_of(self, read_BXD: Tensor, index_K: Tensor) -> Tensor:
-        """Map what the registers read, those of ``index_K`` or all, to the tokens ``index_K``: (B, K, O)."""
+        """Map what the registers read, those of ``index_K`` or all of them, to the tokens ``index_K``: (B, K, O)."""
         if self.summary is None:
             tokens: Tensor = self.output(read_BXD, index_K)
             return tokens
+        count = self.config.num_register_tokens
         others_BM = read_BXD[:, 1 : self.config.summed_registers].flatten(1)
-        # In training: rising numbers, as many as there are registers, are all of them in order.
-        every = self.training and len(index_K) == self.config.num_registers
-        tokens = self.output(read_BXD if every else read_BXD[:, index_K], index_K)
-        is_first_K1 = (index_K == 0).to(tokens.dtype)[:, None]
-        summed: Tensor = tokens + is_first_K1 * self.summary(others_BM)[:, None]
-        return summed
+        # All tokens, since all registers were read: a graph then copies no maps to pick K of them.
+        tokens = self.output(read_BXD[:, :count])
+        first_B1O = tokens[:, :1] + self.summary(others_BM)[:, None]
+        tokens = torch.cat([first_B1O, tokens[:, 1:]], dim=1) if count > 1 else first_B1O
+        # In training: rising numbers, as many as there are tokens, are all of them in order.
+        return tokens if self.training and len(index_K) == count else tokens[:, index_K]
 
     def _folds(self, features_BLE: Tensor) -> bool:
         """Return whether the norm of frozen features is folded into what reads them: in training, in full precision.
