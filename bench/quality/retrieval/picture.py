@@ -18,6 +18,7 @@ from fluxtalk.artifacts.files import atomic_file
 CUTOFF = "10"
 _STYLES = {
     "concat": ("#1f5aa6", "o-"),
+    "concat-own": ("#1f5aa6", "o:"),
     "maxsim": ("#b3123f", "D-"),
     "matryoshka": ("#3f8f4f", "s--"),
     "linear": ("0.55", "x:"),
@@ -51,10 +52,13 @@ def draw(summary: Mapping[str, Any], path: Path) -> None:
 def _panel(axis: Any, summary: Mapping[str, Any], kind: str) -> None:
     for prefix, (color, style) in _STYLES.items():
         points = sorted(
-            (size, by_kind[kind][DIRECTION][k][CUTOFF])
-            for name, by_kind in summary["recall"].items()
-            if name == prefix or name.startswith(f"{prefix}-")
-            for k, size in summary["bytes"][name].items()
+            (
+                (size, by_kind[kind][DIRECTION][k][CUTOFF])
+                for name, by_kind in summary["recall"].items()
+                if name == prefix or (name.startswith(f"{prefix}-") and name not in _STYLES)
+                for k, size in summary["bytes"][name].items()
+            ),
+            key=lambda point: point[0],
         )
         if not points:
             continue

@@ -30,7 +30,8 @@ class Variant:
     name: str
     label: str
     kind: str
-    """``ours``, ``nested`` (another head that is read at several sizes), ``single`` (one size), or ``bound``."""
+    """``ours``, ``nested`` (another head that is read at several sizes), ``single`` (one size); ``bound`` and
+    ``ablation`` are shown and not compared."""
     options: Mapping[str, Any] = field(default_factory=dict)
     build: BuildHead = RegisterTokenModule.from_config
     counts: tuple[int, ...] = (1,)
@@ -70,8 +71,8 @@ def variants() -> dict[str, Variant]:
         ),
         Variant(
             "concat-own",
-            "the same, no first token that sums up",
-            "nested",
+            "register tokens, side by side, none sums up",
+            "ablation",
             {**_nested("concat"), "summary_registers": 1},
             counts=K_VALUES,
         ),
