@@ -14,7 +14,7 @@ from bench.quality.retrieval.job import Budget, job_config, run_job, score_searc
 from bench.quality.retrieval.variants import variant_named
 from fluxtalk.artifacts.files import write_json
 
-HEADS = ("mlp-1", "mlp-8", "concat")
+HEADS = ("mlp-8", "concat-own", "concat")
 STEPS = 280
 DIRECTION = "text->image"
 
@@ -49,9 +49,9 @@ def print_albums(found: Mapping[str, Any]) -> None:
         "\n== recall on albums of 2 to 6 unseen characters: where items hold several things, k matters", bold=True
     )
     cells = "".join(f"{title:>12}" for title in ("bytes", "all R@1", "all R@10", "some R@1", "some R@10"))
-    click.echo(f"\n  {'a query names':<44}{cells}")
+    click.echo(f"\n  {'a query names':<54}{cells}")
     for head in found.values():
         for k, size in head["bytes"].items():
             label = f"{head['label']}, k = {k}" if len(head["bytes"]) > 1 else head["label"]
             recall = [100 * head["recall"][kind][k][cutoff] for kind in ("all", "some") for cutoff in ("1", "10")]
-            click.echo(f"  {label:<44}{size:>12}" + "".join(f"{value:>10.1f} %" for value in recall))
+            click.echo(f"  {label:<54}{size:>12}" + "".join(f"{value:>10.1f} %" for value in recall))
