@@ -106,7 +106,7 @@ def server_command(output: Path, docs: Path | None, **settings: Any) -> None:
 def search_command(output: Path, docs: Path | None, **settings: Any) -> None:
     """Search many items with our index and with databases."""
     begin = time.monotonic()
-    content = {**search_scale.measure(**settings)}
+    content = search_scale.measure(**settings, store=output)
     content = {"machine": _machine(begin, {OURS: versions(OURS, ENVIRONMENTS_FOLDER)}), **content}
     write_json(output, content)
     _report([search_scale.table(content), failed_lines(content)], docs, "search")

@@ -9,6 +9,7 @@ its own, half as long as the token, so that the copies of a picture are spread a
 from __future__ import annotations
 
 import importlib
+import json
 import statistics
 import tempfile
 import time
@@ -23,11 +24,13 @@ import numpy as np
 from bench.icons.tables import read_members
 from bench.markdown import markdown_table
 from fluxtalk.arrays import Floats, Integers
+from fluxtalk.artifacts.bundle import read_bundle
+from fluxtalk.artifacts.files import write_json
 from fluxtalk.errors import BackendError
 from fluxtalk.runtime import load
 from fluxtalk.runtime.index.nearest_neighbors import NearestNeighbors
 from fluxtalk.runtime.index.rerank import Reranker
-from fluxtalk.tokens import l2_normalize
+from fluxtalk.tokens import TOKENS, l2_normalize
 
 ANSWERS = 10
 NOISE = 0.5
@@ -97,45 +100,51 @@ def truth(items: Items) -> Integers:
     return numbers
 
 
-def measure(bundle: Path, icons: Path, count: int, pictures: int, queries: int) -> dict[str, Any]:
+def measure(bundle: Path, icons: Path, count: int, pictures: int, queries: int, store: Path) -> dict[str, Any]:
     """Build every index, and ask all queries one at a time.
 
+    Args:
+        store: file that every row is written to as soon as it is measured. Rows that it has of the same items are not
+            measured again, so that what takes hours may be stopped.
+
     Returns:
-        ``items``, ``queries``, ``rows`` (name, k, dtype, bytes of an item, recall, milliseconds, minutes to build) and
-        ``failed``: name to reason.
+        ``space``, ``items``, ``pictures``, ``queries``, ``rows`` (name, k, dtype, bytes of an item, recall,
+        milliseconds, minutes to build) and ``failed``: name to reason.
     """
+    given = {"space": read_bundle(bundle, check_hashes=False).manifest.space_id(TOKENS), "items": count}
+    given |= {"pictures": pictures, "queries": queries}
+    before = json.loads(store.read_text()) if store.is_file() else {}
+    content = {**given, "rows": before["rows"] if given.items() <= before.items() else [], "failed": {}}
     items = make_items(bundle, icons, count, pictures, queries)
     expected = truth(items)
-    rows: list[dict[str, Any]] = []
-    failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, k, dtype, build in _indexes(items, Path(folder)):
+            if any((row["index"], row["k"], row["dtype"]) == (name, k, dtype) for row in content["rows"]):
+                continue
             begin = time.perf_counter()
             try:
                 search = build()
             except (ImportError, BackendError) as error:
-                failed[name] = str(error)
+                content["failed"][name] = str(error)
                 continue
             minutes = (time.perf_counter() - begin) / 60
-            shared, taken = [], []
-            for query, right in zip(items.queries, expected, strict=True):
-                begin = time.perf_counter()
-                found = search(query[:k])
-                taken.append(1e3 * (time.perf_counter() - begin))
-                shared.append(len(set(found.tolist()) & set(right.tolist())) / ANSWERS)
-            size = k * items.tokens.shape[2] * _BYTES[dtype]
-            row = {
-                "index": name,
-                "k": k,
-                "dtype": dtype,
-                "bytes": round(size),
-                "recall": round(statistics.fmean(shared), 4),
-                "ms": round(statistics.median(taken), 3),
-                "minutes": round(minutes, 2),
-            }
+            row = {"index": name, "k": k, "dtype": dtype, "bytes": round(k * items.tokens.shape[2] * _BYTES[dtype])}
+            row |= {**_ask(search, items.queries[:, :k], expected), "minutes": round(minutes, 2)}
             click.echo(f"{name}, k = {k}, {dtype}: recall {row['recall']:.3f}, {row['ms']:.2f} ms, {minutes:.1f} min")
-            rows.append(row)
-    return {"items": count, "pictures": pictures, "queries": queries, "rows": rows, "failed": failed}
+            content["rows"].append(row)
+            write_json(store, content)
+            del search  # before the next index takes its memory
+    return content
+
+
+def _ask(search: Search, queries: Floats, expected: Integers) -> dict[str, float]:
+    shared, taken = [], []
+    for query, right in zip(queries, expected, strict=True):
+        begin = time.perf_counter()
+        found = search(query)
+        taken.append(1e3 * (time.perf_counter() - begin))
+        shared.append(len(set(found.tolist()) & set(right.tolist())) / ANSWERS)
+    return {"recall": round(statistics.fmean(shared), 4), "ms": round(statistics.median(taken), 3)}
 
 
 def table(content: dict[str, Any]) -> str:
