@@ -18,11 +18,14 @@ BIN := .venv/bin
 DEMO_STAMP := .venv/.demo-installed
 STAMP := .venv/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PYTEST_PART := $(PYTEST) -m "not slow and not alone"
+TEST_PARTS := $(addprefix test-part-,runtime rest export train backends stage1)
+LANES = $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 GPU_BIN := .venv-gpu/bin
 GPU_STAMP := .venv-gpu/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-oldest test-pythons lint bench bench-runtime bench-export bench-server bench-backends bench-features bench-training bench-encoders bench-quality bench-compare bench-compare-install bench-compare-training bench-encoding bench-search-scale docs glyphs-picture gpu clean
+.PHONY: help install demo test $(TEST_PARTS) test-slow test-oldest test-pythons lint bench bench-runtime bench-export bench-server bench-backends bench-features bench-training bench-encoders bench-quality bench-compare bench-compare-install bench-compare-training bench-encoding bench-search-scale docs glyphs-picture gpu clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -51,22 +54,25 @@ $(STAMP): $(DEMO_STAMP)
 demo: $(DEMO_STAMP) ## Run the whole path on real input: data, training, export, search (about 10 minutes on 2 cores)
 	$(BIN)/python -m bench.demo --output $(DEMO) --stage1 $(STAGE1)
 
-test: install ## Prove it (the slow tests are left out; 11 to 14 minutes on 2 cores, by the machine's day; the aim is 10)
-	@# Two lanes, one per core, in each some processes one after the other. Training's tests send signals, and some libraries
-	@# of the runtime's and the export's change how a process takes them: so each part has a process of its own. What is
-	@# marked `alone` measures time or sends load, and runs after them.
-	@{ failed=0; trap 'kill $$part; exit 143' TERM; part() { "$$@" & part=$$!; wait $$part || failed=1; }; \
-	part env $(PYTEST) -m "not slow and not alone" tests/export; \
-	part env $(PYTEST) -m "not slow and not alone" tests/runtime/backends tests/runtime/doctor; \
-	part env $(PYTEST) -m "not slow and not alone" tests --ignore=tests/export --ignore=tests/runtime --ignore=tests/train; \
-	exit $$failed; } > .venv/second-lane.log 2>&1 & second=$$!; \
-	trap 'kill $$second; exit 130' INT TERM; failed=0; \
-	$(PYTEST) -m "not slow and not alone" tests/train --ignore=tests/train/stage1 || failed=1; \
-	$(PYTEST) -m "not slow and not alone" tests/train/stage1 || failed=1; \
-	$(PYTEST) -m "not slow and not alone" tests/runtime --ignore=tests/runtime/backends --ignore=tests/runtime/doctor || failed=1; \
-	wait $$second || failed=1; cat .venv/second-lane.log; \
-	$(PYTEST) -m "alone and not slow" tests/runtime || failed=1; \
-	exit $$failed
+test: install ## Prove it (the slow tests are left out; about 10 minutes on 2 cores)
+	@# Each part is a process of its own, as training's tests send signals, and some libraries of the runtime's and the
+	@# export's change how a process takes them. Parts run side by side, one more than there are cores, because servers and
+	@# processes are waited for; the longest comes first. What is marked `alone` measures time or sends load, and runs last.
+	@failed=0; $(MAKE) --no-print-directory --keep-going --jobs=$(LANES) --output-sync=target $(TEST_PARTS) || failed=1; \
+	$(PYTEST) -m "alone and not slow" tests/runtime || failed=1; exit $$failed
+
+test-part-runtime:
+	@$(PYTEST_PART) tests/runtime --ignore=tests/runtime/backends --ignore=tests/runtime/doctor
+test-part-rest:
+	@$(PYTEST_PART) tests --ignore=tests/export --ignore=tests/runtime --ignore=tests/train
+test-part-export:
+	@$(PYTEST_PART) tests/export
+test-part-train:
+	@$(PYTEST_PART) tests/train --ignore=tests/train/stage1
+test-part-backends:
+	@$(PYTEST_PART) tests/runtime/backends tests/runtime/doctor
+test-part-stage1:
+	@$(PYTEST_PART) tests/train/stage1
 
 test-slow: install ## The slow tests: minutes each
 	$(BIN)/python -m pytest -m slow

@@ -126,7 +126,14 @@ def test_a_head_of_other_features_is_refused() -> None:
         EagerEmbedder(whole.encoder, whole.head, "sound", reduction(2, 4))
 
 
-@pytest.mark.parametrize(("pool", "pca", "sample"), [(2, 4, 5), (3, 0, 2), (1, 4, 2)])
+@pytest.mark.parametrize(
+    ("pool", "pca", "sample"),
+    [
+        (2, 4, 5),
+        pytest.param(3, 0, 2, marks=pytest.mark.slow),
+        pytest.param(1, 4, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_the_exported_graph_reduces_as_eager(tmp_path: Path, pool: int, pca: int, sample: int) -> None:
     """Every batch size and length, odd ones, padding and rows that are nothing else."""
     module, preprocess = embedder(pool, pca), FeaturesPreprocessor(DIM)
