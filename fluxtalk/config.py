@@ -26,6 +26,7 @@ LATER_FIELDS: dict[str, Any] = {
     "feed_forward": 4,
     "nested_dims": "",
     "summary_registers": 1,
+    "mean_path_width": 4,
 }
 """Fields that heads did not always have, with the value that says so."""
 _MODALITY = re.compile(r"[a-z][a-z0-9_]*\Z")
@@ -137,6 +138,8 @@ class HeadConfig(StrictConfig):
     """Smaller sizes, such as 8,16,32: the first numbers of a token alone are trained too."""
     summary_registers: int = 1
     """Registers, from the first, whose reads the first token adds up: 1 is its own, 0 all overlapping tokens'."""
+    mean_path_width: int = 4
+    """Width of the hidden layer of the mean path's `mlp`, in widths of the head."""
 
     @property
     def summed_registers(self) -> int:
@@ -200,6 +203,7 @@ class HeadConfig(StrictConfig):
         require(self.mean_path in MEAN_PATHS, f"mean_path is one of {', '.join(MEAN_PATHS)}; got {self.mean_path!r}.")
         require(self.token_dim >= 0, f"token_dim is at least 1, or 0 for the head's width; got {self.token_dim}.")
         require(self.feed_forward >= 1, f"feed_forward is at least 1; got {self.feed_forward}.")
+        require(self.mean_path_width >= 1, f"mean_path_width is at least 1; got {self.mean_path_width}.")
         require(
             self.summary_registers >= 0,
             f"summary_registers is at least 1, or 0 for all overlapping tokens; got {self.summary_registers}.",

@@ -143,6 +143,8 @@ class TrainConfig(StrictConfig):
     output_projection: str = "shared"
     mean_path: str = "none"
     """Map of the features' mean that every token begins with; `mlp` has the baseline's hidden layer."""
+    mean_path_width: int = 4
+    """Width of that hidden layer, in widths of the head."""
     token_dim: int = 0
     """Numbers in a token; 0 is `dim`."""
     feed_forward: int = 4
@@ -208,7 +210,8 @@ class TrainConfig(StrictConfig):
     def _check_numbers(self) -> None:
         for name in ("batch_size", "accum_steps", "items_per_id", "epochs", "eval_every", "feature_pool"):
             require(getattr(self, name) >= 1, f"{spelled(name)} is at least 1; got {getattr(self, name)}.")
-        require(self.feed_forward >= 1, f"--feed-forward is at least 1; got {self.feed_forward}.")
+        for name in ("feed_forward", "mean_path_width"):
+            require(getattr(self, name) >= 1, f"{spelled(name)} is at least 1; got {getattr(self, name)}.")
         for name in (
             "complementary_reg_weight",
             "complementary_objective_weight",

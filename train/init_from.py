@@ -25,6 +25,7 @@ _SHAPE = (
     "token_dim",
     "feed_forward",
     "summary_registers",
+    "mean_path_width",
 )
 
 

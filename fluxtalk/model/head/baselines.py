@@ -16,8 +16,8 @@ class MeanPoolHead(TokenHead):
     """LayerNorm on each feature, mean over the features, projection: a single token.
 
     Args:
-        config: has one register token; ``dim``, ``dropout`` and the features' dropouts are used.
-        projection: ``linear``, or ``mlp`` with a hidden layer of four times the width: the alignment head of
+        config: has one register token; ``dim``, ``mean_path_width``, ``dropout`` and the features' dropouts are used.
+        projection: ``linear``, or ``mlp`` with a hidden layer of ``mean_path_width`` widths: the alignment head of
             Vouitsis et al. 2024, "Data-Efficient Multimodal Fusion on a Single GPU" (FuseMix).
     """
 
@@ -48,5 +48,5 @@ class MeanPoolHead(TokenHead):
 def _projection(kind: str, size: int, config: HeadConfig) -> nn.Module:
     if kind == "linear":
         return nn.Linear(size, config.dim)
-    hidden = 4 * config.dim
+    hidden = config.mean_path_width * config.dim
     return nn.Sequential(nn.Linear(size, hidden), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(hidden, config.dim))

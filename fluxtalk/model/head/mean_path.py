@@ -24,7 +24,7 @@ class MeanPath(nn.Module):
     """Map the mean of one modality's features to the first part of its tokens, and scale what attention adds.
 
     Args:
-        config: its ``mean_path`` is ``linear``, or ``mlp`` with a hidden layer of four times the head's width; its
+        config: its ``mean_path`` is ``linear``, or ``mlp`` with a hidden layer of ``mean_path_width`` widths of the head; its
             ``output_projection`` says if each register has a slice of its own of the last layer.
         size: E.
     """
@@ -34,7 +34,7 @@ class MeanPath(nn.Module):
         self.hidden = nn.Sequential()
         inputs = size
         if config.mean_path == "mlp":
-            inputs = 4 * config.dim
+            inputs = config.mean_path_width * config.dim
             self.hidden = nn.Sequential(nn.Linear(size, inputs), nn.GELU(), BitDropout(config.dropout))
         own = config.output_projection == "per_register"
         self.output = RegisterLinear(config.num_register_tokens, inputs, config.layout.dim, own)

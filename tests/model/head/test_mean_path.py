@@ -30,6 +30,7 @@ VARIANTS += [
     )
     for count in (0, TOKENS + 1)
 ]
+VARIANTS.append(pytest.param({"mean_path": "mlp", "mean_path_width": 3, "token_dim": 0}, id="mlp of three widths"))
 
 
 def _head(**settings: Any) -> RegisterTokenModule:
@@ -160,10 +161,18 @@ def test_the_first_token_reads_what_all_registers_read_and_the_others_do_not() -
     assert attention.shape == (5, 2, 6)
 
 
+def test_the_hidden_layer_is_as_wide_as_asked_for_and_so_is_the_baselines() -> None:
+    path = _head(mean_path="mlp", mean_path_width=3).mean_path["image"]
+    assert isinstance(path, MeanPath)
+    assert path.hidden[0].weight.shape == (3 * DIM, DIMS["image"])
+    one = HeadConfig(DIMS, DIM, num_register_tokens=1, num_overlapping_tokens=1, heads=2, mean_path_width=3)
+    assert MeanPoolHead(one, projection="mlp").projection["image"][0].weight.shape == (3 * DIM, DIMS["image"])
+
+
 def test_a_head_of_before_is_stored_as_before() -> None:
     """Configurations are hashed, so a field that a head does not use may not appear in them."""
     old = HeadConfig(DIMS, dim=DIM, heads=2).to_dict()
-    assert not {"mean_path", "token_dim", "nested_dims", "summary_registers"} & set(old)
+    assert not {"mean_path", "mean_path_width", "token_dim", "nested_dims", "summary_registers"} & set(old)
     assert HeadConfig.from_dict(old) == HeadConfig(DIMS, dim=DIM, heads=2)
     new = HeadConfig(DIMS, dim=DIM, heads=2, mean_path="mlp", token_dim=WIDTH)
     assert (new.to_dict()["mean_path"], new.to_dict()["token_dim"], new.layout.dim) == ("mlp", WIDTH, WIDTH)
@@ -176,6 +185,7 @@ def test_a_head_of_before_is_stored_as_before() -> None:
 @pytest.mark.parametrize(("settings", "words"), [({"mean_path": "cubic"}, "mean_path is one of"),
                                                  ({"token_dim": -1}, "token_dim is at least 1"),
                                                  ({"summary_registers": -1}, "summary_registers is at least 1, or 0"),
+                                                 ({"mean_path_width": 0}, "mean_path_width is at least 1; got 0"),
                                                  ({"nested_dims": "8,x"}, "nested_dims is rising integers below 256"),
                                                  ({"nested_dims": "8,8"}, "such as 8,16,32; got '8,8'"),
                                                  ({"nested_dims": "8,256"}, "nested_dims is rising integers below"),
