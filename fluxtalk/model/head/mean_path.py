@@ -24,8 +24,8 @@ class MeanPath(nn.Module):
     """Map the mean of one modality's features to the first part of its tokens, and scale what attention adds.
 
     Args:
-        config: its ``mean_path`` is ``linear``, or ``mlp`` with a hidden layer of ``mean_path_width`` widths of the head; its
-            ``output_projection`` says if each register has a slice of its own of the last layer.
+        config: its ``mean_path`` is ``linear``, or ``mlp`` with a hidden layer of ``mean_path_width`` widths of the
+            head; its ``output_projection`` says if each register has a slice of its own of the last layer.
         size: E.
     """
 
