@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import hashlib
 import shutil
 import sys
@@ -14,9 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
-from fluxtalk.artifacts.bundle import Bundle
+from fluxtalk.artifacts.bundle import Bundle, read_bundle
 from fluxtalk.artifacts.files import hash_file
 from fluxtalk.datasets import PairDataset, glyphs, load_dataset
 from fluxtalk.export.graph import trace
@@ -32,12 +34,22 @@ from tests.traced import keep_in, traced_once
 ROOT = Path(__file__).resolve().parents[1]
 MAKERS = ("torch", "onnx", "onnxscript", "onnx-ir", "matplotlib", "pillow", "transformers", "timm")
 """Libraries that make a graph or a rendering."""
+CODE = ("fluxtalk", "train", "export", "runtime", "bench", "tests")
+"""What an export depends on."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """Use the same number of threads on every machine: models are so small that a second one only waits."""
     torch.set_num_threads(1)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Let the collector of garbage pass over what was imported, and come seldom: it took a tenth of each tracing."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -81,7 +93,7 @@ def kept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="session", autouse=True)
 def _trace_once(kept: Kept) -> Iterator[None]:
     """Trace each embedder once, in however many tests it is exported."""
-    keep_in(kept("graphs", "fluxtalk", "train", "export", "runtime", "bench", "tests"))
+    keep_in(kept("graphs", *CODE))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trace, "export_onnx", traced_once)
         yield
@@ -97,7 +109,8 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def glyph_data(kept: Kept, cache_dir: Path) -> PairDataset:
     """The whole data set `glyphs`; its rendering is in ``cache_dir``."""
     folder = kept("glyphs", "fluxtalk/datasets", "fluxtalk/artifacts")
-    data = glyphs.load(folder)
+    with FileLock(folder / ".lock"):
+        data = glyphs.load(folder)
     for file in folder.glob("glyphs-*"):
         shutil.copy(file, cache_dir)
     return data
@@ -128,11 +141,16 @@ def table_data(table_path: Path, cache_dir: Path) -> PairDataset:
 
 
 @pytest.fixture(scope="session")
-def stage1_path(glyph_data: PairDataset, table_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stage1_path(
+    kept: Kept, glyph_data: PairDataset, table_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A stage 1 checkpoint of both small encoders after one step each, which names the table as its data."""
-    modalities, _ = pretrain_modalities(glyph_data.split("train"), 1, 1, seed=0)
+    first = kept("stage1", *CODE) / "stage1.pth"
+    with FileLock(f"{first}.lock"):
+        if not first.is_file():
+            save_stage1(Stage1(pretrain_modalities(glyph_data.split("train"), 1, 1, seed=0)[0]), first)
     path = tmp_path_factory.mktemp("stage1") / "stage1.pth"
-    save_stage1(Stage1(modalities, data=str(table_path)), path)
+    save_stage1(Stage1(load_stage1(first).modalities, data=str(table_path)), path)
     return path
 
 
@@ -168,9 +186,14 @@ def train_config(stage1_path: Path, cache_dir: Path, tmp_path_factory: pytest.Te
 
 
 @pytest.fixture(scope="session")
-def made(train_config: TrainConfig, table_data: PairDataset, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """A finished run on the table and its bundle."""
+def made(
+    kept: Kept, train_config: TrainConfig, table_data: PairDataset, tmp_path_factory: pytest.TempPathFactory
+) -> Made:
+    """A finished run on the table and its bundle, which one process exports for all."""
     assert fit(train_config).finished
     run = open_run(Path(train_config.output_dir) / train_config.log_name)
-    bundle = write_bundle(run, table_data, tmp_path_factory.mktemp("bundles") / "bundle")
-    return Made(run, bundle)
+    first = kept("bundles", *CODE) / run.head.space_hash()
+    with FileLock(f"{first}.lock"):
+        if not first.is_dir():
+            write_bundle(run, table_data, first)
+    return Made(run, read_bundle(shutil.copytree(first, tmp_path_factory.mktemp("bundles") / "bundle")))

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import onnx
+from filelock import FileLock
 
 from fluxtalk.arrays import Arrays
 from fluxtalk.artifacts.files import write_atomically
@@ -41,6 +42,7 @@ def traced_once(
     for tensor in embedder.state_dict().values():
         key.update(tensor.numpy().tobytes())
     file = _folder[0] / f"{key.hexdigest()}.onnx"
-    if not file.is_file():
-        write_atomically(file, export_onnx(embedder, preprocess, sample, opset, attention).SerializeToString())
+    with FileLock(f"{file}.lock"):
+        if not file.is_file():
+            write_atomically(file, export_onnx(embedder, preprocess, sample, opset, attention).SerializeToString())
     return onnx.load(file)

@@ -140,6 +140,7 @@ def test_small_encoders_have_a_mean_of_their_own(folder: Path) -> None:
     assert made.mean == (0.5,)
 
 
+@pytest.mark.usefixtures("trial_export")
 def test_the_probe_leaves_batch_statistics_alone(folder: Path) -> None:
     """Trying the encoder on one input must not train it."""
     image = {"encoder": "module:stage1_user_code:patches", "preprocess": IMAGE}
@@ -256,6 +257,7 @@ def test_what_cannot_be_an_encoder_is_one_sentence(folder: Path, modalities: obj
     assert not list((folder / "out").glob("*"))
 
 
+@pytest.mark.usefixtures("trial_export")
 def test_stage1_create(folder: Path) -> None:
     """The command itself, and what it says."""
     image = {"encoder": "module:stage1_user_code:patches", "preprocess": IMAGE}

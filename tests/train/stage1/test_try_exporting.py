@@ -16,6 +16,8 @@ from fluxtalk.model.encoders import EncoderSpec, build_encoder
 from fluxtalk.preprocess import ImagePreprocessor
 from fluxtalk.train.stage1.probe import probe
 
+pytestmark = pytest.mark.usefixtures("trial_export")
+
 CODE = """
 import torch
 

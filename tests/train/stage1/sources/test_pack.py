@@ -212,6 +212,7 @@ def test_a_name_that_a_hub_does_not_give_is_said(monkeypatch: pytest.MonkeyPatch
         pack_encoders({"image": "hf:nobody/nothing"})
 
 
+@pytest.mark.usefixtures("trial_export")
 def test_modalities_of_another_name_say_what_they_take(saved: Saved, tmp_path: Path) -> None:
     part = packed("photo", f"{saved('ViT')[1]}?kind=image", tmp_path)
     assert part.preprocess.kind == "image"

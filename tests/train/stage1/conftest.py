@@ -1,0 +1,18 @@
+"""Stage 1 without its trial of an export, which takes seconds for each encoder, where a test is about something else."""
+
+from __future__ import annotations
+
+import pytest
+
+from fluxtalk.train.stage1 import probe
+
+
+@pytest.fixture
+def trial_export() -> None:
+    """Asks for the trial: a test that uses it packs as a user does."""
+
+
+@pytest.fixture(autouse=True)
+def _no_trial_export(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "trial_export" not in request.fixturenames:
+        monkeypatch.setattr(probe, "try_exporting", lambda *_: None)
