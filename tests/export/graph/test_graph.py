@@ -13,16 +13,15 @@ from torch import nn
 
 from fluxtalk.errors import UsageError
 from fluxtalk.export.graph.to_onnx import export_onnx, graph_files
-from fluxtalk.export.graph.trace import sample_batch
 from fluxtalk.export.options import DEFAULT_OPSET
 from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.eager_embedder import EagerEmbedder
-from fluxtalk.model.encoders import FrozenEncoder, build_encoder
+from fluxtalk.model.encoders import FrozenEncoder
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import FeaturesPreprocessor
 from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from tests.conftest import Made
-from tests.traced import traced_once
+from tests.export.to_tensorrt.trt_bundles import DEEP, embedder_of, graph_of, kinds
 
 RANDOM = ("Random", "Bernoulli", "Multinomial", "Dropout")
 
@@ -77,18 +76,15 @@ def test_shapes_are_dynamic_and_images_are_uint8(made: Made) -> None:
 
 
 @pytest.mark.parametrize("opset", [18, pytest.param(22, marks=pytest.mark.slow)])
-def test_export_keeps_the_opset(made: Made, stage1: Stage1, opset: int) -> None:
-    preprocess = stage1.modalities["text"].preprocess
-    batch = sample_batch(preprocess, ["latin small letter a", "greek capital letter omega with tonos"])
-    found = traced_once(made.run.embedder("text"), preprocess, batch, opset)
+def test_export_keeps_the_opset(opset: int) -> None:
+    found = graph_of("sound", kinds()["sound"], opset)
     assert {o.domain: o.version for o in found.opset_import}[""] == opset
 
 
-def test_export_is_deterministic(made: Made, stage1: Stage1) -> None:
-    preprocess = stage1.modalities["text"].preprocess
-    batch = sample_batch(preprocess, ["latin small letter a", "greek capital letter omega with tonos"])
-    first = export_onnx(made.run.embedder("text"), preprocess, batch, DEFAULT_OPSET)
-    again = traced_once(made.run.embedder("text"), preprocess, batch, DEFAULT_OPSET)  # perhaps by another process
+def test_export_is_deterministic() -> None:
+    kind = kinds()["sound"]
+    first = export_onnx(embedder_of("sound", kind), kind.preprocess, kind.sample(), DEFAULT_OPSET)
+    again = graph_of("sound", kind)  # perhaps by another process
     assert {o.domain: o.version for o in first.opset_import}[""] == DEFAULT_OPSET
     assert again.SerializeToString(deterministic=True) == first.SerializeToString(deterministic=True)
 
@@ -101,17 +97,11 @@ def test_opsets_out_of_range_are_refused(made: Made, stage1: Stage1) -> None:
 
 def test_every_kind_of_head_exports_with_every_k(tmp_path: Path) -> None:
     """Options of the head that the shared run does not use: each graph against eager PyTorch, at every k."""
-    preprocess = FeaturesPreprocessor(6)
-    encoder = FrozenEncoder(build_encoder("features:6", {}), preprocess, 6)
+    kind = kinds()["sound"]
+    embedder = embedder_of("sound", kind, **DEEP)
+    graph_files(graph_of("sound", kind, **DEEP), tmp_path, "sound.onnx")
     rng = np.random.default_rng(0)
-    batch = preprocess.collate([rng.standard_normal((length, 6)).astype(np.float32) for length in (3, 7)])
-    dims = {"sound": 6, "image": 5}
-    head = RegisterTokenModule(
-        dims, dim=16, heads=2, block_weights="per_modality", self_attention=True, depth=2,
-        output_projection="per_register",
-    )  # fmt: skip
-    embedder = EagerEmbedder(encoder, head, "sound")
-    graph_files(export_onnx(embedder, preprocess, batch), tmp_path, "sound.onnx")
+    batch = kind.preprocess.collate([rng.standard_normal((length, 12)).astype(np.float32) for length in (3, 7)])
     session = OnnxRuntimeSession(tmp_path / "sound.onnx")
     for k in (1, 2, 4):
         tokens, embeddings = embedder.embed_arrays(batch, k)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from fluxtalk.artifacts.bundle import Bundle, read_bundle
 from fluxtalk.datasets import PairDataset
@@ -29,6 +30,7 @@ from fluxtalk.tokens import TokenLayout
 from tests.conftest import Made
 
 MODALITIES = ("image", "text")
+ITEMS = 150
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def every_precision(
     trained_run: TrainedRun, table_data: PairDataset, glyph_data: PairDataset, tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
     # A head of 96 characters tells others hardly apart: 8 bits of a number move its neighbors more than is allowed.
-    options = ExportOptions(precisions=("fp32", "fp16", "bf16", "int8"), allow_quality_loss=True)
+    options = ExportOptions(precisions=("fp32", "fp16", "bf16", "int8"), allow_quality_loss=True, eval_items=ITEMS)
     output = tmp_path_factory.mktemp("precisions") / "bundle"
     return write_bundle(trained_run, table_data, output, options, eval_data=glyph_data)
 
@@ -48,7 +50,7 @@ def test_a_bundle_holds_every_precision_proved(every_precision: Bundle) -> None:
     for name, entry in manifest.precisions.items():
         assert not any("cosine" in phrase or "max_abs" in phrase for phrase in report[name]["gate"])
         assert report[name]["holds"] or name in ("bf16", "int8")
-        assert report[name]["items"]["text"] == 500
+        assert report[name]["items"]["text"] == ITEMS
         assert entry.serving["recall"].keys() == {"text->image", "image->text"}
         assert ("latency_ms" in entry.serving) == (name != "bf16")
     assert report["bf16"]["measured_on"].startswith("float32 on ort-cpu, rounded to bf16")
@@ -128,26 +130,32 @@ def spoilt_int8(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return tried
 
 
+def export(made: Made, output: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["onnx", str(made.run.root), "-o", str(output), *arguments])
+
+
 def test_a_precision_that_costs_too_much_is_refused_and_nothing_is_left(
-    made: Made, table_data: PairDataset, tmp_path: Path, spoilt_int8: list[str]
+    made: Made, tmp_path: Path, spoilt_int8: list[str]
 ) -> None:
-    with pytest.raises(QualityError, match=r"median cosine is 0\.\d+ and not at least 0.995.*--allow-quality-loss"):
-        write_bundle(made.run, table_data, tmp_path / "bundle", ExportOptions(("int8",)))
+    done = export(made, tmp_path / "bundle", "--precision", "int8")
+    assert done.exit_code == QualityError.exit_code == 1
+    assert re.match(r"error: The quality gate does not hold for int8 \(weight-only\)", done.stderr), done.stderr
+    assert re.search(r"median cosine is 0\.\d+ and not at least 0.995.*--allow-quality-loss", done.stderr)
     # One of each modality, of the methods that keep rows apart.
     assert spoilt_int8 == ["static", "static", "weight-only", "weight-only"]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_one_precision_that_fails_does_not_discard_the_others(
-    made: Made, table_data: PairDataset, tmp_path: Path, spoilt_int8: list[str]
+    made: Made, tmp_path: Path, spoilt_int8: list[str]
 ) -> None:
     """What holds is written and serves; what does not is named, in the message and in the report."""
     folder = tmp_path / "bundle"
-    with pytest.raises(
-        IncompleteError, match=r"was written with fp32, fp16, and without int8: int8 \(weight-only\)"
-    ) as caught:
-        write_bundle(made.run, table_data, folder, ExportOptions(("fp32", "int8", "fp16"), int8="weight-only"))
-    assert caught.value.exit_code == 3
+    precisions = [word for precision in ("fp32", "int8", "fp16") for word in ("--precision", precision)]
+    done = export(made, folder, *precisions, "--int8", "weight-only")
+    assert done.exit_code == IncompleteError.exit_code == 3
+    words = f"error: {folder} was written with fp32, fp16, and without int8: int8 (weight-only): "
+    assert done.stderr.startswith(words), done.stderr
     bundle = read_bundle(folder)
     assert list(bundle.manifest.precisions) == ["fp32", "fp16"]
     report = json.loads((folder / "quality.json").read_text())
@@ -158,11 +166,13 @@ def test_one_precision_that_fails_does_not_discard_the_others(
 
 
 def test_an_allowed_loss_is_written_down_and_promised_no_more(
-    made: Made, table_data: PairDataset, tmp_path: Path, spoilt_int8: list[str]
+    made: Made, tmp_path: Path, spoilt_int8: list[str]
 ) -> None:
-    options = ExportOptions(("fp32", "int8"), int8="dynamic", allow_quality_loss=True)
-    bundle = write_bundle(made.run, table_data, tmp_path / "bundle", options)
+    done = export(made, tmp_path / "bundle", "--precision", "int8", "--int8", "dynamic", "--allow-quality-loss")
+    assert done.exit_code == 0, done.stderr
     assert spoilt_int8 == ["dynamic", "dynamic"]
+    bundle = read_bundle(tmp_path / "bundle")
+    assert bundle.manifest.modalities["text"].graphs == {"int8": "text.int8.onnx"}
     report = json.loads((bundle.folder / "quality.json").read_text())["precisions"]["int8"]
     assert not report["holds"]
     assert any("cosine" in phrase for phrase in report["gate"])
@@ -184,22 +194,6 @@ def test_without_held_out_pairs_only_float32_is_exported(made: Made, table_data:
     assert list(read_bundle(tmp_path / "a").manifest.precisions) == ["fp32"]
     bundle = write_bundle(made.run, table_data, tmp_path / "b", eval_data=nothing)
     assert "recall" not in read_bundle(bundle.folder).manifest.precisions["fp32"].serving
-
-
-def test_the_gate_from_the_command_line(made: Made, tmp_path: Path, spoilt_int8: list[str]) -> None:
-    method = ["--int8", "weight-only"]
-    parts = ["onnx", str(made.run.root), "-o", str(tmp_path / "bundle"), "--precision", "int8", *method]
-    done = CliRunner().invoke(main, parts)
-    assert done.exit_code == 1
-    assert done.stderr.startswith("error: The quality gate does not hold for int8 (weight-only)")
-    assert not (tmp_path / "bundle").exists()
-    other = tmp_path / "partly"
-    both = ["onnx", str(made.run.root), "-o", str(other), "--precision", "fp32", "--precision", "int8", *method]
-    partly = CliRunner().invoke(main, both)
-    assert partly.exit_code == 3
-    assert partly.stderr.startswith(f"error: {other} was written with fp32, and without int8: int8 (weight-only): ")
-    assert CliRunner().invoke(main, [*parts, "--allow-quality-loss"]).exit_code == 0
-    assert read_bundle(tmp_path / "bundle").manifest.modalities["text"].graphs == {"int8": "text.int8.onnx"}
 
 
 def test_scores_of_a_known_change(made: Made, table_data: PairDataset) -> None:

@@ -20,8 +20,8 @@ from fluxtalk.export.to_tensorrt.job import BuilderOptions, CompileJob, builder_
 from fluxtalk.export.to_tensorrt.network import add_profile, parse_graph
 from tests.conftest import Made
 from tests.export.to_tensorrt.commands import one_sentence, run, source
-from tests.export.to_tensorrt.conftest import PRECISIONS
-from tests.export.to_tensorrt.trt_bundles import DIM, bundle_of, graph_of, kinds
+from tests.export.to_tensorrt.conftest import PRECISIONS, RARE
+from tests.export.to_tensorrt.trt_bundles import DEEP, DIM, bundle_of, graph_of, kinds
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed: pip install tensorrt_rtx"
@@ -45,22 +45,26 @@ def assert_holds(record: EngineRecord | None, folder: Path, made_from: CompileJo
     assert all(tensor.shape == [-1, -1, dim] for tensor in record.outputs[:2])
 
 
-# Every kind, and every precision of one: how a precision is compiled does not depend on the kind.
+# Each mechanism, and every precision of one kind: how a precision is compiled does not depend on the kind.
 @pytest.mark.parametrize(
     ("modality", "precision"),
     [
-        pytest.param(kind, precision, marks=[] if precision == "fp32" or kind == "text" else pytest.mark.slow)
+        pytest.param(
+            kind,
+            precision,
+            marks=[] if kind not in RARE and (precision == "fp32" or kind == "text") else pytest.mark.slow,
+        )
         for kind in sorted(kinds())
         for precision in PRECISIONS
     ],
 )
 def test_every_encoder_kind_compiles(
-    api: TensorRT, every_kind: Bundle, modality: str, precision: str, tmp_path: Path
+    api: TensorRT, bundle: Bundle, modality: str, precision: str, tmp_path: Path
 ) -> None:
     """For several compute capabilities in one engine."""
     target = builder_options(api, ["12.0", "8.0", "8.9", "8.9"])
     assert target == BuilderOptions(["8.0", "8.9", "12.0"])
-    made_from = source(every_kind, modality, precision)
+    made_from = source(bundle, modality, precision)
     record = build_engine(api, made_from, target, tmp_path)
     assert_holds(record, tmp_path, made_from, DIM)
     assert record is not None
@@ -71,10 +75,12 @@ def test_every_encoder_kind_compiles(
     assert found == record
 
 
-@pytest.mark.parametrize("modality", sorted(kinds()))
-def test_the_network_is_as_the_bundle_says(api: TensorRT, every_kind: Bundle, modality: str) -> None:
+@pytest.mark.parametrize(
+    "modality", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in RARE)) for kind in sorted(kinds())]
+)
+def test_the_network_is_as_the_bundle_says(api: TensorRT, bundle: Bundle, modality: str) -> None:
     """Names, types and profile ranges, as the library itself parsed and took them."""
-    made_from = source(every_kind, modality)
+    made_from = source(bundle, modality)
     builder, network = parse_graph(api, made_from)
     profile = add_profile(api, builder, builder.create_builder_config(), made_from, made_from.profiles[0])
     sizes = made_from.profiles[0]
@@ -94,14 +100,7 @@ def test_the_network_is_as_the_bundle_says(api: TensorRT, every_kind: Bundle, mo
     "head",
     [
         {"num_register_tokens": 1, "num_overlapping_tokens": 1},
-        {
-            "output_projection": "per_register",
-            "block_weights": "per_modality",
-            "self_attention": True,
-            "depth": 2,
-            "mean_path": "mlp",
-            "summary_registers": 0,
-        },
+        DEEP,
     ],
 )
 def test_every_kind_of_head_compiles(api: TensorRT, tmp_path: Path, head: dict[str, Any]) -> None:
@@ -115,9 +114,9 @@ def test_every_kind_of_head_compiles(api: TensorRT, tmp_path: Path, head: dict[s
 
 
 def test_attention_maps_are_an_output(api: TensorRT, tmp_path: Path) -> None:
-    graph = graph_of("sound", kinds()["sound"], attention=True)
-    bundle = bundle_of(tmp_path / "bundle", {"sound": graph}, attention=True)
-    made_from = source(bundle, "sound")
+    graph = graph_of("pooled", kinds()["pooled"], attention=True)
+    bundle = bundle_of(tmp_path / "bundle", {"pooled": graph}, attention=True)
+    made_from = source(bundle, "pooled")
     record = build_engine(api, made_from, builder_options(api, ["8.9"]), bundle.engines)
     assert_holds(record, bundle.engines, made_from, DIM)
     assert record is not None
@@ -176,7 +175,7 @@ def test_another_profile_makes_another_engine(api: TensorRT, own: Bundle) -> Non
 def test_another_graph_replaces_the_engine(api: TensorRT, own: Bundle, tmp_path: Path) -> None:
     target = builder_options(api, ["8.9"])
     old = build_engine(api, source(own, "sound"), target, own.engines)
-    other = bundle_of(tmp_path / "other", {"sound": graph_of("sound", kinds()["sound"], depth=2)})
+    other = bundle_of(tmp_path / "other", {"sound": graph_of("sound", kinds()["sound"], **DEEP)})
     new = build_engine(api, source(other, "sound"), target, own.engines)
     assert old is not None
     assert new is not None

@@ -28,6 +28,7 @@ from fluxtalk.artifacts.bundle import (
 )
 from fluxtalk.artifacts.files import hash_file, write_atomically
 from fluxtalk.export.graph.to_onnx import graph_files, input_specs
+from fluxtalk.export.options import DEFAULT_OPSET
 from fluxtalk.export.precision.convert import convert
 from fluxtalk.model.eager_embedder import EagerEmbedder
 from fluxtalk.model.encoders import FrozenEncoder, build_encoder
@@ -40,6 +41,16 @@ from tests.traced import traced_once
 
 DIM = 32
 MAX_LENGTH = 24
+DEEP: dict[str, Any] = {
+    "output_projection": "per_register",
+    "block_weights": "per_modality",
+    "self_attention": True,
+    "depth": 2,
+    "mean_path": "mlp",
+    "summary_registers": 0,
+    "others": {"taste": 5},
+}
+"""Options of a head that others leave alone, and one more modality, whose weights must not be taken."""
 WORDS = ("[UNK]", "small", "letter", "a", "b")
 GOLDEN = "golden.safetensors"
 
@@ -150,6 +161,10 @@ class Kind:
     options: Mapping[str, Any] = field(default_factory=dict)
     pool: int = 1
 
+    def sample(self) -> Arrays:
+        """The two items, as a batch."""
+        return self.preprocess.collate([self.preprocess.prepare(item) for item in self.items])
+
 
 def kinds() -> dict[str, Kind]:
     """Modality to an encoder of each kind that the exporter supports."""
@@ -175,18 +190,19 @@ def _words() -> TextPreprocessor:
     return TextPreprocessor(tokenizer.to_str(), MAX_LENGTH)
 
 
-def embedder_of(modality: str, kind: Kind, **head: Any) -> EagerEmbedder:
-    """An encoder with a head of its own, of seeded random weights."""
+def embedder_of(modality: str, kind: Kind, others: Mapping[str, int] | None = None, **head: Any) -> EagerEmbedder:
+    """An encoder with a head of its own, of seeded random weights; ``others`` are more modalities of the head."""
     torch.manual_seed(3)
     encoder = FrozenEncoder(build_encoder(kind.source, kind.options), kind.preprocess, kind.dim)
-    module = RegisterTokenModule({modality: kind.dim}, **{"dim": DIM, "heads": 4, **head})
+    module = RegisterTokenModule({modality: kind.dim, **(others or {})}, **{"dim": DIM, "heads": 4, **head})
     return EagerEmbedder(encoder, module, modality, FeatureReduction(ReductionConfig(kind.dim, pool=kind.pool)))
 
 
-def graph_of(modality: str, kind: Kind, attention: bool = False, **head: Any) -> onnx.ModelProto:
+def graph_of(
+    modality: str, kind: Kind, opset: int = DEFAULT_OPSET, attention: bool = False, **head: Any
+) -> onnx.ModelProto:
     """The exported float32 graph."""
-    batch = kind.preprocess.collate([kind.preprocess.prepare(item) for item in kind.items])
-    return traced_once(embedder_of(modality, kind, **head), kind.preprocess, batch, attention=attention)
+    return traced_once(embedder_of(modality, kind, **head), kind.preprocess, kind.sample(), opset, attention)
 
 
 def bundle_of(

@@ -100,9 +100,9 @@ def running(
         started.process.stdout.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """One server for a module's tests; bodies have a mebibyte at most."""
+    """One server for all tests that change nothing of it; bodies have a mebibyte at most."""
     with running(made.bundle.folder, tmp_path_factory.mktemp("server") / "log", "--timeout", 20, "--max_body", 1) as up:
         yield up
 

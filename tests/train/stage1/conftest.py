@@ -1,4 +1,4 @@
-"""Stage 1 without its trial of an export, which takes seconds for each encoder, where a test is about something else."""
+"""The trial of an export takes seconds for each encoder: it is left out where a test is about something else."""
 
 from __future__ import annotations
 
