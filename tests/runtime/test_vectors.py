@@ -13,8 +13,6 @@ from hypothesis.extra.numpy import arrays
 from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import TokenCountError, UsageError
-from fluxtalk.export.options import ExportOptions
-from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.runtime import DTYPES, Embedder, hamming, load, maxsim, quantize, similarity
 from fluxtalk.runtime.vectors import directions
 from tests.conftest import Made
@@ -131,12 +129,6 @@ def test_a_space_is_named_by_head_and_output_alone(made: Made) -> None:
     assert len({manifest.space_id(output) for output in ("pooled", "concat", "tokens", "complementary")}) == 4
     assert dataclasses.replace(manifest, head_hash="another").space_id("pooled") != manifest.space_id("pooled")
     assert dataclasses.replace(manifest, stage1_hash="another").space_id("pooled") != manifest.space_id("pooled")
-
-
-@pytest.fixture(scope="module")
-def attentive(made: Made, table_data: PairDataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("attentive") / "bundle"
-    return write_bundle(made.run, table_data, folder, ExportOptions(attention=True))
 
 
 def test_attention_says_where_each_register_looked(attentive: Bundle, made: Made) -> None:

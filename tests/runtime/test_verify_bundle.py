@@ -18,25 +18,15 @@ from fluxtalk.artifacts.bundle import Bundle, read_bundle, write_manifest
 from fluxtalk.artifacts.engine import EngineRecord, TensorRecord, record_path, write_engine
 from fluxtalk.artifacts.files import hash_bytes, hash_file
 from fluxtalk.artifacts.golden import GoldenCase
-from fluxtalk.datasets import PairDataset
 from fluxtalk.errors import BundleError, ParityError, UsageError
 from fluxtalk.export.cli import main
 from fluxtalk.export.graph.golden_cases import eager_outputs, longest_case
-from fluxtalk.export.options import ExportOptions
-from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.export.write_graphs import check_longest
 from fluxtalk.scoring.parity import Tolerance
 from fluxtalk.tokens import ATTENTION
 from tests.conftest import Made
 
 PLAN = bytes(range(256)) * 8
-
-
-@pytest.fixture(scope="module")
-def attentive(made: Made, table_data: PairDataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Export a bundle with attention, in two precisions."""
-    options = ExportOptions(("fp32", "fp16"), attention=True)
-    return write_bundle(made.run, table_data, tmp_path_factory.mktemp("attentive") / "bundle", options)
 
 
 @pytest.fixture

@@ -21,8 +21,6 @@ from uvicorn import Server
 
 from fluxtalk.artifacts.bundle import OUTPUTS, Bundle
 from fluxtalk.datasets import PairDataset
-from fluxtalk.export.options import ExportOptions
-from fluxtalk.export.write_bundle import write_bundle
 from fluxtalk.runtime import Embedder, Session, load
 from fluxtalk.runtime.server.app import build_app
 from fluxtalk.runtime.server.run import bind, uvicorn_config
@@ -225,14 +223,6 @@ def in_thread(bundle: Bundle, **settings: Any) -> Iterator[Threaded]:
         uvicorn.should_exit = True
         thread.join(PATIENCE_S)
         assert not thread.is_alive()
-
-
-@pytest.fixture(scope="session")
-def attentive(made: Made, table_data: PairDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shared bundle's twin, which has the output ``attention``."""
-    folder = tmp_path_factory.mktemp("attentive") / "bundle"
-    write_bundle(made.run, table_data, folder, ExportOptions(attention=True))
-    return folder
 
 
 @pytest.fixture(scope="session")

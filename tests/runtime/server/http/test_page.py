@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from bench.demo.browser import browser, why_no_browser
+from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.artifacts.index import IndexSpec
 from fluxtalk.runtime import load
 from fluxtalk.runtime.index.build import build_index
@@ -22,9 +23,11 @@ KEY = "correct horse"
 
 
 @pytest.fixture(scope="module")
-def indexes(attentive: Path, pictures: list[Path], texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def indexes(
+    attentive: Bundle, pictures: list[Path], texts: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("indexes")
-    with load(attentive, threads=1) as embedder:
+    with load(attentive.folder, threads=1) as embedder:
         for name, modality, items in (("glyphs", "image", list(map(str, pictures))), ("names", "text", texts)):
             tokens = embedder.embed(modality, items, 3, "tokens")
             build_index(folder / f"{name}.index", [tokens], items, IndexSpec.of(embedder.bundle, modality, "tokens", 3))
@@ -33,11 +36,11 @@ def indexes(attentive: Path, pictures: list[Path], texts: list[str], tmp_path_fa
 
 @pytest.fixture(scope="module")
 def url(
-    attentive: Path, indexes: Path, pictures: list[Path], tmp_path_factory: pytest.TempPathFactory
+    attentive: Bundle, indexes: Path, pictures: list[Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     log = tmp_path_factory.mktemp("server") / "log"
     both = ("--index", indexes / "glyphs.index", "--index", indexes / "names.index")
-    with running(attentive, log, *both, "--serve_items", pictures[0].parent) as up:
+    with running(attentive.folder, log, *both, "--serve_items", pictures[0].parent) as up:
         yield up.url
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.artifacts.index import IndexSpec
 from fluxtalk.runtime import Embedder, load, maxsim, similarity
 from fluxtalk.runtime.index.build import build_index
@@ -46,11 +47,11 @@ def options(indexes: list[Path]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def client(
-    attentive: Path, indexes: list[Path], pictures: list[Path], tmp_path_factory: pytest.TempPathFactory
+    attentive: Bundle, indexes: list[Path], pictures: list[Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[httpx.Client]:
     log = tmp_path_factory.mktemp("server") / "log"
     with (
-        running(attentive, log, *options(indexes), "--serve_items", pictures[0].parent, "--max_body", 1) as up,
+        running(attentive.folder, log, *options(indexes), "--serve_items", pictures[0].parent, "--max_body", 1) as up,
         up.client() as client,
     ):
         yield client
@@ -358,10 +359,10 @@ def test_without_indexes_and_with_a_key(made: Made, tmp_path: Path, indexes: lis
         assert client.get("/v1/indexes").json()["data"][0]["has_pictures"] is False
 
 
-def test_attention_over_the_image(client: httpx.Client, attentive: Path, pictures: list[Path]) -> None:
+def test_attention_over_the_image(client: httpx.Client, attentive: Bundle, pictures: list[Path]) -> None:
     data = pictures[0].read_bytes()
     answer = client.post("/v1/attention", json={"image": base64.b64encode(data).decode()}).json()
-    with load(attentive, threads=1) as embedder:
+    with load(attentive.folder, threads=1) as embedder:
         expected = embedder.attention("image", [data])[0]
     found = np.array(answer["attention"])
     assert found.shape == (4, 16)
