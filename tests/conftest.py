@@ -197,3 +197,9 @@ def made(
         if not first.is_dir():
             write_bundle(run, table_data, first)
     return Made(run, read_bundle(shutil.copytree(first, tmp_path_factory.mktemp("bundles") / "bundle")))
+
+
+@pytest.fixture
+def no_trial_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the trial of an export, which takes seconds for each encoder, in a test about something else."""
+    monkeypatch.setattr("fluxtalk.train.stage1.probe.try_exporting", lambda *_: None)

@@ -197,6 +197,7 @@ def _sound(name: str, generator: np.random.Generator) -> np.ndarray:
     return (0.5 * np.sin(2 * np.pi * (swept + generator.uniform()))).astype(np.float32)
 
 
+@pytest.mark.usefixtures("no_trial_export")
 def test_from_wav_files_to_served_vectors(tmp_path: Path, cache_dir: Path) -> None:
     generator = np.random.default_rng(0)
     with (tmp_path / "pairs.csv").open("w", newline="") as file:

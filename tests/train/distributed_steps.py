@@ -1,4 +1,4 @@
-"""Run by each process of test_distributed.py: gradients of the first step, and parameters after five SGD steps."""
+"""Run by each of several processes: gradients of the first step and parameters after five SGD steps; or a resumed run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,13 @@ from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import join_process_group
 from fluxtalk.train.inputs import read_inputs
 from fluxtalk.train.loop.optimizer_step import OptimizerStep
-from fluxtalk.train.run import build_trainer
+from fluxtalk.train.run import build_trainer, fit
 from tests.train.in_memory import in_memory_trainer, three_modalities
+
+
+def steps(file: Path, output: Path) -> None:
+    """Take the steps of the options in ``file``: of one run, or of named cases on data in memory."""
+    (steps_of_a_run if "stage1_checkpoint" in json.loads(file.read_text()) else in_memory_steps)(file, output)
 
 
 def steps_of_a_run(config_file: Path, output: Path) -> None:
@@ -44,6 +49,11 @@ def steps_of_a_run(config_file: Path, output: Path) -> None:
     # A group that is left for good has no thread that could get into the way of the interpreter's end.
     left = [name for name in thread_names() if "gloo" in name]
     assert not left, left
+
+
+def resume(config_file: Path) -> None:
+    """Go on with a run."""
+    assert fit(TrainConfig.from_dict(json.loads(config_file.read_text())), resume=True).finished
 
 
 def thread_names() -> list[str]:

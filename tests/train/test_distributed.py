@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,27 +25,41 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+Steps = dict[tuple[str, int], dict[str, Tensor]]
+
+
 @pytest.fixture(scope="module")
-def steps_of(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Tensor]]:
-    """Number of processes to every case's gradients and parameters, with three modalities of which some samples lack
-    one."""
-    asked = {2, *[4] * any("test_processes_equal_one[4]" in item.nodeid for item in request.session.items)}
+def steps(request: pytest.FixtureRequest, train_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Steps:
+    """Gradients and parameters by what was trained and the number of processes: ``cases``, all of them, with three
+    modalities of which some samples lack one; and ``run``, a whole run's."""
     base = {
         "stage1_checkpoint": "-", "output_dir": "-", "log_name": "-", "batch_size": 16, "epochs": 6, "dim": 16,
         "heads": 2, "dropout": 0.0, "learning_rate": 0.05, "warmup_fraction": 0.0, "device": "cpu",
     }  # fmt: skip
+    # Nested dropout stays on: its draws are global. Other dropout is drawn per process, so it is off.
+    run = dataclasses.replace(train_config, dropout=0.0, learning_rate=0.05, warmup_fraction=0.0, batch_size=32)
+    given: dict[tuple[str, int], Any] = {
+        (what, count): {name: {**base, **options} for name, options in CASES.items()}
+        if what == "cases"
+        else dataclasses.replace(run, batch_size=32 // count).to_dict()
+        for what, count in (("cases", 1), ("cases", 2), ("run", 1), ("run", 2))
+    }
+    if any("test_processes_equal_one[4]" in item.nodeid for item in request.session.items):
+        given["cases", 4] = given["cases", 1]
     folder = tmp_path_factory.mktemp("steps")
-    cases = folder / "cases.json"
-    cases.write_text(json.dumps({name: {**base, **options} for name, options in CASES.items()}))
-    outputs = {count: folder / f"{count}.safetensors" for count in (1, *sorted(asked))}
-    jobs = [(count, (cases, file)) for count, file in outputs.items()]
-    in_processes("tests.train.distributed_steps:in_memory_steps", jobs, folder)
-    return {count: load_file(file) for count, file in outputs.items()}
+    outputs = {asked: folder / f"{asked[0]}-{asked[1]}.safetensors" for asked in given}
+    jobs = []
+    for asked, content in given.items():
+        file = outputs[asked].with_suffix(".json")
+        file.write_text(json.dumps(content))
+        jobs.append((asked[1], (file, outputs[asked])))
+    in_processes("tests.train.distributed_steps:steps", jobs, folder)
+    return {asked: load_file(file) for asked, file in outputs.items()}
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_processes_equal_one(steps_of: dict[int, dict[str, Tensor]], processes: int) -> None:
-    alone, together = steps_of[1], steps_of[processes]
+def test_processes_equal_one(steps: Steps, processes: int) -> None:
+    alone, together = steps["cases", 1], steps["cases", processes]
     assert set(alone) == set(together)
     for case in CASES:
         for dtype, tolerance in (("float32", 1e-5), ("float64", 1e-10)):
@@ -57,16 +70,8 @@ def test_processes_equal_one(steps_of: dict[int, dict[str, Tensor]], processes: 
                 assert (got - expected).norm() <= tolerance * expected.norm(), (case, dtype, kind)
 
 
-def test_two_processes_equal_one(train_config: TrainConfig, tmp_path: Path) -> None:
-    # Nested dropout stays on: its draws are global. Other dropout is drawn per process, so it is off.
-    one = dataclasses.replace(train_config, dropout=0.0, learning_rate=0.05, warmup_fraction=0.0, batch_size=32)
-    configs = {1: one, 2: dataclasses.replace(one, batch_size=16)}
-    jobs = []
-    for count, config in configs.items():
-        (tmp_path / f"{count}.json").write_text(json.dumps(config.to_dict()))
-        jobs.append((count, (tmp_path / f"{count}.json", tmp_path / f"{count}.safetensors")))
-    in_processes("tests.train.distributed_steps:steps_of_a_run", jobs, tmp_path)
-    alone, together = (load_file(tmp_path / f"{count}.safetensors") for count in configs)
+def test_a_run_of_two_processes_equals_one(steps: Steps) -> None:
+    alone, together = steps["run", 1], steps["run", 2]
     assert set(alone) == set(together)
     for kind in ("gradient", "parameter"):
         names = [name for name in sorted(alone) if name.startswith(kind)]

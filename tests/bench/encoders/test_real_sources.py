@@ -30,6 +30,7 @@ def _features(part: Stage1Modality, batch: Arrays) -> Floats:
     return found
 
 
+@pytest.mark.usefixtures("no_trial_export")
 def test_minilm_gives_the_token_embeddings_of_sentence_transformers(tmp_path: Path) -> None:
     source = real_source("minilm", tmp_path)
     part = _packed("text", source)

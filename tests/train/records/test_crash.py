@@ -74,8 +74,7 @@ def test_kill_9_and_resume_is_the_uninterrupted_run(
     assert kills >= 1
     with folder.metrics.open("a") as file:
         file.write('{"kind": "train", "st')  # a line that was being written
-    done = subprocess.run([*command(killed), "--resume"], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert fit(killed, resume=True).finished
     for name in ("last", "best"):
         first, second = load_head(getattr(whole, name)), load_head(getattr(folder, name))
         assert first.progress == second.progress

@@ -26,7 +26,7 @@ from fluxtalk.preprocess import FeaturesPreprocessor
 from fluxtalk.train import Callback, TrainConfig, fit
 from fluxtalk.train.records.resume import require_same_run
 from fluxtalk.train.records.run_folder import check_run_folder, lock_run_folder
-from tests.train.records.test_crash import command
+from tests.forked import in_processes
 
 DIM = 6
 
@@ -55,18 +55,19 @@ def config(tmp_path: Path) -> TrainConfig:
 
 
 class StopAt(Callback):
-    """Sends SIGTERM in a step."""
+    """Sends a signal in a step."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, number: signal.Signals) -> None:
         self._step = step
+        self._number = number
 
     def on_step(self, step: int, losses: Mapping[str, float]) -> None:
         if step == self._step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self._number)
 
 
-def stopped(config: TrainConfig, step: int = 4) -> RunFolder:
-    result = fit(config, callbacks=[StopAt(step)])
+def stopped(config: TrainConfig, step: int = 4, number: signal.Signals = signal.SIGTERM) -> RunFolder:
+    result = fit(config, callbacks=[StopAt(step, number)])
     assert not result.finished
     return result.folder
 
@@ -74,6 +75,12 @@ def stopped(config: TrainConfig, step: int = 4) -> RunFolder:
 def content(folder: RunFolder) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(folder.description.read_text())
     return values
+
+
+def test_sigusr1_writes_a_checkpoint(config: TrainConfig) -> None:
+    """As SIGTERM does, of which test_cli.py has the command; schedulers send it before they end a job."""
+    folder = stopped(config, 4, signal.SIGUSR1)
+    assert load_head(folder.last).progress["step"] == 4
 
 
 def test_a_run_does_not_go_on_with_other_data(config: TrainConfig, tmp_path: Path) -> None:
@@ -111,7 +118,7 @@ def test_a_run_goes_on_with_the_global_batch_it_began_with(config: TrainConfig) 
     assert metadata.startswith("Experiment: ")
 
 
-def test_other_processes_go_on_with_the_same_global_batch(config: TrainConfig) -> None:
+def test_other_processes_go_on_with_the_same_global_batch(config: TrainConfig, tmp_path: Path) -> None:
     """Two of them with half of the rows each; with all of the rows each it would be another batch."""
     folder = stopped(config)
     facts = content(folder)["facts"]
@@ -124,14 +131,8 @@ def test_other_processes_go_on_with_the_same_global_batch(config: TrainConfig) -
             processes=2,
             global_batch=32,
         )
-    parts = command(dataclasses.replace(config, batch_size=8))[1:]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *parts, "--resume"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    (tmp_path / "two.json").write_text(json.dumps(dataclasses.replace(config, batch_size=8).to_dict()))
+    in_processes("tests.train.distributed_steps:resume", [(2, (tmp_path / "two.json",))], tmp_path)
     assert (content(folder)["facts"]["processes"], content(folder)["options"]["batch_size"]) == (2, 8)
     assert load_head(folder.last).progress["step"] == load_head(folder.last).progress["steps"]
 

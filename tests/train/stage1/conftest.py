@@ -1,10 +1,8 @@
-"""The trial of an export takes seconds for each encoder: it is left out where a test is about something else."""
+"""The trial of an export is left out, unless a test asks for it."""
 
 from __future__ import annotations
 
 import pytest
-
-from fluxtalk.train.stage1 import probe
 
 
 @pytest.fixture
@@ -13,6 +11,6 @@ def trial_export() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_trial_export(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _trial_export_where_asked(request: pytest.FixtureRequest) -> None:
     if "trial_export" not in request.fixturenames:
-        monkeypatch.setattr(probe, "try_exporting", lambda *_: None)
+        request.getfixturevalue("no_trial_export")
