@@ -1,4 +1,4 @@
-"""Run by each of several processes: gradients of the first step and parameters after five SGD steps; or a resumed run."""
+"""Run by each of several processes: gradients of the first step and parameters after five; or a resumed run."""
 
 from __future__ import annotations
 
