@@ -29,7 +29,7 @@ from fluxtalk.runtime.backends.measure import MEASURE_VARIABLE
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.run import fit
 from fluxtalk.train.stage1.pretrain import pretrain_modalities
-from tests.traced import keep_in, traced_once
+from tests.traced import keep_in, read_operators_once, traced_once
 
 ROOT = Path(__file__).resolve().parents[1]
 MAKERS = ("torch", "onnx", "onnxscript", "onnx-ir", "matplotlib", "pillow", "transformers", "timm")
@@ -92,10 +92,11 @@ def kept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session", autouse=True)
 def _trace_once(kept: Kept) -> Iterator[None]:
-    """Trace each embedder once, in however many tests it is exported."""
+    """Trace each embedder once, in however many tests it is exported; and trace fast."""
     keep_in(kept("graphs", *CODE))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trace, "export_onnx", traced_once)
+        read_operators_once(patch)
         yield
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import onnx
+import pytest
 from filelock import FileLock
 
 from fluxtalk.arrays import Arrays
@@ -22,6 +26,12 @@ _folder = [Path(tempfile.gettempdir())]
 def keep_in(folder: Path) -> None:
     """Keep graphs in a folder, which is another one for other code."""
     _folder[0] = folder
+
+
+def read_operators_once(patch: pytest.MonkeyPatch) -> None:
+    """Let PyTorch's exporter read its library of operators once; else it does for every graph, which is a seventh."""
+    registry: Any = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
+    patch.setattr(registry, "from_torchlib", staticmethod(functools.cache(registry.from_torchlib)))
 
 
 def traced_once(
