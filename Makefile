@@ -19,7 +19,7 @@ DEMO_STAMP := .venv/.demo-installed
 STAMP := .venv/.installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PYTEST_PART := $(PYTEST) -m "not slow and not alone"
-TEST_PARTS := $(addprefix test-part-,runtime rest export train backends stage1)
+TEST_PARTS := $(addprefix test-part-,runtime export rest train stage1)
 LANES = $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 GPU_BIN := .venv-gpu/bin
 GPU_STAMP := .venv-gpu/.installed
@@ -57,20 +57,20 @@ demo: $(DEMO_STAMP) ## Run the whole path on real input: data, training, export,
 test: install ## Prove it (the slow tests are left out; about 10 minutes on 2 cores)
 	@# Each part is a process of its own, as training's tests send signals, and some libraries of the runtime's and the
 	@# export's change how a process takes them. Parts run side by side, one more than there are cores, because servers and
-	@# processes are waited for; the longest comes first. What is marked `alone` measures time or sends load, and runs last.
+	@# processes are waited for; the longest comes first, and short ones last, so that the lanes end together. The bundle
+	@# and the graphs that several parts need are made by one of them. What is marked `alone` measures time or sends load,
+	@# and runs last.
 	@failed=0; $(MAKE) --no-print-directory --keep-going --jobs=$(LANES) --output-sync=target $(TEST_PARTS) || failed=1; \
 	$(PYTEST) -m "alone and not slow" tests/runtime || failed=1; exit $$failed
 
 test-part-runtime:
 	@$(PYTEST_PART) tests/runtime --ignore=tests/runtime/backends --ignore=tests/runtime/doctor
+test-part-export:
+	@$(PYTEST_PART) tests/export tests/runtime/backends tests/runtime/doctor
 test-part-rest:
 	@$(PYTEST_PART) tests --ignore=tests/export --ignore=tests/runtime --ignore=tests/train
-test-part-export:
-	@$(PYTEST_PART) tests/export
 test-part-train:
 	@$(PYTEST_PART) tests/train --ignore=tests/train/stage1
-test-part-backends:
-	@$(PYTEST_PART) tests/runtime/backends tests/runtime/doctor
 test-part-stage1:
 	@$(PYTEST_PART) tests/train/stage1
 

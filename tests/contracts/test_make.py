@@ -18,8 +18,7 @@ PARTS = {
     "train": "tests/train --ignore=tests/train/stage1",
     "stage1": "tests/train/stage1",
     "runtime": "tests/runtime --ignore=tests/runtime/backends --ignore=tests/runtime/doctor",
-    "export": "tests/export",
-    "backends": "tests/runtime/backends tests/runtime/doctor",
+    "export": "tests/export tests/runtime/backends tests/runtime/doctor",
     "others": "--ignore=tests/export --ignore=tests/runtime --ignore=tests/train",
     "alone": "alone and not slow",
 }
@@ -47,7 +46,6 @@ def test_make_test_fails_if_a_part_fails(tmp_path: Path, failing: str | None) ->
         '  *"not alone tests/train/stage1"*) part=stage1 ;;\n'
         '  *"not alone"*tests/train*) part=train ;;\n'
         '  *"not alone"*--ignore=tests/runtime/backends*) part=runtime ;;\n'
-        '  *"not alone"*tests/runtime/backends*) part=backends ;;\n'
         "  *) part=alone ;;\n"
         "esac\n"
         'echo "the summary of $part: $*"\n'
