@@ -74,7 +74,9 @@ def seconds_left(opening: float) -> float:
 
 
 def measure(bundle: Bundle, modality: str, sessions: Mapping[str, Session], seconds: float) -> BackendTimes:
-    """Time the sessions of one graph on the bundle's golden items: alone, short and long, and in a batch; at leisure in one of long items too.
+    """Time the sessions of one graph on the bundle's golden items: alone, short and long, and in batches.
+
+    With `AT_LEISURE_S` there is a batch of long items too.
 
     The backends take turns, so that a change of the machine's speed affects all; of each batch the least time counts.
 
