@@ -24,8 +24,9 @@ MOST_EPOCHS = 150
 """Passes over small data: the head overfits, and validation chose earlier heads in every trial."""
 PAIRS_THAT_NEED_DROPOUT = 100_000
 """Ids below which the recipe's dropouts stay: with some thousand pairs they gave 6 points of recall at 10."""
-RATE, RATE_BATCH = 2e-3, 128
-"""Learning rate, measured at 128 to 1,024 pairs; below, it falls with the root of the batch."""
+RATE, RATE_BATCH, HIGHEST_RATE = 1e-3, 256, 2e-3
+"""Learning rate up to a batch; it then grows with the root of the batch, to the rate of the demo at 1,024 pairs. On icons, twice
+the rate learned 2.5 times faster and ended worse (docs/LOG.md)."""
 VALIDATIONS = 15
 STEPS_BETWEEN_CHECKPOINTS = 100
 """Work that a kill may cost, besides validations."""
@@ -116,7 +117,7 @@ def choose_budget(
     reasons.append(f"{chosen * per_epoch:,} steps in {chosen} epochs, {why}")
     dropouts, why = _dropouts(training_ids)
     reasons.append(why)
-    rate = RATE * math.sqrt(min(1.0, batch / RATE_BATCH))
+    rate = min(HIGHEST_RATE, RATE * math.sqrt(max(1.0, batch / RATE_BATCH)))
     return Budget(
         batch_size=pass_size,
         accum_steps=passes,

@@ -24,7 +24,7 @@ FEATURES = 4 * (257 + 32) * 384
 def test_larger_data_take_larger_batches_and_fewer_epochs(ids: int, batch: int, epochs: int, steps: int) -> None:
     budget = choose_budget(ids, FEATURES, None)
     assert (budget.batch_size, budget.accum_steps, budget.epochs, budget.steps) == (batch, 1, epochs, steps)
-    assert budget.learning_rate == {2: 2.5e-4, 16: 7.1e-4}.get(batch, 2e-3)
+    assert budget.learning_rate == (2e-3 if batch == 1_024 else 1.4e-3 if batch == 512 else 1e-3)
     assert bool(budget.dropouts) == (ids >= 100_000)
     config = TrainConfig.with_recipe(
         "recommended", stage1_checkpoint="s", output_dir="o", log_name="n", **budget.options()
