@@ -27,8 +27,8 @@ AT_LEISURE_S = 3.0
 """Seconds of a measurement that a user asked for."""
 _AT_START_S, _LEAST_S, _MOST_S = 1.5, 0.3, 0.8
 """Seconds of a measurement at a start, in which the sessions are opened too; and the least and most that runs get."""
-_SHORT, _LONG, _BATCH = 16, 128, 8
-"""Lengths of the inputs that have one, and rows of a batch: what a server forms on a CPU."""
+_SHORT, _LONG, _LONGEST, _BATCH = 16, 128, 256, 8
+"""Lengths of the inputs that have one, the last at leisure only, and rows of a batch: what a server forms on a CPU."""
 _ROUNDS = 12
 """Rounds after which more would tell nothing new."""
 _SETTLE_S = 0.01
@@ -74,7 +74,9 @@ def seconds_left(opening: float) -> float:
 
 
 def measure(bundle: Bundle, modality: str, sessions: Mapping[str, Session], seconds: float) -> BackendTimes:
-    """Time the sessions of one graph on the bundle's golden items: alone, short and long, and in a batch.
+    """Time the sessions of one graph on the bundle's golden items: alone, short and long, and in batches.
+
+    With `AT_LEISURE_S` there is a batch of long items too.
 
     The backends take turns, so that a change of the machine's speed affects all; of each batch the least time counts.
 
@@ -89,7 +91,7 @@ def measure(bundle: Bundle, modality: str, sessions: Mapping[str, Session], seco
     batches: dict[str, Arrays] = {}
     found: dict[str, dict[str, float]] = {backend: {} for backend in sessions}
     end = time.perf_counter() + seconds
-    for name, inputs in _batches(bundle, modality):
+    for name, inputs in _batches(bundle, modality, seconds >= AT_LEISURE_S):
         if batches and time.perf_counter() > end - seconds / 2:
             break
         batches[name] = inputs
@@ -113,8 +115,8 @@ def measure(bundle: Bundle, modality: str, sessions: Mapping[str, Session], seco
     )
 
 
-def _batches(bundle: Bundle, modality: str) -> Iterator[tuple[str, Arrays]]:
-    """Yield batches by name, the cheapest first: one short item, one long, some of a middle length."""
+def _batches(bundle: Bundle, modality: str, at_leisure: bool) -> Iterator[tuple[str, Arrays]]:
+    """Yield batches by name, the cheapest first: one short item, one long, some of a middle length, some long ones."""
     entry = bundle.manifest.modalities[modality]
     golden = bundle.golden.batch[modality].inputs
     if not entry.has_length or bundle.preprocess(modality).fixed_length:
@@ -124,6 +126,8 @@ def _batches(bundle: Bundle, modality: str) -> Iterator[tuple[str, Arrays]]:
     longest = entry.max_length or _LONG
     real = int(golden["mask"][0].sum())
     shapes = {(1, min(_SHORT, longest)): None, (1, min(_LONG, longest)): None, (_BATCH, min(4 * _SHORT, longest)): None}
+    if at_leisure:
+        shapes[_BATCH, min(_LONGEST, longest)] = None
     for rows, length in shapes:
         yield f"{rows} x {length}", {name: _of_shape(a, real, rows, length) for name, a in golden.items()}
 

@@ -58,7 +58,7 @@ class Budget:
     """Width of heads whose tokens have a width of their own."""
 
 
-BUDGETS = {"glyphs": Budget(steps=500, batch_size=256), "icons": Budget(steps=240, batch_size=512, dim=256)}
+BUDGETS = {"glyphs": Budget(steps=500, batch_size=256), "icons": Budget(steps=408, batch_size=256, dim=256)}
 """Budgets of tasks that do not have the usual one."""
 
 

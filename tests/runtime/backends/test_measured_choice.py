@@ -20,6 +20,7 @@ from fluxtalk.runtime.backends import measure as measuring
 from fluxtalk.runtime.backends import open_sessions as opening
 from fluxtalk.runtime.backends.choose import choose
 from fluxtalk.runtime.backends.measure import MEASURE_VARIABLE, conditions_of
+from fluxtalk.runtime.backends.onnxruntime_session import OnnxRuntimeSession
 from fluxtalk.runtime.backends.open_sessions import open_sessions
 from fluxtalk.runtime.backends.openvino_session import openvino_installed
 from fluxtalk.runtime.backends.options import BackendOptions
@@ -61,6 +62,19 @@ def conditions(bundle: Bundle, modality: str, options: BackendOptions = AUTO) ->
 def keep(bundle: Bundle, modality: str, ort_cpu: float, openvino: float, **others: Any) -> None:
     times = BackendTimes(["1"], {"ort-cpu": [ort_cpu], "openvino": [openvino]}, "2026-11-30", **others)
     assert write_times(conditions(bundle, modality), times)
+
+
+@pytest.mark.parametrize("at_leisure", [False, True])
+def test_who_asks_for_a_measurement_gets_a_batch_of_long_items_too(
+    made: Made, monkeypatch: pytest.MonkeyPatch, at_leisure: bool
+) -> None:
+    for name, length in (("_SHORT", 2), ("_LONG", 8), ("_LONGEST", 16)):
+        monkeypatch.setattr(measuring, name, length)
+    seconds = measuring.AT_LEISURE_S if at_leisure else measuring.seconds_left(0.0)
+    session = OnnxRuntimeSession(made.bundle.graph("text"))
+    times = measuring.measure(made.bundle, "text", {"ort-cpu": session}, seconds)
+    session.close()
+    assert times.batches == ["1 x 2", "1 x 8", "8 x 8", *["8 x 16"] * at_leisure]
 
 
 def test_the_first_load_measures_and_the_next_reads(
