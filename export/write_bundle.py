@@ -55,6 +55,7 @@ def write_bundle(
 
     Raises:
         BundleError: the folder exists and is not empty.
+        CheckpointError: an encoder would run code which nobody allowed to.
         DataError: the data set lacks a modality or has too few items.
         ParityError: a graph differs from eager PyTorch.
         QualityError: no precision that was asked for passes the quality gate, or could be measured.
@@ -64,6 +65,8 @@ def write_bundle(
     """
     options = options or ExportOptions()
     tokens = check_token_count(options.tokens, run.head.config.num_register_tokens, "this run")
+    for part in run.stage1.modalities.values():
+        part.require_trusted()  # of all, before the first is traced for seconds
     with atomic_folder(output, BundleError) as folder, tempfile.TemporaryDirectory() as scratch:
         traced: dict[str, TracedModality] = {}
         for modality, part in run.stage1.modalities.items():

@@ -45,6 +45,18 @@ class Stage1Modality:
         """True if building the encoder imports code that the checkpoint names."""
         return self.spec.source.startswith("module:") or bool(self.spec.options.get("remote_code"))
 
+    def require_trusted(self) -> None:
+        """Refuse an encoder that would run code which nobody allowed to.
+
+        Raises:
+            CheckpointError: the checkpoint is another's and its code was not allowed to run (see `trust_code`).
+        """
+        if self.untrusted_file is not None:
+            raise CheckpointError(
+                f"{self.untrusted_file} was not made by you on this machine, and its encoder {self.spec.source} would "
+                "run code here: add --allow-code, once, if you trust whoever made it."
+            )
+
     def build(self) -> FrozenEncoder:
         """Build the encoder with its weights, frozen.
 
@@ -52,11 +64,7 @@ class Stage1Modality:
             CheckpointError: the weights do not fit the encoder that the specification builds, or the checkpoint is
                 another's and its code was not allowed to run (see `trust_code`).
         """
-        if self.untrusted_file is not None:
-            raise CheckpointError(
-                f"{self.untrusted_file} was not made by you on this machine, and its encoder {self.spec.source} would "
-                "run code here: add --allow-code, once, if you trust whoever made it."
-            )
+        self.require_trusted()
         encoder = build_encoder(self.spec.source, self.spec.options, self.spec.folder, self.preprocess)
         try:
             encoder.load_state_dict(dict(self.weights))
