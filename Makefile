@@ -54,7 +54,7 @@ $(STAMP): $(DEMO_STAMP)
 demo: $(DEMO_STAMP) ## Run the whole path on real input: data, training, export, search (about 10 minutes on 2 cores)
 	$(BIN)/python -m bench.demo --output $(DEMO) --stage1 $(STAGE1)
 
-test: install ## Prove it (the slow tests are left out; about 10 minutes on 2 cores)
+test: install ## Prove it (the slow tests are left out; 9 minutes on 2 cores)
 	@# Each part is a process of its own, as training's tests send signals, and some libraries of the runtime's and the
 	@# export's change how a process takes them. Parts run side by side, one more than there are cores, because servers and
 	@# processes are waited for; the longest comes first, and short ones last, so that the lanes end together. The bundle
