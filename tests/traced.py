@@ -29,9 +29,16 @@ def keep_in(folder: Path) -> None:
 
 
 def read_operators_once(patch: pytest.MonkeyPatch) -> None:
-    """Let PyTorch's exporter read its library of operators once; else it does for every graph, which is a seventh."""
-    registry: Any = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
-    patch.setattr(registry, "from_torchlib", staticmethod(functools.cache(registry.from_torchlib)))
+    """Let PyTorch's exporter read its library of operators once; else it does for every graph, which is a seventh.
+
+    The library's private class is patched; where another version has none, each graph takes its time.
+    """
+    try:
+        registry: Any = importlib.import_module("torch.onnx._internal.exporter._registration").ONNXRegistry
+        read = functools.cache(registry.from_torchlib)
+    except (ImportError, AttributeError):
+        return
+    patch.setattr(registry, "from_torchlib", staticmethod(read))
 
 
 def traced_once(
