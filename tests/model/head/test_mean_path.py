@@ -164,9 +164,12 @@ def test_the_first_token_reads_what_all_registers_read_and_the_others_do_not() -
 def test_the_hidden_layer_is_as_wide_as_asked_for_and_so_is_the_baselines() -> None:
     path = _head(mean_path="mlp", mean_path_width=3).mean_path["image"]
     assert isinstance(path, MeanPath)
-    assert path.hidden[0].weight.shape == (3 * DIM, DIMS["image"])
     one = HeadConfig(DIMS, DIM, num_register_tokens=1, num_overlapping_tokens=1, heads=2, mean_path_width=3)
-    assert MeanPoolHead(one, projection="mlp").projection["image"][0].weight.shape == (3 * DIM, DIMS["image"])
+    baseline = MeanPoolHead(one, projection="mlp").projection["image"]
+    assert isinstance(baseline, nn.Sequential)
+    for hidden in (path.hidden[0], baseline[0]):
+        assert isinstance(hidden, nn.Linear)
+        assert (hidden.in_features, hidden.out_features) == (DIMS["image"], 3 * DIM)
 
 
 def test_a_head_of_before_is_stored_as_before() -> None:
