@@ -25,7 +25,7 @@ GPU_BIN := .venv-gpu/bin
 GPU_STAMP := .venv-gpu/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test $(TEST_PARTS) test-slow test-oldest test-pythons lint bench bench-runtime bench-export bench-server bench-backends bench-features bench-training bench-encoders bench-quality bench-compare bench-compare-install bench-compare-training bench-encoding bench-search-scale docs glyphs-picture gpu clean
+.PHONY: help install demo test $(TEST_PARTS) test-alone test-slow test-oldest test-pythons lint bench bench-runtime bench-export bench-server bench-backends bench-features bench-training bench-encoders bench-quality bench-compare bench-compare-install bench-compare-training bench-encoding bench-search-scale docs glyphs-picture gpu clean
 
 help: ## Say what can be made
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -60,8 +60,9 @@ test: install ## Prove it (the slow tests are left out; 9 minutes on 2 cores)
 	@# processes are waited for; the longest comes first, and short ones last, so that the lanes end together. The bundle
 	@# and the graphs that several parts need are made by one of them. What is marked `alone` measures time or sends load,
 	@# and runs last.
+	@echo "testing in $(words $(TEST_PARTS)) parts, $(LANES) at a time; each shows what it found when it ends, the first after some minutes"
 	@failed=0; $(MAKE) --no-print-directory --keep-going --jobs=$(LANES) --output-sync=target $(TEST_PARTS) || failed=1; \
-	$(PYTEST) -m "alone and not slow" tests/runtime || failed=1; exit $$failed
+	$(MAKE) --no-print-directory test-alone || failed=1; exit $$failed
 
 test-part-runtime:
 	@$(PYTEST_PART) tests/runtime --ignore=tests/runtime/backends --ignore=tests/runtime/doctor
@@ -73,6 +74,8 @@ test-part-train:
 	@$(PYTEST_PART) tests/train --ignore=tests/train/stage1
 test-part-stage1:
 	@$(PYTEST_PART) tests/train/stage1
+test-alone:
+	@$(PYTEST) -m "alone and not slow" tests/runtime
 
 test-slow: install ## The slow tests: minutes each
 	$(BIN)/python -m pytest -m slow

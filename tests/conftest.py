@@ -46,7 +46,7 @@ def _one_thread() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """Let the collector of garbage pass over what was imported, and come seldom: it took a tenth of each tracing."""
+    """Let the collector of garbage pass over what was imported, and come seldom: a trace makes millions of objects."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)

@@ -104,7 +104,7 @@ def server_command(output: Path, docs: Path | None, **settings: Any) -> None:
 @debug_option
 @sentence_errors
 def search_command(output: Path, docs: Path | None, **settings: Any) -> None:
-    """Search many items with our index and with databases."""
+    """Search many items with our index and with databases; go on where a call was stopped."""
     begin = time.monotonic()
     content = search_scale.measure(**settings, store=output)
     content = {"machine": _machine(begin, {OURS: versions(OURS, ENVIRONMENTS_FOLDER)}), **content}

@@ -105,7 +105,7 @@ def measure(bundle: Path, icons: Path, count: int, pictures: int, queries: int, 
 
     Args:
         store: file that every row is written to as soon as it is measured. Rows that it has of the same items are not
-            measured again, so that what takes hours may be stopped.
+            measured again, whatever code measured them, so that what takes hours may be stopped.
 
     Returns:
         ``space``, ``items``, ``pictures``, ``queries``, ``rows`` (name, k, dtype, bytes of an item, recall,
@@ -120,6 +120,7 @@ def measure(bundle: Path, icons: Path, count: int, pictures: int, queries: int, 
     with tempfile.TemporaryDirectory() as folder:
         for name, k, dtype, build in _indexes(items, Path(folder)):
             if any((row["index"], row["k"], row["dtype"]) == (name, k, dtype) for row in content["rows"]):
+                click.echo(f"{name}, k = {k}, {dtype}: measured before, as {store} says; remove it to measure anew")
                 continue
             begin = time.perf_counter()
             try:

@@ -26,7 +26,7 @@ PAIRS_THAT_NEED_DROPOUT = 100_000
 """Ids below which the recipe's dropouts stay: with some thousand pairs they gave 6 points of recall at 10."""
 RATE, RATE_BATCH, HIGHEST_RATE = 1e-3, 256, 2e-3
 """Learning rate up to a batch; it then grows with the root of the batch, to the rate of the demo at 1,024 pairs. On
-icons, twice the rate learned 2.5 times faster and ended worse (docs/LOG.md)."""
+icons, twice the rate found as much at rank 10 after 24 epochs as this one after 59, and ended lower (docs/LOG.md)."""
 VALIDATIONS = 15
 STEPS_BETWEEN_CHECKPOINTS = 100
 """Work that a kill may cost, besides validations."""

@@ -23,8 +23,8 @@ from fluxtalk.runtime.backends.threads import available_cores
 
 MEASURE_VARIABLE = "FLUXTALK_MEASURE"
 """Variable of the environment that is ``never`` if a start is to measure nothing."""
-AT_LEISURE_S = 3.0
-"""Seconds of a measurement that a user asked for."""
+AT_LEISURE_S = 6.0
+"""Seconds of a measurement that a user asked for: with a batch of long items, a few rounds of a real encoder."""
 _AT_START_S, _LEAST_S, _MOST_S = 1.5, 0.3, 0.8
 """Seconds of a measurement at a start, in which the sessions are opened too; and the least and most that runs get."""
 _SHORT, _LONG, _LONGEST, _BATCH = 16, 128, 256, 8

@@ -69,6 +69,7 @@ class StopAt(Callback):
 def stopped(config: TrainConfig, step: int = 4, number: signal.Signals = signal.SIGTERM) -> RunFolder:
     result = fit(config, callbacks=[StopAt(step, number)])
     assert not result.finished
+    assert result.exit_code == 128 + number
     return result.folder
 
 
