@@ -126,7 +126,7 @@ def _best(scores: Floats, count: int) -> Integers:
 def main(task: str, variant: str, weights: Path, output: Path, tuned: str, **places: Any) -> None:
     """Search the test items of a task coarse to fine with a trained head, and write OUTPUT."""
     torch.set_num_threads(1)
-    made, chosen = task_named(task, tasks(**places)), variant_named(variant)
+    made, chosen = task_named(task, tasks(**places)), variant_named(variant, task)
     head = build_head(chosen, job_config(chosen, 0, BUDGETS.get(task, Budget()), json.loads(tuned), made), made)
     head.load_state_dict(load_file(weights))
     layout = head.config.layout

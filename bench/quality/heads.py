@@ -6,7 +6,9 @@ Shapes: B batch, L features, E feature dimension, N tokens, K tokens asked for, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from fluxtalk.config import HeadConfig, require
 from fluxtalk.model.head.attention import CrossAttention, SelfAttention
 from fluxtalk.model.head.register_linear import RegisterLinear
 from fluxtalk.model.head.registers import RegisterBlock, RegisterTokenModule
-from fluxtalk.model.head.token_head import TokenHead
+from fluxtalk.model.head.token_head import RegisterOutputs, TokenHead
 
 
 class AttentionPoolHead(TokenHead):
@@ -127,10 +129,15 @@ class ManyVectorsHead(TokenHead):
 
     Like the late interaction of Khattab and Zaharia 2020, "ColBERT": as many bytes as there are features, so an upper
     bound. A zero vector is 0 from everything; it never lowers a maximum that is above 0.
+
+    Args:
+        most: modality to the most vectors that it has, for those that have fewer than N: what is compared, and so what
+            a step takes, grows with the product of both sides' numbers.
     """
 
-    def __init__(self, config: HeadConfig, seed: int = 0) -> None:
+    def __init__(self, config: HeadConfig, seed: int = 0, most: Mapping[str, int] | None = None) -> None:
         super().__init__(config, seed)
+        self._most = dict(most or {})
         self.feature_norm = _feature_norm(config)
         self.feature_dropout = nn.Dropout(config.feature_dropout)
         self.output = nn.ModuleDict(
@@ -145,15 +152,19 @@ class ManyVectorsHead(TokenHead):
             }
         )
 
+    def forward(self, *features: Any, prefix_lengths: Any = None, **more: Any) -> RegisterOutputs:
+        """Compute all tokens, whatever nested dropout drew: see `TokenHead.forward`."""
+        return super().forward(*features, **{"k": self.config.num_register_tokens, **more})
+
     def tokens(self, modality: str, features_BLE: Tensor, mask_BL: Tensor | None, index_K: Tensor) -> Tensor:
-        """Project the first N features: (B, K, D); ``index_K`` chooses among them."""
+        """Project the first N features: (B, K, D), less if the modality has fewer; ``index_K`` chooses among them."""
         mask = _mask(features_BLE, mask_BL)
-        count = self.config.num_register_tokens
+        count = min(self.config.num_register_tokens, self._most.get(modality, self.config.num_register_tokens))
         features = self.feature_dropout(self.feature_norm[modality](features_BLE[:, :count]))
         projected = self.output[modality](features) * mask[:, :count, None]
         missing = max(0, count - projected.shape[1])
         padded: Tensor = nn.functional.pad(projected, (0, 0, 0, missing))
-        return padded[:, index_K]
+        return padded[:, index_K[:count]]
 
 
 def _bidirectional(config: HeadConfig) -> RegisterBlock:

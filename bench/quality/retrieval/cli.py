@@ -198,7 +198,7 @@ def run_task(
         UsageError: the task or a head is unknown.
         TrainingError: a run failed.
     """
-    heads = variants()
+    heads = variants(name)
     unknown = [head for head in named if head not in heads]
     if name not in known or unknown:
         raise UsageError(
@@ -233,9 +233,10 @@ def run_task(
         **summarize(
             {h.name: [r for j, r in zip(final, found, strict=True) if j.variant.name == h.name] for h in variants_run},
             swept,
+            name,
         ),
     }
-    sweep = [runner.plan(variants()[name], 0, point, False).name for name in swept for point in sweep_points()]
+    sweep = [runner.plan(heads[head], 0, point, False).name for head in swept for point in sweep_points()]
     store.finish([*sweep, *(job.name for job in final)], summary)
     return summary
 
@@ -249,7 +250,7 @@ def choose_options(
         Head to its options; and head to its sweep's results.
     """
     points = sweep_points()
-    swept = [variants()[name] for name in dict.fromkeys(head.tuned_as or head.name for head in heads)]
+    swept = [variants(runner.task)[name] for name in dict.fromkeys(head.tuned_as or head.name for head in heads)]
     jobs = [runner.plan(head, 0, point, False) for head in swept for point in points]
     found = list(zip(jobs, runner.results(jobs), strict=True))
     of_head = {head.name: [(job, result) for job, result in found if job.variant.name == head.name] for head in swept}

@@ -188,7 +188,7 @@ def main(
     """Train one head on one task in one thread, and write OUTPUT; weights that exist are scored as they are."""
     torch.set_num_threads(1)
     made = task_named(task, tasks(**places))
-    head = variant_named(variant)
+    head = variant_named(variant, task)
     given = dataclasses.replace(BUDGETS.get(task, Budget()), **json.loads(budget))
     run_and_write(head, job_config(head, seed, given, json.loads(tuned), made), made, test, weights, output)
 

@@ -21,14 +21,15 @@ Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 """Name of a head to its runs' results, seed by seed."""
 
 
-def summarize(runs: Runs, costs: Runs) -> dict[str, Any]:
+def summarize(runs: Runs, costs: Runs, task: str) -> dict[str, Any]:
     """Give recall, sizes, costs, and the differences between ours and every head of the same size.
 
     Args:
         runs: with the scores of the test split.
         costs: with what training took; those of the sweep, of heads that were in it.
+        task: name of the task.
     """
-    heads = {name: variants()[name] for name in runs}
+    heads = {name: variants(task)[name] for name in runs}
     return {
         "heads": {name: {"label": head.label, "kind": head.kind} for name, head in heads.items()},
         "bytes": {name: {str(k): head.bytes_per_item(k) for k in head.counts} for name, head in heads.items()},

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.quality.heads import AttentionPoolHead, MatryoshkaHead, QueryFormerHead
+from bench.quality.heads import AttentionPoolHead, ManyVectorsHead, MatryoshkaHead, QueryFormerHead
 from fluxtalk.config import HeadConfig
 from fluxtalk.errors import UsageError
-from fluxtalk.model.head.pooling import pool_kept
+from fluxtalk.model.head.pooling import l2_normalize, pool_kept
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.model.losses.register_loss import RegisterTokenLoss
@@ -127,3 +129,16 @@ def test_every_parameter_learns(head: TokenHead) -> None:
     terms.total.backward()
     still = [n for n, p in head.named_parameters() if p.grad is None or not p.grad.any()]
     assert not still
+
+
+def test_vectors_left_out_of_a_short_query_change_no_order() -> None:
+    """Scores are means over the query's vectors; without the six of eight that are zero, four times as high."""
+    cut = replace(config(8), aggregation="maxsim")
+    whole, few = ManyVectorsHead(cut, 0).eval(), ManyVectorsHead(cut, 0, {"text": 2}).eval()
+    few.load_state_dict(whole.state_dict())
+    query = torch.randn(4, 2, DIMS["text"], generator=torch.Generator().manual_seed(3))
+    items = l2_normalize(tokens(whole, 8))
+    read = [head.tokens("text", query, None, torch.arange(8)) for head in (whole, few)]
+    assert [each.shape[1] for each in read] == [8, 2]
+    scores = [torch.einsum("bvd,gwd->bvgw", l2_normalize(r), items).amax(dim=-1).mean(dim=1) for r in read]
+    torch.testing.assert_close(scores[1], 4 * scores[0])

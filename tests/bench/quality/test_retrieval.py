@@ -189,13 +189,13 @@ def test_a_difference_is_that_of_the_queries_that_were_found() -> None:
         return {"test": {"all": {"recall": recall, "hits": {"text->image": hits}, "queries": {"text->image": 40}}}}
 
     better, worse = [True] * 30 + [False] * 10, [True] * 20 + [False] * 20
-    summary = summarize({"concat": [run(better)] * 2, "matryoshka": [run(worse)] * 2}, {})
+    summary = summarize({"concat": [run(better)] * 2, "matryoshka": [run(worse)] * 2}, {}, "glyph-albums")
     row = summary["differences"][0]
     assert row["difference"] == pytest.approx(0.25)
     assert 0.1 < row["low"] < 0.25 < row["high"]
     assert row["not_below"]
-    turned = summarize({"concat": [run(worse)] * 2, "matryoshka": [run(better)] * 2}, {})["differences"][0]
-    assert not turned["not_below"]
+    turned = summarize({"concat": [run(worse)] * 2, "matryoshka": [run(better)] * 2}, {}, "glyph-albums")
+    assert not turned["differences"][0]["not_below"]
 
 
 def test_store_keeps_each_run_and_notices_other_options(tmp_path: Path) -> None:
