@@ -83,6 +83,18 @@ class SomeRows:
 
 
 @dataclass(frozen=True)
+class StyledPictures:
+    """Pictures whose style is known."""
+
+    features: FeatureSource
+    """As they are cached."""
+    things: Integers
+    """(pictures,): class number of what a picture shows."""
+    styles: NDArray[np.str_]
+    """(pictures,): style of each picture."""
+
+
+@dataclass(frozen=True)
 class StyleData:
     """Pairs to train heads on, and held-out pictures to measure."""
 
@@ -92,12 +104,12 @@ class StyleData:
     """Features of those pairs."""
     pictures: FeatureSource
     """Features of held-out pictures, as heads read them."""
-    raw: FeatureSource
-    """The same pictures' features as they are cached."""
-    things: Integers
-    """(pictures,): class numbers of what a held-out picture shows."""
-    styles: NDArray[np.str_]
-    """(pictures,): style of each held-out picture."""
+    held_out: StyledPictures
+    """The same pictures, as they are cached."""
+    names: Mapping[str, tuple[FeatureSource, Integers]]
+    """Modality but pictures to the held-out things' items in it, as heads read them, and their class numbers."""
+    seen: StyledPictures
+    """The pictures to train on."""
 
 
 def style_data(split: Split, sources: Mapping[str, FeatureSource], styles: NDArray[np.str_], width: int) -> StyleData:
@@ -121,13 +133,17 @@ def style_data(split: Split, sources: Mapping[str, FeatureSource], styles: NDArr
     source = sources[MODALITY]
     mean, components = _principal_components(source, rows[MODALITY], width)
     texts = {m: ReducedFeatures(s, rows[m], 1) for m, s in sources.items() if m != MODALITY}
+    seen, unseen = (
+        StyledPictures(SomeRows(source, r), groups[MODALITY][r], styles[r]) for r in (rows[MODALITY], held_out)
+    )
+    asked = {m: np.flatnonzero(np.isin(groups[m], unseen.things)) for m in texts}
     return StyleData(
         Split("train", ids, items, np.zeros(len(ids), dtype=bool)),
         {MODALITY: ReducedFeatures(source, rows[MODALITY], PARTS, mean, components), **texts},
         ReducedFeatures(source, held_out, PARTS, mean, components),
-        SomeRows(source, held_out),
-        groups[MODALITY][held_out],
-        styles[held_out],
+        unseen,
+        {m: (ReducedFeatures(sources[m], r, 1), groups[m][r]) for m, r in asked.items()},
+        seen,
     )
 
 

@@ -4,6 +4,9 @@ Reads a table of `bench.icons`, in which a thing has pictures in several styles 
 its cached features of the training split. Heads are trained on three quarters of the things, and everything is
 measured on pictures of the others; the test split is not touched.
 
+*Found*: how often a held-out name finds a picture of its thing among the first ten by the overlapping tokens, which is
+what an objective of the complementary token may cost.
+
 *Style by neighbors*: how often the nearest picture of *another thing* is drawn in the same style. *Leak*: how often the
 nearest picture of all shows the same thing, where there is another picture of it: a token that says how, not what,
 has little. *64 labels*: accuracy of a logistic regression on so few labeled pictures, over ten draws.
@@ -22,7 +25,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -30,7 +34,7 @@ from bench.encoders.torchvision_operators import declare_torchvision_operators
 from bench.markdown import markdown_table
 from bench.quality.probes import paired_bootstrap_difference
 from bench.quality.report import ResultStore, machine_info, one_thread
-from bench.quality.style_data import BATCH, MODALITY, StyleData, read_styles, style_data
+from bench.quality.style_data import BATCH, MODALITY, StyleData, StyledPictures, read_styles, style_data
 from fluxtalk.arrays import Floats, Integers
 from fluxtalk.artifacts.files import Identity, hash_json
 from fluxtalk.artifacts.run import RunFolder
@@ -40,6 +44,8 @@ from fluxtalk.errors import TrainingError
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.model.process_group import SingleProcess
+from fluxtalk.scoring.metrics import first_hit_ranks, recall_at
+from fluxtalk.scoring.retrieval import ItemTokens
 from fluxtalk.tokens import l2_normalize
 from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.engine import Trainer
@@ -69,6 +75,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any] | None]] = {
         "the same, weight 100",
         {**_DIFFERENCE, "complementary_objective_weight": 100.0, **_MEAN_PATH},
     ),
+    "mean-path": ("L2 + diversity, mean path, 4 items per id", {**_MEAN_PATH, "items_per_id": 4}),
     "none": ("L2 + diversity", {"items_per_id": 1}),
     "contrast-1": ("contrast, 1 item per id", {**_CONTRAST, "items_per_id": 1}),
     "contrast-4": ("contrast, 4 items per id", {**_CONTRAST, "items_per_id": 4}),
@@ -126,15 +133,19 @@ def few_labels(vectors: Floats, styles: NDArray[np.str_]) -> float:
     return float(np.mean(found))
 
 
-def measure(vectors: Floats, data: StyleData, base: Floats) -> dict[str, Any]:
+def measure(vectors: Floats, pictures: StyledPictures, base: Floats) -> dict[str, Any]:
     """Measure vectors of the held-out pictures: of the emoji among them, and of all.
 
     Args:
+        vectors: (pictures, any width), in the order of ``pictures``.
         base: the vectors to compare with, (pictures, any width).
     """
     found = {}
-    for name, chosen in (("emoji", np.isin(data.styles, EMOJI)), ("all", np.ones(len(data.styles), dtype=bool))):
-        styles, things = data.styles[chosen], data.things[chosen]
+    for name, chosen in (
+        ("emoji", np.isin(pictures.styles, EMOJI)),
+        ("all", np.ones(len(pictures.styles), dtype=bool)),
+    ):
+        styles, things = pictures.styles[chosen], pictures.things[chosen]
         own, other = (style_hits(v[chosen], styles, things) for v in (vectors, base))
         # Pictures of one thing are not independent: the interval is over things.
         names = np.unique(things)
@@ -183,22 +194,57 @@ def complementary(head: TokenHead, source: FeatureSource) -> Floats:
     return l2_normalize(tokens).reshape(len(tokens), -1)
 
 
+def found_by_name(head: TokenHead, data: StyleData) -> float:
+    """Score names of held-out things against all held-out pictures, by the overlapping tokens: R@10."""
+    config = head.config
+    sources = {MODALITY: (data.pictures, data.held_out.things), **data.names}
+    vectors = {
+        m: ItemTokens(
+            all_tokens(head, m, source, np.arange(len(source))), config.num_overlapping_tokens, config.aggregation
+        ).prefix(config.num_overlapping_tokens)
+        for m, (source, _) in sources.items()
+    }
+    ranks = [first_hit_ranks(vectors[m], vectors[MODALITY], sources[m][1], sources[MODALITY][1]) for m in data.names]
+    return recall_at(np.concatenate(ranks))["10"]
+
+
+def fitted_maps(pictures: StyledPictures, base: Floats) -> dict[str, Floats]:
+    """Fit two linear maps of mean features, to say how much of the style such a map can hold.
+
+    Args:
+        pictures: to fit them to.
+        base: (held-out pictures, E), mean features, which are mapped.
+
+    Returns:
+        ``ridge``: the differences, predicted by ridge regression; ``discriminant``: directions that tell the styles
+        apart, fitted to the styles themselves, which no objective sees.
+    """
+    seen = mean_features(pictures.features)
+    away = seen - class_means(seen, pictures.things)[pictures.things]
+    several = np.bincount(pictures.things)[pictures.things] > 1
+    ridge = RidgeCV(np.logspace(1, 4, 7)).fit(seen[several], away[several])
+    labeled = LinearDiscriminantAnalysis(solver="eigen", shrinkage=0.1).fit(seen, pictures.styles)
+    return {"ridge": ridge.predict(base), "discriminant": labeled.transform(base)}
+
+
 def run(data: StyleData, steps: int, seed: int, store: ResultStore, mark: str) -> dict[str, Any]:
     """Measure everything that the store does not hold yet; name to result."""
-    base = mean_features(data.raw)
+    base = mean_features(data.held_out.features)
     fixed = {
         "mean": base,
         "mean-reduced": mean_features(data.pictures),
-        "differences": base - class_means(base, data.things)[data.things],
+        "differences": base - class_means(base, data.held_out.things)[data.held_out.things],
+        **fitted_maps(data.seen, base),
     }
     for name, vectors in fixed.items():
         if store.get(name, mark) is None:
-            store.put(name, mark, measure(vectors, data, base))
+            store.put(name, mark, measure(vectors, data.held_out, base))
     for name, (_, options) in VARIANTS.items():
         if store.get(name, mark) is None:
             click.echo(name)
             head = trained_head(options, data, steps, seed)
-            store.put(name, mark, measure(complementary(head, data.pictures), data, base))
+            measured = measure(complementary(head, data.pictures), data.held_out, base)
+            store.put(name, mark, {**measured, "found": round(found_by_name(head, data), 4)})
     return {name: store.get(name, mark) for name in (*fixed, *VARIANTS)}
 
 
@@ -208,6 +254,8 @@ def table(results: Mapping[str, Any]) -> str:
         "mean": "mean-pooled features",
         "mean-reduced": "the same, principal components",
         "differences": "the differences themselves, which need the thing's other pictures",
+        "ridge": "the differences, by ridge regression from mean features",
+        "discriminant": "discriminant analysis, fitted to the styles themselves",
     }
     labels |= {name: label for name, (label, _) in VARIANTS.items()}
     parts = []
@@ -221,9 +269,10 @@ def table(results: Mapping[str, Any]) -> str:
                     labels[name],
                     *(f"{100 * one[figure]:.1f}" for figure in ("style_by_neighbors", "leak", "few_labels")),
                     f"{above:+.1f} ({low:+.1f} to {high:+.1f})",
+                    f"{100 * result['found']:.1f}" if "found" in result else "",
                 ]
             )
-        head = [f"{kind}: vectors", "style by neighbors", "leak", "64 labels", "above mean-pooled, per thing"]
+        head = [f"{kind}: vectors", "style by neighbors", "leak", "64 labels", "above mean-pooled, per thing", "found"]
         parts.append(markdown_table(head, rows))
     return "\n\n".join(parts)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from bench.quality.style_data import MODALITY, StyleData, read_styles, style_data
-from bench.quality.style_probe import EMOJI, leak, measure, style_hits
+from bench.quality.style_data import MODALITY, SomeRows, StyledPictures, read_styles, style_data
+from bench.quality.style_probe import EMOJI, fitted_maps, leak, mean_features, measure, style_hits
 from fluxtalk.arrays import Floats
 from fluxtalk.datasets.pairs import Split
 from fluxtalk.errors import DataError
@@ -36,14 +36,36 @@ def test_vectors_of_style_and_of_things_are_told_apart() -> None:
     assert leak(thing, THINGS) == 1
     assert leak(style, THINGS) < 0.15
     assert style_hits(thing, STYLES, THINGS).mean() < 0.5
-    data = StyleData(Split("train", (), {}, np.zeros(0, dtype=bool)), {}, InMemory(THINGS % IDS, 0),
-                     InMemory(THINGS % IDS, 0), THINGS, STYLES)  # fmt: skip
-    found = measure(style, data, thing)
+    found = measure(style, StyledPictures(InMemory(THINGS % IDS, 0), THINGS, STYLES), thing)
     assert found["emoji"] == found["all"]
     assert found["all"]["few_labels"] == 1
     assert found["all"]["things"] == 30
     mean, low, high = found["all"]["above_mean_features"]
     assert 0.4 < low < mean < high
+
+
+def test_linear_maps_of_seen_things_read_the_style_of_others() -> None:
+    vectors = np.concatenate([_vectors(0, 3), _vectors(0.2, 0)], axis=1)
+
+    class Rows(InMemory):
+        """One vector of each item."""
+
+        def __len__(self) -> int:
+            return len(vectors)
+
+        def batch(self, rows: NDArray[np.int64]) -> Features:
+            return Features(torch.from_numpy(vectors[rows])[:, None], torch.ones(len(rows), 1, dtype=torch.bool))
+
+    source = Rows(THINGS % IDS, 0)
+    seen, unseen = np.arange(80), np.arange(80, 120)
+    base = mean_features(SomeRows(source, unseen))
+    fitted = fitted_maps(StyledPictures(SomeRows(source, seen), THINGS[seen], STYLES[seen]), base)
+    assert set(fitted) == {"ridge", "discriminant"}
+    assert style_hits(base, STYLES[unseen], THINGS[unseen]).mean() < 0.9
+    assert leak(base, THINGS[unseen]) == 1
+    for name, mapped in fitted.items():
+        assert style_hits(mapped, STYLES[unseen], THINGS[unseen]).mean() > 0.9, name
+        assert leak(mapped, THINGS[unseen]) < 0.5, name
 
 
 def test_held_out_things_are_in_no_training_pair_and_rows_are_the_same_items() -> None:
@@ -62,10 +84,12 @@ def test_held_out_things_are_in_no_training_pair_and_rows_are_the_same_items() -
     )
     # Features of the first forty pictures alone: the last of their things may be cut, and is left out.
     data = style_data(split, sources, np.array(["a", "b"] * 20), 4)
-    assert sorted(set(data.things)) == [0, 4, 8, 12, 16]
+    assert sorted(set(data.held_out.things)) == [0, 4, 8, 12, 16]
+    assert not set(data.held_out.things) & set(data.seen.things)
+    assert list(data.names["text"][1]) == [0, 4, 8, 12, 16]
     assert data.split.ids == tuple(str(i) for i in range(19) if i % 4)
-    assert len(data.pictures) == len(data.styles) == 10
-    assert list(data.styles[:2]) == ["a", "b"]
+    assert len(data.pictures) == len(data.held_out.styles) == 10
+    assert list(data.held_out.styles[:2]) == ["a", "b"]
     texts, known = data.sources["text"].batch(np.array([0, -1]))
     features, mask = sources["text"].batch(np.array([1]))
     torch.testing.assert_close(texts[0, 0], features[0, mask[0]].mean(dim=0))
