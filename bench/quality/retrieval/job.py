@@ -99,25 +99,21 @@ def run_job(variant: Variant, config: TrainConfig, task: Task) -> tuple[TokenHea
     Raises:
         TrainingError: training did not end.
     """
-    torch.manual_seed(config.seed)
-    head = build_head(variant, config, task)
-    group, identity = SingleProcess(), Identity()
-    sampler = PairSampler(task.train.split, config.batch_size, 1, 0, config.seed, 1, 1)
-    trainer = Trainer(config, head, task.train.sources, sampler, group, "in memory", identity)
+    trainer = make_trainer(variant, config, task)
+    head = trainer.head
     validating = [0.0]
 
     def validate(tried: TokenHead) -> dict[str, Any]:
         begin = time.process_time()
-        found = {kind: score_search(tried, variant, search)["recall"] for kind, search in task.validation.items()}
+        found = validation_score(tried, variant, task)
         validating[0] += time.process_time() - begin
-        values = [v for each in found.values() for by_k in each.values() for r in by_k.values() for v in r.values()]
-        return {"score": float(np.mean(values)), "recall": found}
+        return found
 
     started, cpu = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(Path(folder) / "job")
         run.root.mkdir()
-        if not trainer.run(run, RunLog(identity, None, active=False), validate):
+        if not trainer.run(run, RunLog(trainer.identity, None, active=False), validate):
             raise TrainingError("Training was stopped by a signal before its end; start the benchmark again to go on.")
         head.load_state_dict(dict(load_head(run.best).weights))
     spent = time.process_time() - cpu - validating[0]
@@ -131,6 +127,21 @@ def run_job(variant: Variant, config: TrainConfig, task: Task) -> tuple[TokenHea
     }
 
 
+def make_trainer(variant: Variant, config: TrainConfig, task: Task) -> Trainer:
+    """Build the training of a new head on a task's pairs."""
+    torch.manual_seed(config.seed)
+    head = build_head(variant, config, task)
+    sampler = PairSampler(task.train.split, config.batch_size, 1, 0, config.seed, 1, 1)
+    return Trainer(config, head, task.train.sources, sampler, SingleProcess(), "in memory", Identity())
+
+
+def validation_score(head: TokenHead, variant: Variant, task: Task) -> dict[str, Any]:
+    """Score a head on validation: ``recall``, and its mean over kinds of query, sizes and cut-offs, ``score``."""
+    found = {kind: score_search(head, variant, search)["recall"] for kind, search in task.validation.items()}
+    values = [v for each in found.values() for by_k in each.values() for r in by_k.values() for v in r.values()]
+    return {"score": float(np.mean(values)), "recall": found}
+
+
 def test_scores(head: TokenHead, variant: Variant, task: Task) -> dict[str, Any]:
     """Score a trained head on the test split: kind of query to `score_search`."""
     return {kind: score_search(head, variant, search) for kind, search in task.test.items()}
@@ -142,14 +153,17 @@ def build_head(variant: Variant, config: TrainConfig, task: Task) -> TokenHead:
     return variant.build(HeadConfig(dims=task.dims, **shared), config.seed)
 
 
-def score_search(head: TokenHead, variant: Variant, search: Search) -> dict[str, Any]:
+def score_search(head: TokenHead, variant: Variant, search: Search, width: int | None = None) -> dict[str, Any]:
     """Score a head's tokens at each of the variant's sizes.
+
+    Args:
+        width: numbers of each token that are kept, the first ones; None keeps all.
 
     Returns:
         ``recall[direction][size][cut-off]``; and ``hits[direction][size]``, one bit per query (`packed`): whether what
         it asks for is among the first 10. A query that names a part has the direction from text to image alone.
     """
-    tokens = {m: all_tokens(head, m, source, search.counted[m]) for m, source in search.sources.items()}
+    tokens = {m: all_tokens(head, m, source, search.counted[m])[..., :width] for m, source in search.sources.items()}
     config = head.config
     items = {m: ItemTokens(t, config.num_overlapping_tokens, config.aggregation) for m, t in tokens.items()}
     asked = {m: np.isin(groups, search.groups[ITEM if m == QUERY else QUERY]) for m, groups in search.groups.items()}
