@@ -2,8 +2,8 @@
 
 ``python -m bench.compare search-scale``. Items are pictures of a data set, embedded by a bundle, each many times over
 with noise: a million true pictures would need a million encodings. Queries are names. The truth is an exact search in
-float32 over all tokens side by side; recall is the share of its ten nearest that are found. Each token gets noise of
-its own, half as long as the token, so that the copies of a picture are spread among those of others.
+float32 over all tokens side by side, no number left out; recall is the share of its ten nearest that are found. Each
+token gets noise of its own, half as long as the token, so that the copies of a picture are spread among others.
 """
 
 from __future__ import annotations
@@ -39,7 +39,25 @@ _BLOCK = 20_000
 _BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1.0, "binary": 0.125}
 
 Search = Callable[[Floats], Integers]
-"""Takes the tokens of one query (tokens, dim), and gives the numbers of the nearest items, best first."""
+"""Takes all tokens of one query (tokens, dim), and gives the numbers of the nearest items, best first."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is kept of an item or a query: its first ``k`` tokens, ``dim`` numbers of each."""
+
+    k: int
+    dim: int
+
+    @property
+    def size(self) -> int:
+        """Numbers of a vector."""
+        return self.k * self.dim
+
+    def of(self, tokens: np.ndarray[Any, Any]) -> Floats:
+        """Cut tokens (..., tokens, dim), and put them side by side: vectors (..., size) of length 1."""
+        cut = l2_normalize(tokens[..., : self.k, : self.dim].astype(np.float32))
+        return l2_normalize(cut.reshape(*cut.shape[:-2], -1))
 
 
 @dataclass(frozen=True)
@@ -51,19 +69,22 @@ class Items:
     queries: Floats
     """(queries, tokens, dim), float32."""
 
-    def vectors(self, k: int) -> Iterator[Floats]:
-        """Give the first k tokens side by side, of length 1, block by block."""
+    sizes: tuple[int, ...] = ()
+    """Numbers of a token to which it may be cut, since it was trained so; rising, each below dim."""
+
+    def vectors(self, part: Part) -> Iterator[Floats]:
+        """Give a part of every item, of length 1, block by block."""
         for begin in range(0, len(self.tokens), _BLOCK):
-            yield side_by_side(self.tokens[begin : begin + _BLOCK, :k].astype(np.float32))
+            yield part.of(self.tokens[begin : begin + _BLOCK])
 
-    def every_vector(self, k: int) -> Floats:
+    def every_vector(self, part: Part) -> Floats:
         """Give them all at once."""
-        return np.concatenate(list(self.vectors(k)))
-
-
-def side_by_side(tokens: Floats) -> Floats:
-    """Concatenate tokens (..., k, dim) to vectors (..., k x dim) of length 1."""
-    return l2_normalize(tokens.reshape(*tokens.shape[:-2], -1))
+        found = np.empty((len(self.tokens), part.size), np.float32)
+        begin = 0
+        for block in self.vectors(part):
+            found[begin : begin + len(block)] = block
+            begin += len(block)
+        return found
 
 
 def make_items(bundle: Path, icons: Path, count: int, pictures: int, queries: int, seed: int = 0) -> Items:
@@ -83,15 +104,17 @@ def make_items(bundle: Path, icons: Path, count: int, pictures: int, queries: in
         block = real[rng.integers(len(real), size=min(_BLOCK, count - begin))]
         noise = NOISE / np.sqrt(block.shape[-1]) * rng.standard_normal(block.shape, dtype=np.float32)
         found[begin : begin + len(block)] = l2_normalize(l2_normalize(block) + noise)
-    return Items(found, l2_normalize(asked))
+    sizes = read_bundle(bundle, check_hashes=False).manifest.nested_dims
+    return Items(found, l2_normalize(asked), tuple(sizes))
 
 
 def truth(items: Items) -> Integers:
     """Find the nearest of every query exactly: float32, all tokens."""
-    wanted = side_by_side(items.queries)
+    part = Part(*items.tokens.shape[1:])
+    wanted = part.of(items.queries)
     best = np.full((len(wanted), ANSWERS), -np.inf, np.float32)
     numbers = np.zeros((len(wanted), ANSWERS), np.int64)
-    for number, block in enumerate(items.vectors(items.tokens.shape[1])):
+    for number, block in enumerate(items.vectors(part)):
         scores = np.concatenate([best, wanted @ block.T], axis=1)
         rows = np.broadcast_to(np.arange(len(block)) + number * _BLOCK, (len(wanted), len(block)))
         known = np.concatenate([numbers, rows], axis=1)
@@ -108,8 +131,8 @@ def measure(bundle: Path, icons: Path, count: int, pictures: int, queries: int, 
             measured again, whatever code measured them, so that what takes hours may be stopped.
 
     Returns:
-        ``space``, ``items``, ``pictures``, ``queries``, ``rows`` (name, k, dtype, bytes of an item, recall,
-        milliseconds, minutes to build) and ``failed``: name to reason.
+        ``space``, ``items``, ``pictures``, ``queries``, ``rows`` (name, k, dim, dtype, bytes of an item,
+        recall, milliseconds, minutes to build) and ``failed``: name to reason.
     """
     given = {"space": read_bundle(bundle, check_hashes=False).manifest.space_id(TOKENS), "items": count}
     given |= {"pictures": pictures, "queries": queries}
@@ -118,9 +141,11 @@ def measure(bundle: Path, icons: Path, count: int, pictures: int, queries: int, 
     items = make_items(bundle, icons, count, pictures, queries)
     expected = truth(items)
     with tempfile.TemporaryDirectory() as folder:
-        for name, k, dtype, build in _indexes(items, Path(folder)):
-            if any((row["index"], row["k"], row["dtype"]) == (name, k, dtype) for row in content["rows"]):
-                click.echo(f"{name}, k = {k}, {dtype}: measured before, as {store} says; remove it to measure anew")
+        for name, part, dtype, build in _indexes(items, Path(folder)):
+            same = {"index": name, "k": part.k, "dim": part.dim, "dtype": dtype}
+            said = f"{name}, {part.k} x {part.dim} numbers, {dtype}"
+            if any(same.items() <= row.items() for row in content["rows"]):
+                click.echo(f"{said}: measured before, as {store} says; remove it to measure anew")
                 continue
             begin = time.perf_counter()
             try:
@@ -129,9 +154,9 @@ def measure(bundle: Path, icons: Path, count: int, pictures: int, queries: int, 
                 content["failed"][name] = str(error)
                 continue
             minutes = (time.perf_counter() - begin) / 60
-            row = {"index": name, "k": k, "dtype": dtype, "bytes": round(k * items.tokens.shape[2] * _BYTES[dtype])}
-            row |= {**_ask(search, items.queries[:, :k], expected), "minutes": round(minutes, 2)}
-            click.echo(f"{name}, k = {k}, {dtype}: recall {row['recall']:.3f}, {row['ms']:.2f} ms, {minutes:.1f} min")
+            row = {**same, "bytes": round(part.size * _BYTES[dtype])}
+            row |= {**_ask(search, items.queries, expected), "minutes": round(minutes, 2)}
+            click.echo(f"{said}: recall {row['recall']:.3f}, {row['ms']:.2f} ms, {minutes:.1f} min")
             content["rows"].append(row)
             write_json(store, content)
             del search  # before the next index takes its memory
@@ -152,82 +177,90 @@ def table(content: dict[str, Any]) -> str:
     """Write the rows as a table, by bytes."""
     ordered = sorted(content["rows"], key=lambda row: (row["bytes"], row["index"]))
     return markdown_table(
-        ["index", "k", "numbers", "bytes of vectors", "recall@10", "ms", "build, min"],
+        ["index", "tokens x numbers", "as", "bytes of vectors", "recall@10", "ms", "build, min"],
         [
-            [r["index"], r["k"], r["dtype"], r["bytes"], f"{100 * r['recall']:.1f}", f"{r['ms']:.1f}", r["minutes"]]
+            [
+                r["index"],
+                f"{r['k']} x {r['dim']}",
+                r["dtype"],
+                f"{r['bytes']:,}",
+                f"{100 * r['recall']:.1f}",
+                f"{r['ms']:.1f}",
+                r["minutes"],
+            ]
             for r in ordered
         ],
     )
 
 
-def _indexes(items: Items, folder: Path) -> Iterator[tuple[str, int, str, Callable[[], Search]]]:
-    largest = items.tokens.shape[1]
-    counts = [k for k in (1, 2, 4, 8) if k <= largest]
-    for k in counts:
-        yield "exact", k, "float32", lambda k=k: _exact(items, k)  # type: ignore[misc]
-    for k, dtype in [(1, "float16"), (1, "int8"), (1, "binary"), (largest, "int8"), (largest, "binary")]:
-        yield "ours, graph", k, dtype, lambda k=k, dtype=dtype: _graph(items, k, dtype)  # type: ignore[misc]
-    yield "ours, first token then all", largest, "float16", lambda: _coarse_to_fine(items)
-    yield "Qdrant, local mode", 1, "float32", lambda: _qdrant(items, 1)
-    yield "LanceDB, IVF-PQ", largest, "float32", lambda: _lancedb(items, largest, folder)
-    yield "fast-plaid", largest, "float16", lambda: _fast_plaid(items, folder)
+def _indexes(items: Items, folder: Path) -> Iterator[tuple[str, Part, str, Callable[[], Search]]]:
+    largest, dim = items.tokens.shape[1:]
+    first, whole = Part(1, dim), Part(largest, dim)
+    cut = [Part(largest, size) for size in items.sizes]
+    for part in (*(Part(k, dim) for k in (1, 2, 4, 8) if k <= largest), *cut):
+        yield "exact", part, "float32", lambda part=part: _exact(items, part)  # type: ignore[misc]
+    graphs = [(first, "float16"), (first, "int8"), (first, "binary"), (whole, "int8"), (whole, "binary")]
+    for part, dtype in [*graphs, *((part, "int8") for part in cut)]:
+        yield "ours, graph", part, dtype, lambda part=part, dtype=dtype: _graph(items, part, dtype)  # type: ignore[misc]
+    yield "ours, first token then all", whole, "float16", lambda: _coarse_to_fine(items, first)
+    yield "Qdrant, local mode", first, "float32", lambda: _qdrant(items, first)
+    yield "LanceDB, IVF-PQ", whole, "float32", lambda: _lancedb(items, whole, folder)
+    yield "fast-plaid", whole, "float16", lambda: _fast_plaid(items, folder)
 
 
-def _exact(items: Items, k: int) -> Search:
-    vectors = items.every_vector(k)
+def _exact(items: Items, part: Part) -> Search:
+    vectors = items.every_vector(part)
 
     def search(query: Floats) -> Integers:
-        scores = vectors @ side_by_side(query)
+        scores = vectors @ part.of(query)
         found = np.argpartition(-scores, ANSWERS)[:ANSWERS]
         return found[np.argsort(-scores[found])]
 
     return search
 
 
-def _graph(items: Items, k: int, dtype: str) -> Search:
-    neighbors = _neighbors(items, k, dtype)
-    return lambda query: neighbors.search(side_by_side(query), ANSWERS, exact=False)[0]
+def _graph(items: Items, part: Part, dtype: str) -> Search:
+    neighbors = _neighbors(items, part, dtype)
+    return lambda query: neighbors.search(part.of(query), ANSWERS, exact=False)[0]
 
 
-def _neighbors(items: Items, k: int, dtype: str) -> NearestNeighbors:
-    neighbors = NearestNeighbors.empty(k * items.tokens.shape[2], dtype)
-    for block in items.vectors(k):
+def _neighbors(items: Items, part: Part, dtype: str) -> NearestNeighbors:
+    neighbors = NearestNeighbors.empty(part.size, dtype)
+    for block in items.vectors(part):
         neighbors.add(block)
     return neighbors
 
 
-def _coarse_to_fine(items: Items) -> Search:
-    first = _neighbors(items, 1, "float16")
-    reranker = Reranker(first, items.tokens)
+def _coarse_to_fine(items: Items, first: Part) -> Search:
+    reranker = Reranker(_neighbors(items, first, "float16"), items.tokens)
     return lambda query: reranker.search(query, ANSWERS, exact=False, candidates=500)[0]
 
 
-def _qdrant(items: Items, k: int) -> Search:
+def _qdrant(items: Items, part: Part) -> Search:
     qdrant: Any = importlib.import_module("qdrant_client")
     models = qdrant.models
     client = qdrant.QdrantClient(":memory:")
-    size = k * items.tokens.shape[2]
-    client.create_collection("items", models.VectorParams(size=size, distance=models.Distance.COSINE))
+    client.create_collection("items", models.VectorParams(size=part.size, distance=models.Distance.COSINE))
     begin = 0
-    for block in items.vectors(k):
+    for block in items.vectors(part):
         client.upload_collection("items", block, ids=range(begin, begin + len(block)))
         begin += len(block)
 
     def search(query: Floats) -> Integers:
-        found = client.query_points("items", query=side_by_side(query).tolist(), limit=ANSWERS).points
+        found = client.query_points("items", query=part.of(query).tolist(), limit=ANSWERS).points
         return np.array([point.id for point in found])
 
     return search
 
 
-def _lancedb(items: Items, k: int, folder: Path) -> Search:
+def _lancedb(items: Items, part: Part, folder: Path) -> Search:
     lancedb: Any = importlib.import_module("lancedb")
     pyarrow: Any = importlib.import_module("pyarrow")
-    size = k * items.tokens.shape[2]
+    size = part.size
 
     def batches() -> Iterator[Any]:
         begin = 0
-        for block in items.vectors(k):
+        for block in items.vectors(part):
             flat = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(block.ravel()), size)
             numbers = pyarrow.array(np.arange(begin, begin + len(block)))
             yield pyarrow.RecordBatch.from_arrays([numbers, flat], ["row", "vector"])
@@ -240,7 +273,7 @@ def _lancedb(items: Items, k: int, folder: Path) -> Search:
     made.create_index(metric="cosine", vector_column_name="vector", index_type="IVF_PQ", num_sub_vectors=size // 8)
 
     def search(query: Floats) -> Integers:
-        asked = made.search(side_by_side(query)).distance_type("cosine").nprobes(20).refine_factor(10).limit(ANSWERS)
+        asked = made.search(part.of(query)).distance_type("cosine").nprobes(20).refine_factor(10).limit(ANSWERS)
         return np.array([row["row"] for row in asked.select(["row", "_distance"]).to_list()])
 
     return search

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bench.compare import search_scale
-from bench.compare.search_scale import ANSWERS, Items
+from bench.compare.search_scale import ANSWERS, Items, Part
 from fluxtalk.tokens import l2_normalize
 from tests.conftest import Made
 
@@ -27,13 +27,13 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the contenders that were built, of two exact searches."""
     names: list[str] = []
 
-    def build(name: str, items: Items, k: int) -> search_scale.Search:
+    def build(name: str, items: Items, part: Part) -> search_scale.Search:
         names.append(name)
-        return search_scale._exact(items, k)
+        return search_scale._exact(items, part)
 
     def contenders(items: Items, _: Path) -> Any:
         for name, k in (("exact", 1), ("other", 2)):
-            yield name, k, "float32", functools.partial(build, name, items, k)
+            yield name, Part(k, 16), "float32", functools.partial(build, name, items, Part(k, 16))
 
     monkeypatch.setattr(search_scale, "make_items", _made)
     monkeypatch.setattr(search_scale, "_indexes", contenders)
@@ -45,10 +45,10 @@ def test_a_search_that_was_stopped_goes_on(
 ) -> None:
     store, exact = tmp_path / "search.json", search_scale._exact
 
-    def stopped(items: Items, k: int) -> search_scale.Search:
-        if k == 2:
+    def stopped(items: Items, part: Part) -> search_scale.Search:
+        if part.k == 2:
             raise KeyboardInterrupt
-        return exact(items, k)
+        return exact(items, part)
 
     with monkeypatch.context() as patch:
         patch.setattr(search_scale, "_exact", stopped)
