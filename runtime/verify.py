@@ -242,12 +242,12 @@ def promised(bundle: Bundle, modality: str, precision: str, session: Session) ->
     """Tolerance that a bundle promises for a session: the precision's, and in float32 the graph's own on a CPU.
 
     A graph's promise is a multiple of what float32 itself costs there, measured at export. Libraries for a GPU sum in
-    other orders and with other algorithms: they are held to the precision's tolerance, the largest promise.
+    other orders and with other algorithms: they are held to the precision's tolerance, at least the largest promise.
     """
     tolerance = bundle.manifest.precisions[precision].tolerance
     if precision != "fp32" or session.backend != "ort-cpu":
         return tolerance
-    return bundle.manifest.modalities[modality].float32.tighten(tolerance)
+    return bundle.manifest.modalities[modality].float32.apply_to(tolerance)
 
 
 def padding_room(max_length: int | None, inputs: Arrays) -> int:

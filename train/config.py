@@ -31,22 +31,30 @@ FEATURE_DTYPES = ("fp16", "int8")
 SWEEPS = ("none", "small")
 TRACKER_NAMES = ("wandb", "mlflow")
 DEVICES = ("auto", "cpu", "cuda")
+_RECOMMENDED: dict[str, Any] = {
+    "num_overlapping_tokens": 4,
+    "mean_path": "mlp",
+    "feed_forward": 1,
+    "heads": 2,
+    "aggregation": "concat",
+    "output_projection": "per_register",
+    "summary_registers": 0,
+    "nested_draw": "all",
+    "k_values": "1,2,4",
+    "dropout": 0.1,
+    "feature_dropout": 0.1,
+    "token_dropout": 0.3,
+    "patience": 5,
+}
 RECIPES: dict[str, dict[str, Any]] = {
     "specified": {},
-    "recommended": {
-        "num_overlapping_tokens": 4,
-        "mean_path": "mlp",
-        "feed_forward": 1,
-        "heads": 2,
-        "aggregation": "concat",
-        "output_projection": "per_register",
-        "summary_registers": 0,
-        "nested_draw": "all",
-        "k_values": "1,2,4",
-        "dropout": 0.1,
-        "feature_dropout": 0.1,
-        "token_dropout": 0.3,
-        "patience": 5,
+    "recommended": _RECOMMENDED,
+    "difference": {
+        **_RECOMMENDED,
+        "num_register_tokens": 5,
+        "items_per_id": 4,
+        "complementary_objective": "difference",
+        "complementary_objective_weight": 10.0,
     },
     "private": {
         "complementary_objective": "contrast",
@@ -57,8 +65,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 """Named sets of options: `specified` is the defaults; `recommended` begins at the mean-pool MLP, compares tokens side
-by side, which is what its bundle gives of an item, and trains no complementary ones (docs/quality.md); `private` gives
-a complementary token an objective, with the dropouts that some thousand pairs need."""
+by side, which is what its bundle gives of an item, and trains no complementary ones; `difference` is the same with a
+complementary token that says how an item differs from others of its id, for data whose ids have several items
+(docs/quality.md has both); `private` gives the specified head's complementary token an objective that needs one item of
+an id, with the dropouts that some thousand pairs need."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "encode": ENCODE,

@@ -47,7 +47,7 @@ from fluxtalk.model.process_group import SingleProcess
 from fluxtalk.scoring.metrics import first_hit_ranks, recall_at
 from fluxtalk.scoring.retrieval import ItemTokens
 from fluxtalk.tokens import l2_normalize
-from fluxtalk.train.config import TrainConfig
+from fluxtalk.train.config import RECIPES, TrainConfig
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.features.sources import FeatureSource
 from fluxtalk.train.inputs import read_inputs
@@ -75,6 +75,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any] | None]] = {
         "the same, weight 100",
         {**_DIFFERENCE, "complementary_objective_weight": 100.0, **_MEAN_PATH},
     ),
+    "recipe-difference": ("`--recipe difference`", RECIPES["difference"]),
+    "recipe-recommended": ("`--recipe recommended`, without a complementary token", RECIPES["recommended"]),
     "mean-path": ("L2 + diversity, mean path, 4 items per id", {**_MEAN_PATH, "items_per_id": 4}),
     "none": ("L2 + diversity", {"items_per_id": 1}),
     "contrast-1": ("contrast, 1 item per id", {**_CONTRAST, "items_per_id": 1}),
@@ -168,10 +170,9 @@ def trained_head(options: Mapping[str, Any] | None, data: StyleData, steps: int,
     Raises:
         TrainingError: training was stopped by a signal, or its loss is not finite.
     """
-    config = TrainConfig(
-        "cached", "cached", "style", batch_size=256, dim=128, heads=4, learning_rate=2e-3, token_dropout=0.1,
-        feature_dropout=0.1, seed=seed, device="cpu", **(options or {}),
-    )  # fmt: skip
+    common: dict[str, Any] = {"batch_size": 256, "dim": 128, "heads": 4, "learning_rate": 2e-3, "token_dropout": 0.1}
+    given = {**common, "feature_dropout": 0.1, **(options or {}), "seed": seed, "device": "cpu"}
+    config = TrainConfig("cached", "cached", "style", **given)
     sampler = PairSampler(data.split, config.batch_size, 1, 0, seed, 1, config.items_per_id)
     epochs = -(-steps // sampler.steps_per_epoch)
     config = replace(config, epochs=epochs, eval_every=epochs)
@@ -243,7 +244,8 @@ def run(data: StyleData, steps: int, seed: int, store: ResultStore, mark: str) -
         if store.get(name, mark) is None:
             click.echo(name)
             head = trained_head(options, data, steps, seed)
-            measured = measure(complementary(head, data.pictures), data.held_out, base)
+            tokens = complementary(head, data.pictures)
+            measured = measure(tokens, data.held_out, base) if tokens.shape[1] else {}
             store.put(name, mark, {**measured, "found": round(found_by_name(head, data), 4)})
     return {name: store.get(name, mark) for name in (*fixed, *VARIANTS)}
 
@@ -262,16 +264,13 @@ def table(results: Mapping[str, Any]) -> str:
     for kind in ("emoji", "all"):
         rows = []
         for name, result in results.items():
-            one = result[kind]
-            above, low, high = (100 * x for x in one["above_mean_features"])
-            rows.append(
-                [
-                    labels[name],
-                    *(f"{100 * one[figure]:.1f}" for figure in ("style_by_neighbors", "leak", "few_labels")),
-                    f"{above:+.1f} ({low:+.1f} to {high:+.1f})",
-                    f"{100 * result['found']:.1f}" if "found" in result else "",
-                ]
-            )
+            cells = [""] * 4
+            if kind in result:
+                one = result[kind]
+                above, low, high = (100 * x for x in one["above_mean_features"])
+                cells = [f"{100 * one[figure]:.1f}" for figure in ("style_by_neighbors", "leak", "few_labels")]
+                cells.append(f"{above:+.1f} ({low:+.1f} to {high:+.1f})")
+            rows.append([labels[name], *cells, f"{100 * result['found']:.1f}" if "found" in result else ""])
         head = [f"{kind}: vectors", "style by neighbors", "leak", "64 labels", "above mean-pooled, per thing", "found"]
         parts.append(markdown_table(head, rows))
     return "\n\n".join(parts)

@@ -18,7 +18,7 @@ from fluxtalk.errors import ParityError, reason
 from fluxtalk.export.graph.layers import ROWS, eager_layers, worst_layer
 from fluxtalk.model.eager_embedder import EagerEmbedder
 from fluxtalk.model.encoders import to_tensors
-from fluxtalk.scoring.noise import CEILING, TOKEN_CEILING, Float32Noise
+from fluxtalk.scoring.noise import TOKEN_CEILING, Float32Noise, ceiling
 from fluxtalk.scoring.parity import largest, token_difference
 
 Outputs = list[tuple[Array, Array]]
@@ -62,11 +62,12 @@ def measure_noise(embedder: EagerEmbedder, cases: Sequence[Arrays], threads: Seq
         by_count[str(count)] = max(largest(embeddings - wanted) for (_, embeddings), (_, wanted) in pairs)
         tokens = max(tokens, *(token_difference(token, wanted) for (token, _), (wanted, _) in pairs))
     noise = Float32Noise.measured(by_count, tokens)
-    if noise.too_large:
+    dim = embedder.head.config.layout.dim
+    if noise.too_large(dim):
         raise ParityError(
             f"Float32 itself moves an embedding of {embedder.modality} by up to {noise.noise:.1e} and a token by "
             f"{tokens:.1e} of the largest (eager PyTorch against float64), and four times that is more than "
-            f"{CEILING:.0e} and {TOKEN_CEILING:.0e}, the most that can be promised; it "
+            f"{ceiling(dim):.0e} and {TOKEN_CEILING:.0e}, the most that can be promised of {dim} numbers; it "
             f"{_where(embedder, exact, cases[0])}. Keep the numbers there small, or leave that layer out."
         )
     return noise

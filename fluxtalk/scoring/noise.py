@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fluxtalk.config import StrictConfig, require
@@ -12,9 +13,20 @@ from fluxtalk.scoring.parity import TOLERANCES, Tolerance
 FACTOR = 4
 """Promise as a multiple of the noise: two float32 implementations are each that far from float64, twice for margin."""
 FLOOR, CEILING = 1e-6, 1e-5
-"""Smallest and largest promise on an element of an embedding, whose length is 1."""
+"""Smallest promise on an element of an embedding, whose length is 1, and the largest with `CEILING_DIM` numbers."""
+CEILING_DIM = 256
+"""Numbers of a token, or more, for which `CEILING` is the largest promise; narrower ones: `ceiling`."""
 TOKEN_FLOOR, TOKEN_CEILING = 1e-5, 1e-4
 """Smallest and largest promise on an element of a token, relative to max(1, the largest)."""
+
+
+def ceiling(dim: int) -> float:
+    """Give the largest promise on an element of a vector of ``dim`` numbers and length 1.
+
+    An element of such a vector is about dim^-1/2, and so is what the same relative error moves it by: what is promised
+    of a token of 64 numbers is as exact as half of it is of one of 256.
+    """
+    return CEILING * max(1.0, math.sqrt(CEILING_DIM / dim))
 
 
 @dataclass(frozen=True)
@@ -62,10 +74,9 @@ class Float32Noise(StrictConfig):
             token_promise=max(TOKEN_FLOOR, FACTOR * tokens),
         )
 
-    @property
-    def too_large(self) -> bool:
-        """True if the promise exceeds the ceiling, so that nothing can be promised."""
-        return not (self.promise <= CEILING and self.token_promise <= TOKEN_CEILING)
+    def too_large(self, dim: int) -> bool:
+        """Return whether nothing can be promised of tokens of ``dim`` numbers, as the promise exceeds its ceiling."""
+        return not (self.promise <= ceiling(dim) and self.token_promise <= TOKEN_CEILING)
 
     @property
     def noise(self) -> float:
@@ -75,15 +86,12 @@ class Float32Noise(StrictConfig):
     @property
     def tolerance(self) -> Tolerance:
         """Tolerance of the float32 graph on the machine that exports it."""
-        return self.tighten(TOLERANCES["fp32"])
+        return self.apply_to(TOLERANCES["fp32"])
 
-    def tighten(self, tolerance: Tolerance) -> Tolerance:
-        """Replace the bounds of float32 by those promised here, where they are smaller."""
-        changes = dict.fromkeys(("max_abs", "prefix", "rows"), self.promise) | {"tokens": self.token_promise}
-        held = {name: getattr(tolerance, name) for name in changes}
-        return dataclasses.replace(
-            tolerance, **{n: v if held[n] is None else min(v, held[n]) for n, v in changes.items()}
-        )
+    def apply_to(self, tolerance: Tolerance) -> Tolerance:
+        """Replace the bounds of float32 by those promised here."""
+        bounds = dict.fromkeys(("max_abs", "prefix", "rows"), self.promise)
+        return dataclasses.replace(tolerance, **bounds, tokens=self.token_promise)
 
     def line(self) -> str:
         """One line for people."""
@@ -93,3 +101,10 @@ class Float32Noise(StrictConfig):
             f"{value:.1e} with {count} thread{'s' * (count != '1')}" for count, value in self.threads.items()
         )
         return f"noise of float32 {counts}; promised {self.promise:.1e}"
+
+
+def float32_tolerance(tolerance: Tolerance, noises: Iterable[Float32Noise]) -> Tolerance:
+    """Widen the tolerance of float32 in other libraries to what the graphs promise on a CPU, where that is more."""
+    largest = max((noise.promise for noise in noises), default=0.0)
+    bounds = {name: max(getattr(tolerance, name), largest) for name in ("max_abs", "prefix", "rows")}
+    return dataclasses.replace(tolerance, **bounds)

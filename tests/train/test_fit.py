@@ -188,24 +188,27 @@ def test_a_run_that_does_not_fit_is_not_begun_with(
     assert not (tmp_path / "x").exists()
 
 
-def test_recipes_are_defaults_that_typed_options_override(train_config: TrainConfig, tmp_path: Path) -> None:
-    recommended = RECIPES["recommended"]
+@pytest.mark.parametrize("recipe", ["recommended", "difference"])
+def test_recipes_are_defaults_that_typed_options_override(
+    train_config: TrainConfig, tmp_path: Path, recipe: str
+) -> None:
+    given = RECIPES[recipe]
     assert RECIPES["specified"] == {}
     done = CliRunner().invoke(
         main,
         [
             *("--stage1_checkpoint", train_config.stage1_checkpoint, "--output_dir", str(tmp_path)),
-            *("--log_name", "run", "--cache_dir", str(train_config.cache_dir), "--recipe", "recommended"),
+            *("--log_name", "run", "--cache_dir", str(train_config.cache_dir), "--recipe", recipe),
             *("--dropout", "0.25", "--epochs", "1", "--batch_size", "32", "--dim", "48", "--heads", "4"),
         ],
     )
     assert done.exit_code == 0, done.output
     options = json.loads((tmp_path / "run" / "run.json").read_text())["options"]
-    for name, value in recommended.items():
+    for name, value in given.items():
         assert options[name] == {"dropout": 0.25, "heads": 4}.get(name, value), name
-    assert options["recipe"] == "recommended"
-    config = TrainConfig.with_recipe("recommended", stage1_checkpoint="a", output_dir="b", log_name="c", dropout=0.25)
-    assert {name: getattr(config, name) for name in recommended} == {**recommended, "dropout": 0.25}
+    assert options["recipe"] == recipe
+    config = TrainConfig.with_recipe(recipe, stage1_checkpoint="a", output_dir="b", log_name="c", dropout=0.25)
+    assert {name: getattr(config, name) for name in given} == {**given, "dropout": 0.25}
     with pytest.raises(UsageError, match="--recipe is one of specified, recommended"):
         TrainConfig.with_recipe("other", stage1_checkpoint="a", output_dir="b", log_name="c")
 

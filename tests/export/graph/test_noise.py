@@ -21,7 +21,7 @@ from fluxtalk.model.encoders import FrozenEncoder
 from fluxtalk.model.head.registers import RegisterTokenModule
 from fluxtalk.preprocess import ImagePreprocessor
 from fluxtalk.runtime.verify import promised
-from fluxtalk.scoring.noise import CEILING, FLOOR, Float32Noise
+from fluxtalk.scoring.noise import CEILING, CEILING_DIM, FLOOR, Float32Noise, ceiling, float32_tolerance
 from fluxtalk.scoring.parity import TOLERANCES, OutputDifference, promise_of
 from tests.conftest import Made
 from tests.export.graphs import embed
@@ -84,9 +84,31 @@ def test_a_quiet_graph_promises_the_floor_or_four_times_its_noise() -> None:
 
 def test_a_loud_graph_promises_more_and_one_too_loud_is_refused_by_its_module() -> None:
     noise = measure_noise(embedder(Cancelling(32.0)), [pixels()], threads=(1,))
-    assert FLOOR < noise.promise <= CEILING
+    assert FLOOR < noise.promise <= ceiling(32)
     with pytest.raises(ParityError, match=r"arises most in encoder\.encoder\.middle \(Cancelling\), from .*e-0[78]"):
         measure_noise(embedder(Cancelling(1e4)), [pixels()], threads=(1,))
+
+
+def test_narrow_tokens_may_move_as_far_as_the_same_relative_error_moves_them() -> None:
+    rng = np.random.default_rng(0)
+    moved = {}
+    for dim in (32, 64, CEILING_DIM):
+        exact = rng.standard_normal((4000, dim))
+        off = exact * (1 + 1e-4 * rng.standard_normal(exact.shape))
+        unit, wrong = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (exact, off))
+        moved[dim] = np.square(wrong - unit).mean() ** 0.5
+    for dim, error in moved.items():
+        assert error / moved[CEILING_DIM] == pytest.approx(ceiling(dim) / CEILING, rel=0.05)
+    assert ceiling(2 * CEILING_DIM) == CEILING
+    # Tokens of 64 numbers of a real EfficientNet and of a head that was trained on icons.
+    noise = Float32Noise.measured({"1": 2.7e-6, "2": 2.6e-6}, 2.1e-6)
+    assert noise.too_large(CEILING_DIM)
+    assert not noise.too_large(64)
+    assert noise.tolerance.max_abs == noise.promise == pytest.approx(1.08e-5)
+    # Another library may not be held to less than ONNX Runtime is.
+    held = float32_tolerance(TOLERANCES["fp32"], [Float32Noise(), noise])
+    assert held.max_abs == held.prefix == held.rows == noise.promise
+    assert float32_tolerance(TOLERANCES["fp32"], [Float32Noise()]) == TOLERANCES["fp32"]
 
 
 def test_a_model_that_casts_inside_has_no_reference_and_promises_the_floor() -> None:
