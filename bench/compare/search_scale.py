@@ -44,7 +44,7 @@ Search = Callable[[Floats], Integers]
 
 @dataclass(frozen=True)
 class Part:
-    """What is kept of an item or a query: its first ``k`` tokens, ``dim`` numbers of each."""
+    """A part of an item or a query: its first ``k`` tokens, ``dim`` numbers of each."""
 
     k: int
     dim: int

@@ -1,4 +1,4 @@
-"""What options that the recipe does not have give on a task of the proof: hard negatives, nested sizes, a sweep.
+"""Effects of options that the recipe does not have on a task of the proof: hard negatives, nested sizes, a sweep.
 
 ``python -m bench.quality.retrieval.options --task NAME`` trains the head of the recipe with each of them, with the
 task's budget, in one thread. A recipe would take what is best on validation; the test split says what it is worth.
