@@ -69,6 +69,8 @@ class Items:
     queries: Floats
     """(queries, tokens, dim), float32."""
 
+    golden: Floats
+    """(golden items, tokens, dim): the bundle's, of texts, by which our graphs choose how widely they are searched."""
     sizes: tuple[int, ...] = ()
     """Numbers of a token to which it may be cut, since it was trained so; rising, each below dim."""
 
@@ -104,8 +106,9 @@ def make_items(bundle: Path, icons: Path, count: int, pictures: int, queries: in
         block = real[rng.integers(len(real), size=min(_BLOCK, count - begin))]
         noise = NOISE / np.sqrt(block.shape[-1]) * rng.standard_normal(block.shape, dtype=np.float32)
         found[begin : begin + len(block)] = l2_normalize(l2_normalize(block) + noise)
-    sizes = read_bundle(bundle, check_hashes=False).manifest.nested_dims
-    return Items(found, l2_normalize(asked), tuple(sizes))
+    read = read_bundle(bundle, check_hashes=False)
+    golden = read.golden.batch["text"].expected["tokens"]
+    return Items(found, l2_normalize(asked), golden, tuple(read.manifest.nested_dims))
 
 
 def truth(items: Items) -> Integers:
@@ -199,8 +202,8 @@ def _indexes(items: Items, folder: Path) -> Iterator[tuple[str, Part, str, Calla
     cut = [Part(largest, size) for size in items.sizes]
     for part in (*(Part(k, dim) for k in (1, 2, 4, 8) if k <= largest), *cut):
         yield "exact", part, "float32", lambda part=part: _exact(items, part)  # type: ignore[misc]
-    graphs = [(first, "float16"), (first, "int8"), (first, "binary"), (whole, "int8"), (whole, "binary")]
-    for part, dtype in [*graphs, *((part, "int8") for part in cut)]:
+    graphs = [(whole, "int8"), *((part, "int8") for part in cut), (whole, "binary")]
+    for part, dtype in [*graphs, (first, "float16"), (first, "int8"), (first, "binary")]:
         yield "ours, graph", part, dtype, lambda part=part, dtype=dtype: _graph(items, part, dtype)  # type: ignore[misc]
     yield "ours, first token then all", whole, "float16", lambda: _coarse_to_fine(items, first)
     yield "Qdrant, local mode", first, "float32", lambda: _qdrant(items, first)
@@ -228,6 +231,7 @@ def _neighbors(items: Items, part: Part, dtype: str) -> NearestNeighbors:
     neighbors = NearestNeighbors.empty(part.size, dtype)
     for block in items.vectors(part):
         neighbors.add(block)
+    neighbors.choose_ef_search(part.of(items.golden))
     return neighbors
 
 

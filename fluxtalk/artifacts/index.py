@@ -106,6 +106,10 @@ class IndexManifest(IndexSpec):
     """Path of that folder relative to the index."""
     left_out: int = 0
     """Number of items that were left out because they cannot be used."""
+    ef_search: int = 0
+    """Candidates that a search of the graph holds; 0 is usearch's own number: none was chosen."""
+    graph_recall: float = 1.0
+    """Share of the nearest ten that the graph then found, of golden items of other modalities."""
     format: str = FORMAT
     schema_version: int = SCHEMA_VERSION
 
@@ -115,6 +119,8 @@ class IndexManifest(IndexSpec):
             value = getattr(self, name)
             if not 1 <= value < 1 << 31:
                 raise UsageError(f"{name} is a positive integer of at most 31 bits; got {shown(value)}.")
+        if not 0 <= self.ef_search < 1 << 20:
+            raise UsageError(f"ef_search is an integer from 0 to {(1 << 20) - 1:,}; got {shown(self.ef_search)}.")
 
 
 @dataclass(frozen=True)
@@ -251,7 +257,14 @@ class StoredIndex:
 
 
 def write_index_manifest(
-    folder: Path, final: Path, spec: IndexSpec, items: Sequence[str], shape: Sequence[int], left_out: int = 0
+    folder: Path,
+    final: Path,
+    spec: IndexSpec,
+    items: Sequence[str],
+    shape: Sequence[int],
+    left_out: int = 0,
+    ef_search: int = 0,
+    graph_recall: float = 1.0,
 ) -> IndexManifest:
     """Write the items' names and, last of all files, the manifest.
 
@@ -260,6 +273,8 @@ def write_index_manifest(
         final: the folder that it becomes, from which relative paths are taken.
         shape: of one item's vectors: (dim,), or (tokens, dim).
         left_out: number of items that could not be used.
+        ef_search: candidates that a search of the graph holds; 0 is usearch's own number.
+        graph_recall: share of the nearest ten that the graph finds with them.
     """
     files = IndexFiles(folder)
     write_json(files.items, list(items))
@@ -270,6 +285,8 @@ def write_index_manifest(
         dim=shape[-1],
         items=len(items),
         left_out=left_out,
+        ef_search=ef_search,
+        graph_recall=round(graph_recall, 4),
         bytes_per_item=vectors * vector_bytes(shape[-1], spec.dtype),
         bundle_from_index=_relative(spec.bundle, final),
         items_folder=str(Path.cwd()),

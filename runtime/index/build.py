@@ -10,16 +10,46 @@ from typing import BinaryIO
 import numpy as np
 
 from fluxtalk.arrays import Floats
+from fluxtalk.artifacts.bundle import Bundle
 from fluxtalk.artifacts.files import atomic_folder
 from fluxtalk.artifacts.index import IndexFiles, IndexManifest, IndexSpec, write_index_manifest
 from fluxtalk.errors import IndexFileError, UsageError
 from fluxtalk.runtime.index.nearest_neighbors import NearestNeighbors
 from fluxtalk.runtime.vectors import directions, quantize
-from fluxtalk.tokens import TOKENS
+from fluxtalk.tokens import COMPLEMENTARY, TOKENS, side_by_side
+
+
+def golden_queries(bundle: Bundle, spec: IndexSpec) -> Floats:
+    """Give queries of other modalities for an index of a bundle: its golden items, which are real ones.
+
+    Returns:
+        (queries, dim), in the form of the index's vectors; of complementary tokens, and if the bundle has a single
+        modality, the index's own.
+
+    Raises:
+        BundleError: the golden file cannot be read.
+    """
+    chosen = spec.narrowed(bundle.manifest.layout).select(spec.k, spec.output)
+    cases = bundle.golden.batch
+    others = [m for m in cases if m != spec.modality and spec.output != COMPLEMENTARY] or [spec.modality]
+    parts = []
+    for modality in others:
+        vectors = chosen.cut(cases[modality].expected[chosen.graph_output])
+        if spec.output == TOKENS:
+            vectors = directions(vectors[:, 0])
+        elif spec.output == COMPLEMENTARY:
+            vectors = side_by_side(vectors)
+        parts.append(vectors)
+    return np.concatenate(parts)
 
 
 def build_index(
-    output: Path, chunks: Iterable[Floats], items: Sequence[str], spec: IndexSpec, left_out: int = 0
+    output: Path,
+    chunks: Iterable[Floats],
+    items: Sequence[str],
+    spec: IndexSpec,
+    left_out: int = 0,
+    queries: Floats | None = None,
 ) -> IndexManifest:
     """Write an index, without ever holding all of its tokens in memory.
 
@@ -29,6 +59,8 @@ def build_index(
         items: their names.
         spec: which vectors they are.
         left_out: number of items that could not be used.
+        queries: (count, dim), like those to come: the graph of a large index is searched as widely as they need
+            (`NearestNeighbors.choose_ef_search`). None leaves what usearch takes by itself.
 
     Raises:
         IndexFileError: the folder is in the way, or another process writes it.
@@ -55,9 +87,10 @@ def build_index(
                 tokens.add(chunk)
         if neighbors is None or count != len(items):
             raise UsageError(f"An index needs a vector for each of its {len(items)} names; got {count}.")
+        ef_search, graph_recall = (0, 1.0) if queries is None else neighbors.choose_ef_search(queries)
         neighbors.save(IndexFiles(folder).vectors)
         tokens.close()
-        return write_index_manifest(folder, output, spec, items, shape, left_out)
+        return write_index_manifest(folder, output, spec, items, shape, left_out, ef_search, graph_recall)
 
 
 class _TokensWriter:

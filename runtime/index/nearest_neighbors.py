@@ -15,6 +15,11 @@ from fluxtalk.runtime.vectors import quantize
 
 EXACT_UP_TO = 20_000
 """Number of vectors up to which a search compares with all; above, the graph of near neighbors may miss some."""
+EF_SEARCH = (64, 128, 256, 512, 1024, 2048)
+"""Candidates that a search of the graph may hold (`ef_search` of HNSW); the first is usearch's own number."""
+WANTED_SHARE = 0.95
+"""Share of the nearest ten that a search of the graph is to find."""
+_NEAREST = 10
 NOT_FINITE = "The index holds vectors whose numbers are not finite; build it again."
 _KINDS = {"float32": ("cos", "f32"), "float16": ("cos", "f16"), "int8": ("cos", "i8"), "binary": ("hamming", "b1")}
 
@@ -42,23 +47,61 @@ class NearestNeighbors:
         return cls(_usearch().Index(ndim=_padded(dim, dtype), metric=metric, dtype=scalar), dtype)
 
     @classmethod
-    def view(cls, path: Path, dim: int, dtype: str, items: int) -> NearestNeighbors:
+    def view(cls, path: Path, dim: int, dtype: str, items: int, ef_search: int = 0) -> NearestNeighbors:
         """Open a file, which stays on disk.
+
+        Args:
+            ef_search: what `choose_ef_search` chose when it was built; 0 is usearch's own.
 
         Raises:
             BackendError: usearch is not installed.
             IndexFileError: the file is not one of so many such vectors.
         """
         validate_usearch_file(path, dim, dtype, items)
-        return cls(_usearch().Index.restore(str(path), view=True), dtype)
+        index = _usearch().Index.restore(str(path), view=True)
+        if ef_search:
+            index.expansion_search = ef_search
+        return cls(index, dtype)
 
     def __len__(self) -> int:
         return len(self._index)
+
+    @property
+    def ef_search(self) -> int:
+        """Candidates that a search of the graph holds."""
+        return int(self._index.expansion_search)
 
     def add(self, vectors: Floats) -> None:
         """Add vectors (count, dim), which take the next numbers."""
         start = len(self._index)
         self._index.add(np.arange(start, start + len(vectors)), quantize(vectors, self._dtype))
+
+    def choose_ef_search(self, queries: Floats) -> tuple[int, float]:
+        """Search the graph as widely as queries need that are like those to come, and no wider.
+
+        Queries of another modality lie far from every item: with usearch's own number they lose a third of their
+        nearest where an item's own neighbors are all found.
+
+        Args:
+            queries: (count, dim).
+
+        Returns:
+            The smallest of `EF_SEARCH` with which the graph finds `WANTED_SHARE` of the nearest ten that comparing with
+            all vectors finds, or the largest; and the share that it finds. (0, 1.0) if there is no query, or if a
+            search compares with all vectors anyway.
+        """
+        if not len(queries) or len(self) <= EXACT_UP_TO:
+            return 0, 1.0
+        asked = quantize(queries, self._dtype)
+        wanted = self._index.search(asked, _NEAREST, exact=True).keys
+        ef_search, share = 0, 0.0
+        for ef_search in EF_SEARCH:
+            self._index.expansion_search = ef_search
+            found = self._index.search(asked, _NEAREST).keys
+            share = float(np.mean([np.isin(right, near).mean() for right, near in zip(wanted, found, strict=True)]))
+            if share >= WANTED_SHARE:
+                break
+        return ef_search, share
 
     def vectors(self, rows: range) -> Floats:
         """Read vectors by their numbers, (count, dim), as they are stored; in float32 or float16 only.

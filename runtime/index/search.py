@@ -101,7 +101,9 @@ class SearchIndex:
         self.stored = read_index(folder)
         """Manifest, names of the items, and paths of the items and of the bundle."""
         manifest = self.stored.manifest
-        self.neighbors = NearestNeighbors.view(self.stored.files.vectors, manifest.dim, manifest.dtype, manifest.items)
+        self.neighbors = NearestNeighbors.view(
+            self.stored.files.vectors, manifest.dim, manifest.dtype, manifest.items, manifest.ef_search
+        )
         """The first token, or the only vector, of each item."""
         self._tokens = self.stored.read_tokens() if manifest.output == TOKENS else None
         self._name = f"the index {folder.name}"

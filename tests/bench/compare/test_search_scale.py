@@ -19,7 +19,7 @@ from tests.conftest import Made
 def _made(*_: Any) -> Items:
     rng = np.random.default_rng(0)
     tokens = l2_normalize(rng.standard_normal((300, 2, 16)).astype(np.float32))
-    return Items(tokens.astype(np.float16), tokens[:5])
+    return Items(tokens.astype(np.float16), tokens[:5], tokens[5:9])
 
 
 @pytest.fixture
