@@ -120,7 +120,7 @@ bench-encoders: install ## Every family of pretrained encoders through everythin
 bench-quality: install ## The proof of docs/quality.md: heads at equal bytes, 3 seeds (hours; goes on where it stopped; ICONS=DIR)
 	$(BIN)/python -m bench.quality.synthetic --draw
 	$(BIN)/python -m bench.quality.retrieval --draw --docs docs/quality.md $(if $(ICONS),--icons $(ICONS) --icons-stage1 $(ICONS)/stage1.pth)
-	$(BIN)/python -m bench.quality.retrieval.options --task glyph-albums
+	$(BIN)/python -m bench.quality.retrieval.options --task glyph-albums --docs docs/quality.md
 
 bench-compare-install: install ## One environment for each peer of bench-compare, in .venv-compare (3 GB)
 	$(BIN)/python -m bench.compare install $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))

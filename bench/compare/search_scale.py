@@ -30,7 +30,7 @@ from fluxtalk.errors import BackendError
 from fluxtalk.runtime import load
 from fluxtalk.runtime.index.nearest_neighbors import NearestNeighbors
 from fluxtalk.runtime.index.rerank import Reranker
-from fluxtalk.tokens import TOKENS, l2_normalize
+from fluxtalk.tokens import TOKENS, concatenate, l2_normalize
 
 ANSWERS = 10
 NOISE = 0.5
@@ -55,9 +55,13 @@ class Part:
         return self.k * self.dim
 
     def of(self, tokens: np.ndarray[Any, Any]) -> Floats:
-        """Cut tokens (..., tokens, dim), and put them side by side: vectors (..., size) of length 1."""
-        cut = l2_normalize(tokens[..., : self.k, : self.dim].astype(np.float32))
-        return l2_normalize(cut.reshape(*cut.shape[:-2], -1))
+        """Cut tokens (items, tokens, dim), and put them side by side: vectors (items, size) of length 1."""
+        return concatenate(tokens[..., : self.dim].astype(np.float32), self.k, self.k)
+
+    def of_one(self, tokens: Floats) -> Floats:
+        """Cut the tokens of one query, (tokens, dim): its vector (size,)."""
+        vector: Floats = self.of(tokens[None])[0]
+        return vector
 
 
 @dataclass(frozen=True)
@@ -215,7 +219,7 @@ def _exact(items: Items, part: Part) -> Search:
     vectors = items.every_vector(part)
 
     def search(query: Floats) -> Integers:
-        scores = vectors @ part.of(query)
+        scores = vectors @ part.of_one(query)
         found = np.argpartition(-scores, ANSWERS)[:ANSWERS]
         return found[np.argsort(-scores[found])]
 
@@ -224,7 +228,7 @@ def _exact(items: Items, part: Part) -> Search:
 
 def _graph(items: Items, part: Part, dtype: str) -> Search:
     neighbors = _neighbors(items, part, dtype)
-    return lambda query: neighbors.search(part.of(query), ANSWERS, exact=False)[0]
+    return lambda query: neighbors.search(part.of_one(query), ANSWERS, exact=False)[0]
 
 
 def _neighbors(items: Items, part: Part, dtype: str) -> NearestNeighbors:
@@ -251,7 +255,7 @@ def _qdrant(items: Items, part: Part) -> Search:
         begin += len(block)
 
     def search(query: Floats) -> Integers:
-        found = client.query_points("items", query=part.of(query).tolist(), limit=ANSWERS).points
+        found = client.query_points("items", query=part.of_one(query).tolist(), limit=ANSWERS).points
         return np.array([point.id for point in found])
 
     return search
@@ -277,7 +281,7 @@ def _lancedb(items: Items, part: Part, folder: Path) -> Search:
     made.create_index(metric="cosine", vector_column_name="vector", index_type="IVF_PQ", num_sub_vectors=size // 8)
 
     def search(query: Floats) -> Integers:
-        asked = made.search(part.of(query)).distance_type("cosine").nprobes(20).refine_factor(10).limit(ANSWERS)
+        asked = made.search(part.of_one(query)).distance_type("cosine").nprobes(20).refine_factor(10).limit(ANSWERS)
         return np.array([row["row"] for row in asked.select(["row", "_distance"]).to_list()])
 
     return search

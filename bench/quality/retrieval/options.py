@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from bench.markdown import markdown_table
+from bench.markdown import markdown_table, replace_between
 from bench.quality.report import ResultStore, machine_info, one_thread, percent
 from bench.quality.retrieval.job import (
     BUDGETS,
@@ -98,7 +98,8 @@ def table(results: Mapping[str, Any]) -> str:
                         f"{1e3 * result['cpu_seconds_per_step']['mean']:.0f}" if whole else "",
                     ]
                 )
-    head = ["option", "tokens x numbers", "bytes", *(KIND_TITLES[kind] for kind in kinds), "validation", "ms of a step"]
+    found = [f"{KIND_TITLES[kind]} R@10" for kind in kinds]
+    head = ["option", "tokens x numbers", "bytes", *found, "score on validation", "ms of a step"]
     return markdown_table(head, rows)
 
 
@@ -107,10 +108,11 @@ def table(results: Mapping[str, Any]) -> str:
 @option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Seeds 0, 1, ... of every option.")
 @option("--steps", default=None, type=click.IntRange(min=1), help="Steps of every head.  [default: the task's own]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Results file.  [default: by the task's name]")
+@option("--docs", type=click.Path(path_type=Path, dir_okay=False), help="Document to write the table into.")
 @task_options
 @debug_option
 @sentence_errors
-def main(task: str, seeds: int, steps: int | None, output: Path | None, **places: Any) -> None:
+def main(task: str, seeds: int, steps: int | None, output: Path | None, docs: Path | None, **places: Any) -> None:
     """Train what OUTPUT does not hold yet, and print the table."""
     made = task_named(task, tasks(**places))
     budget = BUDGETS.get(task, Budget())
@@ -134,6 +136,8 @@ def main(task: str, seeds: int, steps: int | None, output: Path | None, **places
         summary = {**machine_info(), "task": task, "seeds": seeds, "data_hash": made.content_hash, "results": results}
         store.finish([f"{name}/{seed}" for name in OPTIONS for seed in range(seeds)], summary)
     click.echo(table(results))
+    if docs is not None:
+        replace_between(docs, f"<!-- options-{task}: begin -->", f"<!-- options-{task}: end -->", [table(results)])
 
 
 if __name__ == "__main__":

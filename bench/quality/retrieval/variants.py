@@ -20,8 +20,8 @@ BuildHead = Callable[[HeadConfig, int], TokenHead]
 K_VALUES = (1, 2, 4, 8)
 TOKEN_DIM = 64
 """Numbers in a token. A head that gives one vector has as many as the first k tokens of the others together."""
-FEATURES: Mapping[str, int] = {"glyphs": 16, "icons": 49, "icon-scenes": 49, "icon-albums": 294}
-"""Task to the most feature vectors of an item, as many as the ColBERT-like head has tokens; 96 for glyph albums."""
+FEATURES: Mapping[str, int] = {"glyph-albums": 96, "glyphs": 16, "icons": 49, "icon-albums": 294, "icon-scenes": 49}
+"""Task to the most feature vectors of an item, as many as the ColBERT-like head has tokens."""
 QUERY_FEATURES = 32
 """Tokens of a query in the ColBERT-like head: more than all but a few names have."""
 SWEEP: Mapping[str, Sequence[Any]] = {"token_dropout": (0.1, 0.4)}
@@ -56,7 +56,7 @@ def sweep_points() -> list[dict[str, Any]]:
 
 def variants(task: str = "glyph-albums") -> dict[str, Variant]:
     """Give all of them by name, ours first, as they are on a task."""
-    features = FEATURES.get(task, 96)
+    features = FEATURES[task]
     found = [
         Variant("concat", "register tokens, side by side", "ours", _nested("concat"), counts=K_VALUES),
         # Compared one by one, so none sums up.

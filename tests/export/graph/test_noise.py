@@ -84,7 +84,7 @@ def test_a_quiet_graph_promises_the_floor_or_four_times_its_noise() -> None:
 
 def test_a_loud_graph_promises_more_and_one_too_loud_is_refused_by_its_module() -> None:
     noise = measure_noise(embedder(Cancelling(32.0)), [pixels()], threads=(1,))
-    assert FLOOR < noise.promise <= ceiling(32)
+    assert FLOOR < noise.promise <= CEILING
     with pytest.raises(ParityError, match=r"arises most in encoder\.encoder\.middle \(Cancelling\), from .*e-0[78]"):
         measure_noise(embedder(Cancelling(1e4)), [pixels()], threads=(1,))
 
