@@ -79,8 +79,8 @@ class NearestNeighbors:
     def choose_ef_search(self, queries: Floats) -> tuple[int, float]:
         """Search the graph as widely as queries need that are like those to come, and no wider.
 
-        Queries of another modality lie far from every item: with usearch's own number they lose a third of their
-        nearest where an item's own neighbors are all found.
+        Queries of another modality may lie far from every item: among many that are much alike, usearch's own number
+        lost a third of their nearest, where it found all neighbors of an item itself (docs/LOG.md).
 
         Args:
             queries: (count, dim).
