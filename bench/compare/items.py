@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,13 @@ def texts(tokenizer: Path, tokens: int, count: int, seed: int = 0) -> list[str]:
     if lengths != {tokens}:
         raise ValueError(f"texts of {tokens} tokens were read as {sorted(lengths)}")
     return found
+
+
+def names(count: int, seed: int = 0) -> list[str]:
+    """Draw the names of so many symbols of Unicode, in lower case, such as "snowman without snow", each once."""
+    symbols = [chr(code) for code in range(0x2000, 0x20000) if unicodedata.category(chr(code)).startswith("S")]
+    found = sorted({unicodedata.name(symbol, "").lower() for symbol in symbols} - {""})
+    return random.Random(seed).sample(found, count)
 
 
 def pictures(folder: Path, count: int, side: int = 320, seed: int = 0) -> list[str]:

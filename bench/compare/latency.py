@@ -23,13 +23,17 @@ import numpy as np
 
 from bench.compare.contenders import Contender, Models
 from bench.compare.environments import python_of
-from bench.compare.items import pictures, texts
+from bench.compare.items import names, pictures, texts
 from fluxtalk.errors import BackendError, UsageError
 from fluxtalk.runtime import load
+from fluxtalk.scoring.parity import top1_agreement
 
 WORKER = Path(__file__).parent / "peers" / "worker.py"
 FLOAT32_COSINE = 0.9999
 """Smallest cosine to the reference that a contender must reach if it says that it computes in float32."""
+NAMES = 1000
+"""Texts by which the nearest items that a reduced precision keeps are counted."""
+_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,7 @@ def measure(
             with working(of_modality, environments, threads, next(iter(items.values()))) as (workers, failed):
                 content["failed"].update(failed)
                 agreement = _agreement(workers, list(items.values())[-1][:8], Path(folder))
+                kept = nearest_kept(workers, names(NAMES), Path(folder)) if modality == "text" else {}
                 for cell, given in items.items():
                     click.echo(cell.name)
                     content["cells"][cell.name] = _time(workers, given, seconds, rounds)
@@ -173,6 +178,7 @@ def measure(
                         "first_s": round(worker.first_s, 2),
                         "resident_mib": round(worker.resident_mib),
                         "cosine": agreement.get(worker.contender.name),
+                        "kept": kept.get(worker.contender.name),
                     }
     return content
 
@@ -201,6 +207,32 @@ def _agreement(workers: Sequence[Worker], items: Sequence[str], folder: Path) ->
             )
         found[worker.contender.name] = round(cosine, 5)
     return found
+
+
+def nearest_kept(workers: Sequence[Worker], items: Sequence[str], folder: Path) -> dict[str, float]:
+    """Measure the share of items whose nearest other one is that of float32, for those of reduced precision.
+
+    Float32 is the first contender's of the same side: peers' vectors are of the encoder, ours of encoder and head.
+    """
+    float32: dict[bool, np.ndarray[Any, Any]] = {}
+    found: dict[str, float] = {}
+    for worker in workers:
+        one = worker.contender
+        if one.reduced or one.is_ours not in float32:
+            vectors = _embedded(worker, items, folder / "kept.npy")
+            if one.reduced:
+                found[one.name] = round(top1_agreement(vectors, float32[one.is_ours]), 4)
+            else:
+                float32[one.is_ours] = vectors
+    return found
+
+
+def _embedded(worker: Worker, items: Sequence[str], path: Path) -> np.ndarray[Any, Any]:
+    parts = []
+    for start in range(0, len(items), _BATCH):
+        worker.call(items[start : start + _BATCH], path)
+        parts.append(np.load(path))
+    return np.concatenate(parts)
 
 
 def _loaded(contender: Contender) -> dict[str, Any]:

@@ -16,13 +16,15 @@ from tokenizers import Tokenizer
 
 from bench.compare.contenders import ENVIRONMENTS, OURS, Contender, Models, contenders
 from bench.compare.environments import installed
-from bench.compare.items import texts
-from bench.compare.latency import WORKER, Worker, working
+from bench.compare.items import names, texts
+from bench.compare.latency import WORKER, Worker, nearest_kept, working
 from bench.compare.server import PEERS, served
-from bench.compare.tables import cell_ratio, latency_table, ratio_table
+from bench.compare.tables import HELD, cell_ratio, latency_table, ratio_table
 from bench.encoders.real_sources import package_folder
 from fluxtalk.errors import BackendError
+from fluxtalk.export.precision.quality import MAX_MOVED
 from fluxtalk.runtime import load
+from fluxtalk.tokens import l2_normalize
 from tests.conftest import Made
 from tests.runtime.server.conftest import wait_for
 
@@ -35,10 +37,11 @@ def _content(**ms: list[float]) -> dict[str, Any]:
             "label": name,
             "modality": "text",
             "ours": name.startswith("ours"),
-            "reduced": name.endswith("int8"),
+            "reduced": name.endswith(("int8", "bf16")),
             "first_s": 1.0,
             "resident_mib": 100,
             "cosine": None,
+            "kept": 0.8 if name.endswith("int8") else 0.99 if name.endswith("bf16") else None,
         }
         for name in ms
     }
@@ -57,6 +60,54 @@ def test_float32_is_never_compared_with_what_is_coarser() -> None:
     content = _content(peer=[4.0], peer_int8=[1.0], ours=[2.0], ours_int8=[0.5])
     assert cell_ratio(content, CELL, reduced=False) == (2.0, 2.0, 2.0, "ours", "peer")
     assert cell_ratio(content, CELL, reduced=True) == (2.0, 2.0, 2.0, "ours_int8", "peer_int8")
+
+
+def test_what_loses_neighbors_is_not_compared_at_equal_quality() -> None:
+    content = _content(peer=[4.0], peer_int8=[1.0], peer_bf16=[2.0], ours=[3.0], ours_int8=[0.5], ours_bf16=[1.0])
+    assert cell_ratio(content, CELL, reduced=True, held=HELD) == (2.0, 2.0, 2.0, "ours_bf16", "peer_bf16")
+    assert cell_ratio(content, CELL, reduced=True) == (2.0, 2.0, 2.0, "ours_int8", "peer_int8")
+    assert cell_ratio(_content(peer_int8=[1.0], ours=[3.0]), CELL, reduced=True, held=HELD) is None
+    assert "99.0%" in latency_table(content)
+
+
+def test_equal_quality_is_what_the_export_asks_of_bfloat16() -> None:
+    assert pytest.approx(HELD) == 1 - MAX_MOVED["bf16"]
+
+
+def test_neighbors_are_those_of_float32_on_the_same_side(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    items = names(40)
+    assert len(set(items)) == 40
+    vectors = l2_normalize(rng.standard_normal((40, 16)))
+    other = l2_normalize(rng.standard_normal((40, 16)))
+    moved = vectors.copy()
+    moved[:10] = other[:10]
+
+    class Embeds:
+        """A worker of these vectors."""
+
+        def __init__(self, name: str, rows: np.ndarray[Any, Any], reduced: bool, loader: str) -> None:
+            self.contender = Contender(name, name, OURS, "text", loader, "", reduced)
+            self._rows = dict(zip(items, rows, strict=True))
+
+        def call(self, asked: list[str], save: Path) -> float:
+            np.save(save, np.stack([self._rows[item] for item in asked]))
+            return 1.0
+
+    workers = [
+        Embeds("float32", vectors, False, "st"),
+        Embeds("same", vectors, True, "st"),
+        Embeds("moved", moved, True, "st"),
+        Embeds("ours", other, False, OURS),
+        Embeds("ours-half", other, True, OURS),
+    ]
+    kept = nearest_kept(workers, items, tmp_path)  # type: ignore[arg-type]
+    assert list(kept) == ["same", "moved", "ours-half"]
+    assert kept["same"] == kept["ours-half"] == 1.0
+    scores, changed = vectors @ vectors.T, moved @ moved.T
+    for each in (scores, changed):
+        np.fill_diagonal(each, -np.inf)
+    assert kept["moved"] == np.mean(scores.argmax(1) == changed.argmax(1)) < 1.0
 
 
 @pytest.mark.parametrize("tokens", [14, 64, 256])
