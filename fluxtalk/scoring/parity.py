@@ -48,6 +48,12 @@ class Tolerance(StrictConfig):
                 f"The tolerance {name} is a number of at least 0; got {value!r}.",
             )
 
+    def promise(self) -> str:
+        """Say what an embedding may differ by: its elements, or its cosine where they have no bound."""
+        if self.max_abs is None:
+            return f"a cosine of at least {self.min_cosine:g}"
+        return f"at most {self.max_abs:.0e}"
+
 
 TOLERANCES = {
     "fp32": Tolerance(1e-5, None, 0.999999, 1e-4, 1e-5, 1e-5, 1.0),

@@ -47,6 +47,16 @@ def test_nan_breaks_every_promise_and_zero_rows_are_equal() -> None:
     assert top1_agreement(np.full((5, 4), np.nan, np.float32), unit(5, 4)) == 0
 
 
+def test_a_promise_says_the_bound_that_it_has() -> None:
+    assert {name: tolerance.promise() for name, tolerance in TOLERANCES.items()} == {
+        "fp32": "at most 1e-05",
+        "tf32": "at most 5e-03",
+        "fp16": "at most 1e-02",
+        "bf16": "a cosine of at least 0.9995",
+        "int8": "a cosine of at least 0.995",
+    }
+
+
 def test_every_promise_can_be_broken_and_is_named() -> None:
     tolerance = Tolerance(0.1, 0.1, 0.9, 0.1, 0.1, 0.1, 0.9)
     good = OutputDifference(0.1, 0.1, 0.9, 0.1, 0.1, 0.1, 0.9)
