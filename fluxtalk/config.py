@@ -27,9 +27,11 @@ LATER_FIELDS: dict[str, Any] = {
     "nested_dims": "",
     "summary_registers": 1,
     "mean_path_width": 4,
+    "regions": "",
 }
 """Fields that heads did not always have, with the value that says so."""
 _MODALITY = re.compile(r"[a-z][a-z0-9_]*\Z")
+_GRID = re.compile(r"([a-z][a-z0-9_]*)=(?:(\d{1,6})\+)?(\d{1,6})x(\d{1,6})\Z")
 
 
 class StrictConfig:
@@ -91,6 +93,43 @@ def rising_integers(text: str) -> tuple[int, ...]:
     return values
 
 
+@dataclass(frozen=True)
+class Grid:
+    """Places of a modality's features: row after row, behind those that have no place, such as a class token."""
+
+    height: int
+    width: int
+    before: int = 0
+    """Number of features before the grid."""
+
+    @property
+    def places(self) -> int:
+        """Number of features, those before the grid included."""
+        return self.before + self.height * self.width
+
+    def __str__(self) -> str:
+        return f"{self.before}+" * bool(self.before) + f"{self.height}x{self.width}"
+
+
+def read_grids(text: str) -> dict[str, Grid]:
+    """Read the grids of modalities, such as ``image=7x7`` or ``image=1+14x14,audio=1x50``.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    grids: dict[str, Grid] = {}
+    for part in text.split(",") if text else ():
+        found = _GRID.match(part.strip())
+        words = found.groups(default="0") if found else ("", "0", "0", "0")
+        name, grid = words[0], Grid(int(words[2]), int(words[3]), int(words[1]))
+        require(
+            grid.height * grid.width >= 1 and name not in grids,
+            f"Regions name each modality's grid of features once, as image=7x7 or image=1+14x14; got {text!r}.",
+        )
+        grids[name] = grid
+    return grids
+
+
 def require_modality_name(name: str) -> None:
     """Refuse a modality's name that is not an identifier that a file can have."""
     require(
@@ -140,6 +179,13 @@ class HeadConfig(StrictConfig):
     """Registers, from the first, whose reads the first token adds up: 1 is its own, 0 all overlapping tokens'."""
     mean_path_width: int = 4
     """Width of the hidden layer of the mean path's `mlp`, in widths of the head."""
+    regions: str = ""
+    """Grids of features, such as `image=7x7`: each register has a mean of its own, and learns its place on them."""
+
+    @property
+    def grids(self) -> dict[str, Grid]:
+        """Grid of each modality that `regions` names."""
+        return read_grids(self.regions)
 
     @property
     def summed_registers(self) -> int:
@@ -209,9 +255,18 @@ class HeadConfig(StrictConfig):
             f"summary_registers is at least 1, or 0 for all overlapping tokens; got {self.summary_registers}.",
         )
         self._check_nested_dims()
+        self._check_regions()
         for name in ("dropout", "feature_dropout", "token_dropout"):
             value = getattr(self, name)
             require(0 <= value < 1, f"{name} is in [0, 1); got {value}.")
+
+    def _check_regions(self) -> None:
+        unknown = sorted(set(self.grids) - set(self.dims))
+        require(not unknown, f"regions names modalities of {', '.join(self.dims)}; got {', '.join(unknown)}.")
+        require(
+            not self.regions or self.mean_path != "none",
+            f"regions are means that the mean path reads; set mean_path to linear or mlp, got {self.mean_path!r}.",
+        )
 
     def _check_nested_dims(self) -> None:
         width = self.token_dim or self.dim

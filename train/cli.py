@@ -45,6 +45,8 @@ _GROUPS: dict[str, dict[str, str]] = {
         "output_projection": "One last linear map, or one per register, which makes tokens repeat each other less.",
         "mean_path": "Map of the features' mean that every token begins with, as mean pooling does.",
         "mean_path_width": "Width of the hidden layer of that map's `mlp`, in widths of the head.",
+        "regions": "Give each register a mean of its own, by what features hold and by their place, as image=7x7 or "
+        "image=1+14x14 (behind a class token); auto finds the grids.",
         "token_dim": "Numbers in a token; 0 is the width.",
         "feed_forward": "Width of a block's feed-forward, in widths of the head; 1 makes steps faster.",
         "summary_registers": "Registers whose reads the first token adds up; 1 is its own, 0 all overlapping ones.",

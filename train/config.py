@@ -16,6 +16,7 @@ from fluxtalk.config import (
     OUTPUT_PROJECTIONS,
     SCHEDULES,
     StrictConfig,
+    read_grids,
     require,
     rising_integers,
 )
@@ -31,6 +32,7 @@ FEATURE_DTYPES = ("fp16", "int8")
 SWEEPS = ("none", "small")
 TRACKER_NAMES = ("wandb", "mlflow")
 DEVICES = ("auto", "cpu", "cuda")
+AUTO = "auto"
 _RECOMMENDED: dict[str, Any] = {
     "num_overlapping_tokens": 4,
     "mean_path": "mlp",
@@ -155,6 +157,8 @@ class TrainConfig(StrictConfig):
     """Map of the features' mean that every token begins with; `mlp` has the baseline's hidden layer."""
     mean_path_width: int = 4
     """Width of that hidden layer, in widths of the head."""
+    regions: str = ""
+    """Grids of features on which each register learns a place, such as `image=7x7`; `auto` finds them."""
     token_dim: int = 0
     """Numbers in a token; 0 is `dim`."""
     feed_forward: int = 4
@@ -222,6 +226,11 @@ class TrainConfig(StrictConfig):
             require(getattr(self, name) >= 1, f"{spelled(name)} is at least 1; got {getattr(self, name)}.")
         for name in ("feed_forward", "mean_path_width"):
             require(getattr(self, name) >= 1, f"{spelled(name)} is at least 1; got {getattr(self, name)}.")
+        grids = read_grids("" if self.regions == AUTO else self.regions)
+        require(
+            self.mean_path != "none" or not (grids or self.regions),
+            f"--regions are means that the mean path reads; set --mean-path to linear or mlp, got {self.mean_path}.",
+        )
         for name in (
             "complementary_reg_weight",
             "complementary_objective_weight",

@@ -26,6 +26,7 @@ _SHAPE = (
     "feed_forward",
     "summary_registers",
     "mean_path_width",
+    "regions",
 )
 
 

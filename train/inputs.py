@@ -19,9 +19,10 @@ from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.checkpoints.trained_run import find_data, find_stage1
 from fluxtalk.model.head.reduction import FeatureReduction
 from fluxtalk.model.process_group import ProcessGroup
-from fluxtalk.train.config import TrainConfig
+from fluxtalk.train.config import AUTO, TrainConfig
 from fluxtalk.train.features.admit import admit, splits_with_items
 from fluxtalk.train.features.encoding import read_encoders_and_data
+from fluxtalk.train.features.grids import found_grids
 from fluxtalk.train.features.sources import (
     CacheOptions,
     FeatureSource,
@@ -106,6 +107,8 @@ class Inputs:
     def head_config(self, config: TrainConfig) -> HeadConfig:
         """Configure the head that fits these features."""
         shared = {name: getattr(config, name) for name in HeadConfig.__dataclass_fields__ if name != "dims"}
+        if config.regions == AUTO:
+            shared["regions"] = found_grids(self.sources("train"))
         return HeadConfig(dims=reduced_dims(self.stage1, self.reductions), **shared)
 
 

@@ -63,7 +63,8 @@ def written(folder: Path, content: dict[str, Any]) -> Path:
 LATER = {
     "bad_items_limit": 0.01, "feed_forward": 4, "hard_negatives": 0, "hard_negative_margin": 0.0,
     "hard_negative_relative_margin": 0.05, "hard_negative_max_score": 1.0, "k_values": "", "maxsim_sharpness": 0.0,
-    "mean_path": "none", "mean_path_width": 4, "nested_dims": "", "on_bad_item": "fail", "patience": 0, "sweep": "none",
+    "mean_path": "none", "mean_path_width": 4, "nested_dims": "", "on_bad_item": "fail", "patience": 0, "regions": "",
+    "sweep": "none",
     "summary_registers": 1, "sweep_minutes": 30.0, "token_dim": 0, "track": "",
 }  # fmt: skip
 

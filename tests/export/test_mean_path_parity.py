@@ -18,16 +18,18 @@ DIM, TOKENS, WIDTH = 12, 4, 8
 
 
 @pytest.mark.parametrize(
-    ("mean_path", "output", "heads", "summed"),
-    [("mlp", "per_register", 4, 0), ("linear", "shared", 8, 1)],
-    ids=["absorbed and summed up", "plain"],
+    ("mean_path", "output", "heads", "summed", "regions"),
+    [("mlp", "per_register", 4, 0, ""), ("linear", "shared", 8, 1, ""), ("mlp", "shared", 4, 1, "sound=1+2x3")],
+    ids=["absorbed and summed up", "plain", "regions"],
 )
-def test_every_k_agrees_with_eager(mean_path: str, output: str, heads: int, summed: int, tmp_path: Path) -> None:
+def test_every_k_agrees_with_eager(
+    mean_path: str, output: str, heads: int, summed: int, regions: str, tmp_path: Path
+) -> None:
     preprocess, spec = FeaturesPreprocessor(DIM), EncoderSpec(f"features:{DIM}", {}, DIM)
     encoder = FrozenEncoder(build_encoder(spec.source, spec.options), preprocess, spec.dim)
     head = RegisterTokenModule(
         {"sound": DIM}, dim=32, heads=heads, num_overlapping_tokens=TOKENS, aggregation="concat", token_dim=WIDTH,
-        mean_path=mean_path, output_projection=output, summary_registers=summed,
+        mean_path=mean_path, output_projection=output, summary_registers=summed, regions=regions,
     )  # fmt: skip
     embedder = EagerEmbedder(encoder, head, "sound")
     sample = preprocess.collate([np.ones((3, DIM), np.float32), np.ones((2, DIM), np.float32)])

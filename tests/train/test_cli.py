@@ -31,7 +31,7 @@ OPTIONS = {
     "--freeze_registers", "--view_dropout", "--complementary_correlation_weight", "--output_projection", "--config",
     "--allow-code", "--mean_path", "--token_dim", "--k_values", "--maxsim_sharpness", "--patience",
     "--feed_forward",
-    "--nested_dims", "--summary_registers", "--mean_path_width",
+    "--nested_dims", "--summary_registers", "--mean_path_width", "--regions",
     "--on_bad_item", "--bad_items_limit",
     "--track", "--sweep", "--sweep_minutes", "--hard_negatives",
     "--hard_negative_margin", "--hard_negative_relative_margin", "--hard_negative_max_score",

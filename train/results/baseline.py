@@ -81,6 +81,7 @@ def train_baseline(config: TrainConfig, inputs: Inputs, folder: RunFolder, proje
         complementary_objective="none",
         aggregation="mean",
         mean_path="none",
+        regions="",
         token_dim=0,
         summary_registers=1,
         nested_dims="",

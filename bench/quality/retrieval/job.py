@@ -84,7 +84,7 @@ def job_config(variant: Variant, seed: int, budget: Budget, tuned: Mapping[str, 
 def fingerprint(config: TrainConfig, task: Task) -> str:
     """Hash all that a job's result depends on, but its head, which its name says."""
     # Options that came later and are not used may not make results of before look like others.
-    unused = {("nested_dims", ""), ("track", ""), ("summary_registers", 1), ("mean_path_width", 4)}
+    unused = {("nested_dims", ""), ("track", ""), ("summary_registers", 1), ("mean_path_width", 4), ("regions", "")}
     options = {name: value for name, value in config.to_dict().items() if (name, value) not in unused}
     return hash_json([VERSION, options, task.content_hash])
 

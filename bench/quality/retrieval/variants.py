@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.quality.heads import AttentionPoolHead, ManyVectorsHead, MatryoshkaHead, QueryFormerHead
-from bench.quality.retrieval.tasks import QUERY
+from bench.quality.retrieval.tasks import ITEM, QUERY
 from fluxtalk.config import HeadConfig
 from fluxtalk.errors import UsageError
 from fluxtalk.model.head.baselines import MeanPoolHead
@@ -22,6 +22,9 @@ TOKEN_DIM = 64
 """Numbers in a token. A head that gives one vector has as many as the first k tokens of the others together."""
 FEATURES: Mapping[str, int] = {"glyph-albums": 96, "glyphs": 16, "icons": 49, "icon-albums": 294, "icon-scenes": 49}
 """Task to the most feature vectors of an item, as many as the ColBERT-like head has tokens."""
+GRIDS: Mapping[str, str] = {"glyph-albums": "6x16", "icon-albums": "6x49", "icon-scenes": "7x7"}
+"""Task to the grid of an item's features, where items hold several things: the places in a scene, or the pictures of an
+album, one after the other."""
 QUERY_FEATURES = 32
 """Tokens of a query in the ColBERT-like head: more than all but a few names have."""
 SWEEP: Mapping[str, Sequence[Any]] = {"token_dropout": (0.1, 0.4)}
@@ -67,6 +70,7 @@ def variants(task: str = "glyph-albums") -> dict[str, Variant]:
             {**_nested("maxsim"), "summary_registers": 1},
             counts=K_VALUES,
         ),
+        *_regions(task),
         Variant(
             "matryoshka",
             "Matryoshka over all registers",
@@ -138,6 +142,22 @@ def _nested(aggregation: str) -> dict[str, Any]:
         "token_dim": TOKEN_DIM,
         **({"maxsim_sharpness": 10.0} if aggregation == "maxsim" else {}),
     }
+
+
+def _regions(task: str) -> list[Variant]:
+    """List `--recipe regions`, on tasks with a grid: registers of which each has a mean of its own."""
+    if task not in GRIDS:
+        return []
+    own = {"output_projection": "shared", "regions": f"{ITEM}={GRIDS[task]}"}
+    return [
+        Variant(
+            "regions",
+            "register tokens of regions, late interaction",
+            "ours",
+            {**_nested("maxsim"), **own},
+            counts=K_VALUES,
+        )
+    ]
 
 
 def _single(name: str, label: str, build: BuildHead) -> list[Variant]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fluxtalk.config import HeadConfig
 from fluxtalk.model.head.bit_dropout import BitDropout
+from fluxtalk.model.head.regions import Regions
 from fluxtalk.model.head.register_linear import RegisterLinear
 
 INITIAL_GATE = 0.1
@@ -25,35 +26,58 @@ class MeanPath(nn.Module):
 
     Args:
         config: its ``mean_path`` is ``linear``, or ``mlp`` with a hidden layer of ``mean_path_width`` widths of the
-            head; its ``output_projection`` says if each register has a slice of its own of the last layer.
-        size: E.
+            head; its ``output_projection`` says if each register has a slice of its own of the last layer; with
+            ``regions``, each register has a mean of its own, and only the first token has what attention reads.
+        modality: whose features are read.
     """
 
-    def __init__(self, config: HeadConfig, size: int) -> None:
+    def __init__(self, config: HeadConfig, modality: str) -> None:
         super().__init__()
         self.hidden = nn.Sequential()
-        inputs = size
+        inputs = size = config.dims[modality]
         if config.mean_path == "mlp":
             inputs = config.mean_path_width * config.dim
             self.hidden = nn.Sequential(nn.Linear(size, inputs), nn.GELU(), BitDropout(config.dropout))
         own = config.output_projection == "per_register"
         self.output = RegisterLinear(config.num_register_tokens, inputs, config.layout.dim, own)
         self.gate = nn.Parameter(torch.tensor(INITIAL_GATE))
+        self.regions: Regions | None = None
+        if config.regions:
+            self.regions = Regions(config.num_register_tokens, size, config.grids.get(modality))
 
-    def forward(self, mean_BE: Tensor, read_BKO: Tensor, index_K: Tensor) -> Tensor:
-        """Add the mean's part to what attention read for the registers ``index_K``: (B, K, O)."""
-        return self._added(self.hidden(mean_BE), read_BKO, index_K)
+    def forward(self, features_BLE: Tensor, mask_BL: Tensor, read_BKO: Tensor, index_K: Tensor) -> Tensor:
+        """Add the mean's part to what attention read for the registers ``index_K``: (B, K, O).
 
-    def from_reads(self, reads: FoldedLayerNorm, read_BKO: Tensor, index_K: Tensor) -> Tensor:
+        Args:
+            features_BLE: normalized.
+        """
+        if self.regions is None:
+            mean_B1E = torch.matmul(mean_weights(mask_BL, features_BLE.dtype), features_BLE)
+            return self._added(self.hidden(mean_B1E[:, 0]), read_BKO, index_K)
+        scores_BKL = torch.matmul(self.regions.queries(index_K), features_BLE.transpose(1, 2))
+        weights_BKL = self.regions.weights(scores_BKL, mask_BL, index_K)
+        return self._added(self.hidden(torch.matmul(weights_BKL, features_BLE)), read_BKO, index_K)
+
+    def from_reads(self, reads: FoldedLayerNorm, mask_BL: Tensor, read_BKO: Tensor, index_K: Tensor) -> Tensor:
         """Add the part of the mean of features whose norm is folded: (B, K, O), the numbers of `forward`."""
+        average = reads.mean_BE
+        if self.regions is not None:
+            scores_BKL = reads.scores(self.regions.queries(index_K))
+            average = reads.averages(self.regions.weights(scores_BKL, mask_BL, index_K))
         if len(self.hidden):
-            hidden_BI = self.hidden[1:](reads.mean_through(cast(nn.Linear, self.hidden[0])))
-        else:
-            hidden_BI = reads.normalized_mean()
-        return self._added(hidden_BI, read_BKO, index_K)
+            return self._added(
+                self.hidden[1:](reads.through(cast(nn.Linear, self.hidden[0]), average)), read_BKO, index_K
+            )
+        return self._added(reads.normalized(average), read_BKO, index_K)
 
-    def _added(self, hidden_BI: Tensor, read_BKO: Tensor, index_K: Tensor) -> Tensor:
-        summed: Tensor = self.output.of_one(hidden_BI, index_K) + self.gate * read_BKO
+    def _added(self, hidden: Tensor, read_BKO: Tensor, index_K: Tensor) -> Tensor:
+        """Map what all registers share, (B, I), or each one's own, (B, K, I), and add what attention read."""
+        if self.regions is None:
+            summed: Tensor = self.output.of_one(hidden, index_K) + self.gate * read_BKO
+            return summed
+        # Attention sees the whole item; a token that has it too stops telling its region from others (docs/LOG.md).
+        gate_K1 = self.gate * (index_K == 0).to(read_BKO.dtype)[:, None]
+        summed = self.output(hidden, index_K) + gate_K1 * read_BKO
         return summed
 
 
@@ -108,14 +132,18 @@ class FoldedLayerNorm:
         """Compute weight and bias of the map of n that equals this map of y; the weights of an average sum to one."""
         return linear.weight * self._norm.weight, torch.addmv(linear.bias, linear.weight, self._norm.bias)
 
-    def normalized_mean(self) -> Tensor:
-        """Compute the mean of y over a row's features: (B, E); that of a row without any is 0."""
-        return self.mean_BE * self._norm.weight + self.present_B1 * self._norm.bias
+    def normalized(self, average: Tensor) -> Tensor:
+        """Turn averages of n, (B, E) or (B, M, E), into averages of y; that of a row without any feature is 0."""
+        return average * self._norm.weight + self._for_each(average) * self._norm.bias
 
-    def mean_through(self, linear: nn.Linear) -> Tensor:
-        """Map the mean of y over a row's features: (B, outputs); that of a row without any is 0.
+    def through(self, linear: nn.Linear, average: Tensor) -> Tensor:
+        """Map averages of y, given as averages of n, (B, E) or (B, M, E); that of a row without any feature is 0.
 
         The mean of n needs no gradient, so none is computed for it.
         """
-        of_bias_B1 = self.present_B1 * torch.mv(linear.weight, self._norm.bias)
-        return F.linear(self.mean_BE, linear.weight * self._norm.weight, linear.bias) + of_bias_B1
+        of_bias = self._for_each(average) * torch.mv(linear.weight, self._norm.bias)
+        return F.linear(average, linear.weight * self._norm.weight, linear.bias) + of_bias
+
+    def _for_each(self, average: Tensor) -> Tensor:
+        """Give 1 for a row with features, else 0, in a shape that multiplies a vector for each average."""
+        return self.present_B1 if average.ndim == 2 else self.present_B1[:, None]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fluxtalk.config import HeadConfig
 from fluxtalk.model.head.attention import CrossAttention, FeedForward, SelfAttention, WeightedReads
 from fluxtalk.model.head.bit_dropout import BitDropout
-from fluxtalk.model.head.mean_path import FoldedLayerNorm, MeanPath, mean_weights
+from fluxtalk.model.head.mean_path import FoldedLayerNorm, MeanPath
 from fluxtalk.model.head.register_linear import RegisterLinear
 from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.tokens import check_token_count
@@ -126,7 +126,7 @@ class RegisterTokenModule(TokenHead):
         self.summary = nn.Linear(others * dim, config.layout.dim, bias=False) if others else None
         # Empty without one: a head of before has the same parameters, drawn in the same order.
         self.mean_path = nn.ModuleDict(
-            {name: MeanPath(config, size) for name, size in config.dims.items() if config.mean_path != "none"}
+            {name: MeanPath(config, name) for name in config.dims if config.mean_path != "none"}
         )
 
     @classmethod
@@ -166,8 +166,9 @@ class RegisterTokenModule(TokenHead):
         )
         head = RegisterTokenModule.from_config(config)
         weights = self.state_dict()
-        weights["registers"] = weights["registers"][: config.num_registers]
-        head.load_state_dict({name: weights[name] for name in head.state_dict()})
+        # What has a row for each register keeps those of the first ones.
+        kept = {n: weights[n][: len(to)] if to.ndim else weights[n] for n, to in head.state_dict().items()}
+        head.load_state_dict(kept)
         return head.train(self.training)
 
     def _read(
@@ -199,9 +200,8 @@ class RegisterTokenModule(TokenHead):
         if self.config.mean_path != "none":
             path = cast(MeanPath, self.mean_path[modality])
             if reads is not None:
-                return path.from_reads(reads, tokens, index_K)
-            mean_B1E = torch.matmul(mean_weights(mask_BL, features.dtype), features)
-            tokens = path(mean_B1E[:, 0], tokens, index_K)
+                return path.from_reads(reads, mask_BL, tokens, index_K)
+            tokens = path(features, mask_BL, tokens, index_K)
         return tokens
 
     def _tokens_of(self, read_BXD: Tensor, index_K: Tensor) -> Tensor:

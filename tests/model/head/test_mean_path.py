@@ -31,6 +31,15 @@ VARIANTS += [
     for count in (0, TOKENS + 1)
 ]
 VARIANTS.append(pytest.param({"mean_path": "mlp", "mean_path_width": 3, "token_dim": 0}, id="mlp of three widths"))
+# A mean for each register; a grid of fewer places than there are features.
+VARIANTS += [
+    pytest.param(
+        {"mean_path": path, "output_projection": output, "token_dim": WIDTH, "regions": "image=1+1x3"},
+        id=f"regions-{path}-{output}",
+    )
+    for path in ("linear", "mlp")
+    for output in ("shared", "per_register")
+]
 
 
 def _head(**settings: Any) -> RegisterTokenModule:
@@ -175,7 +184,7 @@ def test_the_hidden_layer_is_as_wide_as_asked_for_and_so_is_the_baselines() -> N
 def test_a_head_of_before_is_stored_as_before() -> None:
     """Configurations are hashed, so a field that a head does not use may not appear in them."""
     old = HeadConfig(DIMS, dim=DIM, heads=2).to_dict()
-    assert not {"mean_path", "mean_path_width", "token_dim", "nested_dims", "summary_registers"} & set(old)
+    assert not {"mean_path", "mean_path_width", "token_dim", "nested_dims", "summary_registers", "regions"} & set(old)
     assert HeadConfig.from_dict(old) == HeadConfig(DIMS, dim=DIM, heads=2)
     new = HeadConfig(DIMS, dim=DIM, heads=2, mean_path="mlp", token_dim=WIDTH)
     assert (new.to_dict()["mean_path"], new.to_dict()["token_dim"], new.layout.dim) == ("mlp", WIDTH, WIDTH)
