@@ -58,6 +58,17 @@ RECIPES: dict[str, dict[str, Any]] = {
         "complementary_objective": "difference",
         "complementary_objective_weight": 10.0,
     },
+    "regions": {
+        **_RECOMMENDED,
+        "num_register_tokens": 8,
+        "num_overlapping_tokens": 8,
+        "token_dim": 64,
+        "k_values": "1,2,4,8",
+        "aggregation": "maxsim",
+        "maxsim_sharpness": 10.0,
+        "output_projection": "shared",
+        "regions": AUTO,
+    },
     "private": {
         "complementary_objective": "contrast",
         "complementary_correlation_weight": 0.3,
@@ -68,8 +79,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 """Named sets of options: `specified` is the defaults; `recommended` begins at the mean-pool MLP, compares tokens side
 by side, which is what its bundle gives of an item, and trains no complementary ones; `difference` is the same with a
-complementary token that says how an item differs from others of its id, for data whose ids have several items
-(docs/quality.md has both); `private` gives the specified head's complementary token an objective that needs one item of
+complementary token that says how an item differs from others of its id, for data whose ids have several items;
+`regions` compares eight narrow tokens one by one, of which the first sums up an item and the others read regions of it,
+for queries that name a part of what is in a picture (docs/quality.md has all three); `private` gives the specified head's complementary token an objective that needs one item of
 an id, with the dropouts that some thousand pairs need."""
 
 CHOICES: dict[str, tuple[str, ...]] = {

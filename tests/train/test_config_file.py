@@ -100,7 +100,9 @@ def test_later_sources_win() -> None:
     assert (other.aggregation, other.complementary_objective) == ("mean", "contrast")
     back = merge_options(plain.to_dict(), {"recipe": "specified"})
     assert back == TrainConfig(**REQUIRED, epochs=3)
-    with pytest.raises(UsageError, match="--recipe is one of specified, recommended, difference, private; got 'other'"):
+    with pytest.raises(
+        UsageError, match="--recipe is one of specified, recommended, difference, regions, private; got 'other'"
+    ):
         merge_options({**REQUIRED, "recipe": "other"}, {})
 
 

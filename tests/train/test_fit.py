@@ -188,7 +188,7 @@ def test_a_run_that_does_not_fit_is_not_begun_with(
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("recipe", ["recommended", "difference"])
+@pytest.mark.parametrize("recipe", ["recommended", "difference", "regions"])
 def test_recipes_are_defaults_that_typed_options_override(
     train_config: TrainConfig, tmp_path: Path, recipe: str
 ) -> None:

@@ -72,12 +72,14 @@ class MeanPath(nn.Module):
 
     def _added(self, hidden: Tensor, read_BKO: Tensor, index_K: Tensor) -> Tensor:
         """Map what all registers share, (B, I), or each one's own, (B, K, I), and add what attention read."""
+        gate: Tensor = self.gate
         if self.regions is None:
-            summed: Tensor = self.output.of_one(hidden, index_K) + self.gate * read_BKO
-            return summed
-        # Attention sees the whole item; a token that has it too stops telling its region from others (docs/LOG.md).
-        gate_K1 = self.gate * (index_K == 0).to(read_BKO.dtype)[:, None]
-        summed = self.output(hidden, index_K) + gate_K1 * read_BKO
+            mapped = self.output.of_one(hidden, index_K)
+        else:
+            mapped = self.output(hidden, index_K)
+            # Attention sees the whole item; a token that has it too stops telling its region from others (docs/LOG.md).
+            gate = gate * (index_K == 0).to(read_BKO.dtype)[:, None]
+        summed: Tensor = mapped + gate * read_BKO
         return summed
 
 
