@@ -22,7 +22,6 @@ from fluxtalk.model.process_group import ProcessGroup
 from fluxtalk.train.config import AUTO, TrainConfig
 from fluxtalk.train.features.admit import admit, splits_with_items
 from fluxtalk.train.features.encoding import read_encoders_and_data
-from fluxtalk.train.features.grids import found_grids
 from fluxtalk.train.features.sources import (
     CacheOptions,
     FeatureSource,
@@ -30,6 +29,7 @@ from fluxtalk.train.features.sources import (
     fitted_reductions,
     reduced_dims,
 )
+from fluxtalk.train.grids import found_grids
 from fluxtalk.train.loop.sampler import PairSampler
 
 

@@ -16,7 +16,7 @@ from fluxtalk.model.encoders.base import Features
 from fluxtalk.model.head.mean_path import MeanPath
 from fluxtalk.model.head.regions import Regions
 from fluxtalk.model.head.registers import RegisterTokenModule
-from fluxtalk.train.features.grids import found_grids
+from fluxtalk.train.grids import found_grids
 
 DIMS = {"image": 10, "text": 7}
 
