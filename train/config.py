@@ -81,8 +81,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 by side, which is what its bundle gives of an item, and trains no complementary ones; `difference` is the same with a
 complementary token that says how an item differs from others of its id, for data whose ids have several items;
 `regions` compares eight narrow tokens one by one, of which the first sums up an item and the others read regions of it,
-for queries that name a part of what is in a picture (docs/quality.md has all three); `private` gives the specified head's complementary token an objective that needs one item of
-an id, with the dropouts that some thousand pairs need."""
+for queries that name a part of what is in a picture (docs/quality.md has all three); `private` gives the specified
+head's complementary token an objective that needs one item of an id, with dropouts that some thousand pairs need."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "encode": ENCODE,
