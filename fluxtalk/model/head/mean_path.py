@@ -54,8 +54,7 @@ class MeanPath(nn.Module):
         if self.regions is None:
             mean_B1E = torch.matmul(mean_weights(mask_BL, features_BLE.dtype), features_BLE)
             return self._added(self.hidden(mean_B1E[:, 0]), read_BKO, index_K)
-        scores_BKL = torch.matmul(self.regions.queries(index_K), features_BLE.transpose(1, 2))
-        weights_BKL = self.regions.weights(scores_BKL, mask_BL, index_K)
+        weights_BKL = self.regions(features_BLE, mask_BL, index_K)
         return self._added(self.hidden(torch.matmul(weights_BKL, features_BLE)), read_BKO, index_K)
 
     def from_reads(self, reads: FoldedLayerNorm, mask_BL: Tensor, read_BKO: Tensor, index_K: Tensor) -> Tensor:

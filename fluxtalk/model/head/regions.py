@@ -37,6 +37,10 @@ class Regions(nn.Module):
         self.query = nn.Parameter(query)
         self.places = nn.Parameter(_windows(registers, grid)) if grid else None
 
+    def forward(self, features_BLE: Tensor, mask_BL: Tensor, index_K: Tensor) -> Tensor:
+        """Compute the weights (B, K, L) of normalized features: see `weights`."""
+        return self.weights(torch.matmul(self.queries(index_K), features_BLE.transpose(1, 2)), mask_BL, index_K)
+
     def queries(self, index_K: Tensor) -> Tensor:
         """Give the vectors (K, E) whose products with normalized features are their scores."""
         queries_KE: Tensor = self.query[index_K] * (_SCALE * self.query.shape[1] ** -0.5)

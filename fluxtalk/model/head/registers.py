@@ -141,14 +141,22 @@ class RegisterTokenModule(TokenHead):
     def tokens_and_attention(
         self, modality: str, features_BLE: Tensor, mask_BL: Tensor | None, index_K: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Compute the tokens (B, K, D), and the last block's attention weights averaged over heads: (B, K, L).
+        """Compute the tokens (B, K, D), and where their registers looked: (B, K, L).
 
+        These are the last block's attention weights, averaged over heads; for tokens that read a region, its weights.
         A row sums to 1, with 0 on padding; the weights of a sample without any feature are meaningless.
         """
         weights: list[Tensor] = []
         tokens = self._read(modality, features_BLE, mask_BL, index_K, weights)
         attention = weights[-1].float().mean(dim=1)
-        return tokens, attention if self.summary is None else attention[:, index_K]
+        if self.summary is not None:
+            attention = attention[:, index_K]
+        regions = cast(MeanPath, self.mean_path[modality]).regions if self.config.regions else None
+        if regions is not None:
+            mask = torch.ones_like(attention[:, 0], dtype=torch.bool) if mask_BL is None else mask_BL
+            of_regions = regions(self.feature_norm[modality](features_BLE), mask, index_K).float()
+            attention = torch.where((index_K == 0)[:, None], attention, of_regions)
+        return tokens, attention
 
     def truncated(self, count: int) -> RegisterTokenModule:
         """Build a head of the first ``count`` register tokens, with these weights: the same first tokens.

@@ -80,8 +80,7 @@ def test_without_a_grid_registers_begin_nearly_as_the_mean_and_differ() -> None:
     head = _head(regions="image=3x3")
     regions = _regions(head, "text")
     assert regions.places is None
-    scores = torch.matmul(regions.queries(torch.arange(8)), torch.randn(2, 10, 7).transpose(1, 2))
-    weights = regions.weights(scores, torch.ones(2, 10, dtype=torch.bool), torch.arange(8))
+    weights = regions(torch.randn(2, 10, 7), torch.ones(2, 10, dtype=torch.bool), torch.arange(8))
     assert (weights - 0.1).abs().max() < 0.05
     assert (weights[:, 1] - weights[:, 2]).abs().max() > 1e-4
 
@@ -97,6 +96,28 @@ def test_a_place_moves_only_the_tokens_whose_register_looks_there() -> None:
         places[5] += torch.randn(9)
     changed = (head({"image": features}).tokens["image"] - before).abs().amax(dim=(0, 2)) > 1e-6
     assert changed.tolist() == [register == 5 for register in range(8)]
+
+
+def test_attention_is_where_each_token_looked() -> None:
+    """The first token's attention, and the regions of the others, whose features alone move them."""
+    head = _head()
+    features, mask = torch.randn(1, 9, 10), torch.ones(1, 9, dtype=torch.bool)
+    mask[0, 3] = False
+    tokens, attention = head.tokens_and_attention("image", features, mask, torch.arange(4))
+    torch.testing.assert_close(attention.sum(dim=2), torch.ones(1, 4))
+    assert attention[..., 3].abs().max() == 0
+    regions = _regions(head, "image")
+    with torch.no_grad():
+        assert regions.places is not None
+        regions.places[2] = torch.nn.functional.one_hot(torch.tensor(7), 9) * 50.0
+    sharp, moved = head.tokens_and_attention("image", features, mask, torch.arange(4))[1], features.clone()
+    assert sharp[0, 2, 7] > 0.999
+    torch.testing.assert_close(sharp[0, [0, 1, 3]], attention[0, [0, 1, 3]])
+    moved[0, 5] = torch.randn(10)
+    before = head.tokens("image", features, mask, torch.arange(4))
+    change = (head.tokens("image", moved, mask, torch.arange(4)) - before).abs().amax(dim=(0, 2))
+    assert change[2] < 1e-5 < change[1]
+    torch.testing.assert_close(before[:, :2], tokens[:, :2])
 
 
 def test_grids_are_read_as_they_are_written() -> None:
