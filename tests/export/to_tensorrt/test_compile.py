@@ -101,7 +101,9 @@ def test_the_network_is_as_the_bundle_says(api: TensorRT, bundle: Bundle, modali
     [
         {"num_register_tokens": 1, "num_overlapping_tokens": 1},
         DEEP,
+        {"mean_path": "mlp", "regions": "sound=1+2x2"},
     ],
+    ids=["one token", "deep", "regions"],
 )
 def test_every_kind_of_head_compiles(api: TensorRT, tmp_path: Path, head: dict[str, Any]) -> None:
     tokens = head.get("num_register_tokens", 4)
