@@ -30,6 +30,8 @@ LATER_FIELDS: dict[str, Any] = {
     "regions": "",
 }
 """Fields that heads did not always have, with the value that says so."""
+LARGEST_GRID = 65_536
+"""Most places of a grid of features."""
 _MODALITY = re.compile(r"[a-z][a-z0-9_]*\Z")
 _GRID = re.compile(r"([a-z][a-z0-9_]*)=(?:(\d{1,6})\+)?(\d{1,6})x(\d{1,6})\Z")
 
@@ -123,8 +125,9 @@ def read_grids(text: str) -> dict[str, Grid]:
         words = found.groups(default="0") if found else ("", "0", "0", "0")
         name, grid = words[0], Grid(int(words[2]), int(words[3]), int(words[1]))
         require(
-            grid.height * grid.width >= 1 and name not in grids,
-            f"Regions name each modality's grid of features once, as image=7x7 or image=1+14x14; got {text!r}.",
+            grid.height * grid.width >= 1 and grid.places <= LARGEST_GRID and name not in grids,
+            f"Regions name each modality's grid of features once, as image=7x7 or image=1+14x14, or are found by "
+            f"--regions auto; got {text!r}.",
         )
         grids[name] = grid
     return grids

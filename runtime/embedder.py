@@ -189,7 +189,7 @@ class Embedder:
         return similarity(a, b)
 
     def attention(self, modality: str, items: Sequence[Any], k: int | None = None) -> list[Floats]:
-        """Compute the attention of each register over an item's frozen features: last block, mean over the heads.
+        """Compute the attention of each register over an item's frozen features: the last block's, or its region.
 
         Args:
             k: register tokens to compute, from the first; None takes all.

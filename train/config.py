@@ -238,9 +238,9 @@ class TrainConfig(StrictConfig):
             require(getattr(self, name) >= 1, f"{spelled(name)} is at least 1; got {getattr(self, name)}.")
         for name in ("feed_forward", "mean_path_width"):
             require(getattr(self, name) >= 1, f"{spelled(name)} is at least 1; got {getattr(self, name)}.")
-        grids = read_grids("" if self.regions == AUTO else self.regions)
+        read_grids("" if self.regions == AUTO else self.regions)
         require(
-            self.mean_path != "none" or not (grids or self.regions),
+            self.mean_path != "none" or not self.regions,
             f"--regions are means that the mean path reads; set --mean-path to linear or mlp, got {self.mean_path}.",
         )
         for name in (

@@ -26,7 +26,6 @@ _SHAPE = (
     "feed_forward",
     "summary_registers",
     "mean_path_width",
-    "regions",
 )
 
 
@@ -59,8 +58,11 @@ def initialize_from(head: TokenHead, stage1: Stage1, run: Path, freeze: bool) ->
     before = read_description(run)
     old = load_best_head(before.folder)
     differing = [name for name in _SHAPE if getattr(old.config, name) != getattr(head.config, name)]
-    if differing:
-        listed = ", ".join(f"{spelled(n)} {getattr(old.config, n)}" for n in differing)
+    listed = ", ".join(f"{spelled(n)} {getattr(old.config, n)}" for n in differing)
+    grids = {modality: grid for modality, grid in head.config.grids.items() if modality in old.config.dims}
+    if bool(old.config.regions) != bool(head.config.regions) or grids != old.config.grids:
+        listed += ", " * bool(listed) + f"{spelled('regions')} {old.config.regions or 'as its default'}"
+    if listed:
         raise UsageError(f"--init-from {run} holds a head of another shape; give its {listed}.")
     for modality, expected in before.info.encoder_hashes.items():
         part = stage1.modalities.get(modality)

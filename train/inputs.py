@@ -19,7 +19,8 @@ from fluxtalk.model.checkpoints.stage1 import Stage1
 from fluxtalk.model.checkpoints.trained_run import find_data, find_stage1
 from fluxtalk.model.head.reduction import FeatureReduction
 from fluxtalk.model.process_group import ProcessGroup
-from fluxtalk.train.config import AUTO, TrainConfig
+from fluxtalk.preprocess import ImagePreprocessor
+from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.features.admit import admit, splits_with_items
 from fluxtalk.train.features.encoding import read_encoders_and_data
 from fluxtalk.train.features.sources import (
@@ -29,7 +30,6 @@ from fluxtalk.train.features.sources import (
     fitted_reductions,
     reduced_dims,
 )
-from fluxtalk.train.grids import found_grids
 from fluxtalk.train.loop.sampler import PairSampler
 
 
@@ -104,11 +104,14 @@ class Inputs:
         data_hash, bad = read_report(folder.bad_items)
         return replace(self, dataset=leave_out(self.dataset, bad)) if data_hash == self.dataset.content_hash else self
 
+    @property
+    def images(self) -> set[str]:
+        """Modalities that are images."""
+        return {m for m, part in self.stage1.modalities.items() if isinstance(part.preprocess, ImagePreprocessor)}
+
     def head_config(self, config: TrainConfig) -> HeadConfig:
         """Configure the head that fits these features."""
         shared = {name: getattr(config, name) for name in HeadConfig.__dataclass_fields__ if name != "dims"}
-        if config.regions == AUTO:
-            shared["regions"] = found_grids(self.sources("train"))
         return HeadConfig(dims=reduced_dims(self.stage1, self.reductions), **shared)
 
 

@@ -26,6 +26,7 @@ from fluxtalk.train.config import TrainConfig
 from fluxtalk.train.distributed import join_process_group
 from fluxtalk.train.engine import Trainer
 from fluxtalk.train.features.sources import FeatureSource
+from fluxtalk.train.grids import with_grids, with_recorded_grids
 from fluxtalk.train.init_from import initialize_from, read_initial_head
 from fluxtalk.train.inputs import Inputs, build_sampler, read_inputs
 from fluxtalk.train.loop.train_state import Callback
@@ -64,7 +65,8 @@ def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback]
         FluxTalkError: the options, the data, a file or the numbers make training impossible.
     """
     root = RunFolder(Path(config.output_dir) / config.log_name)
-    config = with_chosen(config, root.sweep) if resume else config
+    if resume:
+        config = with_recorded_grids(with_chosen(config, root.sweep), root)
     folder = check_run_folder(config, resume)
     identity = Identity(config.experiment_id, config.implementation, git_revision=git_revision())
     with join_process_group(config.device) as (group, device), ExitStack() as held:
@@ -90,6 +92,7 @@ def fit(config: TrainConfig, resume: bool = False, callbacks: Sequence[Callback]
             inputs = inputs.admitted(config.bad_items, group, say)
         validation_sources = inputs.sources("validation", group, say)
         sources = inputs.sources("train", group, say)
+        config = with_grids(config, sources, inputs.images, say)
 
         def validate(head: TokenHead) -> dict[str, Any]:
             return score_head(head, validation_sources, inputs.dataset.split("validation"))

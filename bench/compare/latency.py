@@ -212,13 +212,14 @@ def _agreement(workers: Sequence[Worker], items: Sequence[str], folder: Path) ->
 def nearest_kept(workers: Sequence[Worker], items: Sequence[str], folder: Path) -> dict[str, float]:
     """Measure the share of items whose nearest other one is that of float32, for those of reduced precision.
 
-    Float32 is the first contender's of the same side: peers' vectors are of the encoder, ours of encoder and head.
+    Float32 is the first contender's of the same side: peers' vectors are of the encoder, ours of encoder and head. What
+    has no float32 beside it is left out.
     """
     float32: dict[bool, np.ndarray[Any, Any]] = {}
     found: dict[str, float] = {}
     for worker in workers:
         one = worker.contender
-        if one.reduced or one.is_ours not in float32:
+        if one.reduced == (one.is_ours in float32):
             vectors = _embedded(worker, items, folder / "kept.npy")
             if one.reduced:
                 found[one.name] = round(top1_agreement(vectors, float32[one.is_ours]), 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
 import shutil
@@ -13,8 +14,11 @@ import pytest
 from huggingface_hub import ModelCard
 
 import fluxtalk
+from fluxtalk.artifacts.bundle import read_bundle
 from fluxtalk.errors import BundleError, UsageError
 from fluxtalk.runtime import Embedder
+from fluxtalk.runtime.model_card import compose
+from fluxtalk.scoring.parity import TOLERANCES
 from tests.conftest import Made
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -113,3 +117,18 @@ def test_what_is_asked_of_the_hub_exists_in_the_installed_library() -> None:
     for name, arguments in asked.items():
         known = inspect.signature(getattr(huggingface_hub.HfApi, name)).parameters
         assert set(arguments) <= set(known)
+
+
+def test_a_card_says_what_every_precision_promises(made: Made) -> None:
+    """bfloat16 promises a cosine and no largest difference."""
+    manifest = read_bundle(made.bundle.folder).manifest
+    entry = manifest.precisions["fp32"]
+    every = {name: dataclasses.replace(entry, tolerance=TOLERANCES[name]) for name in ("fp16", "bf16", "int8")}
+    parts = {
+        name: dataclasses.replace(part, graphs=dict.fromkeys(("fp32", *every), part.graphs["fp32"]))
+        for name, part in manifest.modalities.items()
+    }
+    card = compose(dataclasses.replace(manifest, precisions={"fp32": entry, **every}, modalities=parts))
+    assert "| fp16 | at most 1e-02 |" in card
+    assert "| bf16 | a cosine of at least 0.9995 |" in card
+    assert "| int8 | a cosine of at least 0.995 |" in card

@@ -205,7 +205,7 @@ def test_recipes_are_defaults_that_typed_options_override(
     assert done.exit_code == 0, done.output
     options = json.loads((tmp_path / "run" / "run.json").read_text())["options"]
     for name, value in given.items():
-        assert options[name] == {"dropout": 0.25, "heads": 4}.get(name, value), name
+        assert options[name] == {"dropout": 0.25, "heads": 4, "regions": "image=4x4"}.get(name, value), name
     assert options["recipe"] == recipe
     config = TrainConfig.with_recipe(recipe, stage1_checkpoint="a", output_dir="b", log_name="c", dropout=0.25)
     assert {name: getattr(config, name) for name in given} == {**given, "dropout": 0.25}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from fluxtalk.model.head.regions import Regions
 from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.model.losses.register_loss import RegisterTokenLoss
 from fluxtalk.model.process_group import ProcessGroup
@@ -20,13 +21,16 @@ _STORED = "optimiser"
 
 
 def adamw(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Build AdamW over the trainable parameters of a module; matrices decay, vectors and the temperature do not."""
+    """Build AdamW over the trainable parameters of a module; matrices decay.
+
+    Vectors, the temperature and the places of regions do not: a region whose numbers are 0 is the whole item.
+    """
+    places = {id(part.places) for part in module.modules() if isinstance(part, Regions)}
     parameters = [p for p in module.parameters() if p.requires_grad]
+    decaying = [p for p in parameters if p.ndim > 1 and id(p) not in places]
+    others = [p for p in parameters if p.ndim <= 1 or id(p) in places]
     return torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ],
+        [{"params": decaying, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=config.learning_rate,
         betas=(0.9, 0.98),
     )

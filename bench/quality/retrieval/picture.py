@@ -20,6 +20,7 @@ _STYLES = {
     "concat": ("#1f5aa6", "o-"),
     "concat-own": ("#1f5aa6", "o:"),
     "maxsim": ("#b3123f", "D-"),
+    "regions": ("#d4a000", "D-"),
     "matryoshka": ("#3f8f4f", "s--"),
     "linear": ("0.55", "x:"),
     "mlp": ("#c2571a", "v:"),

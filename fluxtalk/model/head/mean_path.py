@@ -22,7 +22,7 @@ INITIAL_GATE = 0.1
 
 
 class MeanPath(nn.Module):
-    """Map the mean of one modality's features to the first part of its tokens, and scale what attention adds.
+    """Map means of one modality's features to the first part of its tokens, and scale what attention adds.
 
     Args:
         config: its ``mean_path`` is ``linear``, or ``mlp`` with a hidden layer of ``mean_path_width`` widths of the
@@ -140,7 +140,7 @@ class FoldedLayerNorm:
     def through(self, linear: nn.Linear, average: Tensor) -> Tensor:
         """Map averages of y, given as averages of n, (B, E) or (B, M, E); that of a row without any feature is 0.
 
-        The mean of n needs no gradient, so none is computed for it.
+        The mean over all features needs no gradient, so none is computed for it.
         """
         of_bias = self._for_each(average) * torch.mv(linear.weight, self._norm.bias)
         return F.linear(average, linear.weight * self._norm.weight, linear.bias) + of_bias

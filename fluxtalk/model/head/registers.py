@@ -20,6 +20,9 @@ from fluxtalk.model.head.register_linear import RegisterLinear
 from fluxtalk.model.head.token_head import TokenHead
 from fluxtalk.tokens import check_token_count
 
+_ROWS = ("registers", "query", "places")
+"""Last names of the parameters that have a row for each register: the registers, and what `Regions` learns."""
+
 
 class RegisterBlock(nn.Module):
     """Pre-norm cross-attention to the features, causal self-attention (optional), feed-forward.
@@ -175,8 +178,8 @@ class RegisterTokenModule(TokenHead):
         head = RegisterTokenModule.from_config(config)
         weights = self.state_dict()
         # What has a row for each register keeps those of the first ones.
-        kept = {n: weights[n][: len(to)] if to.ndim else weights[n] for n, to in head.state_dict().items()}
-        head.load_state_dict(kept)
+        kept = {name: to.shape[:1] for name, to in head.state_dict().items() if name.rpartition(".")[2] in _ROWS}
+        head.load_state_dict({n: weights[n][: kept[n][0]] if n in kept else weights[n] for n in head.state_dict()})
         return head.train(self.training)
 
     def _read(

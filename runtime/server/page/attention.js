@@ -73,7 +73,7 @@ export async function showAttention(parent, note, file, answer, overlapping, k) 
   parent.replaceChildren(...answer.attention.map((_, register) => map(bitmap, answer, register, overlapping)));
   bitmap.close();
   const [rows, columns] = answer.grid;
-  note.textContent = `Attention over ${rows} × ${columns} cells, the mean over heads; each map from its least to its most. ` +
+  note.textContent = `Where each register looked, over ${rows} × ${columns} cells (attention is the mean over heads); each map from its least to its most. ` +
     `Evenly, a cell would have ${percent(1 / answer.length)}.`;
   showUsed(parent, k);
 }

@@ -103,6 +103,7 @@ def test_neighbors_are_those_of_float32_on_the_same_side(tmp_path: Path) -> None
     ]
     kept = nearest_kept(workers, items, tmp_path)  # type: ignore[arg-type]
     assert list(kept) == ["same", "moved", "ours-half"]
+    assert nearest_kept(workers[2:3], items, tmp_path) == {}  # type: ignore[arg-type]
     assert kept["same"] == kept["ours-half"] == 1.0
     scores, changed = vectors @ vectors.T, moved @ moved.T
     for each in (scores, changed):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,11 +11,9 @@ from torch import Tensor, nn
 
 from fluxtalk.config import Grid, HeadConfig, read_grids
 from fluxtalk.errors import UsageError
-from fluxtalk.model.encoders.base import Features
 from fluxtalk.model.head.mean_path import MeanPath
 from fluxtalk.model.head.regions import Regions
 from fluxtalk.model.head.registers import RegisterTokenModule
-from fluxtalk.train.grids import found_grids
 
 DIMS = {"image": 10, "text": 7}
 
@@ -128,9 +125,11 @@ def test_grids_are_read_as_they_are_written() -> None:
     assert (grids["image"].places, read_grids("")) == (197, {})
 
 
-@pytest.mark.parametrize("text", ["image", "image=7", "image=0x7", "image=7x7,image=7x7", "=7x7", "image=7x7,", "auto"])
+@pytest.mark.parametrize(
+    "text", ["image", "image=7", "image=0x7", "image=7x7,image=7x7", "=7x7", "image=7x7,", "auto", "image=9999x9999"]
+)
 def test_a_grid_that_is_none_is_one_sentence(text: str) -> None:
-    with pytest.raises(UsageError, match=r"grid of features once, as image=7x7 or image=1\+14x14; got"):
+    with pytest.raises(UsageError, match=r"grid of features once, as image=7x7 or image=1\+14x14, or are found"):
         read_grids(text)
 
 
@@ -144,35 +143,3 @@ def test_a_grid_that_is_none_is_one_sentence(text: str) -> None:
 def test_regions_need_a_modality_and_a_mean_path(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         HeadConfig(DIMS, **settings)
-
-
-class _Source:
-    """Items of these numbers of features."""
-
-    dim = 3
-
-    def __init__(self, *counts: int) -> None:
-        self._counts = torch.tensor(counts)
-
-    def __len__(self) -> int:
-        return len(self._counts)
-
-    def batch(self, rows: np.ndarray[Any, Any]) -> Features:
-        counts = self._counts[torch.from_numpy(rows)]
-        mask = torch.arange(int(counts.max())) < counts[:, None]
-        return Features(torch.zeros(*mask.shape, 3), mask)
-
-
-@pytest.mark.parametrize(
-    ("count", "grid"),
-    [(49, "7x7"), (197, "1+14x14"), (261, "5+16x16"), (4, "2x2"), (5, "1+2x2"), (12, "1x12"), (1500, "1x1500")],
-)
-def test_a_number_of_features_that_never_changes_is_a_grid(count: int, grid: str) -> None:
-    found = found_grids({"image": _Source(count, count, count), "text": _Source(5, 9, 4), "name": _Source(1, 1)})
-    assert found == f"image={grid}"
-    assert read_grids(found)["image"].places == count
-
-
-def test_items_of_all_lengths_have_no_grid() -> None:
-    with pytest.raises(UsageError, match="text, tags have none: leave --regions out"):
-        found_grids({"text": _Source(5, 9, 4), "tags": _Source(3, 3)})
