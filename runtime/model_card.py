@@ -99,28 +99,30 @@ def introduction(manifest: Manifest) -> Iterator[str]:
     yield ""
 
 
-def use(data: str, manifest: Manifest) -> Iterator[str]:
-    """Yield how a folder with the card and its ``bundle`` is used."""
+def use(data: str, manifest: Manifest, compares_tokens: bool = False) -> Iterator[str]:
+    """Yield how a folder with the card and its ``bundle`` is used; see `commands`."""
     yield from ["## Use", "", "```sh", "pip install 'fluxtalk[cpu,serve,search]'    # no PyTorch"]
-    yield from commands(Path("bundle"), data, manifest)
+    yield from commands(Path("bundle"), data, manifest, compares_tokens)
     yield from ["```", "", "```python", "import fluxtalk", "", 'embedder = fluxtalk.load("bundle")']
     modality = next(iter(manifest.modalities))
     yield f'vectors = embedder.embed("{modality}", items, k={manifest.num_overlapping_tokens})'
     yield from ["```", ""]
 
 
-def commands(bundle: Path, data: str, manifest: Manifest) -> list[str]:
+def commands(bundle: Path, data: str, manifest: Manifest, compares_tokens: bool = False) -> list[str]:
     """Spell the commands that index, search and serve a bundle.
 
     Args:
         data: name of the data set; a table's items are what is indexed.
+        compares_tokens: the head was trained by late interaction, so that an index keeps tokens.
     """
     gallery, asked = _gallery_and_query(manifest)
     index = bundle.with_name(f"{gallery}.index")
     items = _items(data, gallery)
     query = '"..."' if manifest.modalities[asked].preprocess.get("kind") == "text" else "FILE"
+    kind = " --kind tokens" * compares_tokens
     return [
-        f"fluxtalk index build {_quoted(bundle)} {gallery} {items} -o {_quoted(index)}",
+        f"fluxtalk index build {_quoted(bundle)} {gallery} {items}{kind} -o {_quoted(index)}",
         f"fluxtalk index search {_quoted(index)} {asked} {query}",
         f"fluxtalk serve {_quoted(bundle)} --index {_quoted(index)}    # http://127.0.0.1:8000, a page at /",
     ]

@@ -57,7 +57,7 @@ def text(work: Work) -> str:
         *_recall(evaluation),
         *_parity(work, verification, manifest),
         *_training(work),
-        *model_card.use(work.dataset.public_name, manifest),
+        *model_card.use(work.dataset.public_name, manifest, work.compares_tokens),
     ]
     return "\n".join(parts).rstrip() + "\n"
 

@@ -184,7 +184,7 @@ def _summary(work: Any, until: str, refused: Sequence[str]) -> list[str]:
         lines += ["", *_recall(work.folder.evaluation)]
     if until in STAGE_NAMES[STAGE_NAMES.index("export") :]:
         manifest = read_bundle(work.folder.bundle, check_hashes=False).manifest
-        lines += ["", *commands(work.folder.bundle, work.request.data, manifest)]
+        lines += ["", *commands(work.folder.bundle, work.request.data, manifest, work.compares_tokens)]
     if until == STAGE_NAMES[-1]:
         lines.append(f"{work.folder.card} tells what it is")
     if refused:

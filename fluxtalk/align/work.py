@@ -11,6 +11,7 @@ from typing import Any
 from fluxtalk.align.folder import AlignFolder, StageRecord
 from fluxtalk.align.request import AlignRequest
 from fluxtalk.artifacts.files import hash_file, hash_json
+from fluxtalk.artifacts.run import read_description
 from fluxtalk.datasets import PairDataset, default_cache_dir, load_dataset
 from fluxtalk.datasets.bad_items import BadItemPolicy, read_report
 from fluxtalk.datasets.data_paths import first_existing
@@ -57,6 +58,11 @@ class Work:
     def stage1_hash(self) -> str:
         """Hash of everything that changes features."""
         return self.stage1.content_hash()
+
+    @property
+    def compares_tokens(self) -> bool:
+        """True if the head was trained by late interaction: what is found is found by tokens, not by one vector."""
+        return bool(read_description(self.folder.run.root).options["aggregation"] == "maxsim")
 
     @cached_property
     def dataset(self) -> PairDataset:

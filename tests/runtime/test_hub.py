@@ -17,7 +17,7 @@ import fluxtalk
 from fluxtalk.artifacts.bundle import read_bundle
 from fluxtalk.errors import BundleError, UsageError
 from fluxtalk.runtime import Embedder
-from fluxtalk.runtime.model_card import compose
+from fluxtalk.runtime.model_card import commands, compose
 from fluxtalk.scoring.parity import TOLERANCES
 from tests.conftest import Made
 
@@ -117,6 +117,14 @@ def test_what_is_asked_of_the_hub_exists_in_the_installed_library() -> None:
     for name, arguments in asked.items():
         known = inspect.signature(getattr(huggingface_hub.HfApi, name)).parameters
         assert set(arguments) <= set(known)
+
+
+def test_an_index_keeps_tokens_where_they_are_compared(made: Made) -> None:
+    manifest = read_bundle(made.bundle.folder).manifest
+    for late in (False, True):
+        build, search, _ = commands(Path("bundle"), "pairs.csv", manifest, late)
+        assert ("--kind tokens" in build) == late
+        assert search.startswith("fluxtalk index search image.index text")
 
 
 def test_a_card_says_what_every_precision_promises(made: Made) -> None:
