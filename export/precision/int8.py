@@ -7,6 +7,9 @@ row. The activations differ by method:
 - *dynamic*: uint8, with a scale from each batch: a row depends on its neighbors.
 - *weight-only*: float32. ONNX Runtime may round them to 8 bits too, in blocks of a row, so that rows stay independent.
 
+Beside uint8 activations, weights have seven of their bits: a processor without VNNI adds two products of eight bits in 16,
+and what is too large for these becomes the largest number that they hold, without a word.
+
 Convolutions before a transformer stay float32: in int8 they would cost more cosine than all its products do. If they
 hold most of an encoder's weights, these are int8 and the activations float32. All methods use standard operators.
 """
@@ -67,6 +70,7 @@ def quantize_static(model: onnx.ModelProto, calibration: Sequence[Arrays]) -> on
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
+            reduce_range=True,
             nodes_to_quantize=products,
             calibrate_method=quantization.CalibrationMethod.MinMax,
             # Results stay float32, because rounding them costs cosine.
@@ -91,6 +95,7 @@ def quantize_dynamic(model: onnx.ModelProto) -> onnx.ModelProto:
             op_types_to_quantize=["MatMul"],
             per_channel=True,
             weight_type=quantization.QuantType.QInt8,
+            reduce_range=True,
             nodes_to_quantize=products,
         )
 

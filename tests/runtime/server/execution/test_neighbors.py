@@ -61,6 +61,7 @@ def beside(up: Threaded, large: dict[str, Any], small: dict[str, Any]) -> tuple[
     return answers[0], statuses
 
 
+@pytest.mark.alone
 def test_what_cannot_be_done_in_time_is_refused_at_once_and_what_would_fit_does(slow: Threaded) -> None:
     count, statuses = 2048, Counter[int]()
     for _ in range(8):  # what fits is measured anew all the time
