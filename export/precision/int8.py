@@ -7,8 +7,8 @@ row. The activations differ by method:
 - *dynamic*: uint8, with a scale from each batch: a row depends on its neighbors.
 - *weight-only*: float32. ONNX Runtime may round them to 8 bits too, in blocks of a row, so that rows stay independent.
 
-Beside uint8 activations, weights have seven of their bits: a processor without VNNI adds two products of eight bits in 16,
-and what is too large for these becomes the largest number that they hold, without a word.
+Beside uint8 activations, weights have seven of their bits: a processor without VNNI adds two products of eight bits in
+16, and what is too large for these becomes the largest number that they hold, without a word.
 
 Convolutions before a transformer stay float32: in int8 they would cost more cosine than all its products do. If they
 hold most of an encoder's weights, these are int8 and the activations float32. All methods use standard operators.
