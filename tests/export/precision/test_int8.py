@@ -161,12 +161,12 @@ def test_weights_are_rounded_by_output_channel(operator: str) -> None:
     )
     (matrix,) = [tensor for tensor in found.graph.initializer if tensor.data_type == INT8]
     assert sorted(matrix.dims) == [24, 40]
+    x = rng.standard_normal((64, 40), dtype=np.float32)  # so many rows that no column's largest number is small by chance
     for dynamic_or_static in (quantize_dynamic(model), quantize_static(model, [{"x": x}])):
         (got,) = run_model(dynamic_or_static, {"x": x})
         (expected,) = run_model(model, {"x": x})
-        # Seven bits of weight, eight of activation: a column's numbers are off by a sixty-fourth of its largest weight.
         largest = np.abs(expected).max(axis=0) + 1e-6
-        assert (np.abs(got - expected).max(axis=0) / largest).max() < 0.1
+        assert (np.abs(got - expected).max(axis=0) / largest).max() < 0.05
 
 
 def test_weights_are_float32_again_before_the_product_and_written_once() -> None:
