@@ -161,7 +161,8 @@ def test_weights_are_rounded_by_output_channel(operator: str) -> None:
     )
     (matrix,) = [tensor for tensor in found.graph.initializer if tensor.data_type == INT8]
     assert sorted(matrix.dims) == [24, 40]
-    x = rng.standard_normal((64, 40), dtype=np.float32)  # so many rows that no column's largest number is small by chance
+    # So many rows that no column's largest number is small by chance.
+    x = rng.standard_normal((64, 40), dtype=np.float32)
     for dynamic_or_static in (quantize_dynamic(model), quantize_static(model, [{"x": x}])):
         (got,) = run_model(dynamic_or_static, {"x": x})
         (expected,) = run_model(model, {"x": x})
